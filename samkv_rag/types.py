@@ -1,0 +1,212 @@
+"""The nouns of the house: frozen dataclasses that every floor shares.
+
+Shape letters, used everywhere: L layers, H query heads, G key/value heads, D head dimension,
+T tokens, Q question tokens, B storage blocks of `BLOCK` tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BLOCK = 16
+"""Tokens in a storage block: the unit that is summarised, checksummed and read."""
+
+HEAD_CHARS = 32
+TAIL_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRecord:
+    """What is needed to find a chunk's text inside a prompt without keeping the text in memory."""
+
+    length: int
+    head: str
+    tail: str
+    digest: str
+
+    @classmethod
+    def of(cls, text: str) -> MatchRecord:
+        """The record of `text`: its length, first 32 and last 16 characters, and a 128-bit blake2b digest."""
+        return cls(len(text), text[:HEAD_CHARS], text[-TAIL_CHARS:], text_digest(text))
+
+
+def text_digest(text: str) -> str:
+    """Hex blake2b-128 of the UTF-8 bytes of `text` (lone surrogates are kept)."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSummary:
+    """The small part of a chunk's cache: all that selection reads.
+
+    `mean`, `low` and `high` are `(L, B, G, D)`: mean, minimum and maximum over each block's keys, the keys
+    rotated at the chunk's own positions 0..T-1. `local_query` is `(L, H, D)`: the mean of the position-free
+    queries of the last min(T, 32) tokens (SamKV, "local Q cache").
+    """
+
+    text: str
+    token_ids: Tensor
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+    local_query: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.n_tokens // BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkKV:
+    """One chunk's cache: `kv` is `(L, B, 2, G, BLOCK, D)`, keys position-free, the last block padded with zeros."""
+
+    summary: ChunkSummary
+    kv: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of K and V, without the summary."""
+        return self.kv.numel() * self.kv.element_size()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of prompt tokens that belong together: `glue` (always computed fresh) or a cached `chunk`.
+
+    `start` is the true position of the first token. `key` names the store entry of a chunk segment; a chunk cut
+    by prompt packing has fewer tokens here than its entry (its prefix is exact).
+    """
+
+    kind: Literal["glue", "chunk"]
+    text: str
+    token_ids: tuple[int, ...]
+    start: int
+    key: str | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What selection asks for. `start` is the position of its first token; `in_prompt` is False when the caller
+    gave a question that does not stand in the prompt (it is then appended for the question pass only)."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    start: int
+    in_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPlan:
+    """Where known chunks stand in a prompt, and what the question is. Segments are in prompt order, without gaps."""
+
+    segments: tuple[Segment, ...]
+    question: Question
+    misses: tuple[str, ...] = ()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All prompt tokens in order: the ids that every method, `full` included, answers."""
+        return [token for segment in self.segments for token in segment.token_ids]
+
+    @property
+    def chunks(self) -> tuple[Segment, ...]:
+        return tuple(segment for segment in self.segments if segment.kind == "chunk")
+
+    @property
+    def n_tokens(self) -> int:
+        return self.segments[-1].stop if self.segments else 0
+
+    @property
+    def chunk_tokens(self) -> int:
+        return sum(len(segment.token_ids) for segment in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tokens of each chunk stay, and which of those are computed again: sorted indices into the chunk.
+
+    `recomputed` is a subset of `kept`, chunk by chunk. `notes` says what the user should know (an anchor that was
+    trimmed, a chunk that got nothing).
+    """
+
+    kept: tuple[Tensor, ...]
+    recomputed: tuple[Tensor, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def all_of(cls, plan: PromptPlan, recompute: bool = True) -> Selection:
+        """Every chunk token kept, and all or none of them recomputed."""
+        kept = tuple(torch.arange(len(chunk.token_ids)) for chunk in plan.chunks)
+        return cls(kept, kept if recompute else tuple(indices[:0] for indices in kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts in the ecosystems' terms; `cache_read` is what full prefill would have computed and we did not."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cache_read: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one answer cost. prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed.
+
+    `fresh_tokens` are glue tokens plus recomputed ones plus missed chunks: all that entered layer 0 for the
+    answer itself (the question pass is counted apart). Bytes are K and V at the cache's dtype; seconds are wall clock.
+    """
+
+    method: str
+    prompt_tokens: int
+    glue_tokens: int
+    chunk_tokens: int
+    dropped_tokens: int
+    kept_tokens: int
+    reused_tokens: int
+    recomputed_tokens: int
+    fresh_tokens: int
+    question_pass_tokens: int
+    kept_ratio: float
+    recompute_ratio: float
+    kv_bytes_resident: int
+    kv_bytes_full: int
+    kv_bytes_read: int
+    ttft_seconds: float
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    backend: str = "torch"
+    misses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as plain types, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer: its text, the token counts and the full report."""
+
+    text: str
+    usage: Usage
+    report: Report
+    token_ids: tuple[int, ...] = ()
+    finish_reason: Literal["stop", "length", "cancelled"] = "stop"
