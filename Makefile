@@ -1,0 +1,76 @@
+# Every target sets itself up: a virtual environment in .venv, filled by pip under constraints.txt.
+# The stamps in .venv say which extras are installed; they are redone when pyproject.toml or constraints.txt changes.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Tests and benchmarks compare timings and results of small tensors: more threads make both noisier, not faster.
+THREADS ?= 1
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training)
+
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+find_python = $(shell for p in python3.11 python3.12 python3 python; do \
+	if $$p -c '$(SUITABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+PYTHON ?= $(find_python)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-root lint format typecheck reader bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# A creation that was interrupted leaves a python without pip: start over then. Anything else in .venv is kept.
+define venv
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		python="$(PYTHON)"; \
+		if [ -z "$$python" ]; then \
+			echo "make: Python 3.11 or 3.12 with the venv module is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+		fi; \
+		echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); \
+	fi
+endef
+
+$(VENV)/cli.stamp: pyproject.toml constraints.txt
+	$(venv)
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[cli]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	$(venv)
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[cli,dev]'
+	@touch $(VENV)/cli.stamp $@
+
+demo: $(VENV)/cli.stamp  ## ingest the bundled handbook and answer ten questions from its caches
+	$(VENV)/bin/samkv-rag demo $(DEMO_ARGS)
+
+test: export OMP_NUM_THREADS = $(THREADS)
+test: lint typecheck  ## everything that CI runs: style, types, tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-root: export OMP_NUM_THREADS = $(THREADS)
+test-root: export SAMKV_TEST_ROOT = 1
+test-root: $(VENV)/dev.stamp  ## the tests that need root or Debian packages
+	$(PY) -m pytest -m root $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp  ## ruff: rules and format
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+
+typecheck: $(VENV)/dev.stamp  ## mypy, strict
+	$(PY) -m mypy
+
+format: $(VENV)/dev.stamp  ## rewrite the sources in the project's format
+	$(PY) -m ruff check --fix $(SOURCES)
+	$(PY) -m ruff format $(SOURCES)
+
+reader: $(VENV)/dev.stamp  ## train the bundled reader again (minutes on a GPU, hours on two cores)
+	$(PY) -m training.train
+
+bench: export OMP_NUM_THREADS = $(THREADS)
+bench: $(VENV)/dev.stamp  ## run every benchmark; rows are appended to benchmarks/results/*.csv
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find samkv_rag kernels integrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
