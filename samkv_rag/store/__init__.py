@@ -1,0 +1,24 @@
+"""Chunk caches by key: summaries that selection reads, and K/V of which only the blocks asked for are read.
+
+`ChunkKVStore` is the class to use. On disk an entry is two safetensors files, checksummed block by block, and a
+catalogue that can be made again from them. The store knows no model: it keeps what it is given.
+"""
+
+from samkv_rag.store.chunk_store import ChunkKVStore
+from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
+from samkv_rag.store.keys import chunk_key
+from samkv_rag.store.layout import estimate_bytes
+from samkv_rag.store.reports import PruneReport, StoreStats
+
+__all__ = [
+    "ChunkKVStore",
+    "DamagedEntry",
+    "EntryError",
+    "MissingEntry",
+    "PruneReport",
+    "StoreError",
+    "StoreFull",
+    "StoreStats",
+    "chunk_key",
+    "estimate_bytes",
+]

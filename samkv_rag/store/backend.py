@@ -1,0 +1,49 @@
+"""What every tier of the store can do. Keys and chunks are checked before they come here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from samkv_rag.store.reports import PruneReport, StoreStats
+from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
+
+Progress = Callable[[int, int], None]
+"""Called with (entries done, entries in all)."""
+
+
+class Backend(Protocol):
+    """A place for entries; `ChunkKVStore` documents each verb."""
+
+    store_id: str
+    bytes_read: int
+
+    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> None: ...
+
+    def contains(self, key: str) -> bool: ...
+
+    def count(self) -> int: ...
+
+    def keys(self, namespace: str | None) -> Iterator[str]: ...
+
+    def records(self, namespace: str) -> Iterator[tuple[str, MatchRecord]]: ...
+
+    def summary(self, key: str) -> ChunkSummary: ...
+
+    def read_blocks(self, key: str, blocks: Sequence[int] | None) -> Tensor: ...
+
+    def delete(self, keys: Iterable[str]) -> int: ...
+
+    def retain(self, key: str, owner: str) -> None: ...
+
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]: ...
+
+    def verify(self, progress: Progress | None) -> list[str]: ...
+
+    def prune(self, max_bytes: int | None, drop_damaged: bool) -> PruneReport: ...
+
+    def stats(self) -> StoreStats: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,237 @@
+"""The catalogue: a SQLite file that answers what is stored without opening the entries.
+
+Whatever it holds of an entry can be made again from the entry's own files, and is, when the catalogue is damaged or
+lost: it is moved aside, and a new one adopts every entry found. Its write transaction is also the lock under which
+files get their names and lose them, in all processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from samkv_rag.store.errors import StoreError, StoreFull
+from samkv_rag.store.files import FULL_ADVICE, folder_lock, make_folder
+from samkv_rag.store.rows import COUNTERS, SCHEMA, Row, RowDamaged, Rows
+
+T = TypeVar("T")
+NAME = "catalogue.sqlite"
+ASIDE = "catalogue.damaged-"
+_BUSY_SECONDS = 60.0
+_FEW_BYTES = 1 << 20
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_IO_TROUBLE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+_INHERITED: list[sqlite3.Connection] = []
+
+
+class Catalogue:
+    """Transactions on the catalogue of `folder`. `scan` yields the rows of all entries on the disk, for a rebuild."""
+
+    def __init__(self, folder: Path, scan: Callable[[], Iterable[Row]]) -> None:
+        self.folder = folder
+        self._path = folder / NAME
+        self._scan = scan
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._opened_as: tuple[int, int] = (0, 0)
+        self._closed = False
+        self.read(Rows.schema)
+
+    def read(self, action: Callable[[Rows], T]) -> T:
+        """What `action` returns. It may run twice, when the catalogue turns out to be damaged."""
+        return self._repairing(lambda connection: action(Rows(connection)))
+
+    def write(self, action: Callable[[Rows], T], wait: bool = True) -> T:
+        """What `action` returns, run as one transaction and alone among all processes. It may run twice.
+
+        With `wait=False` StoreError comes at once when another writer is at work.
+        """
+        return self._repairing(lambda connection: _transaction(connection, action, wait))
+
+    def check_open(self) -> None:
+        """Raise StoreError after `close`."""
+        if self._closed:
+            raise StoreError("The store is closed: open it again with ChunkKVStore(path).")
+
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    def _repairing(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock:
+            try:
+                try:
+                    return action(self._connected())
+                except (sqlite3.Error, RowDamaged) as error:
+                    self._repair(error)
+                    return action(self._connected())
+            except (sqlite3.Error, RowDamaged) as error:
+                raise self._explained(error) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        self.check_open()
+        # A forked process must not use its parent's connection, and a catalogue that another process moved aside
+        # or that someone deleted is no longer the one behind our connection.
+        if self._connection is None or self._opened_as != (os.getpid(), _inode(self._path)):
+            self._disconnect()
+            make_folder(self.folder)
+            with folder_lock(self.folder):
+                self._connection = self._connect()
+        return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection to a sound catalogue, made now when there is none; the caller holds the folder's lock."""
+        self._opened_as = (os.getpid(), _inode(self._path))
+        connection = _opened(self._path)
+        self._opened_as = (os.getpid(), _inode(self._path))
+        try:
+            rows = Rows(connection)
+            if rows.schema() == 0:
+                _transaction(connection, lambda _: self._create(rows), wait=True)
+            if rows.schema() != SCHEMA or not rows.sound():
+                raise RowDamaged("The catalogue is not one that this version wrote.")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self._opened_as[0] != os.getpid():
+            # Closing it here could disturb the parent: keep it from the garbage collector, too.
+            _INHERITED.append(connection)
+        elif connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _create(self, rows: Rows) -> None:
+        if rows.schema() == 0:
+            rows.create()
+            for row in self._scan():
+                rows.add(row)
+
+    def _repair(self, error: sqlite3.Error | RowDamaged) -> None:
+        """Put a catalogue made from the files in the place of a damaged one; raise `error` for any other trouble."""
+        if not _is_damage(error):
+            raise error
+        self._disconnect()
+        with folder_lock(self.folder):
+            # Another process may have done it already: then the file is not the one that we found damaged.
+            if self._opened_as[1] == _inode(self._path):
+                self._replace(error)
+
+    def _replace(self, error: Exception) -> None:
+        aside = self.folder / f"{ASIDE}{uuid.uuid4().hex[:8]}"
+        warnings.warn(
+            f"The catalogue {self._path} was damaged ({error}) and is made again from the stored entries; "
+            f"the damaged one is kept as {aside.name} until the next prune.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        _move(self._path, aside)
+        with closing(self._connect()) as connection:
+            _transaction(connection, lambda rows: _salvage(aside, rows), wait=True)
+
+    def _explained(self, error: sqlite3.Error | RowDamaged) -> StoreError:
+        code = _primary_code(error)
+        if code == sqlite3.SQLITE_FULL or (code in _IO_TROUBLE and shutil.disk_usage(self.folder).free < _FEW_BYTES):
+            return StoreFull(f"The disk of {self.folder} is full ({error}). {FULL_ADVICE}.")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreError(f"Another process keeps {self._path} locked ({error}): try again when it is done.")
+        return StoreError(
+            f"The catalogue {self._path} cannot be used ({error}): check that the folder is on a local disk and that "
+            "you may write to it; deleting the catalogue file is safe, it is made again from the entries."
+        )
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        _use_wal(connection)
+        # Every commit survives a killed process; the last ones may be lost with the power, and are then adopted
+        # again from the files, which are synced one by one.
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging. SQLite does not wait for others here, so that we must."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _transaction(connection: sqlite3.Connection, action: Callable[[Rows], T], wait: bool) -> T:
+    _begin(connection, wait)
+    try:
+        result = action(Rows(connection))
+        connection.execute("COMMIT")
+        return result
+    except BaseException:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _begin(connection: sqlite3.Connection, wait: bool) -> None:
+    if wait:
+        connection.execute("BEGIN IMMEDIATE")
+        return
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+
+
+def _salvage(damaged: Path, rows: Rows) -> None:
+    """Take over what no entry's file knows, as far as it can still be read: owners and counters."""
+    with suppress(sqlite3.Error, RowDamaged), closing(sqlite3.connect(damaged)) as connection:
+        old = Rows(connection)
+        for name in COUNTERS:
+            rows.count(name, old.counter(name))
+        for key, owner in old.owners():
+            if isinstance(key, str) and isinstance(owner, str):
+                rows.retain(key, owner)
+
+
+def _move(path: Path, aside: Path) -> None:
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+
+
+def _inode(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return 0
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, RowDamaged) or _primary_code(error) in _DAMAGE
+
+
+def _primary_code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -1,0 +1,166 @@
+"""The one store that users see, in memory or on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+
+from samkv_rag.store.backend import Backend, Progress
+from samkv_rag.store.errors import MissingEntry, StoreError
+from samkv_rag.store.keys import check_key, is_key
+from samkv_rag.store.layout import check_chunk
+from samkv_rag.store.memory import MemoryBackend
+from samkv_rag.store.reports import PruneReport, StoreStats
+from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
+
+MEMORY = ":memory:"
+SUMMARY_CACHE_BYTES = 256 << 20
+
+
+class ChunkKVStore:
+    """Chunk caches by key, in memory or in a folder. Threads may share one; processes may share a folder.
+
+    A folder store is for POSIX systems and a local disk. What `summary` returns is shared: do not change its tensors.
+    What `read_blocks` returns is the caller's own.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = MEMORY,
+        max_bytes: int | None = None,
+        *,
+        summary_cache_bytes: int = SUMMARY_CACHE_BYTES,
+    ) -> None:
+        """Open the store in the folder `path`, making it when there is none; ":memory:" is gone with the process.
+
+        Beyond `max_bytes` (K, V and summaries) a `put` evicts the least recently used entries. Summaries read from
+        disk are held in memory up to `summary_cache_bytes`. StoreError when the folder cannot be used or was made by
+        a newer version; a damaged catalogue is made again, with a warning.
+        """
+        if max_bytes is not None and max_bytes < 0:
+            raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
+        self._backend: Backend = (
+            MemoryBackend(max_bytes) if str(path) == MEMORY else _on_disk(Path(path), max_bytes, summary_cache_bytes)
+        )
+
+    @property
+    def store_id(self) -> str:
+        """A name made when the store was, and kept as long as it exists."""
+        return self._backend.store_id
+
+    @property
+    def bytes_read(self) -> int:
+        """K/V bytes that `read_blocks` of this object has returned so far."""
+        return self._backend.bytes_read
+
+    def put(self, key: str, chunk: ChunkKV, namespace: str = "default", fingerprint: str = "") -> None:
+        """Store `chunk` under `key`, for good when this returns; what was there, damaged or not, is replaced.
+
+        Writes nothing when the same entry is there and sound. ValueError when the chunk's shapes do not fit together;
+        StoreFull when the disk is full or the chunk is larger than `max_bytes`, and nothing was stored.
+        """
+        check_key(key)
+        check_chunk(chunk)
+        for text in (namespace, fingerprint):
+            text.encode()  # a lone surrogate is a ValueError here, rather than a name that no file can hold
+        self._backend.put(key, chunk, namespace, fingerprint)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the entry is there and, as far as is known without reading it, whole."""
+        return isinstance(key, str) and is_key(key) and self._backend.contains(key)
+
+    def __len__(self) -> int:
+        """Entries, those found damaged included."""
+        return self._backend.count()
+
+    def __bool__(self) -> bool:
+        """True: an empty store is a store."""
+        return True
+
+    def keys(self, namespace: str | None = None) -> Iterator[str]:
+        """The keys in order, those of `namespace` or all."""
+        return self._backend.keys(namespace)
+
+    def records(self, namespace: str = "default") -> Iterator[tuple[str, MatchRecord]]:
+        """(key, match record) of every entry in `namespace`, in key order, damaged ones included; opens no entry."""
+        return self._backend.records(namespace)
+
+    def summary(self, key: str) -> ChunkSummary:
+        """The entry's summary; counts a hit or a miss and makes the entry the most recently used.
+
+        MissingEntry when it is not there, DamagedEntry when its bytes are wrong.
+        """
+        _check_known(key)
+        return self._backend.summary(key)
+
+    def read_blocks(self, key: str, blocks: Sequence[int] | None = None) -> Tensor:
+        """K and V of `blocks` as `(L, len(blocks), 2, G, BLOCK, D)` in the stored dtype; all blocks for None.
+
+        Reads only those blocks, in the order asked, and checks them. MissingEntry, DamagedEntry; IndexError for a
+        block that the entry does not have.
+        """
+        _check_known(key)
+        return self._backend.read_blocks(key, blocks)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        """Delete the entries and forget their owners: how many there were."""
+        return self._backend.delete([key for key in dict.fromkeys(keys) if is_key(key)])
+
+    def retain(self, key: str, owner: str) -> None:
+        """Make `owner` one that needs `key`. Do it before asking whether the entry is there: it may be put later."""
+        check_key(key)
+        self._backend.retain(key, owner)
+
+    def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
+        """End what `owner` needs, all of it or `keys`: the sorted keys that nobody needs now, their entries deleted.
+
+        Entries that were never retained are left alone.
+        """
+        return self._backend.release(owner, keys)
+
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """The sorted keys of entries whose bytes are wrong or gone, after reading everything.
+
+        `progress` is called with (entries done, entries in all).
+        """
+        return self._backend.verify(progress)
+
+    def prune(self, max_bytes: int | None = None, drop_damaged: bool = True) -> PruneReport:
+        """Clear away the rests of killed processes, damaged entries, and the oldest entries beyond `max_bytes`.
+
+        Other processes may go on reading and writing. `drop_damaged` reads everything, as `verify` does.
+        """
+        return self._backend.prune(max_bytes, drop_damaged)
+
+    def stats(self) -> StoreStats:
+        """The store's counts."""
+        return self._backend.stats()
+
+    def close(self) -> None:
+        """Write down the counters and let go of the files; a second call does nothing."""
+        self._backend.close()
+
+    def __enter__(self) -> ChunkKVStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_known(key: str) -> None:
+    if not is_key(key):
+        raise MissingEntry(str(key), "no entry can have this key")
+
+
+def _on_disk(path: Path, max_bytes: int | None, cache_bytes: int) -> Backend:
+    if sys.platform == "win32":
+        raise StoreError('A store on disk needs a POSIX system: use ":memory:", or run under WSL.')
+    from samkv_rag.store.disk import DiskBackend
+
+    return DiskBackend(path.expanduser().absolute(), max_bytes, cache_bytes)

@@ -1,0 +1,269 @@
+"""The tier on disk: two files an entry, a catalogue, and any number of processes that read, put and evict at once.
+
+An entry is what its two files say; the catalogue only remembers. Files get and lose their names inside the catalogue's
+write transaction, which one process holds at a time, and the row is committed last. A process killed anywhere leaves
+either the old state, a whole entry without a row (adopted when it is asked for), or rests that `prune` removes.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from samkv_rag.store import upkeep
+from samkv_rag.store.backend import Progress
+from samkv_rag.store.catalogue import Catalogue
+from samkv_rag.store.entry import EncodedEntry, check_kv, encode, read_kv
+from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
+from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
+from samkv_rag.store.folder import EntryFolder, row_of
+from samkv_rag.store.identity import identify
+from samkv_rag.store.reports import PruneReport, StoreStats
+from samkv_rag.store.rows import Row, Rows
+from samkv_rag.store.usage import PendingUse, finish, flush
+from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
+
+T = TypeVar("T")
+
+
+class DiskBackend:
+    """Entries in the folder `path`."""
+
+    def __init__(self, path: Path, max_bytes: int | None, cache_bytes: int) -> None:
+        self.path = path
+        self.bytes_read = 0
+        self._max_bytes = max_bytes
+        self._use = PendingUse()
+        self._lock = threading.Lock()
+        with sentences(path):
+            self.store_id = identify(path)
+            self.files = EntryFolder(path, cache_bytes)
+            self.catalogue = Catalogue(path, self._rows_on_disk)
+        # What is pending is written down when the store is forgotten or the process ends, too.
+        self._finish = weakref.finalize(self, finish, self.catalogue, self._use)
+
+    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> None:
+        encoded = encode(key, chunk, namespace, fingerprint)
+        self._check_size(key, encoded)
+        if self._holds(key, encoded):
+            self.catalogue.write(lambda rows: rows.touch([key]))
+            return
+        with sentences(self.path):
+            make_folder(self.files.shard(key))
+            self._write(key, encoded)
+
+    def contains(self, key: str) -> bool:
+        row = self.catalogue.read(lambda rows: rows.get(key))
+        if row is not None:
+            return not row.damaged and self.files.size(key) == row.nbytes
+        return self.files.size(key) is not None and self.catalogue.write(lambda rows: self.adopt(rows, key))
+
+    def count(self) -> int:
+        return self.catalogue.read(Rows.totals)[0]
+
+    def keys(self, namespace: str | None) -> Iterator[str]:
+        return (row.key for row in self._rows(namespace))
+
+    def records(self, namespace: str) -> Iterator[tuple[str, MatchRecord]]:
+        return ((row.key, row.record) for row in self._rows(namespace))
+
+    def summary(self, key: str) -> ChunkSummary:
+        try:
+            entry = self._checked(key, lambda: self.files.load(key))
+        except EntryError:
+            self._use.miss()
+            raise
+        self._use.hit(key)
+        if self._use.due():
+            with suppress(StoreError):
+                flush(self.catalogue, self._use, wait=False)
+        return entry.summary
+
+    def read_blocks(self, key: str, blocks: Sequence[int] | None) -> Tensor:
+        out = self._checked(key, lambda: self._read(key, blocks))
+        with self._lock:
+            self.bytes_read += out.numel() * out.element_size()
+        return out
+
+    def delete(self, keys: Iterable[str]) -> int:
+        return self.catalogue.write(lambda rows: sum([self._delete(rows, key) for key in list(keys)]))
+
+    def retain(self, key: str, owner: str) -> None:
+        self.catalogue.write(lambda rows: rows.retain(key, owner))
+
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
+        chosen = None if keys is None else sorted(set(keys))
+
+        def released(rows: Rows) -> list[str]:
+            candidates = rows.owned(owner) if chosen is None else chosen
+            gone = [key for key in candidates if rows.release(key, owner)]
+            for key in gone:
+                self._delete(rows, key)
+            return gone
+
+        return self.catalogue.write(released)
+
+    def verify(self, progress: Progress | None) -> list[str]:
+        return upkeep.verify(self, progress)
+
+    def prune(self, max_bytes: int | None, drop_damaged: bool) -> PruneReport:
+        return upkeep.prune(self, max_bytes, drop_damaged)
+
+    def stats(self) -> StoreStats:
+        with suppress(StoreFull):
+            flush(self.catalogue, self._use)
+        return self.catalogue.read(self._stats)
+
+    def close(self) -> None:
+        self._finish()
+
+    def check(self, key: str) -> None:
+        """Check every sum of the entry; MissingEntry or DamagedEntry, which is then marked."""
+        self._checked(key, lambda: check_kv(self.files.kv_path(key), key, self.files.load(key)))
+
+    def adopt(self, rows: Rows, key: str) -> bool:
+        """Give a row to an entry that has none; whether it now has one."""
+        if rows.get(key) is None:
+            try:
+                rows.add(self.files.row(key))
+            except EntryError:
+                return False
+        return True
+
+    def evict(self, rows: Rows, limit: int | None, keep: str | None = None) -> tuple[int, int]:
+        """(entries, bytes) that went, oldest first, so that the rest fits into `limit`; `keep` stays."""
+        total, entries, freed = rows.total_bytes() if limit is not None else 0, 0, 0
+        while limit is not None and total > limit and (row := rows.oldest(keep)) is not None:
+            freed += self.files.remove(row.key)
+            rows.remove(row.key)
+            total, entries = total - row.nbytes, entries + 1
+        rows.count("evictions", entries)
+        return entries, freed
+
+    def _write(self, key: str, encoded: EncodedEntry) -> None:
+        shard = self.files.shard(key)
+        with ExitStack() as stack:
+            kv = stack.enter_context(PendingFile(shard))
+            kv.write(encoded.kv_header)
+            kv.write(encoded.kv_payload)
+            kv.sync()
+            summary = stack.enter_context(PendingFile(shard))
+            summary.write(encoded.summary_file)
+            summary.sync()
+
+            def named(rows: Rows) -> None:
+                kv.publish(self.files.kv_path(key))
+                summary.publish(self.files.summary_path(key))
+                sync_folder(shard)
+                self._enter(rows, row_of(key, encoded.entry))
+
+            try:
+                self.catalogue.write(named)
+            except (StoreFull, OSError):
+                if kv.published:
+                    with suppress(StoreError):
+                        self.delete([key])
+                raise
+
+    def _enter(self, rows: Rows, row: Row) -> None:
+        pending = self._use.take()
+        try:
+            pending.write_down(rows)
+            rows.add(row)
+            self.evict(rows, self._max_bytes, keep=row.key)
+        except BaseException:
+            self._use.give_back(pending)
+            raise
+
+    def _check_size(self, key: str, encoded: EncodedEntry) -> None:
+        size = encoded.entry.total_bytes
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise StoreFull(
+                f"Chunk {key} takes {size} bytes but the store may hold {self._max_bytes}: "
+                "raise max_bytes or split the text into shorter chunks."
+            )
+
+    def _holds(self, key: str, encoded: EncodedEntry) -> bool:
+        """Whether exactly this entry is stored and sound, down to the last sum."""
+        row = self.catalogue.read(lambda rows: rows.get(key))
+        if row != row_of(key, encoded.entry):
+            return False
+        try:
+            entry = self.files.load(key)
+            if entry.content != encoded.entry.content:
+                return False
+            check_kv(self.files.kv_path(key), key, entry)
+        except (EntryError, OSError):
+            return False
+        return True
+
+    def _read(self, key: str, blocks: Sequence[int] | None) -> Tensor:
+        entry = self.files.load(key)
+        try:
+            return read_kv(self.files.kv_path(key), key, entry, blocks)
+        except FileNotFoundError as error:
+            raise MissingEntry(key, "it was deleted or evicted meanwhile") from error
+
+    def _checked(self, key: str, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns. Damage that it finds is looked at again while no file changes its name: between two
+        renames of a `put` the files of an entry do not fit together."""
+        self.catalogue.check_open()
+        with sentences(self.path, key):
+            try:
+                return attempt()
+            except DamagedEntry:
+                result = self.catalogue.write(lambda rows: self._confirm(rows, key, attempt))
+        if isinstance(result, EntryError):
+            raise result
+        return result
+
+    def _confirm(self, rows: Rows, key: str, attempt: Callable[[], T]) -> T | EntryError:
+        self.files.forget(key)
+        try:
+            return attempt()
+        except DamagedEntry as error:
+            if rows.get(key) is None:
+                self.files.remove(key)
+            rows.mark_damaged(key)
+            return error
+        except MissingEntry as error:
+            return error
+
+    def _delete(self, rows: Rows, key: str) -> bool:
+        rows.disown(key)
+        freed = self.files.remove(key)
+        return rows.remove(key) or freed > 0
+
+    def _rows(self, namespace: str | None) -> Iterator[Row]:
+        """Page by page, so that neither the lock nor a transaction is held while the caller works."""
+        after = ""
+        while page := self.catalogue.read(partial(Rows.page, namespace=namespace, after=after)):
+            yield from page
+            after = page[-1].key
+
+    def _rows_on_disk(self) -> Iterator[Row]:
+        for key in self.files.found():
+            with suppress(EntryError, OSError):
+                yield self.files.row(key)
+
+    def _stats(self, rows: Rows) -> StoreStats:
+        entries, nbytes, damaged = rows.totals()
+        return StoreStats(
+            entries=entries,
+            bytes=nbytes,
+            hits=rows.counter("hits"),
+            misses=rows.counter("misses"),
+            evictions=rows.counter("evictions"),
+            damaged=damaged,
+            bytes_read=self.bytes_read,
+            max_bytes=self._max_bytes,
+            path=str(self.path),
+            store_id=self.store_id,
+        )

@@ -1,0 +1,143 @@
+"""Files that are there whole or not at all, and locks that a killed process cannot leave behind (POSIX)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from samkv_rag.store.errors import DamagedEntry, StoreError, StoreFull
+
+TEMPORARY = ".writing-"
+"""Files whose name starts so are unfinished; their writer holds a lock on them as long as it lives."""
+
+_PIECE = 4 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_ADVICE = "Free some space, or give the store a smaller max_bytes, or prune it (store.prune(max_bytes=...))"
+
+
+class PendingFile:
+    """A file being written under a temporary name in `folder`; a context manager that removes it unless published."""
+
+    def __init__(self, folder: Path) -> None:
+        self.published = False
+        while True:
+            self.path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            _flock(self._fd, wait=True)
+            # Someone who cleans up may have taken the lock in the instant before us, and the file with it.
+            if os.fstat(self._fd).st_nlink:
+                break
+            os.close(self._fd)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append all of `data`."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest[:_PIECE]) :]
+
+    def sync(self) -> None:
+        """Return when the content is on the disk."""
+        os.fsync(self._fd)
+
+    def publish(self, target: Path) -> None:
+        """Give the file its name, replacing what had it; a second call does nothing."""
+        if not self.published:
+            os.replace(self.path, target)
+            self.published = True
+
+    def __enter__(self) -> PendingFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.published:
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when names made or changed in `folder` are on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, each of them on the disk before the next."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: one holder at a time over all processes and threads, freed when a process dies."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _flock(fd, wait=True)
+        yield
+    finally:
+        os.close(fd)
+
+
+def remove_abandoned(path: Path) -> int:
+    """Remove the temporary file `path` if its writer is gone: bytes freed, 0 when it is being written."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        # A writer may have published the file under its name and be done: then this path is gone, nothing else.
+        return remove(path) if _flock(fd, wait=False) else 0
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> int:
+    """Remove `path` if it is there: the bytes it had."""
+    with suppress(FileNotFoundError):
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    return 0
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of the file `path`, None when there is none."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return path.stat().st_size
+    return None
+
+
+@contextmanager
+def sentences(folder: Path, key: str | None = None) -> Iterator[None]:
+    """Turn the system's errors into the store's, StoreFull among them, and DamagedEntry for an unreadable `key`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFull(f"The disk of {folder} is full ({error}). {FULL_ADVICE}.") from error
+        if error.errno == errno.EIO and key is not None:
+            raise DamagedEntry(key, f"the disk could not read it ({error})") from error
+        raise StoreError(
+            f"The store {folder} cannot be used ({error}): check that it is a folder that you may read and write."
+        ) from error
+
+
+def _flock(fd: int, wait: bool) -> bool:
+    """Whether the lock was taken. File systems without locks take none: nothing is then removed as abandoned."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -1,0 +1,139 @@
+"""How K and V lie in bytes: one block of one layer is contiguous, so that a few blocks are a few short reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.types import BLOCK, ChunkKV
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""The K/V dtypes a store takes, under their safetensors names."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+HEADER_BYTES = 2048
+"""Allowance for the two file headers of an entry, used by estimates only."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """Shape `(L, B, 2, G, BLOCK, D)` and dtype of one entry's K and V."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kv: Tensor) -> KVLayout:
+        return cls(kv.dtype, tuple(kv.shape))
+
+    @property
+    def layers(self) -> int:
+        return self.shape[0]
+
+    @property
+    def blocks(self) -> int:
+        return self.shape[1]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of one layer."""
+        return math.prod(self.shape[2:]) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.layers * self.blocks * self.block_bytes
+
+    def wanted(self, blocks: Sequence[int] | None) -> list[int]:
+        """`blocks` as a list, all of them for None; IndexError for one that the entry does not have."""
+        if blocks is None:
+            return list(range(self.blocks))
+        chosen = [int(block) for block in blocks]
+        for block in chosen:
+            if not 0 <= block < self.blocks:
+                raise IndexError(f"Block {block} was asked of an entry with blocks 0 to {self.blocks - 1}.")
+        return chosen
+
+    def reads(self, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(offset, length) in bytes that together give `blocks` of every layer, in order; neighbours are merged."""
+        offset = length = 0
+        for layer in range(self.layers):
+            for block in blocks:
+                start = (layer * self.blocks + block) * self.block_bytes
+                if start == offset + length:
+                    length += self.block_bytes
+                    continue
+                if length:
+                    yield offset, length
+                offset, length = start, self.block_bytes
+        if length:
+            yield offset, length
+
+
+def byte_view(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy (numpy alone knows no bfloat16)."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def own(tensor: Tensor) -> Tensor:
+    """A contiguous CPU copy that shares no memory with `tensor`."""
+    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+
+
+def check_chunk(chunk: ChunkKV) -> None:
+    """Raise ValueError unless the chunk's tensors have the shapes that `ChunkKV` promises, and a dtype we store."""
+    summary, kv = chunk.summary, chunk.kv
+    if summary.token_ids.ndim != 1 or summary.n_tokens == 0 or summary.token_ids.is_floating_point():
+        raise ValueError("A chunk to be stored needs at least one token: token_ids must be a 1-D integer tensor.")
+    if kv.ndim != 6 or kv.shape[2] != 2 or kv.shape[4] != BLOCK or kv.shape[1] != summary.n_blocks:
+        raise ValueError(
+            f"kv must be (L, B, 2, G, {BLOCK}, D) with B = {summary.n_blocks} for {summary.n_tokens} tokens, "
+            f"not {tuple(kv.shape)}."
+        )
+    layers, blocks, _, heads, _, width = kv.shape
+    if kv.numel() == 0:
+        raise ValueError(f"kv must have layers, heads and a head dimension, not shape {tuple(kv.shape)}.")
+    for name, tensor in (("mean", summary.mean), ("low", summary.low), ("high", summary.high)):
+        if tuple(tensor.shape) != (layers, blocks, heads, width):
+            raise ValueError(f"{name} must be {(layers, blocks, heads, width)}, not {tuple(tensor.shape)}.")
+    if summary.local_query.ndim != 3 or summary.local_query.shape[0] != layers:
+        raise ValueError(f"local_query must be ({layers}, H, D), not {tuple(summary.local_query.shape)}.")
+    if kv.dtype not in DTYPE_NAMES:
+        raise ValueError(f"The store does not hold {kv.dtype}: convert to one of {', '.join(map(str, DTYPE_NAMES))}.")
+
+
+def estimate_bytes(
+    n_tokens: int,
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    chunks: int = 1,
+    heads: int | None = None,
+    summary_dtype: torch.dtype | None = None,
+) -> int:
+    """Bytes that `n_tokens` tokens in `chunks` chunks will take in the store, for a line shown before ingestion.
+
+    Counts K and V with every chunk padded to whole blocks (at worst: 15 tokens a chunk), block summaries, local
+    queries (`heads` query heads, `kv_heads` when not given), token ids, text (6 bytes a token) and file headers.
+    `summary_dtype` is `dtype` when not given.
+    """
+    chunks = min(chunks, n_tokens)
+    blocks = (n_tokens - chunks) // BLOCK + chunks if n_tokens else 0
+    per_head = layers * head_dim
+    kv = blocks * BLOCK * 2 * kv_heads * per_head * dtype.itemsize
+    summaries = (3 * blocks * kv_heads + chunks * (heads or kv_heads)) * per_head
+    checksums = 8 * layers * blocks
+    return kv + summaries * (summary_dtype or dtype).itemsize + checksums + 14 * n_tokens + chunks * HEADER_BYTES

@@ -1,0 +1,174 @@
+"""The tier in memory: gone with the process."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.store.backend import Progress
+from samkv_rag.store.errors import MissingEntry, StoreError, StoreFull
+from samkv_rag.store.layout import KVLayout, own
+from samkv_rag.store.reports import PruneReport, StoreStats
+from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    chunk: ChunkKV
+    namespace: str
+    record: MatchRecord
+    nbytes: int
+
+
+class MemoryBackend:
+    """Entries in a dictionary, the least recently used first."""
+
+    def __init__(self, max_bytes: int | None) -> None:
+        self.store_id = str(uuid.uuid4())
+        self.bytes_read = 0
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, _Held] | None = OrderedDict()
+        self._owners: dict[str, set[str]] = {}
+        self._total = 0
+        self._hits = 0
+        self._misses = 0
+        self._evictions = 0
+        self._lock = threading.RLock()
+
+    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> None:
+        copy = _copy(chunk)
+        held = _Held(copy, namespace, MatchRecord.of(chunk.summary.text), _size(copy))
+        if self._max_bytes is not None and held.nbytes > self._max_bytes:
+            raise StoreFull(
+                f"Chunk {key} takes {held.nbytes} bytes but the store may hold {self._max_bytes}: "
+                "raise max_bytes or split the text into shorter chunks."
+            )
+        with self._lock:
+            self._remove(key)
+            self._open[key] = held
+            self._total += held.nbytes
+            self._evictions += self._shrink(self._max_bytes)
+
+    def contains(self, key: str) -> bool:
+        with self._lock:
+            return key in self._open
+
+    def count(self) -> int:
+        with self._lock:
+            return len(self._open)
+
+    def keys(self, namespace: str | None) -> Iterator[str]:
+        with self._lock:
+            return iter(sorted(key for key, held in self._open.items() if namespace in (None, held.namespace)))
+
+    def records(self, namespace: str) -> Iterator[tuple[str, MatchRecord]]:
+        with self._lock:
+            return iter([(key, self._open[key].record) for key in self.keys(namespace)])
+
+    def summary(self, key: str) -> ChunkSummary:
+        with self._lock:
+            if key not in self._open:
+                self._misses += 1
+                raise MissingEntry(key, "it was never put, or it was deleted or evicted")
+            self._hits += 1
+            self._open.move_to_end(key)
+            return self._open[key].chunk.summary
+
+    def read_blocks(self, key: str, blocks: Sequence[int] | None) -> Tensor:
+        with self._lock:
+            if key not in self._open:
+                raise MissingEntry(key, "it was never put, or it was deleted or evicted")
+            kv = self._open[key].chunk.kv
+        chosen = KVLayout.of(kv).wanted(blocks)
+        out = kv.index_select(1, torch.tensor(chosen, dtype=torch.int64))
+        with self._lock:
+            self.bytes_read += out.numel() * out.element_size()
+        return out
+
+    def delete(self, keys: Iterable[str]) -> int:
+        with self._lock:
+            chosen = list(keys)
+            for key in chosen:
+                self._owners.pop(key, None)
+            return sum(self._remove(key) for key in chosen)
+
+    def retain(self, key: str, owner: str) -> None:
+        with self._lock:
+            self._owners.setdefault(key, set()).add(owner)
+
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
+        with self._lock:
+            owned = {key for key, owners in self._owners.items() if owner in owners}
+            for key in owned if keys is None else owned.intersection(keys):
+                self._owners[key].discard(owner)
+            gone = sorted(key for key in owned if not self._owners[key])
+            self.delete(gone)
+            return gone
+
+    def verify(self, progress: Progress | None) -> list[str]:
+        if progress:
+            progress(self.count(), self.count())
+        return []
+
+    def prune(self, max_bytes: int | None, drop_damaged: bool) -> PruneReport:
+        with self._lock:
+            before = self._total
+            evicted = self._shrink(max_bytes)
+            self._evictions += evicted
+            return PruneReport(evicted=evicted, bytes_freed=before - self._total)
+
+    def stats(self) -> StoreStats:
+        with self._lock:
+            return StoreStats(
+                entries=len(self._open),
+                bytes=self._total,
+                hits=self._hits,
+                misses=self._misses,
+                evictions=self._evictions,
+                damaged=0,
+                bytes_read=self.bytes_read,
+                max_bytes=self._max_bytes,
+                path=":memory:",
+                store_id=self.store_id,
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._entries = None
+
+    @property
+    def _open(self) -> OrderedDict[str, _Held]:
+        if self._entries is None:
+            raise StoreError("The store is closed, and what was in memory is gone: make a new one.")
+        return self._entries
+
+    def _remove(self, key: str) -> bool:
+        held = self._open.pop(key, None)
+        self._total -= held.nbytes if held else 0
+        return held is not None
+
+    def _shrink(self, limit: int | None) -> int:
+        """How many of the oldest entries had to go for the rest to fit into `limit` bytes."""
+        evicted = 0
+        while limit is not None and self._total > limit and self._open:
+            evicted += self._remove(next(iter(self._open)))
+        return evicted
+
+
+def _copy(chunk: ChunkKV) -> ChunkKV:
+    summary = chunk.summary
+    tensors = (summary.token_ids, summary.mean, summary.low, summary.high, summary.local_query)
+    return ChunkKV(ChunkSummary(summary.text, *map(own, tensors)), own(chunk.kv))
+
+
+def _size(chunk: ChunkKV) -> int:
+    summary = chunk.summary
+    tensors = (summary.token_ids, summary.mean, summary.low, summary.high, summary.local_query)
+    small = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return chunk.nbytes + small + len(summary.text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,96 @@
+"""Checking a disk store as a whole, and clearing away what no longer belongs to it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samkv_rag.store.backend import Progress
+from samkv_rag.store.catalogue import ASIDE
+from samkv_rag.store.errors import EntryError
+from samkv_rag.store.files import remove, remove_abandoned
+from samkv_rag.store.reports import PruneReport
+from samkv_rag.store.rows import Rows
+
+if TYPE_CHECKING:
+    from samkv_rag.store.disk import DiskBackend
+
+
+def verify(store: DiskBackend, progress: Progress | None) -> list[str]:
+    """Sorted keys of the entries whose bytes are wrong or gone; entries without a row are adopted first."""
+    adopt_all(store)
+    keys = list(store.keys(None))
+    bad = []
+    for done, key in enumerate(keys, start=1):
+        try:
+            store.check(key)
+        except EntryError:
+            # Another process may have deleted it since the keys were listed: then nothing is wrong.
+            if not _has_no_row(store, key):
+                bad.append(key)
+        if progress:
+            progress(done, len(keys))
+    return bad
+
+
+def prune(store: DiskBackend, max_bytes: int | None, drop_damaged: bool) -> PruneReport:
+    """Drop what is damaged, what belongs to no entry, and the oldest entries beyond `max_bytes`."""
+    adopted = adopt_all(store)
+    dropped = [_drop(store, key) for key in (verify(store, None) if drop_damaged else [])]
+    damaged = [freed for freed in dropped if freed is not None]
+    orphans = [freed for freed in (_clear(store, key) for key in list(store.files.found())) if freed]
+    rests = [freed for freed in map(remove_abandoned, list(store.files.unfinished())) if freed]
+    aside = [remove(path) for path in _set_aside(store.path)]
+    evicted, freed = store.catalogue.write(lambda rows: store.evict(rows, max_bytes))
+    return PruneReport(
+        damaged=len(damaged),
+        evicted=evicted,
+        adopted=adopted,
+        orphans=len(orphans) + len(rests),
+        bytes_freed=sum((*damaged, *orphans, *rests, *aside, freed)),
+    )
+
+
+def adopt_all(store: DiskBackend) -> int:
+    """How many whole entries had no row, and have one now."""
+    ghosts = [key for key in store.files.found() if _has_no_row(store, key) and store.files.size(key) is not None]
+    return sum(store.catalogue.write(partial(store.adopt, key=key)) for key in ghosts)
+
+
+def _has_no_row(store: DiskBackend, key: str) -> bool:
+    return store.catalogue.read(lambda rows: rows.get(key)) is None
+
+
+def _drop(store: DiskBackend, key: str) -> int | None:
+    """Bytes freed, None when the entry was put again meanwhile. Owners stay: the text is still theirs."""
+
+    def dropped(rows: Rows) -> int | None:
+        row = rows.get(key)
+        if row is None or (not row.damaged and store.files.size(key) == row.nbytes):
+            return None
+        freed = store.files.remove(key)
+        rows.remove(key)
+        return freed
+
+    return store.catalogue.write(dropped)
+
+
+def _clear(store: DiskBackend, key: str) -> int:
+    """Remove files of `key` that make no entry: bytes freed. In a write transaction no put is between its renames."""
+
+    def cleared(rows: Rows) -> int:
+        if rows.get(key) is not None:
+            return 0
+        with suppress(EntryError):
+            store.files.load(key)
+            return 0
+        return store.files.remove(key)
+
+    return store.catalogue.write(cleared) if _has_no_row(store, key) else 0
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """Damaged catalogues that were replaced."""
+    return list(folder.glob(f"{ASIDE}*"))
