@@ -201,6 +201,9 @@ class Report:
         return asdict(self)
 
 
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished answer: its text, the token counts and the full report."""
@@ -209,4 +212,4 @@ class Answer:
     usage: Usage
     report: Report
     token_ids: tuple[int, ...] = ()
-    finish_reason: Literal["stop", "length", "cancelled"] = "stop"
+    finish_reason: FinishReason = "stop"

@@ -1,0 +1,1 @@
+"""The model floor: the only room that imports transformers."""

@@ -1,0 +1,243 @@
+"""Everything the house does with a model, in one place: ingest, ask, recompute, generate.
+
+The model is driven through three public seams of transformers (a Cache, a registered attention function, explicit
+`position_ids`); no layer is re-implemented, hooked or patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.attention import NAME, AttentionPlan, attention_plan
+from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.rotary import Rotary, RotaryTable
+from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
+
+LOCAL_QUERY_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """The sizes that fix a cache: layers, query heads, key/value heads, head dimension, element size in bytes."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    itemsize: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
+
+
+class ModelAdapter:
+    """A decoder-only transformers model, attached. Raises `UnsupportedModel` when it cannot be served exactly."""
+
+    def __init__(self, model: Any, sink_prefix: Sequence[int] = ()) -> None:
+        _refuse_what_is_not_exact(model)
+        model.eval()
+        model.set_attn_implementation(NAME)
+        self.model = model
+        self.decoder = model.get_decoder()
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        self.rotary = Rotary(model)
+        self.sink_prefix = tuple(sink_prefix)
+        self.shape = self._measure()
+
+    @torch.inference_mode()
+    def _measure(self) -> KVShape:
+        """Run one token; read the shapes off the cache, and see that every layer reports to our attention."""
+        cache: Any = DynamicCache()
+        queries: dict[int, Tensor] = {}
+        plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda i, q, k: queries.update({i: q}))
+        self.forward([0], torch.arange(1), cache, plan)
+        shapes = {layer.keys.shape for layer in cache.layers}
+        if len(shapes) != 1:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} has layers with different cache shapes; use a model with uniform heads."
+            )
+        _, kv_heads, _, head_dim = shapes.pop()
+        itemsize = cache.layers[0].keys.element_size()
+        return KVShape(len(cache.layers), queries[0].shape[1], kv_heads, head_dim, itemsize)
+
+    def forward(self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan) -> Tensor:
+        """One pass of the decoder over `ids` at `positions` `(Q,)`; hidden states `(B, Q, hidden)`.
+
+        The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
+        """
+        tokens = torch.as_tensor(ids, device=self.device)
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        with attention_plan(plan):
+            out = self.decoder(
+                tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
+                attention_mask=dummy, use_cache=True,
+            )  # fmt: skip
+        if len(plan.seen) != len(self.rotary.kinds):
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} does not route every layer through the attention registry; "
+                "use a model whose class sets _supports_attention_backend."
+            )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    # -- ingestion ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def ingest(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
+        """The caches of chunks prefilled alone, one batch, right-padded (causal attention never sees the padding)."""
+        prefix, longest = len(self.sink_prefix), max(map(len, token_ids))
+        batch = torch.zeros(len(token_ids), prefix + longest, dtype=torch.long)
+        for row, ids in enumerate(token_ids):
+            batch[row, : prefix + len(ids)] = torch.tensor([*self.sink_prefix, *ids])
+        positions = torch.arange(prefix + longest, device=self.device)
+        cache: Any = DynamicCache()
+        queries: dict[int, Tensor] = {}
+        plan = AttentionPlan(positions, observer=lambda i, q, k: queries.update({i: q}))
+        self.forward(batch, positions, cache, plan)
+        table = self.rotary.table(positions)
+        own = self.rotary.table(torch.arange(longest, device=self.device))
+        rows = []
+        for row, ids in enumerate(token_ids):
+            keys = table.unrotate(torch.stack([layer.keys[row] for layer in cache.layers]))
+            values = torch.stack([layer.values[row] for layer in cache.layers])
+            query = table.unrotate(torch.stack([queries[i][row] for i in range(self.shape.layers)]))
+            window = slice(prefix, prefix + len(ids))
+            last = slice(prefix + max(0, len(ids) - LOCAL_QUERY_TOKENS), prefix + len(ids))
+            kv = _blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
+            summary = _summary(texts[row], ids, own.rotate(keys[:, :, prefix:]), query[:, :, last].mean(2), self.dtype)
+            rows.append(ChunkKV(summary, kv))
+        return rows
+
+    # -- query time --------------------------------------------------------------------------------------------
+
+    def table(self, positions: Tensor) -> RotaryTable:
+        """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
+        return self.rotary.table(positions.to(self.device))
+
+    def assemble(self, keys: Tensor, values: Tensor, positions: Tensor, table: RotaryTable, room: int) -> SlotCache:
+        """A cache of position-free `keys` and `values` `(L, G, T, D)` turned to `positions` `(T,)`."""
+        turned = table.rotate(keys.to(self.device)).to(self.dtype)
+        return SlotCache(turned, values.to(self.device, self.dtype), positions.to(self.device), room)
+
+    @torch.inference_mode()
+    def question_queries(self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache) -> Tensor:
+        """Run the tokens at `slots` over `cache`; position-free queries of rows `asked`, fp32 `(L, H, Q, D)`."""
+        slots, asked = slots.to(self.device), asked.to(self.device)
+        queries: dict[int, Tensor] = {}
+
+        def observe(layer: int, query: Tensor, key: Tensor) -> None:
+            queries[layer] = query[0].index_select(1, asked)
+
+        positions = cache.positions[slots]
+        with cache.writing(slots):
+            self.forward(ids, positions, cache, AttentionPlan(cache.positions, slots, observe))
+        stacked = torch.stack([queries[layer] for layer in range(self.shape.layers)])
+        return self.table(positions).at(asked).unrotate(stacked)
+
+    @torch.inference_mode()
+    def recompute(
+        self, ids: Sequence[int], slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
+        blend: Blend | None = None,
+    ) -> None:  # fmt: skip
+        """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced."""
+        slots = slots.to(self.device)
+        everything = len(slots) == cache.get_seq_length()
+        plan = AttentionPlan(cache.positions, None if everything else slots)
+        with cache.writing(slots, rows, blend):
+            self.forward(ids, cache.positions[slots], cache, plan)
+
+    @torch.inference_mode()
+    def next_logits(self, ids: Sequence[int], cache: SlotCache | None) -> Tensor:
+        """Next-token logits, fp32 `(vocab,)`, of kept `ids` whose entries but the last stand in `cache`."""
+        if cache is None:
+            tokens = torch.tensor([list(ids)], device=self.device)
+            return self.model(tokens, use_cache=False, logits_to_keep=1).logits[0, -1].float()  # type: ignore[no-any-return]
+        last = len(ids) - 1
+        hidden = torch.tensor([[ids[last]]], device=self.device)
+        with attention_plan(AttentionPlan(cache.positions)):
+            out = self.model(
+                hidden, past_key_values=cache, position_ids=cache.positions[last : last + 1][None], use_cache=True,
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
+            )  # fmt: skip
+        return out.logits[0, -1].float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def generate(self, ids: Sequence[int], cache: SlotCache | None, **generation: Any) -> list[int]:
+        """New token ids after `ids`, the kept tokens' ids; `cache` holds all of them but the last.
+
+        All kept ids are handed over (transformers slices by the cache's length) so that logits processors such as a
+        repetition penalty see the context. Without a cache this is an ordinary `generate()`.
+        """
+        tokens = torch.tensor([list(ids)], device=self.device)
+        mask = torch.ones_like(tokens)
+        if cache is None:
+            out = self.model.generate(tokens, attention_mask=mask, **generation)
+            return out[0, tokens.shape[1] :].tolist()  # type: ignore[no-any-return]
+        positions = cache.positions[: tokens.shape[1]][None]
+        with attention_plan(AttentionPlan(cache.positions)):
+            out = self.model.generate(
+                tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, **generation
+            )
+        return out[0, tokens.shape[1] :].tolist()  # type: ignore[no-any-return]
+
+
+def _blocked(keys: Tensor, values: Tensor) -> Tensor:
+    """`(L, G, T, D)` twice -> `(L, B, 2, G, BLOCK, D)`, zeros behind the last token."""
+    layers, heads, tokens, dim = keys.shape
+    blocks = -(-tokens // BLOCK)
+    out = keys.new_zeros(layers, blocks, 2, heads, BLOCK, dim)
+    padded = torch.nn.functional.pad(torch.stack([keys, values]), (0, 0, 0, blocks * BLOCK - tokens))
+    out.copy_(padded.view(2, layers, heads, blocks, BLOCK, dim).permute(1, 3, 0, 2, 4, 5))
+    return out.cpu()
+
+
+def unblocked(kv: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the storage layout: `(L, B, 2, G, BLOCK, D)` -> keys and values `(L, G, B * BLOCK, D)`."""
+    layers, blocks, _, heads, size, dim = kv.shape
+    keys, values = kv.permute(2, 0, 3, 1, 4, 5).reshape(2, layers, heads, blocks * size, dim)
+    return keys, values
+
+
+def _summary(text: str, ids: Sequence[int], keys: Tensor, local_query: Tensor, dtype: torch.dtype) -> ChunkSummary:
+    """Mean, minimum and maximum of `keys` `(L, G, >=T, D)` (in the chunk's own frame) per block, in `dtype`."""
+    per_block = [keys[:, :, start : min(start + BLOCK, len(ids))] for start in range(0, len(ids), BLOCK)]
+    mean, low, high = (
+        torch.stack([reduce(block) for block in per_block], 1).to(dtype).cpu()
+        for reduce in (lambda x: x.mean(2), lambda x: x.amin(2), lambda x: x.amax(2))
+    )
+    return ChunkSummary(text, torch.tensor(ids, dtype=torch.int32), mean, low, high, local_query.to(dtype).cpu())
+
+
+def _refuse_what_is_not_exact(model: Any) -> None:
+    name = type(model).__name__
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModel(f"{name} is an encoder-decoder; samkv-rag serves decoder-only models.")
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise UnsupportedModel(
+            f"{name} carries an adapter whose weights the cache key would not cover; call merge_and_unload() and "
+            "save the merged model, then pass that."
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise UnsupportedModel(
+            f"{name} is quantised; its caches have not been shown to be exact. Load it in bf16, fp16 or fp32."
+        )
+    devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(devices) > 1:
+        raise UnsupportedModel(
+            f"{name} is spread over {len(devices)} devices; pass device_map='cuda:0' or another single device."
+        )
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModel(
+            f"{name} does not hand positions to its attention function (_supports_attention_backend is off), so gaps "
+            "between kept tokens would be read wrongly. Use a model that supports attention backends."
+        )

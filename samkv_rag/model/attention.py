@@ -1,0 +1,148 @@
+"""One attention function for every supported model: it compares positions, so gaps between kept tokens are right.
+
+Registered with transformers under the name "samkv". Without a plan it is plain SDPA with the model's own mask; with
+one (a ContextVar, because `generate()` refuses unknown keywords) the mask is made from the true positions of the
+cache's slots: no dense HF mask, right for gaps and for sliding windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "samkv"
+
+Observer = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """What one pass needs to know: the position of every cache slot, which slots are queries, who listens.
+
+    `slots` None means the queries are the last live slots (ingestion, decoding). `observer(layer, query, key)` sees
+    the rotated query `(B, H, Q, D)` and the assembled key `(B, G, T, D)`.
+    """
+
+    positions: Tensor
+    slots: Tensor | None = None
+    observer: Observer | None = None
+    seen: set[int] = field(default_factory=set)
+    _shape: tuple[int, int] = (0, 0)
+    _masks: dict[int | None, tuple[Tensor | None, bool]] = field(default_factory=dict)
+
+    def mask(self, n_query: int, n_key: int, window: int | None) -> tuple[Tensor | None, bool]:
+        """(bool mask `(Q, T)` or None, is_causal) for queries of this pass; made once a pass, not once a layer."""
+        if self._shape != (n_query, n_key):
+            self._shape = (n_query, n_key)
+            self._masks.clear()
+        if window not in self._masks:
+            self._masks[window] = self._make_mask(n_query, n_key, window)
+        return self._masks[window]
+
+    def _make_mask(self, n_query: int, n_key: int, window: int | None) -> tuple[Tensor | None, bool]:
+        if window is None and self.slots is None and n_query == 1:
+            return None, False
+        if window is None and n_query == n_key:
+            return None, True
+        keys = self.positions[:n_key]
+        queries = self.positions[n_key - n_query : n_key] if self.slots is None else self.positions[self.slots]
+        visible = keys[None, :] <= queries[:, None]
+        if window is not None:
+            visible &= keys[None, :] > queries[:, None] - window
+        return visible, False
+
+
+_PLAN: ContextVar[AttentionPlan | None] = ContextVar("samkv_attention_plan", default=None)
+
+
+@contextmanager
+def attention_plan(plan: AttentionPlan) -> Iterator[AttentionPlan]:
+    """Run model calls of this context (this thread, this task) under `plan`."""
+    token = _PLAN.set(plan)
+    try:
+        yield plan
+    finally:
+        _PLAN.reset(token)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of `(B, H, Q, D)` over `(B, G, T, D)` -> `(B, H, Q, D)`; consecutive heads share a key head."""
+    grouped = query.shape[1] != key.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+    return _attend_with_softcap(query, key, value, mask, causal, scale, softcap)
+
+
+def _attend_with_softcap(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None, softcap: float
+) -> Tensor:
+    """SDPA has no soft cap: scores in fp32, as the model's eager attention computes them."""
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    scores = query.float() @ key.float().transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ value.float()).to(query.dtype)
+
+
+def samkv_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls: output `(B, Q, H, D)`, no weights."""
+    plan = _PLAN.get()
+    if plan is None:
+        return _without_plan(module, query, key, value, attention_mask, scaling, softcap, kwargs)
+    plan.seen.add(module.layer_idx)
+    if plan.observer is not None:
+        plan.observer(module.layer_idx, query, key)
+    mask, causal = plan.mask(query.shape[2], key.shape[2], sliding_window)
+    out = attend(query, key, value, mask, causal, scaling, softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _without_plan(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None,
+    softcap: float | None, kwargs: dict[str, Any],
+) -> tuple[Tensor, None]:  # fmt: skip
+    if softcap is None:
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+        return out, None
+    causal = mask is None and query.shape[2] > 1
+    out = attend(query, key, value, mask, causal, scaling, softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, samkv_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

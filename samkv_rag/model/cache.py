@@ -1,0 +1,159 @@
+"""A cache of numbered slots: written in place during recompute, appended to during decoding.
+
+One preallocated buffer per layer serves both phases: no concatenation per step, and what was dropped is never there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """How recomputed entries replace stored ones (SamKV, "fusion"): theta * new + (1 - theta) * old.
+
+    `theta` is a weight in (0, 1], or "cosine": per token and head, the cosine similarity of new and old (clamped at
+    0) weighs the OLD entry, so that what changed most is replaced most (our choice; the paper's formula is not
+    published). `fused` `(Q,)` marks the query tokens that are fused; the others (glue, question) are overwritten.
+    """
+
+    theta: float | Literal["cosine"]
+    fused: Tensor
+
+    def mix(self, new: Tensor, old: Tensor) -> Tensor:
+        """`new` and `old` `(1, G, Q, D)` -> what is stored."""
+        if self.theta == "cosine":
+            like = torch.cosine_similarity(new.float(), old.float(), dim=-1).clamp(min=0)[..., None]
+            theta: Tensor | float = (1 - like / 2).to(new.dtype)
+        else:
+            theta = self.theta
+        mixed = theta * new + (1 - theta) * old
+        return torch.where(self.fused[None, None, :, None], mixed, new)
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer of a `SlotCache`. `update` writes to the slots being recomputed, else to the next free ones."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()
+        self.length = keys.shape[-2]
+        self.lazy_initialization(keys, values)
+        self._keys = self._buffer(keys, room)
+        self._values = self._buffer(values, room)
+        self.slots: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.blend: Blend | None = None
+        self._view()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+
+    @staticmethod
+    def _buffer(x: Tensor, room: int) -> Tensor:
+        buffer = x.new_empty(1, x.shape[0], x.shape[1] + room, x.shape[2])
+        buffer[0, :, : x.shape[1]] = x
+        return buffer
+
+    def _live(self) -> tuple[Tensor, Tensor]:
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+    def _view(self) -> None:
+        self.keys, self.values = self._live()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store new `(1, G, Q, D)` keys and values; returns the live `(1, G, T, D)` view the model attends to."""
+        if self.slots is None:
+            self._append(key_states, value_states)
+        else:
+            self._overwrite(key_states, value_states, self.slots)
+        return self._live()
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        stop = self.length + keys.shape[2]
+        if stop > self._keys.shape[2]:
+            raise ValueError(f"the cache is full: {stop} tokens, room for {self._keys.shape[2]}")
+        self._keys[:, :, self.length : stop] = keys
+        self._values[:, :, self.length : stop] = values
+        self.length = stop
+        self._view()
+
+    def _overwrite(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        if self.blend is not None:
+            keys = self.blend.mix(keys, self._keys[:, :, slots])
+            values = self.blend.mix(values, self._values[:, :, slots])
+        if self.rows is not None:
+            slots, keys, values = slots[self.rows], keys[:, :, self.rows], values[:, :, self.rows]
+        self._keys[:, :, slots] = keys.to(self._keys.dtype)
+        self._values[:, :, slots] = values.to(self._values.dtype)
+
+    def crop(self, max_length: int) -> None:
+        """Forget the slots from `max_length` on (negative: that many from the end, as in transformers)."""
+        self.length = max_length if max_length >= 0 else self.length + max_length
+        self._view()
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return int(self._keys.shape[2])
+
+    def get_max_cache_shape(self) -> int:
+        return int(self._keys.shape[2])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + (query_length if self.slots is None else 0), 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the live keys and values."""
+        return sum(x.numel() * x.element_size() for x in self._live())
+
+
+class SlotCache(Cache):
+    """Kept tokens of a prompt at their true positions, with room to decode.
+
+    `keys` and `values` are `(L, G, T, D)`, keys already turned to `positions` `(T,)`, which are sorted.
+    `positions` of the cache covers the free slots too: what follows the prompt runs on from its last position.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor, room: int) -> None:
+        self.slot_layers = [SlotLayer(k, v, room) for k, v in zip(keys, values, strict=True)]
+        super().__init__(layers=list(self.slot_layers))
+        last = int(positions[-1]) + 1 if len(positions) else 0
+        following = torch.arange(last, last + room, device=positions.device)
+        self.positions = torch.cat([positions, following])
+
+    @contextmanager
+    def writing(
+        self, slots: Tensor, rows: Sequence[Tensor | None] | None = None, blend: Blend | None = None
+    ) -> Iterator[None]:
+        """Within the block the model's new entries go to `slots` `(Q,)`.
+
+        `rows[layer]` (bool `(Q,)`) restricts which of them that layer stores; `blend` mixes instead of overwriting.
+        """
+        for index, layer in enumerate(self.slot_layers):
+            layer.slots, layer.blend = slots, blend
+            layer.rows = rows[index] if rows is not None else None
+        try:
+            yield
+        finally:
+            for layer in self.slot_layers:
+                layer.slots = layer.rows = layer.blend = None
+
+    def crop_to(self, length: int) -> None:
+        for layer in self.slot_layers:
+            layer.crop(length)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.slot_layers)

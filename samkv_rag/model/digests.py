@@ -1,0 +1,67 @@
+"""Digests of weights: of files, remembered by size and modification time, and of loaded parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CHUNK = 1 << 22
+
+
+def file_digest(path: Path) -> str:
+    """Hex digest of a file's bytes; a file whose path, size and modification time are known is not read again."""
+    real = path.resolve()
+    stat = real.stat()
+    key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = _remembered()
+    if key not in known:
+        known[key] = _digest_of(real)
+        _remember(known)
+    return known[key]
+
+
+def parameters_digest(model: Any) -> str:
+    """Hex digest of all parameters and persistent buffers of a loaded model, names included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _memory_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "samkv_rag" / "weight-digests.json"
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        known = json.loads(_memory_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    """Best effort: a read-only home costs a second reading, not an error."""
+    file = _memory_file()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(known))
+        temporary.replace(file)

@@ -1,0 +1,159 @@
+"""From a caller's options to `generate()`: sampling, stop strings, streaming, cancelling, all transformers' own."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import TextStreamer
+
+from samkv_rag.errors import SamKVError
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How to decode: greedy unless `temperature` is above 0. `stop` strings end the answer and are cut off."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise SamKVError("max_new_tokens must be at least 1.")
+        if self.temperature < 0:
+            raise SamKVError("temperature must be 0 (greedy) or above.")
+
+
+class Listener(TextStreamer):
+    """Hears every new token: notes when the first came, hands finished text on, cuts at stop strings."""
+
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None] | None, stop: Sequence[str], strip: bool = False
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.first_token_at: float | None = None
+        self._heard = 0
+        self._on_text = on_text
+        self._cutter = StopCutter(stop)
+        self._leading = strip
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._heard == 1:
+            self.first_token_at = time.perf_counter()
+        self._heard += 1
+        if self._on_text is not None:
+            super().put(value)
+
+    def end(self) -> None:
+        if self._on_text is not None:
+            super().end()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self._on_text is None:
+            return
+        out = self._cutter.feed(text) + (self._cutter.rest() if stream_end else "")
+        if self._leading:
+            out = out.lstrip()
+        if out:
+            self._leading = False
+            self._on_text(out)
+
+
+class StopCutter:
+    """Passes text on up to the first stop string, holding back what may be the beginning of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self._closed = False
+
+    def feed(self, text: str) -> str:
+        """What may be shown after `text` came in."""
+        if self._closed:
+            return ""
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self._closed = True
+            return self._held[: min(found)]
+        safe = len(self._held) - self._pending()
+        shown, self._held = self._held[:safe], self._held[safe:]
+        return shown
+
+    def rest(self) -> str:
+        """What was held back and turned out not to be a stop string."""
+        return "" if self._closed else self._held
+
+    def _pending(self) -> int:
+        """The longest tail of the held text that some stop string begins with."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for size in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
+                return size
+        return 0
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first of the stop strings."""
+    cutter = StopCutter(stop)
+    return cutter.feed(text) + cutter.rest()
+
+
+class _Cancelled(StoppingCriteria):
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self._cancelled = cancelled
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._cancelled(), dtype=torch.bool, device=input_ids.device)
+
+
+def generation_kwargs(
+    model: Any, tokenizer: Any, options: GenerationOptions, listener: Listener, cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    """Keywords for `generate()`; what the caller did not set comes from the model's own generation config."""
+    config = copy.deepcopy(model.generation_config)
+    config.max_new_tokens, config.max_length = options.max_new_tokens, None
+    config.num_beams, config.use_cache = 1, True
+    config.do_sample = options.temperature > 0
+    config.temperature = options.temperature if config.do_sample else None
+    config.top_p = (options.top_p if options.top_p is not None else config.top_p) if config.do_sample else None
+    config.top_k = (options.top_k if options.top_k is not None else config.top_k) if config.do_sample else None
+    if config.pad_token_id is None:
+        eos = config.eos_token_id
+        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+    kwargs: dict[str, Any] = {
+        "generation_config": config,
+        "streamer": listener,
+        "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
+    }
+    if options.stop:
+        kwargs |= {"stop_strings": list(options.stop), "tokenizer": tokenizer}
+    return kwargs
+
+
+def finished_by_model(model: Any, token_ids: Sequence[int]) -> bool:
+    """True when the last token is one of the model's end tokens."""
+    eos = model.generation_config.eos_token_id
+    ends = set(eos) if isinstance(eos, list) else {eos}
+    return bool(token_ids) and token_ids[-1] in ends
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from `seed` inside the block, and leave the caller's random state as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

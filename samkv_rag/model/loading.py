@@ -1,0 +1,196 @@
+"""From a name to an attached model: where its files are, how it is loaded, and what its caches are keyed by."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samkv_rag import reader
+from samkv_rag.errors import SamKVError
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.digests import file_digest, parameters_digest
+
+FORMAT_VERSION = 1
+BUNDLED = "bundled"
+_WEIGHTS = ("*.safetensors", "*.bin")
+_IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
+_TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
+
+
+@dataclass
+class ModelSource:
+    """A model that is loaded when it is first needed: constructing one is cheap.
+
+    `model` is "bundled", a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
+    `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
+    GPU if there is one. `sink_prefix` "bos" ingests chunks behind a BOS token whose own entries are dropped.
+    """
+
+    model: Any = BUNDLED
+    tokenizer: Any = None
+    device_map: Any = None
+    dtype: str | torch.dtype = "auto"
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    sink_prefix: str = "none"
+
+    @property
+    def name(self) -> str:
+        """What the user called the model, for reports."""
+        return self.model if isinstance(self.model, str) else str(getattr(self.model, "name_or_path", "model"))
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The folder with the model's files (a hub id is downloaded to the hub's cache); None for a loaded model."""
+        if not isinstance(self.model, str | os.PathLike):
+            return None
+        if self.model == BUNDLED:
+            return reader.path()
+        folder = Path(self.model).expanduser()
+        return folder if folder.is_dir() else _from_hub(str(self.model))
+
+    @cached_property
+    def loaded_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str | os.PathLike):
+            return self.tokenizer
+        name = self.tokenizer or self.folder or getattr(self.model, "name_or_path", None)
+        if not name:
+            raise SamKVError("A loaded model without a name needs its tokenizer too: pass tokenizer=...")
+        try:
+            return AutoTokenizer.from_pretrained(name, **_trust(self.model_kwargs))
+        except (OSError, ValueError) as error:
+            raise SamKVError(f"No tokenizer could be loaded from {name}: {error}. Pass tokenizer=...") from error
+
+    @cached_property
+    def device(self) -> str | None:
+        """The one device to load to; None where transformers places the model (`device_map="auto"` or a mapping)."""
+        if self.device_map is None:
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if isinstance(self.device_map, str | torch.device) and str(self.device_map) != "auto":
+            return str(self.device_map)
+        if importlib.util.find_spec("accelerate") is None:
+            raise SamKVError(
+                "device_map='auto' and mappings need accelerate: pip install accelerate, or pass a single "
+                "device such as device_map='cuda:0'."
+            )
+        return None
+
+    @cached_property
+    def resolved_dtype(self) -> torch.dtype:
+        """The dtype the model runs in, known before it is loaded."""
+        if self.folder is None:
+            return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype) if isinstance(self.dtype, str) else self.dtype
+        stored = getattr(self.config, "dtype", None) or torch.float32
+        half = stored in (torch.float16, torch.bfloat16)
+        return torch.float32 if half and self.device == "cpu" else stored
+
+    @cached_property
+    def config(self) -> Any:
+        from transformers import AutoConfig
+
+        if self.folder is None:
+            return self.model.config
+        try:
+            return AutoConfig.from_pretrained(self.folder, **_trust(self.model_kwargs))
+        except (OSError, ValueError) as error:
+            raise SamKVError(f"{self.name} holds no readable model config: {error}") from error
+
+    @cached_property
+    def sink_ids(self) -> tuple[int, ...]:
+        if self.sink_prefix == "none":
+            return ()
+        if self.sink_prefix != "bos":
+            raise SamKVError(f"sink_prefix is 'none' or 'bos', not {self.sink_prefix!r}.")
+        bos = self.loaded_tokenizer.bos_token_id
+        return () if bos is None else (int(bos),)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a cached key or value depends on besides its token ids, as a hex digest.
+
+        Weights, config, tokenizer, dtype (the caches' too), sink prefix and format version; never the method, the
+        device or the chat template.
+        """
+        parts = {
+            "weights": self._weights_digest(),
+            "config": _config_digest(self.config),
+            "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
+            "dtype": str(self.resolved_dtype),
+            "kv_dtype": str(self.resolved_dtype),
+            "sink_prefix": self.sink_ids,
+            "format": FORMAT_VERSION,
+        }
+        return _digest(json.dumps(parts, sort_keys=True))
+
+    def _weights_digest(self) -> str:
+        if self.folder is None:
+            return parameters_digest(self.model)
+        files = sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern))
+        if not files:
+            raise SamKVError(f"{self.folder} holds no .safetensors or .bin weights; is it a model folder?")
+        return _digest(json.dumps([[path.name, file_digest(path)] for path in files]))
+
+    @cached_property
+    def adapter(self) -> ModelAdapter:
+        """The attached model; loads it on first use. Raises `UnsupportedModel` or `SamKVError`."""
+        model = self.model if self.folder is None else self._load(self.folder)
+        return ModelAdapter(model, self.sink_ids)
+
+    def _load(self, folder: Path) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        kwargs = dict(self.model_kwargs)
+        if self.device is None:
+            kwargs["device_map"] = self.device_map
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
+        except (OSError, ValueError) as error:
+            raise SamKVError(f"{self.name} could not be loaded: {error}") from error
+        return model if self.device is None else model.to(self.device)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=list(_IGNORED_ON_HUB)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise SamKVError(
+            f"{name} is neither a folder nor a model that the hub hands out now ({type(error).__name__}). Check the "
+            "name, the network and your access rights, or use model='bundled', which needs no download."
+        ) from error
+
+
+def _trust(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in ("trust_remote_code", "revision", "token") if key in kwargs}
+
+
+def _config_digest(config: Any) -> str:
+    known = {key: value for key, value in config.to_dict().items() if key not in _TRANSIENT and key[0] != "_"}
+    return _digest(json.dumps(known, sort_keys=True, default=str))
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of what decides the ids; truncation and padding are per-call state and stay out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))
+    parts = json.loads(backend.to_str())
+    return _digest(json.dumps({key: parts[key] for key in parts if key not in ("truncation", "padding")}))
+
+
+def _digest(text: str | Sequence[str]) -> str:
+    return hashlib.blake2b(str(text).encode(), digest_size=16).hexdigest()

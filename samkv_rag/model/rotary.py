@@ -1,0 +1,189 @@
+"""How a model turns keys and queries with position, learned from the model itself.
+
+The cached key of a RoPE layer is `s R(p) k`: rotation by position p, times `attention_scaling` s. We store the
+position-free k and turn it once, at query time. Layout (half or interleaved), partial rotary and frequency scaling
+are the model's own functions; which layers turn at all is found by two one-token forwards (`probe`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from samkv_rag.errors import UnsupportedModel
+
+PROBE_POSITION = 17
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Layers that share one table of angles."""
+
+    layers: Tensor
+    everything: bool
+    cos: Tensor
+    sin: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTable:
+    """Angles of one list of positions for all layers; made by `Rotary.table`."""
+
+    groups: tuple[_Group, ...]
+    apply: Callable[..., tuple[Tensor, Tensor]]
+
+    def at(self, rows: Tensor) -> RotaryTable:
+        """The angles of some rows of this table; unlike a new call they keep the frequencies of this one."""
+        groups = tuple(replace(g, cos=g.cos[:, rows], sin=g.sin[:, rows]) for g in self.groups)
+        return replace(self, groups=groups)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """`x` `(L, N, T, D)` position-free -> the same shape in fp32, turned to the table's positions."""
+        return self._turn(x, inverse=False)
+
+    def unrotate(self, x: Tensor) -> Tensor:
+        """The inverse of `rotate`."""
+        return self._turn(x, inverse=True)
+
+    def _turn(self, x: Tensor, inverse: bool) -> Tensor:
+        out = x.float()
+        if any(not group.everything for group in self.groups) and out is x:
+            out = x.clone()
+        for group in self.groups:
+            part = out if group.everything else out[group.layers]
+            turned = self._turn_group(part, group, inverse)
+            if group.everything:
+                return turned
+            out[group.layers] = turned
+        return out
+
+    def _turn_group(self, x: Tensor, group: _Group, inverse: bool) -> Tensor:
+        width = group.cos.shape[-1]
+        part = x[..., :width]
+        turned = self.apply(part, part, group.cos, -group.sin if inverse else group.sin)[1]
+        turned = turned / group.scale if inverse else turned * group.scale
+        return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
+
+
+class Rotary:
+    """The rotary embedding of one model, and which of its layers use it (`kinds`: "rope" or "fixed")."""
+
+    def __init__(self, model: Any) -> None:
+        decoder = model.get_decoder()
+        self._module: Any = getattr(decoder, "rotary_emb", None)
+        if self._module is None:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no rotary embedding; only models with rotary positions can be served. "
+                "Use method='full' with another runtime, or another model."
+            )
+        self._types: list[str] | None = None
+        rope_type = getattr(self._module, "rope_type", "default")
+        if isinstance(rope_type, dict):
+            self._types = list(decoder.config.layer_types)
+        self.rope_types = set(rope_type.values()) if isinstance(rope_type, dict) else {rope_type}
+        if "dynamic" in self.rope_types:
+            raise UnsupportedModel(
+                "This model uses dynamic RoPE scaling, whose frequencies change with every generated token, so cached "
+                "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
+            )
+        self._apply = _rotation_of(decoder)
+        self.kinds = self._probe(model)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """True when the frequencies depend on the longest position of a call (longrope)."""
+        return "longrope" in self.rope_types
+
+    def table(self, positions: Tensor) -> RotaryTable:
+        """The angles of `positions` `(T,)`, asked for in ONE call: longrope picks frequencies by the longest."""
+        return self._table(positions, self.kinds)
+
+    def _table(self, positions: Tensor, kinds: tuple[str, ...]) -> RotaryTable:
+        turning = [layer for layer, kind in enumerate(kinds) if kind == "rope"]
+        types = {self._type_of(layer) for layer in turning}
+        groups = []
+        for layer_type in sorted(types, key=str):
+            layers = [layer for layer in turning if self._type_of(layer) == layer_type]
+            cos, sin, scale = self._angles(positions, layer_type)
+            index = torch.tensor(layers, device=positions.device)
+            groups.append(_Group(index, len(layers) == len(kinds), cos, sin, scale))
+        return RotaryTable(tuple(groups), self._apply)
+
+    def _type_of(self, layer: int) -> str | None:
+        return self._types[layer] if self._types else None
+
+    def _angles(self, positions: Tensor, layer_type: str | None) -> tuple[Tensor, Tensor, float]:
+        """cos and sin `(1, T, width)` with the attention scaling taken out, and that scaling."""
+        like = torch.empty(0, dtype=torch.float32, device=positions.device)
+        if layer_type is None:
+            cos, sin = self._module(like, positions[None])
+            scale = float(getattr(self._module, "attention_scaling", 1.0))
+        else:
+            cos, sin = self._module(like, positions[None], layer_type)
+            scale = float(getattr(self._module, f"{layer_type}_attention_scaling", 1.0))
+        return cos / scale, sin / scale, scale
+
+    @torch.no_grad()
+    def _probe(self, model: Any) -> tuple[str, ...]:
+        """One token attends to itself alone, so its key at position p must be R(p) times its key at 0."""
+        at_zero, at_p = (_keys_of_one_token(model, position) for position in (0, PROBE_POSITION))
+        kinds = []
+        for layer, ((k0, v0), (kp, vp)) in enumerate(zip(at_zero, at_p, strict=True)):
+            if k0.shape != v0.shape or not torch.equal(v0, vp):
+                raise _refusal(model, layer, "its cache does not hold plain keys and values")
+            if torch.equal(k0, kp):
+                kinds.append("fixed")
+            elif self._turns_to(k0, kp, layer, len(at_zero)):
+                kinds.append("rope")
+            else:
+                raise _refusal(model, layer, "its keys turn with position in a way we do not know")
+        return tuple(kinds)
+
+    def _turns_to(self, k0: Tensor, kp: Tensor, layer: int, n_layers: int) -> bool:
+        kinds = tuple("rope" if other == layer else "fixed" for other in range(n_layers))
+        zero, p = (torch.tensor([position], device=k0.device) for position in (0, PROBE_POSITION))
+        try:
+            free = self._table(zero, kinds).unrotate(k0.expand(n_layers, -1, -1, -1))
+            turned = self._table(p, kinds).rotate(free)[layer]
+        except (RuntimeError, IndexError, ValueError):
+            return False
+        limit = _TOLERANCE.get(kp.dtype, 1e-4) * (kp.float().abs().max().item() + 1e-3)
+        return bool((turned - kp[0].float()).abs().max().item() < limit)
+
+
+def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The model's own `apply_rotary_pos_emb`: it knows half or interleaved layout."""
+    attention = getattr(decoder.layers[0], "self_attn", None)
+    function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    if function is None:
+        raise UnsupportedModel(
+            f"{type(decoder).__name__} has no apply_rotary_pos_emb of its own, so its keys cannot be turned exactly. "
+            "Use another model, or call it through transformers directly."
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
+    device = model.get_input_embeddings().weight.device
+    cache: Any = DynamicCache()
+    token = torch.tensor([[min(5, model.config.vocab_size - 1)]], device=device)
+    model.get_decoder()(
+        token, past_key_values=cache, position_ids=torch.tensor([[position]], device=device), use_cache=True
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _refusal(model: Any, layer: int, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{type(model).__name__} cannot be served exactly: at layer {layer} {reason}. "
+        "Models with latent caches, attention sinks or other position schemes need method-specific support; "
+        "use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
+    )
