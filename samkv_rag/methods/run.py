@@ -1,0 +1,200 @@
+"""What a method may do with one prompt, and what it cost: the verbs between the methods and the floors below."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from samkv_rag.model.adapter import ModelAdapter, unblocked
+from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.store import ChunkKVStore
+from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan, Selection
+
+Stage = Literal["plan", "load", "select", "recompute", "first_token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The kept tokens of a prompt in order: position, token id, and the index of the owning chunk (-1: glue)."""
+
+    positions: Tensor
+    ids: tuple[int, ...]
+    owner: Tensor
+
+    @property
+    def glue(self) -> Tensor:
+        """Slots of the glue, always computed fresh."""
+        return (self.owner < 0).nonzero()[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `generate()` starts from. `ids` are the kept tokens; `cache` holds all of them but the last, or is None
+    for an ordinary prefill of all prompt tokens."""
+
+    cache: SlotCache | None
+    ids: tuple[int, ...]
+    selection: Selection
+
+
+class Run:
+    """One prompt under one method. Reads go through here, so that the report counts what really happened."""
+
+    def __init__(
+        self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore, room: int = 0, min_kept_tokens: int = 0
+    ) -> None:
+        self.plan = plan
+        self.adapter = adapter
+        self.store = store
+        self.room = room
+        self.min_kept_tokens = min_kept_tokens
+        self.question_pass_tokens = 0
+        self.bytes_read = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._blocks: list[dict[int, Tensor]] = [{} for _ in plan.chunks]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every chunk in the prompt."""
+        return [len(chunk.token_ids) for chunk in self.plan.chunks]
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Charge the block's wall clock to a stage of the report."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._settle()
+            self.seconds[name] += time.perf_counter() - start
+
+    def _settle(self) -> None:
+        if self.adapter.device.type == "cuda":
+            torch.cuda.synchronize(self.adapter.device)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def summaries(self, index: int) -> ChunkSummary:
+        """The small part of chunk `index`: block summaries and local query."""
+        return self.store.summary(str(self.plan.chunks[index].key))
+
+    def local_query(self, index: int) -> Tensor:
+        """The local query of chunk `index`, fp32 `(L, H, D)`, position-free."""
+        return self.summaries(index).local_query.to(self.adapter.device, torch.float32)
+
+    def load(self, index: int, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks; each is read once a run."""
+        known = self._blocks[index]
+        missing = [block for block in blocks if block not in known]
+        if missing:
+            before = self.store.bytes_read
+            kv = self.store.read_blocks(str(self.plan.chunks[index].key), missing)
+            self.bytes_read += self.store.bytes_read - before
+            known.update(zip(missing, kv.unbind(1), strict=True))
+        return unblocked(torch.stack([known[block] for block in blocks], 1))
+
+    # -- running the model -------------------------------------------------------------------------------------
+
+    def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
+        """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""
+        positions, ids, owner = [], list[int](), []
+        chunks = iter(enumerate(kept))
+        for segment in self.plan.segments:
+            index, inside = next(chunks) if segment.kind == "chunk" else (-1, torch.arange(len(segment.token_ids)))
+            inside = inside if stop is None else inside[inside + segment.start < stop]
+            positions.append(inside + segment.start)
+            ids += [segment.token_ids[token] for token in inside.tolist()]
+            owner.append(torch.full((len(inside),), index))
+        return Layout(torch.cat(positions), tuple(ids), torch.cat(owner))
+
+    def assemble(self, kept: Sequence[Tensor], layout: Layout, room: int = 0) -> SlotCache:
+        """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty."""
+        shape, total = self.adapter.shape, len(layout.ids)
+        with self.stage("load"):
+            keys = torch.zeros(shape.layers, shape.kv_heads, total, shape.head_dim, dtype=self.adapter.dtype)
+            values = torch.zeros_like(keys)
+            for index, inside in enumerate(kept):
+                slots = (layout.owner == index).nonzero()[:, 0]
+                if len(slots):
+                    keys[:, :, slots], values[:, :, slots] = self._tokens(index, inside[: len(slots)])
+            table = self.adapter.table(layout.positions)
+            return self.adapter.assemble(keys, values, layout.positions, table, room)
+
+    def _tokens(self, index: int, inside: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = torch.unique(inside // BLOCK)
+        keys, values = self.load(index, blocks.tolist())
+        rows = torch.searchsorted(blocks, inside // BLOCK) * BLOCK + inside % BLOCK
+        return keys[:, :, rows], values[:, :, rows]
+
+    def question_pass(self, kept: Sequence[Tensor]) -> Tensor:
+        """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
+
+        Returns the question tokens' position-free queries, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
+        pooling). Nothing behind the question can change them, so nothing behind it is run.
+        """
+        question = self.plan.question
+        stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
+        layout = self.layout(kept, stop)
+        if not question.in_prompt:
+            layout = _with_question(layout, question.token_ids)
+        cache = self.assemble(kept, layout)
+        with self.stage("select"):
+            fresh = layout.glue
+            ids = [layout.ids[slot] for slot in fresh.tolist()]
+            asked = (layout.positions[fresh] >= question.start).nonzero()[:, 0]
+            self.question_pass_tokens += len(ids)
+            return self.adapter.question_queries(ids, fresh, asked, cache)
+
+    def recompute(
+        self, selection: Selection, rows: Sequence[Tensor | None] | None = None, theta: float | Literal["cosine"] = 1.0
+    ) -> Prepared:
+        """ONE forward over the glue and `selection.recomputed` at true positions; the rest of what is kept is reused.
+
+        `rows[layer]` gives for every kept chunk token (in prompt order) whether that layer stores it; `theta` below 1
+        or "cosine" fuses chunk entries instead of overwriting them.
+        """
+        layout = self.layout(selection.kept)
+        cache = self.assemble(selection.kept, layout, self.room + 1)
+        with self.stage("recompute"):
+            fresh = self._fresh(layout, selection)
+            slots = fresh.nonzero()[:, 0]
+            ids = [layout.ids[slot] for slot in slots.tolist()]
+            owned = (layout.owner[slots] >= 0).to(self.adapter.device)
+            masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
+            blend = None if theta == 1.0 else Blend(theta, owned)
+            self.adapter.recompute(ids, slots, cache, masks, blend)
+            cache.crop_to(len(layout.ids) - 1)
+        return Prepared(cache, layout.ids, selection)
+
+    @staticmethod
+    def _fresh(layout: Layout, selection: Selection) -> Tensor:
+        fresh = layout.owner < 0
+        for index, (kept, again) in enumerate(zip(selection.kept, selection.recomputed, strict=True)):
+            fresh[layout.owner == index] = torch.isin(kept, again)
+        return fresh
+
+    def _stored(self, row: Tensor | None, layout: Layout, slots: Tensor) -> Tensor | None:
+        if row is None:
+            return None
+        stored = torch.ones(len(layout.ids), dtype=torch.bool)
+        stored[layout.owner >= 0] = row
+        return stored[slots].to(self.adapter.device)
+
+    def prefill(self) -> Prepared:
+        """No reuse at all: `generate()` prefills every prompt token."""
+        return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))
+
+
+def _with_question(layout: Layout, ids: Sequence[int]) -> Layout:
+    """The layout with question tokens behind it that do not stand in the prompt."""
+    start = int(layout.positions[-1]) + 1
+    positions = torch.cat([layout.positions, torch.arange(start, start + len(ids))])
+    owner = torch.cat([layout.owner, torch.full((len(ids),), -1)])
+    return Layout(positions, (*layout.ids, *ids), owner)

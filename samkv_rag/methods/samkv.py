@@ -1,0 +1,131 @@
+"""SamKV: keep about 15 % of the chunks' tokens, chosen by a query that knows the other chunks; recompute only those.
+
+Paper: "Sparse Attention Across Multiple-Context KV Cache", AAAI 2026. `SamKV.paper()` is its recipe as best
+established; where the sources are silent the fields say "our choice".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.scoring import chunk_scores, personalised, turned_to_chunks
+from samkv_rag.methods.selection import (
+    Choice,
+    ChunkScores,
+    aligned_rows,
+    anchor_masks,
+    choose,
+    dynamic_share,
+    split_recompute,
+)  # fmt: skip
+from samkv_rag.types import BLOCK, Selection
+
+
+@dataclass(frozen=True)
+class SamKV:
+    """Sparse chunk caches with selective recompute.
+
+    `keep`: kept chunk tokens / chunk tokens, anchors included; a hard ceiling on the union over the layers.
+    `recompute`: recomputed / kept, chosen by block rank ("score") or from the head of every kept run (`recompute_by`).
+    `block`: tokens per selection block, a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
+    `layers`: the selection layers N*; None is the middle third (our choice). `middle`: select beyond the anchors.
+    `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
+    `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
+    `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
+    `filtered`: chunks compete for the budget. `fill`: go on behind the candidates until the budget is full.
+    `theta`: 1 overwrites stored entries; below 1, or "cosine", fuses. `aligned`: layer alignment (recompute module).
+    """
+
+    keep: float = 0.15
+    recompute: float = 1.0
+    block: int = 16
+    initial: int = 8
+    local: int = 8
+    layers: tuple[int, ...] | None = None
+    middle: bool = True
+    bias: bool = True
+    partner: Literal["query", "local"] = "query"
+    frame: Literal["true", "adjacent"] = "true"
+    dynamic: bool = False
+    per_chunk: bool = False
+    filtered: bool = True
+    fill: bool = True
+    theta: float | Literal["cosine"] = 1.0
+    recompute_by: Literal["score", "head"] = "score"
+    aligned: bool = False
+
+    name = "samkv"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep <= 1 or not 0 <= self.recompute <= 1:
+            raise SamKVError("keep and recompute are shares between 0 and 1.")
+        if self.block < BLOCK or self.block % BLOCK:
+            raise SamKVError(f"block is a positive multiple of {BLOCK} tokens, the unit of storage.")
+
+    @classmethod
+    def paper(cls, keep: float = 0.15) -> SamKV:
+        """The paper's recipe: dynamic shares, scores compared chunk by chunk, no filling up to the budget."""
+        return cls(keep=keep, initial=16, local=16, dynamic=True, per_chunk=True, fill=False)
+
+    def prepare(self, run: Run) -> Prepared:
+        total = sum(run.lengths)
+        budget = max(int(self.keep * total), min(run.min_kept_tokens, total))
+        if budget == total and self.recompute == 1 and not self.aligned:
+            return run.recompute(Selection.all_of(run.plan), theta=self.theta)
+        limit = budget // 2 if self.middle else budget
+        anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
+        generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors]).mean(2)
+        with run.stage("select"):
+            scores = self._scores(run, generic)
+            anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
+            choice = self._choose(scores, anchors, budget)
+            kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
+            again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
+            n_layers = len(generic)
+            rows = aligned_rows(choice, self.selection_layers(n_layers), n_layers) if self.aligned else None
+        return run.recompute(Selection(kept, again, notes), rows, self.theta)
+
+    def selection_layers(self, n_layers: int) -> tuple[int, ...]:
+        """N*, the layers on which blocks are chosen; raises `SamKVError` on a layer the model does not have."""
+        if self.layers is None:
+            return tuple(range(n_layers // 3, max(n_layers // 3 + 1, -(-2 * n_layers // 3))))
+        if not self.layers or not all(-n_layers <= layer < n_layers for layer in self.layers):
+            raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
+        return tuple(sorted({layer % n_layers for layer in self.layers}))
+
+    def _scores(self, run: Run, generic: Tensor) -> list[ChunkScores]:
+        queries = generic.expand(len(run.lengths), *generic.shape)
+        if self.bias:
+            local = [run.local_query(index) for index in range(len(run.lengths))]
+            queries = personalised(generic, torch.stack(local), self.partner)
+        queries = turned_to_chunks(run, queries, self.frame)
+        return chunk_scores(run, queries, self.selection_layers(len(generic)), self.block, self.initial, self.local)
+
+    def _rank_anchors(
+        self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int
+    ) -> tuple[list[Tensor], tuple[str, ...]]:
+        """With fewer anchor tokens than chunks the lowest-scored chunks get none, and the report says so."""
+        wanted = sum(min(length, self.initial + self.local) for length in lengths)
+        if wanted <= limit:
+            return anchors, ()
+        if limit >= len(lengths):
+            return anchors, (f"anchors were trimmed from {wanted} to {limit} tokens to leave room for selection",)
+        order = sorted(range(len(lengths)), key=lambda index: -float(scores[index].blocks.max()))
+        note = f"only {limit} anchor tokens for {len(lengths)} chunks: the lowest-scored chunks have none"
+        return anchor_masks(lengths, self.initial, self.local, limit, order), (note,)
+
+    def _choose(self, scores: Sequence[ChunkScores], anchors: Sequence[Tensor], budget: int) -> Choice:
+        if not self.middle:
+            budget = sum(int(mask.sum()) for mask in anchors)
+        shares = [dynamic_share(chunk) if self.dynamic else 1.0 for chunk in scores]
+        return choose(
+            scores, anchors, budget, self.block,
+            shares=shares, per_chunk=self.per_chunk, fill=self.fill, filtered=self.filtered,
+        )  # fmt: skip
