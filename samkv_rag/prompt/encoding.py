@@ -1,0 +1,75 @@
+"""Text to token ids, one segment at a time.
+
+Glue is tokenised as the tokenizer would. Chunk text is tokenised with every added token disabled, so that
+`<|im_end|>` inside a document is a few ordinary tokens and cannot forge a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+
+class Encoder:
+    """Segment-wise encoding with one tokenizer (any Hugging Face tokenizer)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def glue(self, text: str) -> list[int]:
+        """Ids of prompt text; added tokens are recognised, none are put in front."""
+        return self._encode(text)
+
+    def chunk(self, text: str) -> list[int]:
+        """Ids of document text, in which no added token is recognised."""
+        ids = [token for piece in self._disarmed(text) for token in self._encode(piece)]
+        if self._control_ids.intersection(ids):
+            ids = [token for character in text for token in self._encode(character)]
+        return [token for token in ids if token not in self._control_ids]
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """What the tokenizer puts in front of a raw string (BOS), or nothing."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer("a", add_special_tokens=True)["input_ids"]
+        return [bos] if bos is not None and ids and ids[0] == bos else []
+
+    def span(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """The token range of `glue(text)` that covers characters `start`..`stop`; the whole text if unknown."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return 0, len(self._encode(text))
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        inside = [index for index, (left, right) in enumerate(offsets) if left < stop and right > start]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        """Added tokens by text; runs of blanks, which some tokenizers add for compactness, are harmless."""
+        added = self.tokenizer.get_added_vocab()
+        return {text: index for text, index in added.items() if text.strip()}
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self._controls.values())
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        longest_first = sorted((text for text in self._controls if len(text) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def _disarmed(self, text: str) -> list[str]:
+        """`text` cut after the first character of every added token in it, so that none is whole."""
+        if self._pattern is None:
+            return [text]
+        pieces, rest = [], text
+        while match := self._pattern.search(rest):
+            pieces.append(rest[: match.start() + 1])
+            rest = rest[match.start() + 1 :]
+        return [*pieces, rest]

@@ -1,0 +1,143 @@
+"""Where known chunks stand in a prompt, and what is the question: text or messages in, `PromptPlan` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.prompt.encoding import Encoder
+from samkv_rag.prompt.matcher import Matcher
+from samkv_rag.prompt.template import Message, Piece, answer_pieces, content_of, render
+from samkv_rag.types import PromptPlan, Question, Segment
+
+Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans for one tokenizer and one store.
+
+    `key_of(token_ids)` is the store key of a chunk, `stored_ids(key)` its token ids, or None when the store has no
+    such entry: the chunk is then a reported miss, and its tokens are prefilled like glue.
+    """
+
+    encoder: Encoder
+    matcher: Matcher
+    key_of: Callable[[Sequence[int]], str]
+    stored_ids: Callable[[str], Sequence[int] | None]
+
+    def for_question(self, question: str, chunks: Sequence[str]) -> PromptPlan:
+        """The plan of `answer(question, chunks)`: one fixed template, chunk texts stripped, empty ones left out."""
+        texts = [text for chunk in chunks if (text := chunk.strip())]
+        pieces = answer_pieces(question, texts)
+        if getattr(self.encoder.tokenizer, "chat_template", None) is None:
+            return self._plan(pieces, question, self.encoder.prefix)
+        rendered = render(self.encoder.tokenizer, [{"role": "user"}], [pieces])
+        if rendered is None:
+            raise SamKVError("The model's chat template drops or repeats user content; it cannot carry passages.")
+        return self._plan(rendered, question, [])
+
+    def for_prompt(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
+        """The plan of any prompt: known chunk texts are found by content. Nothing known: one glue segment."""
+        if isinstance(prompt, str):
+            pieces = self._matched(prompt)
+            return self._plan(pieces, question if question is not None else _asked(pieces), self.encoder.prefix)
+        messages = list(prompt)
+        if not messages:
+            raise SamKVError("There are no messages to answer; pass at least one.")
+        contents = [self._matched(content_of(message)) for message in messages]
+        asked = question if question is not None else _asked_in(messages, contents)
+        pieces = render(self.encoder.tokenizer, messages, contents) or self._unmatched(messages)
+        return self._plan(pieces, asked, [])
+
+    def _unmatched(self, messages: Sequence[Message]) -> list[Piece]:
+        whole = [[Piece(content_of(message))] for message in messages]
+        return render(self.encoder.tokenizer, messages, whole) or []
+
+    def _matched(self, text: str) -> list[Piece]:
+        pieces, done = [], 0
+        for span in self.matcher.find(text):
+            pieces += [Piece(text[done : span.start])] if span.start > done else []
+            pieces.append(Piece(text[span.start : span.stop], True, span.key, span.partial))
+            done = span.stop
+        return [*pieces, Piece(text[done:])] if done < len(text) or not pieces else pieces
+
+    # -- segments ----------------------------------------------------------------------------------------------
+
+    def _plan(self, pieces: Sequence[Piece], question: str, prefix: Sequence[int]) -> PromptPlan:
+        segments: list[Segment] = []
+        misses: list[str] = []
+
+        def add(kind: Any, text: str, ids: Sequence[int], key: str | None = None) -> None:
+            start = segments[-1].stop if segments else 0
+            if ids:
+                segments.append(Segment(kind, text, tuple(ids), start, key))
+
+        for index, piece in enumerate(pieces):
+            lead = list(prefix) if index == 0 else []
+            if not piece.is_chunk:
+                add("glue", piece.text, lead + self.encoder.glue(piece.text))
+                continue
+            add("glue", "", lead)
+            ids, key, reused = self._chunk(piece)
+            if key is None:
+                misses.append(piece.text)
+                add("glue", piece.text, ids)
+                continue
+            reused -= index == len(pieces) - 1 and reused == len(ids)  # the last token is generate()'s: always fresh
+            add("chunk", piece.text, ids[:reused], key)
+            add("glue", "", ids[reused:])
+        if not segments:
+            raise SamKVError("The prompt is empty; pass some text.")
+        return PromptPlan(tuple(segments), self._question(segments, question, len(prefix)), tuple(misses))
+
+    def _chunk(self, piece: Piece) -> tuple[list[int], str | None, int]:
+        """Token ids, the store key if it is there, and how many leading tokens its entry covers."""
+        ids = self.encoder.chunk(piece.text)
+        key = piece.key if piece.partial and piece.key is not None else self.key_of(ids)
+        stored = self.stored_ids(key)
+        if stored is None:
+            return ids, None, 0
+        return ids, key, _common_prefix(ids, stored)
+
+    def _question(self, segments: Sequence[Segment], text: str, n_prefix: int) -> Question:
+        """The question's tokens where they stand in the glue, the last occurrence; else to be appended."""
+        wanted = text.strip()
+        for segment in reversed(segments):
+            at = segment.text.rfind(wanted) if wanted and segment.kind == "glue" else -1
+            if at >= 0:
+                shift = n_prefix if segment.start == 0 else 0
+                first, stop = self.encoder.span(segment.text, at, at + len(wanted))
+                ids = segment.token_ids[shift + first : shift + stop]
+                if ids:
+                    return Question(wanted, ids, segment.start + shift + first)
+        outside = tuple(self.encoder.glue(wanted))
+        if outside:
+            return Question(wanted, outside, segments[-1].stop, in_prompt=False)
+        return Question("", segments[-1].token_ids[-1:], segments[-1].stop - 1)
+
+
+def _asked(pieces: Sequence[Piece]) -> str:
+    """The text after the last chunk, else before the first (method.md: what a prompt is made of)."""
+    if not pieces[-1].is_chunk and pieces[-1].text.strip():
+        return pieces[-1].text
+    glue = [piece.text for piece in pieces if not piece.is_chunk and piece.text.strip()]
+    return glue[0] if glue else ""
+
+
+def _asked_in(messages: Sequence[Message], contents: Sequence[Sequence[Piece]]) -> str:
+    for message, pieces in zip(reversed(messages), reversed(contents), strict=True):
+        if message.get("role") == "user":
+            return _asked(pieces)
+    return _asked(contents[-1])
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

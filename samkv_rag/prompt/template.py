@@ -1,0 +1,89 @@
+"""The one prompt `answer()` renders, and how messages become a prompt with the chunks still findable.
+
+Chunks are swapped for ASCII placeholders before the chat template runs (templates trim and escape) and found again
+after it. A template that drops or doubles a placeholder is detected; then nothing is reused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+
+HEAD = "Answer from the passages in a few words, or say: not in the passages.\n\n"
+SEPARATOR = "\n\n"
+QUESTION = "\n\nQuestion: "
+TAIL = "\nAnswer:"
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Prompt text in order: a chunk's (with `is_chunk`) or glue. `key` is the matched store entry, if any."""
+
+    text: str
+    is_chunk: bool = False
+    key: str | None = None
+    partial: bool = False
+
+
+def answer_pieces(question: str, chunks: Sequence[str]) -> list[Piece]:
+    """The pieces of `answer(question, chunks)`: instruction, passages, question."""
+    pieces = [Piece(HEAD)]
+    for index, chunk in enumerate(chunks):
+        pieces += [Piece(SEPARATOR)] if index else []
+        pieces.append(Piece(chunk, is_chunk=True))
+    return [*pieces, Piece(QUESTION + question + TAIL)]
+
+
+def content_of(message: Message) -> str:
+    """The text of a message whose content is a string or a list of text parts; raises `SamKVError` on others."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    if any(not isinstance(text, str) for text in texts):
+        raise SamKVError("Only text content is supported; remove images, audio and files from the messages.")
+    return "".join(map(str, texts))
+
+
+def render(tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]]) -> list[Piece] | None:
+    """The chat template's output as pieces, chunks in place; None if the template lost or doubled one.
+
+    `contents[i]` are the pieces of message i's content.
+    """
+    nonce = secrets.token_hex(4)
+    marks: dict[str, Piece] = {}
+    rendered = []
+    for message, pieces in zip(messages, contents, strict=True):
+        text = ""
+        for piece in pieces:
+            mark = f"SAMKVx{nonce}x{len(marks):05d}x" if piece.is_chunk else ""
+            marks.update({mark: piece} if mark else {})
+            text += mark or piece.text
+        rendered.append({**message, "content": text})
+    return _split(_apply(tokenizer, rendered), marks)
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
+    if getattr(tokenizer, "chat_template", None) is None:
+        return SEPARATOR.join(content_of(message) for message in messages) + TAIL
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the model's: whatever it raises concerns the messages
+        raise SamKVError(f"The model's chat template refused the messages: {error}") from error
+    return str(text)
+
+
+def _split(text: str, marks: Mapping[str, Piece]) -> list[Piece] | None:
+    if any(text.count(mark) != 1 for mark in marks):
+        return None
+    pieces, rest = [], text
+    for mark in sorted(marks, key=text.index):
+        before, rest = rest.split(mark, 1)
+        pieces += [Piece(before), marks[mark]]
+    return [piece for piece in [*pieces, Piece(rest)] if piece.text]
