@@ -1,0 +1,39 @@
+"""From a run to its report. The counts come from the selection; tests compare them with what entered the model."""
+
+from __future__ import annotations
+
+from samkv_rag.methods import Prepared, Run
+from samkv_rag.types import Report
+
+_STAGES = ("plan", "load", "select", "recompute", "first_token")
+_MISS_CHARS = 60
+
+
+def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) -> Report:
+    """The full report of one answer; see `Report` for what adds up to what."""
+    plan, selection = run.plan, prepared.selection
+    kept = sum(map(len, selection.kept))
+    recomputed = sum(map(len, selection.recomputed))
+    glue = plan.n_tokens - plan.chunk_tokens
+    per_token = run.adapter.shape.bytes_per_token
+    return Report(
+        method=method,
+        prompt_tokens=plan.n_tokens,
+        glue_tokens=glue,
+        chunk_tokens=plan.chunk_tokens,
+        dropped_tokens=plan.chunk_tokens - kept,
+        kept_tokens=kept,
+        reused_tokens=kept - recomputed,
+        recomputed_tokens=recomputed,
+        fresh_tokens=glue + recomputed,
+        question_pass_tokens=run.question_pass_tokens,
+        kept_ratio=kept / plan.chunk_tokens if plan.chunk_tokens else 1.0,
+        recompute_ratio=recomputed / kept if kept else 0.0,
+        kv_bytes_resident=len(prepared.ids) * per_token,
+        kv_bytes_full=plan.n_tokens * per_token,
+        kv_bytes_read=run.bytes_read,
+        ttft_seconds=ttft_seconds,
+        stage_seconds={stage: run.seconds.get(stage, 0.0) for stage in _STAGES},
+        misses=tuple(text[:_MISS_CHARS] for text in plan.misses),
+        notes=selection.notes,
+    )

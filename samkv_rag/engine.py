@@ -1,0 +1,292 @@
+"""The engine: plan -> load -> select -> recompute -> generate, one direction, one request at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.accounting import make_report
+from samkv_rag.errors import SamKVError
+from samkv_rag.ingest import Pending, Progress, ingest, reported
+from samkv_rag.methods import Method, Prepared, Run, SamKV, resolve_method
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.generation import (
+    GenerationOptions,
+    Listener,
+    cut_at_stop,
+    finished_by_model,
+    generation_kwargs,
+    seeded,
+)  # fmt: skip
+from samkv_rag.model.loading import BUNDLED, ModelSource
+from samkv_rag.parity import ParityReport, check_parity
+from samkv_rag.prompt.encoding import Encoder
+from samkv_rag.prompt.matcher import Matcher
+from samkv_rag.prompt.plan import Planner, Prompt
+from samkv_rag.store import ChunkKVStore, EntryError, StoreError, chunk_key
+from samkv_rag.stream import AnswerStream
+from samkv_rag.turns import Turnstile
+from samkv_rag.types import Answer, FinishReason, MatchRecord, PromptPlan, Report, Usage
+
+MakePlan = Callable[[], PromptPlan]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How one request is to be answered."""
+
+    method: Method
+    options: GenerationOptions
+    strip: bool
+
+
+class SamKVEngine:
+    """Answers from chunk caches with a local Hugging Face model. Construct with `from_pretrained`; cheap and lazy."""
+
+    def __init__(
+        self, source: ModelSource, store: ChunkKVStore, method: str | Method = "samkv", namespace: str = "default",
+        min_kept_tokens: int = 0,
+    ) -> None:  # fmt: skip
+        self.source = source
+        self.store = store
+        self.method = resolve_method(method)
+        self.namespace = namespace
+        self.min_kept_tokens = min_kept_tokens
+        self._turn = Turnstile()
+        self._unusable: set[str] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls, model: Any = BUNDLED, tokenizer: Any = None, store: str | Path | ChunkKVStore = "./kv",
+        method: str | Method | None = None, namespace: str = "default", device_map: Any = None, dtype: Any = "auto",
+        model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "none",
+    ) -> SamKVEngine:  # fmt: skip
+        """An engine over `model`: "bundled", a hub id, a folder, or a loaded model. Nothing is loaded yet.
+
+        `store` is a folder, ":memory:" or a `ChunkKVStore`; `method` a name or a method object (default `SamKV()`).
+        Prompts with fewer chunk tokens than `min_kept_tokens` are not thinned. `sink_prefix="bos"` ingests chunks
+        behind a BOS token whose own entries are dropped.
+        """
+        source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink_prefix)
+        chunk_store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
+        return cls(source, chunk_store, method or SamKV(), namespace, min_kept_tokens)
+
+    # -- the model and its texts -------------------------------------------------------------------------------
+
+    def load(self) -> SamKVEngine:
+        """Load model and tokenizer and index the store's texts now instead of on first use; returns the engine."""
+        with self._turn:
+            _ = self.source.adapter, self._planner
+        return self
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.source.loaded_tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """What the caches depend on besides their token ids."""
+        return self.source.fingerprint
+
+    @property
+    def adapter(self) -> ModelAdapter:
+        return self.source.adapter
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of K and V of one token at the cache's dtype (an 8B Llama: 131,072)."""
+        return self.adapter.shape.bytes_per_token
+
+    @cached_property
+    def _planner(self) -> Planner:
+        matcher = Matcher(self._text_of)
+        for key, record in self.store.records(self.namespace):
+            matcher.add(key, record)
+        return Planner(Encoder(self.tokenizer), matcher, self._key, self._stored_ids)
+
+    def _key(self, token_ids: Sequence[int]) -> str:
+        return chunk_key(token_ids, self.fingerprint, self.namespace)
+
+    def _stored_ids(self, key: str) -> Sequence[int] | None:
+        if key in self._unusable:
+            return None
+        try:
+            ids: list[int] = self.store.summary(key).token_ids.tolist()
+        except StoreError:
+            return None
+        return ids
+
+    def _text_of(self, key: str) -> str | None:
+        try:
+            return self.store.summary(key).text
+        except StoreError:
+            return None
+
+    # -- ingestion ---------------------------------------------------------------------------------------------
+
+    def precompute(self, texts: Sequence[str], progress: bool | Progress = False) -> list[str]:
+        """Store the caches of chunk texts (stripped; empty ones are left out); returns their keys in order.
+
+        Idempotent: what is stored already costs nothing. `progress` True shows a bar; a callable gets
+        (done tokens, all tokens) after every batch. Raises `StoreFull` or `SamKVError`; what was done stays done.
+        """
+        chunks = [self._chunk(stripped) for text in texts if (stripped := text.strip())]
+        pending = {chunk.key: chunk for chunk in chunks if self._stored_ids(chunk.key) is None}
+        if pending:
+            with reported(progress) as report:
+                ingest(
+                    list(pending.values()), self.adapter, self.store,
+                    namespace=self.namespace, fingerprint=self.fingerprint, turn=self._turn, progress=report,
+                )  # fmt: skip
+        for chunk in chunks:
+            self._unusable.discard(chunk.key)
+            self._planner.matcher.add(chunk.key, MatchRecord.of(chunk.text))
+        return [chunk.key for chunk in chunks]
+
+    def _chunk(self, text: str) -> Pending:
+        ids = tuple(self._planner.encoder.chunk(text))
+        return Pending(text, self._key(ids), ids)
+
+    def forget(self, keys: Sequence[str]) -> int:
+        """Delete entries; returns how many there were."""
+        for key in keys:
+            self._planner.matcher.discard(key)
+        return self.store.delete(list(keys))
+
+    # -- answering ---------------------------------------------------------------------------------------------
+
+    def answer(
+        self, question: str, chunks: Sequence[str], *, method: str | Method | None = None, keep: float | None = None,
+        **generation: Any,
+    ) -> Answer:  # fmt: skip
+        """The answer to `question` from `chunks`, in the order given.
+
+        `generation`: max_new_tokens (64), temperature, top_p, top_k, seed, stop. Chunks that are not stored are
+        prefilled, reported as misses, and stored for the next time.
+        """
+        return self._answer(self._asked(question, chunks), self._call(method, keep, _short(generation), strip=True))
+
+    def stream_answer(
+        self, question: str, chunks: Sequence[str], *, method: str | Method | None = None, keep: float | None = None,
+        **generation: Any,
+    ) -> AnswerStream:  # fmt: skip
+        """As `answer`, in pieces: iterate, then `.answer`; `.close()` cancels within one token."""
+        return self._stream(self._asked(question, chunks), self._call(method, keep, _short(generation), strip=True))
+
+    def plan(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
+        """Where known chunks stand in a prompt (a string or chat messages), and what its question is."""
+        return self._planner.for_prompt(prompt, question)
+
+    def generate(
+        self, prompt: Prompt, question: str | None = None, *, method: str | Method | None = None,
+        keep: float | None = None, **generation: Any,
+    ) -> Answer:  # fmt: skip
+        """The model's answer to any prompt, known chunks inside it served from their caches."""
+        return self._answer(lambda: self.plan(prompt, question), self._call(method, keep, generation))
+
+    def stream(
+        self, prompt: Prompt, question: str | None = None, *, method: str | Method | None = None,
+        keep: float | None = None, **generation: Any,
+    ) -> AnswerStream:  # fmt: skip
+        """As `generate`, in pieces."""
+        return self._stream(lambda: self.plan(prompt, question), self._call(method, keep, generation))
+
+    def _asked(self, question: str, chunks: Sequence[str]) -> MakePlan:
+        if isinstance(chunks, str):
+            raise SamKVError("chunks is a list of texts, not one text; pass chunks=[text].")
+        return lambda: self._planner.for_question(question, chunks)
+
+    def _call(
+        self, method: str | Method | None, keep: float | None, generation: Mapping[str, Any], strip: bool = False
+    ) -> Call:
+        known = {field.name for field in fields(GenerationOptions)}
+        if unknown := sorted(set(generation) - known):
+            raise SamKVError(f"Unknown generation options: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+        chosen = resolve_method(self.method if method is None else method, keep)
+        return Call(chosen, GenerationOptions(**generation), strip)
+
+    def _stream(self, make_plan: MakePlan, call: Call) -> AnswerStream:
+        return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled))
+
+    def _answer(
+        self, make_plan: MakePlan, call: Call, on_text: Callable[[str], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Answer:  # fmt: skip
+        self.load()
+        started = time.perf_counter()
+        with self._turn:
+            run, prepared = self._prepare(make_plan, call)
+            listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
+            kwargs = generation_kwargs(self.adapter.model, self.tokenizer, call.options, listener, cancelled)
+            ready = time.perf_counter()
+            with seeded(call.options.seed):
+                ids = self.adapter.generate(prepared.ids, prepared.cache, **kwargs)
+        first = listener.first_token_at or time.perf_counter()
+        run.seconds["first_token"] += first - ready
+        answer = self._finish(ids, call, make_report(run, prepared, call.method.name, first - started), cancelled())
+        self._heal(run.plan)
+        return answer
+
+    def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:
+        """Plan and prepare; an entry that proves unusable while it is read becomes a miss."""
+        while True:
+            start = time.perf_counter()
+            plan = make_plan()
+            self._check_length(plan, call.options)
+            run = Run(plan, self.adapter, self.store, call.options.max_new_tokens, self.min_kept_tokens)
+            run.seconds["plan"] = time.perf_counter() - start
+            try:
+                return run, call.method.prepare(run) if plan.chunks else run.prefill()
+            except EntryError as error:
+                if error.key in self._unusable:
+                    raise
+                self._unusable.add(error.key)
+
+    def _check_length(self, plan: PromptPlan, options: GenerationOptions) -> None:
+        limit = getattr(self.adapter.model.config, "max_position_embeddings", None)
+        if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
+            raise SamKVError(
+                f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but the "
+                f"model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
+            )
+
+    def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
+        text = cut_at_stop(self.tokenizer.decode(ids, skip_special_tokens=True), call.options.stop)
+        ended = finished_by_model(self.adapter.model, ids) or len(ids) < call.options.max_new_tokens
+        usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
+        reason: FinishReason = "cancelled" if cancelled else "stop" if ended else "length"
+        return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason)
+
+    def _heal(self, plan: PromptPlan) -> None:
+        """Store again what was missed, after the answer is out; a full store is not the answer's problem."""
+        with contextlib.suppress(StoreError):
+            if plan.misses:
+                self.precompute(plan.misses)
+
+    # -- housekeeping ------------------------------------------------------------------------------------------
+
+    def self_check(self) -> ParityReport:
+        """The parity gate for THIS model: raises `ParityError` if reuse cannot be exact on it."""
+        self.load()
+        with self._turn:
+            return check_parity(self.adapter)
+
+    def close(self) -> None:
+        """Close the store; the engine must not be used afterwards."""
+        self.store.close()
+
+    def __enter__(self) -> SamKVEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _short(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers from passages are short; a caller may ask for more."""
+    return {"max_new_tokens": 64, **generation}

@@ -1,0 +1,82 @@
+"""Chunk texts into caches: encode, skip what is there, prefill in batches, store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.store import ChunkKVStore
+
+BATCH_TOKENS = 2048
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A chunk that is not stored yet."""
+
+    text: str
+    key: str
+    token_ids: tuple[int, ...]
+
+
+def ingest(
+    pending: Sequence[Pending], adapter: ModelAdapter, store: ChunkKVStore, *, namespace: str, fingerprint: str,
+    turn: AbstractContextManager[None], progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Prefill and store `pending`, long chunks with long ones; the model is released between batches.
+
+    `progress(done_tokens, all_tokens)` is called after every batch. Raises `SamKVError` for a chunk that is longer
+    than the model's positions; what was stored before stays.
+    """
+    limit = getattr(adapter.model.config, "max_position_embeddings", None)
+    total, done = sum(len(chunk.token_ids) for chunk in pending), 0
+    for batch in _batches(pending, 1 if adapter.rotary.depends_on_length else None):
+        longest = max(len(chunk.token_ids) for chunk in batch)
+        if limit is not None and longest > limit:
+            raise SamKVError(
+                f"A chunk has {longest} tokens, the model has {limit} positions; split it into smaller ones."
+            )
+        with turn:
+            caches = adapter.ingest([chunk.text for chunk in batch], [chunk.token_ids for chunk in batch])
+        for chunk, cache in zip(batch, caches, strict=True):
+            store.put(chunk.key, cache, namespace=namespace, fingerprint=fingerprint)
+        done += sum(len(chunk.token_ids) for chunk in batch)
+        if progress is not None:
+            progress(done, total)
+
+
+def _batches(pending: Sequence[Pending], size: int | None) -> Iterator[list[Pending]]:
+    """Chunks by length, about `BATCH_TOKENS` padded tokens a batch."""
+    batch: list[Pending] = []
+    for chunk in sorted(pending, key=lambda chunk: len(chunk.token_ids)):
+        full = batch and (len(batch) + 1) * len(chunk.token_ids) > BATCH_TOKENS
+        if full or (size is not None and len(batch) == size):
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def reported(progress: bool | Progress) -> Iterator[Progress | None]:
+    """A callable as it is; True as a bar with tokens per second and the time left; False as nothing."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if not progress:
+        yield None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(unit=" tokens", unit_scale=True, desc="caching chunks") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -1,0 +1,115 @@
+"""The parity gate for one model: is reuse exact on it? Needs no text and no weights worth having."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samkv_rag.errors import ParityError
+from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.store import ChunkKVStore, chunk_key
+from samkv_rag.types import BLOCK, ChunkKV, PromptPlan, Question, Segment
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Allowed RMS difference of the next-token logits, relative to their own RMS, by dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """Relative RMS differences of next-token logits. `recompute_error`: keep 1, recompute 1 against plain prefill.
+    `reuse_error`: one chunk reused where it was cached, against plain prefill. Both must be within `tolerance`.
+    `control_error`: the same reuse with keys left at wrong positions; it must be visibly larger."""
+
+    model: str
+    dtype: str
+    tolerance: float
+    recompute_error: float
+    reuse_error: float
+    control_error: float
+
+    @property
+    def passed(self) -> bool:
+        exact = max(self.recompute_error, self.reuse_error) <= self.tolerance
+        return exact and self.control_error > max(self.recompute_error, self.reuse_error)
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def check_parity(adapter: ModelAdapter, seed: int = 0) -> ParityReport:
+    """Run the gate on random token ids; returns the report, raises `ParityError` when it fails."""
+    store = ChunkKVStore(":memory:")
+    several = _random_plan(adapter, store, lengths=(3 * BLOCK, BLOCK + 5, 2 * BLOCK), glue=3, seed=seed)
+    single = _random_plan(adapter, store, lengths=(3 * BLOCK,), glue=0, seed=seed + 1)
+    shifted = _shifted(adapter, store, single)
+    report = ParityReport(
+        model=type(adapter.model).__name__,
+        dtype=str(adapter.dtype).removeprefix("torch."),
+        tolerance=TOLERANCE.get(adapter.dtype, 1e-4),
+        recompute_error=_error(adapter, store, several, SamKV(keep=1.0)),
+        reuse_error=_error(adapter, store, single, Reuse()),
+        control_error=_error(adapter, store, shifted, Reuse(), reference=single),
+    )
+    if not report.passed:
+        raise ParityError(
+            f"{report.model} failed the parity gate: recompute differs by {report.recompute_error:.1e}, reuse by "
+            f"{report.reuse_error:.1e} (allowed {report.tolerance:.0e}, control {report.control_error:.1e}). "
+            "Do not serve it from caches; use method='full', or another model."
+        )
+    return report
+
+
+def next_logits(adapter: ModelAdapter, prepared: Prepared) -> Tensor:
+    """Next-token logits fp32 `(vocab,)` of what a method prepared."""
+    return adapter.next_logits(prepared.ids, prepared.cache)
+
+
+def _error(
+    adapter: ModelAdapter,
+    store: ChunkKVStore,
+    plan: PromptPlan,
+    method: SamKV | Reuse,
+    reference: PromptPlan | None = None,
+) -> float:
+    got = next_logits(adapter, method.prepare(Run(plan, adapter, store, room=1)))
+    want = next_logits(adapter, Full().prepare(Run(reference or plan, adapter, store)))
+    return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+
+
+def _random_plan(
+    adapter: ModelAdapter, store: ChunkKVStore, lengths: tuple[int, ...], glue: int, seed: int
+) -> PromptPlan:
+    """Chunks of random ids in `store`, `glue` random ids before each, and a question of five at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab = adapter.model.config.vocab_size
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, vocab, (count,), generator=generator).tolist())
+
+    segments: list[Segment] = []
+    for kind, count in [pair for n in lengths for pair in (("glue", glue), ("chunk", n))] + [("glue", 5)]:
+        if count:
+            start = segments[-1].stop if segments else 0
+            tokens = ids(count)
+            key = chunk_key(tokens, "parity", "parity") if kind == "chunk" else None
+            segments.append(Segment(kind, "", tokens, start, key))  # type: ignore[arg-type]
+            if key is not None:
+                store.put(key, adapter.ingest([""], [tokens])[0], namespace="parity", fingerprint="parity")
+    last = segments[-1]
+    return PromptPlan(tuple(segments), Question("", last.token_ids, last.start))
+
+
+def _shifted(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> PromptPlan:
+    """The plan of one chunk with its stored keys turned by 7 positions: what a wrong rotation would do."""
+    chunk = plan.chunks[0]
+    kv = store.read_blocks(str(chunk.key)).clone()
+    places = torch.full((BLOCK,), 7)
+    keys = kv[:, :, 0].flatten(1, 2)
+    kv[:, :, 0] = adapter.table(places).rotate(keys.to(adapter.device)).to(kv).view_as(kv[:, :, 0])
+    key = chunk_key(chunk.token_ids, "parity", "control")
+    store.put(key, ChunkKV(store.summary(str(chunk.key)), kv), namespace="control", fingerprint="parity")
+    segments = tuple(replace(s, key=key) if s.kind == "chunk" else s for s in plan.segments)
+    return replace(plan, segments=segments)

@@ -1,0 +1,104 @@
+"""The case lists: one added line tests a wiring, a refusal or a method everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers as tf
+
+from samkv_rag import Full, Reuse, SamKV
+from samkv_rag.methods import Method
+
+VOCAB = 300
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+
+
+def longrope(threshold: int) -> dict[str, Any]:
+    """Short frequencies up to `threshold` positions, long ones beyond."""
+    return {
+        "rope_type": "longrope", "short_factor": [1.0 + 0.05 * i for i in range(8)],
+        "long_factor": [2.0 + 0.3 * i for i in range(8)], "factor": 1024 / threshold,
+        "original_max_position_embeddings": threshold, "rope_theta": 10000.0,
+    }  # fmt: skip
+
+
+HALF = ["sliding_attention", "full_attention"] * 2
+
+WIRINGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: tf.LlamaConfig(**SIZES),
+    "llama-linear": lambda: tf.LlamaConfig(**SIZES, rope_parameters=LINEAR),
+    "llama-llama3": lambda: tf.LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "llama-yarn": lambda: tf.LlamaConfig(**SIZES, rope_parameters=YARN),
+    "llama-longrope-crossed": lambda: tf.LlamaConfig(**SIZES, rope_parameters=longrope(64)),
+    "llama-longrope-within": lambda: tf.LlamaConfig(**SIZES, rope_parameters=longrope(256)),
+    "llama-group-of-one": lambda: tf.LlamaConfig(**SIZES | {"num_key_value_heads": 4}),
+    "mistral": lambda: tf.MistralConfig(**SIZES, sliding_window=None),
+    "mistral-sliding": lambda: tf.MistralConfig(**SIZES, sliding_window=10),
+    "qwen2": lambda: tf.Qwen2Config(**SIZES),
+    "qwen2-sliding": lambda: tf.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=10, max_window_layers=2),
+    "qwen3": lambda: tf.Qwen3Config(**SIZES, head_dim=32),
+    "gemma": lambda: tf.GemmaConfig(**SIZES, head_dim=32),
+    "gemma2": lambda: tf.Gemma2Config(**SIZES, head_dim=32, sliding_window=10),
+    "gemma3": lambda: tf.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=10, layer_types=HALF),
+    "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
+    "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),
+    "glm4": lambda: tf.Glm4Config(**SIZES, head_dim=16, partial_rotary_factor=0.5),
+    "cohere": lambda: tf.CohereConfig(**SIZES),
+    "cohere2": lambda: tf.Cohere2Config(**SIZES, sliding_window=10),
+    "smollm3": lambda: tf.SmolLM3Config(**SIZES),
+}
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "stablelm": (lambda: tf.StableLmConfig(**SIZES), "_supports_attention_backend"),
+    "falcon": (
+        lambda: tf.FalconConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+        "_supports_attention_backend",
+    ),
+    "deepseek-v3": (
+        lambda: tf.DeepseekV3Config(
+            **SIZES | {"num_key_value_heads": 4}, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+            moe_intermediate_size=32, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+            v_head_dim=16, first_k_dense_replace=4,
+        ),
+        "cache does not hold plain keys and values",
+    ),
+    "gpt-oss": (
+        lambda: tf.GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+        "turn with position in a way",
+    ),
+    "gpt2": (
+        lambda: tf.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+        "no rotary embedding",
+    ),
+    "dynamic-rope": (
+        lambda: tf.LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+        "dynamic RoPE",
+    ),
+}  # fmt: skip
+
+METHODS: dict[str, Method] = {
+    "full": Full(),
+    "reuse": Reuse(),
+    "samkv": SamKV(),
+    "samkv-paper": SamKV.paper(),
+    "samkv-third": SamKV(recompute=1 / 3),
+    "samkv-heads-first": SamKV(recompute=1 / 3, recompute_by="head"),
+    "samkv-fused": SamKV(theta=0.9),
+    "samkv-cosine": SamKV(theta="cosine"),
+    "samkv-adjacent": SamKV(frame="adjacent", partner="local"),
+    "samkv-aligned": SamKV(dynamic=True, fill=False, aligned=True, layers=(1, 3)),
+    "samkv-anchors": SamKV(middle=False),
+    "samkv-unfiltered": SamKV(filtered=False, block=32, bias=False),
+}

@@ -1,0 +1,62 @@
+"""Tiny random models, a byte tokenizer and an engine over both: what tests need, with no weights to load."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from samkv_rag import ChunkKVStore, SamKVEngine
+from samkv_rag.model.adapter import ModelAdapter
+from tests.cases import VOCAB, WIRINGS
+
+
+def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0) -> Any:
+    """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions."""
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+                parameter.mul_(sharpen)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@cache
+def adapter(wiring: str) -> ModelAdapter:
+    """The attached model of a wiring; shared by the tests, which never write to it."""
+    return ModelAdapter(build(WIRINGS[wiring]()))
+
+
+@cache
+def byte_tokenizer(chat: bool = False) -> Any:
+    """One token per byte, with `<pad> <bos> <eos> <|im_start|> <|im_end|>` as special tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: index for index, token in enumerate([*special, *letters])}
+    assert len(vocab) <= VOCAB
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    if chat:
+        tokenizer.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+    return tokenizer
+
+
+def tiny_engine(wiring: str = "llama", store: Any = None, chat: bool = False, **options: Any) -> SamKVEngine:
+    """An engine over a random model with a byte tokenizer."""
+    return SamKVEngine.from_pretrained(
+        adapter(wiring).model, tokenizer=byte_tokenizer(chat),
+        store=ChunkKVStore(":memory:") if store is None else store, **options,
+    )  # fmt: skip
