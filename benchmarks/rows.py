@@ -1,0 +1,57 @@
+"""Benchmark results as CSV rows that say where they come from."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def where() -> dict[str, Any]:
+    """Date, commit, versions, processor or GPU, threads: the columns every row shares."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": gpu or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile in milliseconds."""
+    ordered = sorted(value * 1e3 for value in seconds)
+    low, high = ordered[int(0.2 * (len(ordered) - 1))], ordered[round(0.8 * (len(ordered) - 1))]
+    return {"median_ms": statistics.median(ordered), "p20_ms": low, "p80_ms": high}
+
+
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Append `rows` to `results/<name>.csv`, with a header if the file is new; returns its path."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.csv"
+    new = not file.exists()
+    with file.open("a", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        if new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
+    return file

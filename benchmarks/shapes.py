@@ -1,0 +1,41 @@
+"""What the benchmarks run on: random models of a given shape and prompts of random ids. For speed, never for accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.store import ChunkKVStore, chunk_key
+from samkv_rag.types import PromptPlan, Question, Segment
+
+CPU_LLAMA = LlamaConfig(
+    vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+    num_key_value_heads=4, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+
+
+def random_model(config: Any = CPU_LLAMA, dtype: torch.dtype = torch.float32) -> ModelAdapter:
+    """A random model of `config`'s shape that never ends an answer by itself."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.generation_config.eos_token_id = None
+    return ModelAdapter(model)
+
+
+def random_prompt(
+    adapter: ModelAdapter, store: ChunkKVStore, chunks: int, chunk_tokens: int, question: int = 32, seed: int = 0
+) -> PromptPlan:
+    """A plan of `chunks` stored chunks of random ids, 8 glue tokens in front and a question behind."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [("glue", 8), *[("chunk", chunk_tokens)] * chunks, ("glue", question)]
+    segments: list[Segment] = []
+    for kind, size in sizes:
+        ids = tuple(torch.randint(3, adapter.model.config.vocab_size, (size,), generator=generator).tolist())
+        key = chunk_key(ids, "benchmark", "benchmark") if kind == "chunk" else None
+        segments.append(Segment(kind, "", ids, segments[-1].stop if segments else 0, key))  # type: ignore[arg-type]
+        if key is not None and key not in store:
+            store.put(key, adapter.ingest([""], [ids])[0])
+    return PromptPlan(tuple(segments), Question("", segments[-1].token_ids, segments[-1].start))
