@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class SamKVEngine:
         self.min_kept_tokens = min_kept_tokens
         self._turn = Turnstile()
         self._unusable: set[str] = set()
+        self._loading = threading.RLock()
+        self._made_planner: Planner | None = None
 
     @classmethod
     def from_pretrained(
@@ -80,12 +82,13 @@ class SamKVEngine:
 
     def load(self) -> SamKVEngine:
         """Load model and tokenizer and index the store's texts now instead of on first use; returns the engine."""
-        with self._turn:
+        with self._loading:
             _ = self.source.adapter, self._planner
         return self
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer, loaded on first use."""
         return self.source.loaded_tokenizer
 
     @property
@@ -95,15 +98,23 @@ class SamKVEngine:
 
     @property
     def adapter(self) -> ModelAdapter:
-        return self.source.adapter
+        """The attached model; loads it on first use."""
+        with self._loading:
+            return self.source.adapter
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token at the cache's dtype (an 8B Llama: 131,072)."""
         return self.adapter.shape.bytes_per_token
 
-    @cached_property
+    @property
     def _planner(self) -> Planner:
+        with self._loading:
+            if self._made_planner is None:
+                self._made_planner = self._make_planner()
+            return self._made_planner
+
+    def _make_planner(self) -> Planner:
         matcher = Matcher(self._text_of)
         for key, record in self.store.records(self.namespace):
             matcher.add(key, record)
@@ -111,6 +122,9 @@ class SamKVEngine:
 
     def _key(self, token_ids: Sequence[int]) -> str:
         return chunk_key(token_ids, self.fingerprint, self.namespace)
+
+    def _usable(self, key: str) -> bool:
+        return key not in self._unusable and key in self.store
 
     def _stored_ids(self, key: str) -> Sequence[int] | None:
         if key in self._unusable:
@@ -136,7 +150,7 @@ class SamKVEngine:
         (done tokens, all tokens) after every batch. Raises `StoreFull` or `SamKVError`; what was done stays done.
         """
         chunks = [self._chunk(stripped) for text in texts if (stripped := text.strip())]
-        pending = {chunk.key: chunk for chunk in chunks if self._stored_ids(chunk.key) is None}
+        pending = {chunk.key: chunk for chunk in chunks if not self._usable(chunk.key)}
         if pending:
             with reported(progress) as report:
                 ingest(
@@ -251,8 +265,8 @@ class SamKVEngine:
         limit = getattr(self.adapter.model.config, "max_position_embeddings", None)
         if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
             raise SamKVError(
-                f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but the "
-                f"model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
+                f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but "
+                f"the model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
             )
 
     def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
