@@ -28,6 +28,7 @@ NAME = "catalogue.sqlite"
 ASIDE = "catalogue.damaged-"
 _BUSY_SECONDS = 60.0
 _FEW_BYTES = 1 << 20
+_LOGS = ("-wal", "-shm")
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _IO_TROUBLE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _INHERITED: list[sqlite3.Connection] = []
@@ -93,6 +94,10 @@ class Catalogue:
     def _connect(self) -> sqlite3.Connection:
         """A connection to a sound catalogue, made now when there is none; the caller holds the folder's lock."""
         self._opened_as = (os.getpid(), _inode(self._path))
+        if not self._path.exists():
+            # The log of a catalogue that someone deleted, perhaps while others have it open, is none of the new one's.
+            for suffix in _LOGS:
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         connection = _opened(self._path)
         self._opened_as = (os.getpid(), _inode(self._path))
         try:
@@ -218,7 +223,7 @@ def _salvage(damaged: Path, rows: Rows) -> None:
 
 
 def _move(path: Path, aside: Path) -> None:
-    for suffix in ("-wal", "-shm", ""):
+    for suffix in (*_LOGS, ""):
         with suppress(FileNotFoundError):
             os.replace(f"{path}{suffix}", f"{aside}{suffix}")
 

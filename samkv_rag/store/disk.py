@@ -45,7 +45,7 @@ class DiskBackend:
         with sentences(path):
             self.store_id = identify(path)
             self.files = EntryFolder(path, cache_bytes)
-            self.catalogue = Catalogue(path, self._rows_on_disk)
+            self.catalogue = Catalogue(path, self.files.rows)
         # What is pending is written down when the store is forgotten or the process ends, too.
         self._finish = weakref.finalize(self, finish, self.catalogue, self._use)
 
@@ -247,11 +247,6 @@ class DiskBackend:
         while page := self.catalogue.read(partial(Rows.page, namespace=namespace, after=after)):
             yield from page
             after = page[-1].key
-
-    def _rows_on_disk(self) -> Iterator[Row]:
-        for key in self.files.found():
-            with suppress(EntryError, OSError):
-                yield self.files.row(key)
 
     def _stats(self, rows: Rows) -> StoreStats:
         entries, nbytes, damaged = rows.totals()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from samkv_rag.store.entry import StoredEntry, decode
-from samkv_rag.store.errors import DamagedEntry, MissingEntry
+from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry
 from samkv_rag.store.files import TEMPORARY, remove, size_of
 from samkv_rag.store.keys import is_key
 from samkv_rag.store.lru import ByteLRU
@@ -66,6 +67,12 @@ class EntryFolder:
     def row(self, key: str) -> Row:
         """The catalogue's row of `key`, made from its files; MissingEntry, DamagedEntry."""
         return row_of(key, self.load(key))
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of all whole entries."""
+        for key in self.found():
+            with suppress(EntryError, OSError):
+                yield self.row(key)
 
     def size(self, key: str) -> int | None:
         """Bytes of both files, None unless both are there."""

@@ -126,12 +126,14 @@ def estimate_bytes(
 ) -> int:
     """Bytes that `n_tokens` tokens in `chunks` chunks will take in the store, for a line shown before ingestion.
 
-    Counts K and V with every chunk padded to whole blocks (at worst: 15 tokens a chunk), block summaries, local
-    queries (`heads` query heads, `kv_heads` when not given), token ids, text (6 bytes a token) and file headers.
-    `summary_dtype` is `dtype` when not given.
+    Counts K and V with every chunk padded to whole blocks, block summaries, local queries (`heads` query heads,
+    `kv_heads` when not given), token ids, text (6 bytes a token) and file headers. `summary_dtype` is `dtype` when
+    not given. For chunks of unlike lengths half a block of padding each is assumed; the sum over single chunks
+    (`chunks=1`) is exact in that.
     """
     chunks = min(chunks, n_tokens)
-    blocks = (n_tokens - chunks) // BLOCK + chunks if n_tokens else 0
+    equal = chunks * math.ceil(n_tokens / (chunks * BLOCK)) if chunks else 0
+    blocks = max(equal, math.ceil(n_tokens / BLOCK + chunks / 2)) if chunks > 1 else equal
     per_head = layers * head_dim
     kv = blocks * BLOCK * 2 * kv_heads * per_head * dtype.itemsize
     summaries = (3 * blocks * kv_heads + chunks * (heads or kv_heads)) * per_head
