@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.types import Answer
@@ -14,13 +14,16 @@ Job = Callable[[Callable[[str], None], Callable[[], bool]], Answer]
 
 
 class AnswerStream:
-    """Iterate over pieces of text; `.answer` holds the finished answer at the end; `.close()` cancels.
+    """Iterate (`for` or `async for`) over pieces of text; `.answer` is the finished answer; `.close()` cancels.
 
-    An error of the model is raised from the iteration. The work starts at once.
+    An error of the model is raised from the iteration and from `.answer`. The work starts at once.
     """
 
     def __init__(self, job: Job) -> None:
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._pieces: list[str] = []
+        self._done = False
+        self._news = threading.Condition()
+        self._wakers: list[Callable[[], object]] = []
         self._cancelled = threading.Event()
         self._answer: Answer | None = None
         self._error: BaseException | None = None
@@ -31,33 +34,88 @@ class AnswerStream:
 
     def _work(self) -> None:
         try:
-            self._answer = self._job(self._pieces.put, self._cancelled.is_set)
+            self._answer = self._job(self._emit, self._cancelled.is_set)
         except BaseException as error:  # handed to the consumer, who is in another thread
             self._error = error
         finally:
-            self._pieces.put(None)
+            self._emit(None)
+
+    def _emit(self, piece: str | None) -> None:
+        """A new piece, or None at the end; wakes whoever waits, in threads and in event loops."""
+        with self._news:
+            if piece is None:
+                self._done = True
+            else:
+                self._pieces.append(piece)
+            self._news.notify_all()
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
 
     def __iter__(self) -> Iterator[str]:
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        self._pieces.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        taken = 0
+        while True:
+            with self._news:
+                self._news.wait_for(lambda seen=taken: self._done or len(self._pieces) > seen)  # type: ignore[misc]
+                fresh, done = self._pieces[taken:], self._done
+            yield from fresh
+            taken += len(fresh)
+            if done and taken == len(self._pieces):
+                break
+        self._raise_error()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        taken, news = 0, asyncio.Event()
+        with self._waking(news):
+            while True:
+                news.clear()
+                fresh, done = self._pieces[taken:], self._done
+                for piece in fresh:
+                    yield piece
+                taken += len(fresh)
+                if done and taken == len(self._pieces):
+                    break
+                if not fresh:
+                    await news.wait()
+        self._raise_error()
+
+    async def wait(self) -> Answer:
+        """The finished answer, without blocking the event loop; a cancelled wait cancels the answer too."""
+        news = asyncio.Event()
+        try:
+            with self._waking(news):
+                while not self._done:
+                    news.clear()
+                    if not self._done:
+                        await news.wait()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self.answer
+
+    def _waking(self, event: asyncio.Event) -> _Waking:
+        return _Waking(self._wakers, event)
 
     @property
     def answer(self) -> Answer:
         """The finished answer; waits for it. Raises the model's error, if there was one."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         if self._answer is None:
             raise SamKVError("The stream ended without an answer.")
         return self._answer
 
-    def close(self) -> None:
-        """Stop decoding at the next token and free the engine for the next caller."""
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        """Ask decoding to stop at the next token; returns at once."""
         self._cancelled.set()
+
+    def close(self) -> None:
+        """Stop decoding at the next token and wait until the engine is free for the next caller."""
+        self.cancel()
         self._thread.join()
 
     def __enter__(self) -> AnswerStream:
@@ -65,3 +123,23 @@ class AnswerStream:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class _Waking:
+    """While entered, every new piece sets an event of the running loop."""
+
+    def __init__(self, wakers: list[Callable[[], object]], event: asyncio.Event) -> None:
+        self._wakers = wakers
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)
+
+        self._wake = wake
+
+    def __enter__(self) -> None:
+        self._wakers.append(self._wake)
+
+    def __exit__(self, *exc: object) -> None:
+        self._wakers.remove(self._wake)
