@@ -1,4 +1,4 @@
-"""Exact match of every method on held-out worlds, the same questions and token ids for all. `python -m benchmarks.accuracy`
+"""Exact match of every method on held-out worlds, same questions, same token ids. `python -m benchmarks.accuracy`
 
 Kept and recomputed shares are reported apart; differences to full prefill are paired, with 95 % bootstrap intervals.
 """

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: random models of a given shape and prompts of random ids. For speed, never for accuracy."""
+"""What the benchmarks run on: random models of a given shape, prompts of random ids. For speed, never accuracy."""
 
 from __future__ import annotations
 
