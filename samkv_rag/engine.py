@@ -271,9 +271,9 @@ class SamKVEngine:
 
     def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
         text = cut_at_stop(self.tokenizer.decode(ids, skip_special_tokens=True), call.options.stop)
-        ended = finished_by_model(self.adapter.model, ids) or len(ids) < call.options.max_new_tokens
+        full = len(ids) >= call.options.max_new_tokens and not finished_by_model(self.adapter.model, ids)
+        reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
         usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
-        reason: FinishReason = "cancelled" if cancelled else "stop" if ended else "length"
         return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason)
 
     def _heal(self, plan: PromptPlan) -> None:
