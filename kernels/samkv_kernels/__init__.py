@@ -1,1 +1,1 @@
-"""Pure tensor functions of the engine: Triton kernels, each beside its PyTorch reference. Knows torch and nothing else."""
+"""Pure tensor functions of the engine: Triton kernels, each beside its PyTorch reference. Knows torch, nothing else."""
