@@ -28,6 +28,8 @@ NAME = "catalogue.sqlite"
 ASIDE = "catalogue.damaged-"
 _BUSY_SECONDS = 60.0
 _FEW_BYTES = 1 << 20
+# UnicodeDecodeError: how Python passes on an SQLite message that quotes damaged text.
+_TROUBLE = (sqlite3.Error, RowDamaged, UnicodeDecodeError)
 _LOGS = ("-wal", "-shm")
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _IO_TROUBLE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
@@ -74,10 +76,10 @@ class Catalogue:
             try:
                 try:
                     return action(self._connected())
-                except (sqlite3.Error, RowDamaged) as error:
+                except _TROUBLE as error:
                     self._repair(error)
                     return action(self._connected())
-            except (sqlite3.Error, RowDamaged) as error:
+            except _TROUBLE as error:
                 raise self._explained(error) from error
 
     def _connected(self) -> sqlite3.Connection:
@@ -93,6 +95,15 @@ class Catalogue:
 
     def _connect(self) -> sqlite3.Connection:
         """A connection to a sound catalogue, made now when there is none; the caller holds the folder's lock."""
+        try:
+            return self._open()
+        except sqlite3.OperationalError as error:
+            # The statements of `_open` are right: when SQLite cannot make sense of one, the file is wrong.
+            if _primary_code(error) == sqlite3.SQLITE_ERROR:
+                raise RowDamaged(str(error)) from error
+            raise
+
+    def _open(self) -> sqlite3.Connection:
         self._opened_as = (os.getpid(), _inode(self._path))
         if not self._path.exists():
             # The log of a catalogue that someone deleted, perhaps while others have it open, is none of the new one's.
@@ -126,9 +137,9 @@ class Catalogue:
             for row in self._scan():
                 rows.add(row)
 
-    def _repair(self, error: sqlite3.Error | RowDamaged) -> None:
+    def _repair(self, error: Exception) -> None:
         """Put a catalogue made from the files in the place of a damaged one; raise `error` for any other trouble."""
-        if not _is_damage(error):
+        if not _is_damage(error, self._path):
             raise error
         self._disconnect()
         with folder_lock(self.folder):
@@ -148,7 +159,7 @@ class Catalogue:
         with closing(self._connect()) as connection:
             _transaction(connection, lambda rows: _salvage(aside, rows), wait=True)
 
-    def _explained(self, error: sqlite3.Error | RowDamaged) -> StoreError:
+    def _explained(self, error: Exception) -> StoreError:
         code = _primary_code(error)
         if code == sqlite3.SQLITE_FULL or (code in _IO_TROUBLE and shutil.disk_usage(self.folder).free < _FEW_BYTES):
             return StoreFull(f"The disk of {self.folder} is full ({error}). {FULL_ADVICE}.")
@@ -213,7 +224,7 @@ def _begin(connection: sqlite3.Connection, wait: bool) -> None:
 
 def _salvage(damaged: Path, rows: Rows) -> None:
     """Take over what no entry's file knows, as far as it can still be read: owners and counters."""
-    with suppress(sqlite3.Error, RowDamaged), closing(sqlite3.connect(damaged)) as connection:
+    with suppress(*_TROUBLE), closing(sqlite3.connect(damaged)) as connection:
         old = Rows(connection)
         for name in COUNTERS:
             rows.count(name, old.counter(name))
@@ -234,8 +245,11 @@ def _inode(path: Path) -> int:
     return 0
 
 
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, RowDamaged) or _primary_code(error) in _DAMAGE
+def _is_damage(error: Exception, path: Path) -> bool:
+    code = _primary_code(error)
+    # A flipped version byte makes SQLite take a file for read-only that the system lets us write.
+    mistaken = code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    return not isinstance(error, sqlite3.Error) or code in _DAMAGE or mistaken
 
 
 def _primary_code(error: Exception) -> int:

@@ -162,6 +162,22 @@ def test_a_flipped_catalogue(store: ChunkKVStore, folder: Path, seed: int) -> No
         path.write_bytes(sound)
 
 
+@pytest.mark.parametrize("mark", [b"SQLite format", b"CREATE TABLE", b"INTEGER NOT", b"entries_by_use", b"last_used"])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_schema(store: ChunkKVStore, folder: Path, mark: bytes, bit: int) -> None:
+    store.close()
+    flip(folder / "catalogue.sqlite", 8 * (folder / "catalogue.sqlite").read_bytes().index(mark) + bit)
+    assert survives(folder)
+
+
+@pytest.mark.parametrize("byte", [16, 18, 19, 20, 21, 44, 47, 56, 59, 60, 63])
+def test_a_flipped_header(store: ChunkKVStore, folder: Path, byte: int) -> None:
+    """Page size, format versions, encoding, user version: what SQLite reads before anything else."""
+    store.close()
+    flip(folder / "catalogue.sqlite", 8 * byte + 6)
+    assert survives(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database", b"\0" * 8192])
 def test_a_catalogue_that_is_none(store: ChunkKVStore, folder: Path, content: bytes) -> None:
     store.close()
