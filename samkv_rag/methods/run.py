@@ -133,24 +133,45 @@ class Run:
         rows = torch.searchsorted(blocks, inside // BLOCK) * BLOCK + inside % BLOCK
         return keys[:, :, rows], values[:, :, rows]
 
-    def question_pass(self, kept: Sequence[Tensor]) -> Tensor:
+    def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> Tensor:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
 
         Returns the question tokens' position-free queries, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
-        pooling). Nothing behind the question can change them, so nothing behind it is run.
+        pooling), L being the layers up to `last_layer`. What stands behind the question cannot change them: not run.
         """
+        layout, cache = self._asking(kept)
+        with self.stage("select"):
+            fresh, asked, ids = self._question_rows(layout)
+            last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
+            return self.adapter.question_queries(ids, fresh, asked, cache, last)
+
+    def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """What the question attends to over the `kept` chunk tokens, stored entries reused as they are.
+
+        Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
+        order, and for every chunk the columns of its tokens.
+        """
+        layout, cache = self._asking(kept)
+        with self.stage("select"):
+            fresh, asked, ids = self._question_rows(layout)
+            maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
+            owner = layout.owner[layout.owner >= 0]
+            return maps.cpu(), [(owner == index).nonzero()[:, 0] for index in range(len(kept))]
+
+    def _asking(self, kept: Sequence[Tensor]) -> tuple[Layout, SlotCache]:
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
         layout = self.layout(kept, stop)
         if not question.in_prompt:
             layout = _with_question(layout, question.token_ids)
-        cache = self.assemble(kept, layout)
-        with self.stage("select"):
-            fresh = layout.glue
-            ids = [layout.ids[slot] for slot in fresh.tolist()]
-            asked = (layout.positions[fresh] >= question.start).nonzero()[:, 0]
-            self.question_pass_tokens += len(ids)
-            return self.adapter.question_queries(ids, fresh, asked, cache)
+        return layout, self.assemble(kept, layout)
+
+    def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
+        """Slots to run (the glue), which of those rows are the question, and their token ids."""
+        fresh = layout.glue
+        asked = (layout.positions[fresh] >= self.plan.question.start).nonzero()[:, 0]
+        self.question_pass_tokens += len(fresh)
+        return fresh, asked, [layout.ids[slot] for slot in fresh.tolist()]
 
     def recompute(
         self, selection: Selection, rows: Sequence[Tensor | None] | None = None, theta: float | Literal["cosine"] = 1.0

@@ -81,15 +81,15 @@ class SamKV:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors]).mean(2)
+        layers = self.selection_layers(run.adapter.shape.layers)
+        generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1]).mean(2)
         with run.stage("select"):
-            scores = self._scores(run, generic)
+            scores = self._scores(run, generic, layers)
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
             kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
             again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
-            n_layers = len(generic)
-            rows = aligned_rows(choice, self.selection_layers(n_layers), n_layers) if self.aligned else None
+            rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         return run.recompute(Selection(kept, again, notes), rows, self.theta)
 
     def selection_layers(self, n_layers: int) -> tuple[int, ...]:
@@ -100,13 +100,13 @@ class SamKV:
             raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
         return tuple(sorted({layer % n_layers for layer in self.layers}))
 
-    def _scores(self, run: Run, generic: Tensor) -> list[ChunkScores]:
+    def _scores(self, run: Run, generic: Tensor, layers: tuple[int, ...]) -> list[ChunkScores]:
         queries = generic.expand(len(run.lengths), *generic.shape)
         if self.bias:
-            local = [run.local_query(index) for index in range(len(run.lengths))]
+            local = [run.local_query(index)[: len(generic)] for index in range(len(run.lengths))]
             queries = personalised(generic, torch.stack(local), self.partner)
         queries = turned_to_chunks(run, queries, self.frame)
-        return chunk_scores(run, queries, self.selection_layers(len(generic)), self.block, self.initial, self.local)
+        return chunk_scores(run, queries, layers, self.block, self.initial, self.local)
 
     def _rank_anchors(
         self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int

@@ -6,6 +6,7 @@ The model is driven through three public seams of transformers (a Cache, a regis
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from samkv_rag.errors import UnsupportedModel
-from samkv_rag.model.attention import NAME, AttentionPlan, attention_plan
+from samkv_rag.model.attention import NAME, AttentionPlan, Observer, PassEnded, attention_plan
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.rotary import Rotary, RotaryTable
 from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
@@ -44,7 +45,22 @@ class ModelAdapter:
     def __init__(self, model: Any, sink_prefix: Sequence[int] = ()) -> None:
         _refuse_what_is_not_exact(model)
         model.eval()
+        before = model.config._attn_implementation
         model.set_attn_implementation(NAME)
+        try:
+            self._attach(model, sink_prefix)
+        except Exception as error:
+            model.set_attn_implementation(
+                before
+            )  # the caller's model is left as it was: sinks, for one, need their own
+            if isinstance(error, UnsupportedModel):
+                raise
+            raise UnsupportedModel(
+                f"{type(model).__name__} cannot be run on a cache of ours ({error}); use a model with plain rotary "
+                "attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
+            ) from error
+
+    def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
         self.model = model
         self.decoder = model.get_decoder()
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -69,25 +85,24 @@ class ModelAdapter:
         itemsize = cache.layers[0].keys.element_size()
         return KVShape(len(cache.layers), queries[0].shape[1], kv_heads, head_dim, itemsize)
 
-    def forward(self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan) -> Tensor:
-        """One pass of the decoder over `ids` at `positions` `(Q,)`; hidden states `(B, Q, hidden)`.
+    def forward(self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan) -> None:
+        """One pass of the decoder over `ids` at `positions` `(Q,)`, for what it leaves in `cache`.
 
         The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
         """
         tokens = torch.as_tensor(ids, device=self.device)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        with attention_plan(plan):
-            out = self.decoder(
+        with attention_plan(plan), contextlib.suppress(PassEnded):
+            self.decoder(
                 tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
                 attention_mask=dummy, use_cache=True,
             )  # fmt: skip
-        if len(plan.seen) != len(self.rotary.kinds):
+        if plan.last_layer is None and len(plan.seen) != len(self.rotary.kinds):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} does not route every layer through the attention registry; "
                 "use a model whose class sets _supports_attention_backend."
             )
-        return out.last_hidden_state  # type: ignore[no-any-return]
 
     # -- ingestion ---------------------------------------------------------------------------------------------
 
@@ -129,29 +144,52 @@ class ModelAdapter:
         return SlotCache(turned, values.to(self.device, self.dtype), positions.to(self.device), room)
 
     @torch.inference_mode()
-    def question_queries(self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache) -> Tensor:
-        """Run the tokens at `slots` over `cache`; position-free queries of rows `asked`, fp32 `(L, H, Q, D)`."""
-        slots, asked = slots.to(self.device), asked.to(self.device)
-        queries: dict[int, Tensor] = {}
-
-        def observe(layer: int, query: Tensor, key: Tensor) -> None:
-            queries[layer] = query[0].index_select(1, asked)
-
-        positions = cache.positions[slots]
+    def observe(
+        self, ids: Sequence[int], slots: Tensor, cache: SlotCache, observer: Observer, last_layer: int | None = None
+    ) -> None:
+        """Run the tokens at `slots` over `cache`, writing their entries; `observer` sees the layers up to the last."""
+        slots = slots.to(self.device)
+        plan = AttentionPlan(cache.positions, slots, observer, last_layer)
         with cache.writing(slots):
-            self.forward(ids, positions, cache, AttentionPlan(cache.positions, slots, observe))
-        stacked = torch.stack([queries[layer] for layer in range(self.shape.layers)])
-        return self.table(positions).at(asked).unrotate(stacked)
+            self.forward(ids, cache.positions[slots], cache, plan)
+
+    def question_queries(
+        self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
+    ) -> Tensor:
+        """Position-free queries of rows `asked` of a pass over `slots`: fp32 `(last_layer + 1, H, Q, D)`."""
+        asked, queries = asked.to(self.device), list[Tensor]()
+        self.observe(ids, slots, cache, lambda i, q, k: queries.append(q[0].index_select(1, asked)), last_layer)
+        table = self.table(cache.positions[slots.to(self.device)]).at(asked)
+        return table.unrotate(torch.stack(queries))
+
+    def question_attention(
+        self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
+    ) -> Tensor:
+        """Softmax attention of rows `asked` over all slots, averaged over heads: fp32 `(len(layers), Q, T)`."""
+        slots, asked, maps = slots.to(self.device), asked.to(self.device), list[Tensor]()
+        visible = cache.positions[: cache.get_seq_length()] <= cache.positions[slots][asked][:, None]
+
+        def look(layer: int, query: Tensor, key: Tensor) -> None:
+            if layer in layers:
+                grouped = query[0].index_select(1, asked).float().unflatten(0, (key.shape[1], -1))
+                scores = grouped @ key[0].float().transpose(-1, -2)[:, None] * query.shape[-1] ** -0.5
+                maps.append(scores.masked_fill(~visible, float("-inf")).softmax(-1).mean((0, 1)))
+
+        self.observe(ids, slots, cache, look, max(layers))
+        return torch.stack(maps)
 
     @torch.inference_mode()
     def recompute(
         self, ids: Sequence[int], slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
-        blend: Blend | None = None,
+        blend: Blend | None = None, last_layer: int | None = None,
     ) -> None:  # fmt: skip
-        """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced."""
+        """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced.
+
+        `last_layer` ends it once that layer's keys and values are stored.
+        """
         slots = slots.to(self.device)
         everything = len(slots) == cache.get_seq_length()
-        plan = AttentionPlan(cache.positions, None if everything else slots)
+        plan = AttentionPlan(cache.positions, None if everything else slots, last_layer=last_layer)
         with cache.writing(slots, rows, blend):
             self.forward(ids, cache.positions[slots], cache, plan)
 

@@ -30,12 +30,14 @@ class AttentionPlan:
     """What one pass needs to know: the position of every cache slot, which slots are queries, who listens.
 
     `slots` None means the queries are the last live slots (ingestion, decoding). `observer(layer, query, key)` sees
-    the rotated query `(B, H, Q, D)` and the assembled key `(B, G, T, D)`.
+    the rotated query `(B, H, Q, D)` and the assembled key `(B, G, T, D)`. With `last_layer` the pass ends there
+    (`PassEnded`), once that layer's keys are stored and observed.
     """
 
     positions: Tensor
     slots: Tensor | None = None
     observer: Observer | None = None
+    last_layer: int | None = None
     seen: set[int] = field(default_factory=set)
     _shape: tuple[int, int] = (0, 0)
     _masks: dict[int | None, tuple[Tensor | None, bool]] = field(default_factory=dict)
@@ -63,6 +65,10 @@ class AttentionPlan:
 
 
 _PLAN: ContextVar[AttentionPlan | None] = ContextVar("samkv_attention_plan", default=None)
+
+
+class PassEnded(Exception):
+    """Ends a forward pass whose later layers nobody needs; caught by whoever set `last_layer`."""
 
 
 @contextmanager
@@ -127,6 +133,8 @@ def samkv_attention(
     plan.seen.add(module.layer_idx)
     if plan.observer is not None:
         plan.observer(module.layer_idx, query, key)
+    if module.layer_idx == plan.last_layer:
+        raise PassEnded
     mask, causal = plan.mask(query.shape[2], key.shape[2], sliding_window)
     out = attend(query, key, value, mask, causal, scaling, softcap)
     return out.transpose(1, 2).contiguous(), None

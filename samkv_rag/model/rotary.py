@@ -46,7 +46,10 @@ class RotaryTable:
         return replace(self, groups=groups)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """`x` `(L, N, T, D)` position-free -> the same shape in fp32, turned to the table's positions."""
+        """`x` `(L, N, T, D)` position-free -> the same shape in fp32, turned to the table's positions.
+
+        `x` may hold only the first layers of the model.
+        """
         return self._turn(x, inverse=False)
 
     def unrotate(self, x: Tensor) -> Tensor:
@@ -58,11 +61,10 @@ class RotaryTable:
         if any(not group.everything for group in self.groups) and out is x:
             out = x.clone()
         for group in self.groups:
-            part = out if group.everything else out[group.layers]
-            turned = self._turn_group(part, group, inverse)
             if group.everything:
-                return turned
-            out[group.layers] = turned
+                return self._turn_group(out, group, inverse)
+            layers = group.layers[group.layers < len(out)]
+            out[layers] = self._turn_group(out[layers], group, inverse)
         return out
 
     def _turn_group(self, x: Tensor, group: _Group, inverse: bool) -> Tensor:
