@@ -122,6 +122,10 @@ class ChunkKVStore:
         """
         return self._backend.release(owner, keys)
 
+    def owned(self, prefix: str = "") -> list[tuple[str, str]]:
+        """The sorted (owner, key) of all owners whose name begins with `prefix`."""
+        return sorted(self._backend.owned(prefix))
+
     def verify(self, progress: Progress | None = None) -> list[str]:
         """The sorted keys of entries whose bytes are wrong or gone, after reading everything.
 

@@ -110,6 +110,9 @@ class DiskBackend:
 
         return self.catalogue.write(released)
 
+    def owned(self, prefix: str) -> list[tuple[str, str]]:
+        return self.catalogue.read(lambda rows: rows.owned_under(prefix))
+
     def verify(self, progress: Progress | None) -> list[str]:
         return upkeep.verify(self, progress)
 

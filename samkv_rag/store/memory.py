@@ -111,6 +111,11 @@ class MemoryBackend:
             self.delete(gone)
             return gone
 
+    def owned(self, prefix: str) -> list[tuple[str, str]]:
+        with self._lock:
+            pairs = [(owner, key) for key, owners in self._owners.items() for owner in owners]
+        return [pair for pair in pairs if pair[0].startswith(prefix)]
+
     def verify(self, progress: Progress | None) -> list[str]:
         if progress:
             progress(self.count(), self.count())

@@ -134,6 +134,11 @@ class Rows:
     def owned(self, owner: str) -> list[str]:
         return [key for (key,) in self._sql("SELECT key FROM owners WHERE owner = ? ORDER BY key", (owner,))]
 
+    def owned_under(self, prefix: str) -> list[tuple[str, str]]:
+        """(owner, key) of all owners whose name begins with `prefix`."""
+        query = "SELECT owner, key FROM owners WHERE owner >= ? AND substr(owner, 1, ?) = ?"
+        return list(self._sql(query, (prefix, len(prefix), prefix)))
+
     def release(self, key: str, owner: str) -> bool:
         """Whether `owner` was the last owner of `key`."""
         gone = self._sql("DELETE FROM owners WHERE owner = ? AND key = ?", (owner, key)).rowcount

@@ -197,6 +197,16 @@ def test_owners_outlive_an_eviction(store: ChunkKVStore) -> None:
     assert store.release("owner") == [A] and A not in store
 
 
+def test_owners_are_listed_by_the_beginning_of_their_name(store: ChunkKVStore) -> None:
+    for key, owner in ((B, "index/doc2/n2"), (A, "index/doc1/n1"), (A, "index/doc2/n3"), (A, "other"), (A, "index_")):
+        store.retain(key, owner)
+    assert store.owned("index/doc2/") == [("index/doc2/n2", B), ("index/doc2/n3", A)]
+    assert [owner for owner, _ in store.owned("index/")] == ["index/doc1/n1", "index/doc2/n2", "index/doc2/n3"]
+    assert len(store.owned()) == 5 and store.owned("none") == []
+    store.release("index/doc2/n3")
+    assert store.owned("index/doc2/") == [("index/doc2/n2", B)]
+
+
 def test_delete_counts_what_was_there(store: ChunkKVStore) -> None:
     store.put(A, make_chunk())
     store.put(B, make_chunk())
