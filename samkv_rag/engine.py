@@ -6,11 +6,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from samkv_rag.accounting import make_report
+from samkv_rag.calls import Call
 from samkv_rag.errors import SamKVError
 from samkv_rag.ingest import Pending, Progress, ingest, reported
 from samkv_rag.methods import Method, Prepared, Run, SamKV, resolve_method
@@ -34,15 +34,6 @@ from samkv_rag.turns import Turnstile
 from samkv_rag.types import Answer, FinishReason, MatchRecord, PromptPlan, Report, Usage
 
 MakePlan = Callable[[], PromptPlan]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How one request is to be answered."""
-
-    method: Method
-    options: GenerationOptions
-    strip: bool
 
 
 class SamKVEngine:
@@ -166,6 +157,10 @@ class SamKVEngine:
         ids = tuple(self._planner.encoder.chunk(text))
         return Pending(text, self._key(ids), ids)
 
+    def keys(self, texts: Sequence[str]) -> list[str]:
+        """The keys that `precompute` of the same texts gives; nothing is computed or stored."""
+        return [self._chunk(stripped).key for text in texts if (stripped := text.strip())]
+
     def forget(self, keys: Sequence[str]) -> int:
         """Delete entries; returns how many there were."""
         for key in keys:
@@ -218,11 +213,7 @@ class SamKVEngine:
     def _call(
         self, method: str | Method | None, keep: float | None, generation: Mapping[str, Any], strip: bool = False
     ) -> Call:
-        known = {field.name for field in fields(GenerationOptions)}
-        if unknown := sorted(set(generation) - known):
-            raise SamKVError(f"Unknown generation options: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
-        chosen = resolve_method(self.method if method is None else method, keep)
-        return Call(chosen, GenerationOptions(**generation), strip)
+        return Call.of(self.method if method is None else method, keep, generation, strip)
 
     def _stream(self, make_plan: MakePlan, call: Call) -> AnswerStream:
         return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled))

@@ -19,6 +19,7 @@ FLOORS = {
     "samkv_rag.prompt": 2,
     "samkv_rag.methods": 3,
     "samkv_rag.accounting": 4,
+    "samkv_rag.calls": 4,
     "samkv_rag.engine": 4,
     "samkv_rag.ingest": 4,
     "samkv_rag.parity": 4,

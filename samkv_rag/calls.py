@@ -1,0 +1,30 @@
+"""How one request is to be answered: the caller's keywords, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.methods import Method, resolve_method
+from samkv_rag.model.generation import GenerationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The method and the options of one request; `strip` takes white space off both ends of the answer."""
+
+    method: Method
+    options: GenerationOptions
+    strip: bool
+
+    @classmethod
+    def of(
+        cls, method: str | Method, keep: float | None, generation: Mapping[str, Any], strip: bool = False
+    ) -> Call:  # fmt: skip
+        """Raises `SamKVError` on an unknown method or option."""
+        known = {field.name for field in fields(GenerationOptions)}
+        if unknown := sorted(set(generation) - known):
+            raise SamKVError(f"Unknown generation options: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+        return cls(resolve_method(method, keep), GenerationOptions(**generation), strip)
