@@ -9,10 +9,10 @@ from typing import Any
 from samkv_rag.errors import SamKVError
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
-from samkv_rag.prompt.template import Message, Piece, answer_pieces, content_of, render
+from samkv_rag.prompt.template import Conversation, Message, Piece, answer_pieces, content_of, render
 from samkv_rag.types import PromptPlan, Question, Segment
 
-Prompt = str | Sequence[Message]
+Prompt = str | Sequence[Message] | Conversation
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ class Planner:
         if isinstance(prompt, str):
             pieces = self._matched(prompt)
             return self._plan(pieces, question if question is not None else _asked(pieces), self.encoder.prefix)
-        messages = list(prompt)
+        tools = prompt.tools if isinstance(prompt, Conversation) else ()
+        messages = list(prompt.messages if isinstance(prompt, Conversation) else prompt)
         if not messages:
             raise SamKVError("There are no messages to answer; pass at least one.")
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
-        pieces = render(self.encoder.tokenizer, messages, contents) or self._unmatched(messages)
+        pieces = render(self.encoder.tokenizer, messages, contents, tools) or self._unmatched(messages, tools)
         return self._plan(pieces, asked, [])
 
-    def _unmatched(self, messages: Sequence[Message]) -> list[Piece]:
+    def _unmatched(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[Piece]:
         whole = [[Piece(content_of(message))] for message in messages]
-        return render(self.encoder.tokenizer, messages, whole) or []
+        return render(self.encoder.tokenizer, messages, whole, tools) or []
 
     def _matched(self, text: str) -> list[Piece]:
         pieces, done = [], 0

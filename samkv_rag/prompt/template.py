@@ -22,6 +22,14 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """Chat messages, and the tools (JSON schemas of functions) that the model's chat template is to offer."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Prompt text in order: a chunk's (with `is_chunk`) or glue. `key` is the matched store entry, if any."""
 
@@ -51,7 +59,9 @@ def content_of(message: Message) -> str:
     return "".join(map(str, texts))
 
 
-def render(tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]]) -> list[Piece] | None:
+def render(
+    tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]], tools: Sequence[Any] = ()
+) -> list[Piece] | None:  # fmt: skip
     """The chat template's output as pieces, chunks in place; None if the template lost or doubled one.
 
     `contents[i]` are the pieces of message i's content.
@@ -66,14 +76,15 @@ def render(tokenizer: Any, messages: Sequence[Message], contents: Sequence[Seque
             marks.update({mark: piece} if mark else {})
             text += mark or piece.text
         rendered.append({**message, "content": text})
-    return _split(_apply(tokenizer, rendered), marks)
+    return _split(_apply(tokenizer, rendered, tools), marks)
 
 
-def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _apply(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any]) -> str:
+    options = {"tools": list(tools)} if tools else {}
     if getattr(tokenizer, "chat_template", None) is None:
         return SEPARATOR.join(content_of(message) for message in messages) + TAIL
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
     except Exception as error:  # a template is a program of the model's: whatever it raises concerns the messages
         raise SamKVError(f"The model's chat template refused the messages: {error}") from error
     return str(text)
