@@ -136,6 +136,7 @@ class Catalogue:
             rows.create()
             for row in self._scan():
                 rows.add(row)
+            _salvage(self.folder, rows)
 
     def _repair(self, error: Exception) -> None:
         """Put a catalogue made from the files in the place of a damaged one; raise `error` for any other trouble."""
@@ -156,8 +157,7 @@ class Catalogue:
             stacklevel=2,
         )
         _move(self._path, aside)
-        with closing(self._connect()) as connection:
-            _transaction(connection, lambda rows: _salvage(aside, rows), wait=True)
+        self._connect().close()
 
     def _explained(self, error: Exception) -> StoreError:
         code = _primary_code(error)
@@ -222,9 +222,13 @@ def _begin(connection: sqlite3.Connection, wait: bool) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
 
 
-def _salvage(damaged: Path, rows: Rows) -> None:
-    """Take over what no entry's file knows, as far as it can still be read: owners and counters."""
-    with suppress(*_TROUBLE), closing(sqlite3.connect(damaged)) as connection:
+def _salvage(folder: Path, rows: Rows) -> None:
+    """Take over from the catalogue last set aside what no entry's file knows, as far as it can be read."""
+    aside = [path for path in folder.glob(f"{ASIDE}*") if not path.name.endswith(_LOGS)]
+    if not aside:
+        return
+    latest = max(aside, key=lambda path: path.stat().st_mtime_ns)
+    with suppress(*_TROUBLE), closing(sqlite3.connect(latest)) as connection:
         old = Rows(connection)
         for name in COUNTERS:
             rows.count(name, old.counter(name))

@@ -63,16 +63,19 @@ class DiskBackend:
         row = self.catalogue.read(lambda rows: rows.get(key))
         if row is not None:
             return not row.damaged and self.files.size(key) == row.nbytes
-        return self.files.size(key) is not None and self.catalogue.write(lambda rows: self.adopt(rows, key))
+        if self.files.size(key) is not None:
+            with suppress(StoreError):  # no room for a row, or no turn to write one
+                return self.catalogue.write(lambda rows: self.adopt(rows, key))
+        return False
 
     def count(self) -> int:
         return self.catalogue.read(Rows.totals)[0]
 
     def keys(self, namespace: str | None) -> Iterator[str]:
-        return (row.key for row in self._rows(namespace))
+        return (row.key for row in self.rows(namespace))
 
     def records(self, namespace: str) -> Iterator[tuple[str, MatchRecord]]:
-        return ((row.key, row.record) for row in self._rows(namespace))
+        return ((row.key, row.record) for row in self.rows(namespace))
 
     def summary(self, key: str) -> ChunkSummary:
         try:
@@ -130,6 +133,13 @@ class DiskBackend:
     def check(self, key: str) -> None:
         """Check every sum of the entry; MissingEntry or DamagedEntry, which is then marked."""
         self._checked(key, lambda: check_kv(self.files.kv_path(key), key, self.files.load(key)))
+
+    def rows(self, namespace: str | None) -> Iterator[Row]:
+        """The rows, read page by page, so that neither the lock nor a transaction is held while the caller works."""
+        after = ""
+        while page := self.catalogue.read(partial(Rows.page, namespace=namespace, after=after)):
+            yield from page
+            after = page[-1].key
 
     def adopt(self, rows: Rows, key: str) -> bool:
         """Give a row to an entry that has none; whether it now has one."""
@@ -208,21 +218,20 @@ class DiskBackend:
         return True
 
     def _read(self, key: str, blocks: Sequence[int] | None) -> Tensor:
-        entry = self.files.load(key)
-        try:
-            return read_kv(self.files.kv_path(key), key, entry, blocks)
-        except FileNotFoundError as error:
-            raise MissingEntry(key, "it was deleted or evicted meanwhile") from error
+        return read_kv(self.files.kv_path(key), key, self.files.load(key), blocks)
 
     def _checked(self, key: str, attempt: Callable[[], T]) -> T:
         """What `attempt` returns. Damage that it finds is looked at again while no file changes its name: between two
         renames of a `put` the files of an entry do not fit together."""
         self.catalogue.check_open()
-        with sentences(self.path, key):
-            try:
+        try:
+            with sentences(self.path, key):
                 return attempt()
-            except DamagedEntry:
+        except DamagedEntry as damage:
+            try:
                 result = self.catalogue.write(lambda rows: self._confirm(rows, key, attempt))
+            except StoreError:
+                raise damage from None  # the disk is full, say: a reader need not know
         if isinstance(result, EntryError):
             raise result
         return result
@@ -230,11 +239,12 @@ class DiskBackend:
     def _confirm(self, rows: Rows, key: str, attempt: Callable[[], T]) -> T | EntryError:
         self.files.forget(key)
         try:
-            return attempt()
+            with sentences(self.path, key):
+                return attempt()
         except DamagedEntry as error:
             if rows.get(key) is None:
                 self.files.remove(key)
-            rows.mark_damaged(key)
+            rows.mark(key, damaged=True)
             return error
         except MissingEntry as error:
             return error
@@ -243,13 +253,6 @@ class DiskBackend:
         rows.disown(key)
         freed = self.files.remove(key)
         return rows.remove(key) or freed > 0
-
-    def _rows(self, namespace: str | None) -> Iterator[Row]:
-        """Page by page, so that neither the lock nor a transaction is held while the caller works."""
-        after = ""
-        while page := self.catalogue.read(partial(Rows.page, namespace=namespace, after=after)):
-            yield from page
-            after = page[-1].key
 
     def _stats(self, rows: Rows) -> StoreStats:
         entries, nbytes, damaged = rows.totals()

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from samkv_rag.store.errors import DamagedEntry, StoreError, StoreFull
+from samkv_rag.store.errors import DamagedEntry, MissingEntry, StoreError, StoreFull
 
 TEMPORARY = ".writing-"
 """Files whose name starts so are unfinished; their writer holds a lock on them as long as it lives."""
@@ -122,10 +122,12 @@ def size_of(path: Path) -> int | None:
 
 @contextmanager
 def sentences(folder: Path, key: str | None = None) -> Iterator[None]:
-    """Turn the system's errors into the store's, StoreFull among them, and DamagedEntry for an unreadable `key`."""
+    """Turn the system's errors into the store's; with `key` those of reading an entry: gone, or unreadable."""
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and key is not None:
+            raise MissingEntry(key, "it was deleted or evicted meanwhile") from error
         if error.errno in _FULL:
             raise StoreFull(f"The disk of {folder} is full ({error}). {FULL_ADVICE}.") from error
         if error.errno == errno.EIO and key is not None:

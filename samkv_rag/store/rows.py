@@ -106,8 +106,8 @@ class Rows:
         for tick, key in enumerate(keys):
             self._sql("UPDATE entries SET last_used = ? WHERE key = ?", (now + tick, key))
 
-    def mark_damaged(self, key: str) -> None:
-        self._sql("UPDATE entries SET damaged = 1 WHERE key = ?", (key,))
+    def mark(self, key: str, damaged: bool) -> None:
+        self._sql("UPDATE entries SET damaged = ? WHERE key = ?", (int(damaged), key))
 
     def remove(self, key: str) -> bool:
         """Whether there was a row to remove."""

@@ -12,7 +12,7 @@ from samkv_rag.store.catalogue import ASIDE
 from samkv_rag.store.errors import EntryError
 from samkv_rag.store.files import remove, remove_abandoned
 from samkv_rag.store.reports import PruneReport
-from samkv_rag.store.rows import Rows
+from samkv_rag.store.rows import Row, Rows
 
 if TYPE_CHECKING:
     from samkv_rag.store.disk import DiskBackend
@@ -21,17 +21,13 @@ if TYPE_CHECKING:
 def verify(store: DiskBackend, progress: Progress | None) -> list[str]:
     """Sorted keys of the entries whose bytes are wrong or gone; entries without a row are adopted first."""
     adopt_all(store)
-    keys = list(store.keys(None))
+    listed = list(store.rows(None))
     bad = []
-    for done, key in enumerate(keys, start=1):
-        try:
-            store.check(key)
-        except EntryError:
-            # Another process may have deleted it since the keys were listed: then nothing is wrong.
-            if not _has_no_row(store, key):
-                bad.append(key)
+    for done, row in enumerate(listed, start=1):
+        if not _is_sound(store, row):
+            bad.append(row.key)
         if progress:
-            progress(done, len(keys))
+            progress(done, len(listed))
     return bad
 
 
@@ -57,6 +53,17 @@ def adopt_all(store: DiskBackend) -> int:
     """How many whole entries had no row, and have one now."""
     ghosts = [key for key in store.files.found() if _has_no_row(store, key) and store.files.size(key) is not None]
     return sum(store.catalogue.write(partial(store.adopt, key=key)) for key in ghosts)
+
+
+def _is_sound(store: DiskBackend, row: Row) -> bool:
+    try:
+        store.check(row.key)
+    except EntryError:
+        # Another process may have deleted it since the rows were listed: then nothing is wrong.
+        return _has_no_row(store, row.key)
+    if row.damaged:
+        store.catalogue.write(partial(Rows.mark, key=row.key, damaged=False))
+    return True
 
 
 def _has_no_row(store: DiskBackend, key: str) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import warnings
 from pathlib import Path
 
 import pytest
 
-from samkv_rag.store import ChunkKVStore, DamagedEntry, EntryError, MissingEntry
+from samkv_rag.store import ChunkKVStore, DamagedEntry, EntryError, MissingEntry, StoreFull
 from samkv_rag.store import entry as entry_module
+from samkv_rag.store.catalogue import Catalogue
 
 from .samples import KEYS, file_of, files, flip, make_chunk, names, same
 
@@ -52,7 +54,7 @@ def test_no_flipped_bit_goes_unseen(store: ChunkKVStore, folder: Path, part: str
         assert outcome(store, A) == "DamagedEntry", f"bit {bit}"
         assert A not in store and outcome(store, B) == "whole"
         flip(path, bit)
-    assert store.verify() == []
+    assert store.verify() == [] and A in store and store.stats().damaged == 0
     store.close()
 
 
@@ -240,6 +242,34 @@ def survives(folder: Path) -> bool:
             expected = [(key, make_chunk(KEYS.index(key), **small).summary.text[:4]) for key in (A, B)]
             assert [(key, record.head[:4]) for key, record in store.records("ns") if key in (A, B)] == expected
     return True
+
+
+def test_damage_is_told_as_such_when_it_cannot_be_written_down(
+    store: ChunkKVStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(file_of(folder, A, "kv"), 8 * file_of(folder, A, "kv").stat().st_size - 5)
+
+    def full(*_: object) -> None:
+        raise StoreFull("The disk is full.")
+
+    monkeypatch.setattr(Catalogue, "write", full)
+    with pytest.raises(DamagedEntry, match="checksum of block"):
+        store.read_blocks(A)
+    monkeypatch.undo()
+    store.close()
+
+
+def test_a_file_that_the_disk_cannot_read(store: ChunkKVStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(entry_module, "_fill", broken)
+    with pytest.raises(DamagedEntry, match="the disk could not read it"):
+        store.read_blocks(A)
+    assert A not in store
+    monkeypatch.undo()
+    assert heals(store, A)
+    store.close()
 
 
 def test_missing_is_not_damaged(store: ChunkKVStore) -> None:

@@ -25,6 +25,7 @@ def test_two_put_the_same_and_different_keys_while_a_third_evicts(folder: Path) 
         with ChunkKVStore(folder) as store:
             while not (folder / "done").exists():
                 store.prune(max_bytes=60_000, drop_damaged=False)
+                assert store.verify() == []
                 time.sleep(0.005)
 
     writers, third = [fork(lambda: writer(1)), fork(lambda: writer(2))], fork(evicter)
