@@ -1,0 +1,1 @@
+"""Generated worlds with questions, and the measures for answers."""

@@ -1,0 +1,124 @@
+"""From a thing with facts to a short article in chunks, with a record of where each fact stands."""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass, field
+
+from samkv_rag.eval import phrases
+from samkv_rag.eval.entities import Entity
+from samkv_rag.eval.phrases import PERSON
+
+Key = tuple[int, str]
+
+
+@dataclass
+class Document:
+    """An article on one to three things: its chunks, and for each (thing, relation) the chunks needed to know it."""
+
+    entities: list[Entity]
+    chunks: list[str] = field(default_factory=list)
+    stated: dict[Key, set[int]] = field(default_factory=dict)
+
+
+@dataclass
+class _Page:
+    """A document being written: the open chunk's sentences, and the chunk that last named the subject."""
+
+    document: Document
+    limit: int
+    explicit_rate: float
+    sentences: list[str] = field(default_factory=list)
+    named_in: int = -9
+
+    @property
+    def here(self) -> int:
+        """Number of the open chunk."""
+        return len(self.document.chunks)
+
+    def add(self, sentence: str) -> None:
+        """Append a sentence to the open chunk."""
+        self.sentences.append(sentence)
+
+    def turn(self) -> None:
+        """Close the open chunk if it has anything in it."""
+        if self.sentences:
+            self.document.chunks.append(" ".join(self.sentences))
+            self.sentences = []
+
+
+def _fields(template: str) -> tuple[str, ...]:
+    names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+    return tuple(sorted(name.removeprefix("a_") for name in names - {"s", "p"}))
+
+
+_BY_KIND = {kind: [(t, _fields(t)) for t in templates] for kind, templates in phrases.STATEMENTS.items()}
+_POSSESSIVE = {"female": "Her", "male": "His"}
+
+
+def write_document(rng: random.Random, entities: list[Entity]) -> Document:
+    """Write most facts of `entities`, thing after thing, cut into chunks of about one random length."""
+    page = _Page(Document(entities), rng.randint(100, 400), rng.choice([0.05, 0.2, 0.5]))
+    for entity in entities:
+        page.named_in = -9
+        for template, relations in _plan(rng, entity):
+            if sum(map(len, page.sentences)) > page.limit * rng.uniform(0.7, 1.1):
+                page.turn()
+            _write(rng, page, entity, template, relations)
+    page.turn()
+    return page.document
+
+
+def _write(rng: random.Random, page: _Page, entity: Entity, template: str, relations: tuple[str, ...]) -> None:
+    """Add one sentence. A subject is named again at the latest in the chunk after next."""
+    if not relations:
+        return page.add(template)
+    must_name = page.named_in < page.here - 1
+    explicit = must_name or rng.random() < page.explicit_rate
+    text, named = _say(rng, template, entity, explicit, page.named_in == page.here)
+    page.named_in = page.here if named else page.named_in
+    page.add(text)
+    for relation in relations:
+        page.document.stated[id(entity), relation] = {page.here, page.named_in}
+
+
+def _plan(rng: random.Random, entity: Entity) -> list[tuple[str, tuple[str, ...]]]:
+    """Sentence templates that state each fact at most once, in random order, with filler between."""
+    left = {r for r in entity.facts if rng.random() < 0.9} or set(entity.facts)
+    plan: list[tuple[str, tuple[str, ...]]] = []
+    templates = _BY_KIND[entity.kind]
+    while left:
+        fitting = [t for t in templates if left.issuperset(t[1])]
+        double = [t for t in fitting if len(t[1]) > 1]
+        plan.append(rng.choice(double if double and rng.random() < 0.25 else fitting))
+        left -= set(plan[-1][1])
+    rng.shuffle(plan)
+    plan.sort(key=lambda item: "moved" in item[1])
+    if "moved" in entity.facts and rng.random() < 0.5:
+        plan.insert(rng.randint(0, len(plan)), plan.pop())
+    for _ in range(rng.choice([0, 0, 1, 1, 2])):
+        plan.insert(rng.randint(1, len(plan)), (rng.choice(phrases.FILLER[entity.kind]), ()))
+    return plan
+
+
+def _say(rng: random.Random, template: str, entity: Entity, explicit: bool, near: bool) -> tuple[str, bool]:
+    """The sentence, and whether it names the subject; `near` says that the chunk has named it already."""
+    starts = template.startswith(("{s}", "{p}"))
+    if entity.kind == PERSON and not starts:
+        explicit = True
+    values = dict(entity.facts)
+    values["a_role"] = _article(values.get("role", ""))
+    if explicit:
+        subject = possessor = entity.short if near and rng.random() < 0.5 else entity.name
+        possessive = f"{possessor}'s"
+    else:
+        subject = rng.choice(phrases.PRONOUNS[entity.pronoun])
+        possessive = _POSSESSIVE.get(entity.pronoun) or rng.choice(["Its", f"{phrases.PRONOUNS[entity.pronoun][0]}'s"])
+        subject = subject if starts else subject[0].lower() + subject[1:]
+    text = template.format(s=subject, p=possessive, **values)
+    return text[0].upper() + text[1:], entity.name in text or explicit and near
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
