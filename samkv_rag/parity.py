@@ -43,7 +43,7 @@ def check_parity(adapter: ModelAdapter, seed: int = 0) -> ParityReport:
     """Run the gate on random token ids; returns the report, raises `ParityError` when it fails."""
     store = ChunkKVStore(":memory:")
     several = _random_plan(adapter, store, lengths=(3 * BLOCK, BLOCK + 5, 2 * BLOCK), glue=3, seed=seed)
-    single = _random_plan(adapter, store, lengths=(3 * BLOCK,), glue=0, seed=seed + 1)
+    single = _random_plan(adapter, store, lengths=(3 * BLOCK,), glue=0, seed=seed + 1, head=adapter.sink_prefix)
     shifted = _shifted(adapter, store, single)
     report = ParityReport(
         model=type(adapter.model).__name__,
@@ -80,16 +80,20 @@ def _error(
 
 
 def _random_plan(
-    adapter: ModelAdapter, store: ChunkKVStore, lengths: tuple[int, ...], glue: int, seed: int
-) -> PromptPlan:
-    """Chunks of random ids in `store`, `glue` random ids before each, and a question of five at the end."""
+    adapter: ModelAdapter, store: ChunkKVStore, lengths: tuple[int, ...], glue: int, seed: int,
+    head: tuple[int, ...] = (),
+) -> PromptPlan:  # fmt: skip
+    """Chunks of random ids in `store`, `glue` random ids before each, and a question of five at the end.
+
+    `head` stands in front: a chunk that was cached behind a sink prefix is exact behind that prefix alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     vocab = adapter.model.config.vocab_size
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, vocab, (count,), generator=generator).tolist())
 
-    segments: list[Segment] = []
+    segments = [Segment("glue", "", head, 0)] if head else []
     for kind, count in [pair for n in lengths for pair in (("glue", glue), ("chunk", n))] + [("glue", 5)]:
         if count:
             start = segments[-1].stop if segments else 0
