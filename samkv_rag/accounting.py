@@ -27,8 +27,9 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         recomputed_tokens=recomputed,
         fresh_tokens=glue + recomputed,
         question_pass_tokens=run.question_pass_tokens,
-        kept_ratio=kept / plan.chunk_tokens if plan.chunk_tokens else 1.0,
-        recompute_ratio=recomputed / kept if kept else 0.0,
+        kept_ratio=_share(kept, plan.chunk_tokens, empty=1.0),
+        recompute_ratio=_share(recomputed, kept),
+        recomputed_layers_ratio=_share(run.chunk_token_layers, plan.chunk_tokens * run.adapter.shape.layers),
         kv_bytes_resident=len(prepared.ids) * per_token,
         kv_bytes_full=plan.n_tokens * per_token,
         kv_bytes_read=run.bytes_read,
@@ -37,3 +38,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         misses=tuple(text[:_MISS_CHARS] for text in plan.misses),
         notes=selection.notes,
     )
+
+
+def _share(part: int, whole: int, empty: float = 0.0) -> float:
+    return part / whole if whole else empty

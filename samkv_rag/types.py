@@ -172,7 +172,8 @@ class Report:
     """What one answer cost. prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed.
 
     `fresh_tokens` are glue tokens plus recomputed ones plus missed chunks: all that entered layer 0 for the
-    answer itself (the question pass is counted apart). Bytes are K and V at the cache's dtype; seconds are wall clock.
+    answer itself (the question pass is counted apart). `recomputed_layers_ratio`: chunk tokens times layers that were
+    computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype; seconds are wall clock.
     """
 
     method: str
@@ -187,6 +188,7 @@ class Report:
     question_pass_tokens: int
     kept_ratio: float
     recompute_ratio: float
+    recomputed_layers_ratio: float
     kv_bytes_resident: int
     kv_bytes_full: int
     kv_bytes_read: int

@@ -7,8 +7,20 @@ from typing import Any
 
 import transformers as tf
 
-from samkv_rag import Full, Reuse, SamKV
-from samkv_rag.methods import Method
+from samkv_rag.methods import (
+    AnchorsOnly,
+    CacheBlend,
+    Epic,
+    Full,
+    InfoFlow,
+    Method,
+    MultiInfLLM,
+    NoContext,
+    ProphetKV,
+    Random,
+    Reuse,
+    SamKV,
+)  # fmt: skip
 
 VOCAB = 300
 SIZES: dict[str, Any] = {
@@ -54,6 +66,7 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: tf.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=10, layer_types=HALF),
     "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
     "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),
+    "phi3-longrope": lambda: tf.Phi3Config(**SIZES, original_max_position_embeddings=64, rope_parameters=longrope(64)),
     "glm4": lambda: tf.Glm4Config(**SIZES, head_dim=16, partial_rotary_factor=0.5),
     "cohere": lambda: tf.CohereConfig(**SIZES),
     "cohere2": lambda: tf.Cohere2Config(**SIZES, sliding_window=10),
@@ -101,4 +114,12 @@ METHODS: dict[str, Method] = {
     "samkv-aligned": SamKV(dynamic=True, fill=False, aligned=True, layers=(1, 3)),
     "samkv-anchors": SamKV(middle=False),
     "samkv-unfiltered": SamKV(filtered=False, block=32, bias=False),
+    "cacheblend": CacheBlend(),
+    "epic": Epic(),
+    "multi_infllm": MultiInfLLM(),
+    "prophetkv": ProphetKV(),
+    "infoflow": InfoFlow(),
+    "random": Random(),
+    "anchors_only": AnchorsOnly(),
+    "no_context": NoContext(),
 }

@@ -1,4 +1,4 @@
-"""Methods, one file each. Adding one: a file here, a line in `METHODS`, a line in `tests/cases.py`."""
+"""Methods, one file each. Adding one: a file here, a word in `_CLASSES`, a line in `tests/cases.py`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,43 @@ from collections.abc import Mapping
 from typing import Any
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.methods.anchors_only import AnchorsOnly
 from samkv_rag.methods.base import Method
+from samkv_rag.methods.cacheblend import CacheBlend
+from samkv_rag.methods.epic import Epic
 from samkv_rag.methods.full import Full
+from samkv_rag.methods.infoflow import InfoFlow
+from samkv_rag.methods.multi_infllm import MultiInfLLM
+from samkv_rag.methods.no_context import NoContext
+from samkv_rag.methods.prophetkv import ProphetKV
+from samkv_rag.methods.random import Random
 from samkv_rag.methods.reuse import Reuse
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.samkv import SamKV
 
-METHODS: Mapping[str, Any] = {"full": Full, "reuse": Reuse, "samkv": SamKV}
+_CLASSES = (Full, Reuse, SamKV, CacheBlend, Epic, MultiInfLLM, ProphetKV, InfoFlow, Random, AnchorsOnly, NoContext)
 
-__all__ = ["METHODS", "Full", "Method", "Prepared", "Reuse", "Run", "SamKV", "resolve_method"]
+METHODS: Mapping[str, Any] = {method.name: method for method in _CLASSES}
+"""Methods by name: what `method="..."` means."""
+
+__all__ = [
+    "METHODS",
+    "AnchorsOnly",
+    "CacheBlend",
+    "Epic",
+    "Full",
+    "InfoFlow",
+    "Method",
+    "MultiInfLLM",
+    "NoContext",
+    "Prepared",
+    "ProphetKV",
+    "Random",
+    "Reuse",
+    "Run",
+    "SamKV",
+    "resolve_method",
+]
 
 
 def resolve_method(method: str | Method, keep: float | None = None) -> Method:

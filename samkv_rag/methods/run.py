@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -57,6 +57,7 @@ class Run:
         self.min_kept_tokens = min_kept_tokens
         self.question_pass_tokens = 0
         self.bytes_read = 0
+        self.chunk_token_layers = 0
         self.seconds: dict[str, float] = defaultdict(float)
         self._blocks: list[dict[int, Tensor]] = [{} for _ in plan.chunks]
 
@@ -182,17 +183,46 @@ class Run:
         or "cosine" fuses chunk entries instead of overwriting them.
         """
         layout = self.layout(selection.kept)
-        cache = self.assemble(selection.kept, layout, self.room + 1)
+        return self._recompute_into(
+            self.assemble(selection.kept, layout, self.room + 1), layout, selection, rows, theta
+        )
+
+    def _recompute_into(
+        self, cache: SlotCache, layout: Layout, selection: Selection, rows: Sequence[Tensor | None] | None = None,
+        theta: float | Literal["cosine"] = 1.0,
+    ) -> Prepared:  # fmt: skip
         with self.stage("recompute"):
             fresh = self._fresh(layout, selection)
             slots = fresh.nonzero()[:, 0]
             ids = [layout.ids[slot] for slot in slots.tolist()]
             owned = (layout.owner[slots] >= 0).to(self.adapter.device)
+            self.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
             masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
             blend = None if theta == 1.0 else Blend(theta, owned)
             self.adapter.recompute(ids, slots, cache, masks, blend)
             cache.crop_to(len(layout.ids) - 1)
         return Prepared(cache, layout.ids, selection)
+
+    def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
+        """Every chunk token kept and computed up to layer `check`; `choose` then says which go on above it.
+
+        `choose(deviation, columns)` gets the squared difference of new and stored keys at that layer, fp32 `(T,)` over
+        all chunk tokens, and each chunk's columns in it (CacheBlend's step; below `check` all tokens stay fresh).
+        """
+        kept = Selection.all_of(self.plan).kept
+        layout = self.layout(kept)
+        cache = self.assemble(kept, layout, self.room + 1)
+        with self.stage("select"):
+            layer = cache.slot_layers[check]
+            stored = layer.snapshot()
+            self.adapter.recompute(layout.ids, torch.arange(len(layout.ids)), cache, last_layer=check)
+            moved = (layer.snapshot()[0].float() - stored[0].float()).square().sum((0, 1, 3)).cpu()
+            layer.restore(stored)
+            owner = layout.owner[layout.owner >= 0]
+            columns = [(owner == index).nonzero()[:, 0] for index in range(len(kept))]
+            selection = choose(moved[layout.owner >= 0], columns)
+            self.chunk_token_layers += len(owner) * (check + 1)
+        return self._recompute_into(cache, layout, selection)
 
     @staticmethod
     def _fresh(layout: Layout, selection: Selection) -> Tensor:
@@ -210,6 +240,7 @@ class Run:
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
+        self.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
         return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))
 
 

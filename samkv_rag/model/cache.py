@@ -45,7 +45,7 @@ class SlotLayer(CacheLayerMixin):
     is_compileable = False
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length = keys.shape[-2]
         self.lazy_initialization(keys, values)
         self._keys = self._buffer(keys, room)
@@ -95,6 +95,16 @@ class SlotLayer(CacheLayerMixin):
             slots, keys, values = slots[self.rows], keys[:, :, self.rows], values[:, :, self.rows]
         self._keys[:, :, slots] = keys.to(self._keys.dtype)
         self._values[:, :, slots] = values.to(self._values.dtype)
+
+    def snapshot(self) -> tuple[Tensor, Tensor]:
+        """A copy of the live keys and values `(1, G, T, D)`."""
+        keys, values = self._live()
+        return keys.clone(), values.clone()
+
+    def restore(self, stored: tuple[Tensor, Tensor]) -> None:
+        """Put a snapshot of the same length back."""
+        for live, copy in zip(self._live(), stored, strict=True):
+            live.copy_(copy)
 
     def crop(self, max_length: int) -> None:
         """Forget the slots from `max_length` on (negative: that many from the end, as in transformers)."""

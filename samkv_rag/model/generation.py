@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextStreamer
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.model.grammar import GrammarGuide
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How to decode: greedy unless `temperature` is above 0. `stop` strings end the answer and are cut off."""
+    """How to decode: greedy unless `temperature` is above 0. `stop` strings end the answer and are cut off.
+
+    `grammar` (llguidance's form of Lark; needs the extra `tools`) is what the answer must fit, token by token.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -26,6 +30,7 @@ class GenerationOptions:
     top_k: int | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -52,11 +57,11 @@ class Listener(TextStreamer):
             self.first_token_at = time.perf_counter()
         self._heard += 1
         if self._on_text is not None:
-            super().put(value)
+            super().put(value)  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
         if self._on_text is not None:
-            super().end()
+            super().end()  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self._on_text is None:
@@ -138,14 +143,22 @@ def generation_kwargs(
     }
     if options.stop:
         kwargs |= {"stop_strings": list(options.stop), "tokenizer": tokenizer}
+    if options.grammar is not None:
+        guide = GrammarGuide(tokenizer, options.grammar, end_tokens(model))
+        kwargs["logits_processor"] = LogitsProcessorList([guide.mask])
+        kwargs["stopping_criteria"].append(guide.finished)
     return kwargs
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """The tokens with which the model ends an answer."""
+    eos = model.generation_config.eos_token_id
+    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def finished_by_model(model: Any, token_ids: Sequence[int]) -> bool:
     """True when the last token is one of the model's end tokens."""
-    eos = model.generation_config.eos_token_id
-    ends = set(eos) if isinstance(eos, list) else {eos}
-    return bool(token_ids) and token_ids[-1] in ends
+    return bool(token_ids) and token_ids[-1] in end_tokens(model)
 
 
 @contextmanager

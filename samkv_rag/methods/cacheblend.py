@@ -1,0 +1,28 @@
+"""CacheBlend: all entries kept; the tokens whose keys deviate most at an early layer are recomputed above it.
+
+Yao et al., "CacheBlend: Fast Large Language Model Serving for RAG with Cached Knowledge Fusion", EuroSys 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samkv_rag.methods.prophetkv import top_tokens
+from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.types import Selection
+
+
+@dataclass(frozen=True)
+class CacheBlend:
+    """`share` of all chunk tokens is recomputed on every layer; all of them up to the `check` layer, where the squared
+    difference of new and stored keys decides."""
+
+    share: float = 0.15
+    check: int = 1
+
+    name = "cacheblend"
+
+    def prepare(self, run: Run) -> Prepared:
+        kept = Selection.all_of(run.plan).kept
+        check = min(self.check, run.adapter.shape.layers - 1)
+        return run.recompute_checked(check, lambda moved, columns: top_tokens(kept, moved, columns, self.share))

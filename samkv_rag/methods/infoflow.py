@@ -1,0 +1,32 @@
+"""InfoFlow KV: all entries kept; tokens are recomputed by the norm of the question's attention on a band of layers.
+
+"InfoFlow KV", ICML 2026: per key sqrt(sum over question tokens of (mean over heads of attention)^2), late layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.methods.prophetkv import top_tokens
+from samkv_rag.methods.run import Prepared, Run
+
+
+@dataclass(frozen=True)
+class InfoFlow:
+    """`share` of all chunk tokens is recomputed. `band`: the layers looked at, as shares of the depth (the published
+    setting is layers 22 to 25 of 32)."""
+
+    share: float = 0.15
+    band: tuple[float, float] = (0.6875, 0.8125)
+
+    name = "infoflow"
+
+    def prepare(self, run: Run) -> Prepared:
+        kept = tuple(torch.arange(length) for length in run.lengths)
+        depth = run.adapter.shape.layers
+        first = int(self.band[0] * depth)
+        layers = range(first, max(first + 1, round(self.band[1] * depth)))
+        maps, columns = run.question_attention(kept, layers)
+        return run.recompute(top_tokens(kept, maps.square().sum(1).sqrt().mean(0), columns, self.share))

@@ -1,0 +1,42 @@
+"""Multi-InfLLM: the concatenated caches treated as one context, its blocks chosen by the question, none recomputed.
+
+The paper's own baseline (SamKV, experiments) after InfLLM (Xiao et al., 2024): the whole context's first and last
+tokens stay, then the blocks whose keys score highest with the question's query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.scoring import chunk_scores, turned_to_chunks
+from samkv_rag.methods.selection import anchor_masks, choose
+from samkv_rag.types import Selection
+
+
+@dataclass(frozen=True)
+class MultiInfLLM:
+    """`keep` of the chunk tokens; `initial` and `local` tokens of the whole context; `block` tokens per block."""
+
+    keep: float = 0.15
+    block: int = 16
+    initial: int = 16
+    local: int = 32
+
+    name = "multi_infllm"
+
+    def prepare(self, run: Run) -> Prepared:
+        budget = int(self.keep * sum(run.lengths))
+        whole = anchor_masks([sum(run.lengths)], self.initial, self.local, budget // 2)[0]
+        anchors = list(torch.split(whole, run.lengths))
+        last = run.adapter.shape.layers - 1
+        generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], last).mean(2)
+        with run.stage("select"):
+            queries = turned_to_chunks(run, generic.expand(len(run.lengths), *generic.shape))
+            scores = chunk_scores(run, queries, tuple(range(last + 1)), self.block, 0, 0)
+            everyone = [1.0] * len(scores)
+            choice = choose(scores, anchors, budget, self.block, shares=everyone, per_chunk=False, fill=True)
+            kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
+        return run.recompute(Selection(kept, tuple(tokens[:0] for tokens in kept)))

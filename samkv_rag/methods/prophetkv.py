@@ -1,0 +1,35 @@
+"""ProphetKV: all entries kept; the tokens that the question attends to, averaged over all layers, are recomputed.
+
+"ProphetKV", ICML 2026 (two stages: attention of the question over the reused caches per layer, then its mean).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.types import Selection
+
+
+@dataclass(frozen=True)
+class ProphetKV:
+    """`share` of all chunk tokens is recomputed, on every layer."""
+
+    share: float = 0.15
+
+    name = "prophetkv"
+
+    def prepare(self, run: Run) -> Prepared:
+        kept = tuple(torch.arange(length) for length in run.lengths)
+        maps, columns = run.question_attention(kept, range(run.adapter.shape.layers))
+        return run.recompute(top_tokens(kept, maps.mean((0, 1)), columns, self.share))
+
+
+def top_tokens(kept: tuple[Tensor, ...], value: Tensor, columns: list[Tensor], share: float) -> Selection:
+    """Everything kept, the `share` of the tokens with the highest `value` `(T,)` recomputed."""
+    best = torch.zeros(len(value), dtype=torch.bool)
+    best[value.argsort(descending=True, stable=True)[: int(share * len(value))]] = True
+    return Selection(kept, tuple(tokens[best[column]] for tokens, column in zip(kept, columns, strict=True)))

@@ -1,0 +1,37 @@
+"""Control: SamKV's budget spent on random blocks. What selection by score must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.selection import ChunkScores, anchor_masks, choose
+from samkv_rag.types import Selection
+
+
+@dataclass(frozen=True)
+class Random:
+    """`keep` of the chunk tokens: the same anchors as SamKV's, then blocks drawn from `seed`; all recomputed."""
+
+    keep: float = 0.15
+    block: int = 16
+    initial: int = 8
+    local: int = 8
+    seed: int = 0
+
+    name = "random"
+
+    def prepare(self, run: Run) -> Prepared:
+        generator = torch.Generator().manual_seed(self.seed)
+        budget = int(self.keep * sum(run.lengths))
+        anchors = anchor_masks(run.lengths, self.initial, self.local, budget // 2)
+        scores = [
+            ChunkScores(torch.rand(1, -(-length // self.block), generator=generator), torch.zeros(0, dtype=torch.bool))
+            for length in run.lengths
+        ]
+        everyone = [1.0] * len(scores)
+        choice = choose(scores, anchors, budget, self.block, shares=everyone, per_chunk=False, fill=True)
+        kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
+        return run.recompute(Selection(kept, kept))
