@@ -200,10 +200,10 @@ class SamKVEngine:
 
     def stream(
         self, prompt: Prompt, question: str | None = None, *, method: str | Method | None = None,
-        keep: float | None = None, **generation: Any,
+        keep: float | None = None, timeout: float | None = None, **generation: Any,
     ) -> AnswerStream:  # fmt: skip
-        """As `generate`, in pieces."""
-        return self._stream(lambda: self.plan(prompt, question), self._call(method, keep, generation))
+        """As `generate`, in pieces; waiting for it ends in a `TimeoutError` after `timeout` seconds."""
+        return self._stream(lambda: self.plan(prompt, question), self._call(method, keep, generation), timeout)
 
     def _asked(self, question: str, chunks: Sequence[str]) -> MakePlan:
         if isinstance(chunks, str):
@@ -215,8 +215,8 @@ class SamKVEngine:
     ) -> Call:
         return Call.of(self.method if method is None else method, keep, generation, strip)
 
-    def _stream(self, make_plan: MakePlan, call: Call) -> AnswerStream:
-        return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled))
+    def _stream(self, make_plan: MakePlan, call: Call, timeout: float | None = None) -> AnswerStream:
+        return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled), timeout)
 
     def _answer(
         self, make_plan: MakePlan, call: Call, on_text: Callable[[str], None] | None = None,
@@ -225,6 +225,8 @@ class SamKVEngine:
         self.load()
         started = time.perf_counter()
         with self._turn:
+            if cancelled():
+                raise SamKVError("The answer was cancelled before its turn came.")
             run, prepared = self._prepare(make_plan, call)
             listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
             kwargs = generation_kwargs(self.adapter.model, self.tokenizer, call.options, listener, cancelled)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import NoReturn
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.types import Answer
@@ -16,10 +18,13 @@ Job = Callable[[Callable[[str], None], Callable[[], bool]], Answer]
 class AnswerStream:
     """Iterate (`for` or `async for`) over pieces of text; `.answer` is the finished answer; `.close()` cancels.
 
-    An error of the model is raised from the iteration and from `.answer`. The work starts at once.
+    An error of the model is raised from the iteration and from `.answer`. The work starts at once. Whoever still waits
+    for it after `timeout` seconds gets a `TimeoutError`, and the work is cancelled.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, timeout: float | None = None) -> None:
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
         self._pieces: list[str] = []
         self._done = False
         self._news = threading.Condition()
@@ -56,8 +61,10 @@ class AnswerStream:
         taken = 0
         while True:
             with self._news:
-                self._news.wait_for(lambda seen=taken: self._done or len(self._pieces) > seen)  # type: ignore[misc]
+                news = self._news.wait_for(lambda seen=taken: self._done or len(self._pieces) > seen, self._left())  # type: ignore[misc]
                 fresh, done = self._pieces[taken:], self._done
+            if not news:
+                self._give_up()
             yield from fresh
             taken += len(fresh)
             if done and taken == len(self._pieces):
@@ -76,7 +83,7 @@ class AnswerStream:
                 if done and taken == len(self._pieces):
                     break
                 if not fresh:
-                    await news.wait()
+                    await self._next(news)
         self._raise_error()
 
     async def wait(self) -> Answer:
@@ -87,11 +94,26 @@ class AnswerStream:
                 while not self._done:
                     news.clear()
                     if not self._done:
-                        await news.wait()
+                        await self._next(news)
         except asyncio.CancelledError:
             self.cancel()
             raise
         return self.answer
+
+    async def _next(self, news: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(news.wait(), self._left())
+        except TimeoutError:
+            self._give_up()
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _give_up(self) -> NoReturn:
+        self.cancel()
+        raise TimeoutError(
+            f"There was no answer within {self._timeout:g} seconds; allow more time, or ask for fewer new tokens."
+        )
 
     def _waking(self, event: asyncio.Event) -> _Waking:
         return _Waking(self._wakers, event)
@@ -99,6 +121,9 @@ class AnswerStream:
     @property
     def answer(self) -> Answer:
         """The finished answer; waits for it. Raises the model's error, if there was one."""
+        with self._news:
+            if not self._news.wait_for(lambda: self._done, self._left()):
+                self._give_up()
         self._thread.join()
         self._raise_error()
         if self._answer is None:

@@ -99,7 +99,7 @@ class Planner:
         ids = self.encoder.chunk(piece.text)
         key = piece.key if piece.partial and piece.key is not None else self.key_of(ids)
         stored = self.stored_ids(key)
-        if stored is None:
+        if stored is None or self.key_of(stored) != key:  # the second: another model's entry for the same text
             return ids, None, 0
         return ids, key, _common_prefix(ids, stored)
 

@@ -1,0 +1,80 @@
+"""What an answer must look like, as a Lark grammar for `llguidance`: JSON that fits a schema, and calls of tools.
+
+A call is written as Hermes and Qwen models write it, so that a model that knows that form is never led astray:
+
+    <tool_call>
+    {"name": "search", "arguments": {"query": "..."}}
+    </tool_call>
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OPEN, CLOSE = "<tool_call>", "}\n</tool_call>"
+_HEAD = "%llguidance {}\n"
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
+_BY_NAME = {"properties", "$defs", "definitions", "patternProperties"}
+
+Schema = Mapping[str, Any]
+
+
+def json_grammar(schema: Schema) -> str:
+    """The grammar of one JSON value that fits `schema`, written as `json.dumps` writes it.
+
+    Objects have no properties but those that the schema names, unless it says otherwise. What JSON Schema can say and
+    a grammar cannot is left to whoever reads the value.
+    """
+    return f"{_HEAD}start: {_rule(schema)}\n"
+
+
+def call_grammar(tools: Sequence[tuple[str, Schema]], required: bool, parallel: bool) -> str:
+    """The grammar of an answer with calls of `tools`, given as (name, schema of the arguments).
+
+    `required`: calls and nothing else. Otherwise words, a call, or words with a call after them. `parallel` allows
+    several calls.
+    """
+    tail = "(sep call)*" if parallel else ""
+    begin = f"begin: {json.dumps(OPEN)}" if required else f"begin[lazy]: TEXT {json.dumps(OPEN)}"
+    rules = [
+        f"start: {'' if required else 'TEXT | '}first {tail}",
+        "first: begin body",
+        f"call: {json.dumps(OPEN)} body",
+        'sep: "\\n"',
+        f'body: "\\n{{\\"name\\": " tool {json.dumps(CLOSE)}',
+        "tool: " + " | ".join(f"tool_{index}" for index in range(len(tools))),
+        *(f"tool_{i}: {json.dumps(_opening(name))} {_rule(schema)}" for i, (name, schema) in enumerate(tools)),
+        begin,
+        "TEXT: /(.|\\n)*/",
+    ]
+    return _HEAD + "\n".join(rules) + "\n"
+
+
+def call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as `call_grammar` has it."""
+    return f'{OPEN}\n{{"name": {_opening(name)}{json.dumps(arguments, ensure_ascii=False)}{CLOSE}'
+
+
+def _opening(name: str) -> str:
+    return f'{json.dumps(name, ensure_ascii=False)}, "arguments": '
+
+
+def _rule(schema: Schema) -> str:
+    return "%json " + json.dumps({**_closed(schema), "x-guidance": _JSON})
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with `additionalProperties: false` wherever properties are named and nothing is said about others."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {key: _each(value) if key in _BY_NAME else _closed(value) for key, value in schema.items()}
+    known = isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema
+    return closed | ({"additionalProperties": False} if known else {})
+
+
+def _each(schemas: Any) -> Any:
+    return {name: _closed(schema) for name, schema in schemas.items()} if isinstance(schemas, Mapping) else schemas
