@@ -1,0 +1,146 @@
+"""Which models can be attached, which are refused and why, and how their keys turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.adapter import ModelAdapter, unblocked
+from samkv_rag.parity import check_parity
+from samkv_rag.types import BLOCK
+from tests.cases import REFUSED, WIRINGS
+from tests.models import adapter, build
+from tests.oracles import random_ids, stock
+
+every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
+
+
+@every_wiring
+def test_a_supported_wiring_passes_the_parity_gate(wiring: str) -> None:
+    report = check_parity(adapter(wiring))
+    assert report.passed
+    assert report.control_error > 100 * max(report.recompute_error, report.reuse_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("wiring", ["llama", "llama-yarn", "gemma2", "glm4", "smollm3"])
+def test_half_precision_passes_the_parity_gate_of_its_dtype(wiring: str, dtype: torch.dtype) -> None:
+    attached = ModelAdapter(build(WIRINGS[wiring](), dtype))
+    assert attached.dtype == dtype
+    assert attached.shape.itemsize == 2
+    assert check_parity(attached).passed
+
+
+def test_the_parity_gate_holds_behind_a_sink_prefix() -> None:
+    """Chunks are then cached behind a BOS, so the gate must put one in front of its prompt."""
+    assert check_parity(ModelAdapter(build(WIRINGS["llama"]()), sink_prefix=(1,))).passed
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_exact_is_refused_with_its_reason_and_left_as_it_was(name: str) -> None:
+    make, reason = REFUSED[name]
+    model = build(make())
+    with pytest.raises(UnsupportedModel, match=reason) as refusal:
+        ModelAdapter(model)
+    assert str(refusal.value).endswith(".")
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("mark", "remedy"),
+    [
+        ({"is_quantized": True}, "Load it in bf16, fp16 or fp32"),
+        ({"hf_quantizer": object()}, "Load it in bf16, fp16 or fp32"),
+        ({"peft_config": {"default": object()}}, r"merge_and_unload\(\)"),
+        ({"_hf_peft_config_loaded": True}, r"merge_and_unload\(\)"),
+        ({"hf_device_map": {"model.layers.0": 0, "model.layers.1": "cpu"}}, "device_map='cuda:0'"),
+    ],
+)
+def test_quantised_adapted_and_spread_models_are_refused_with_a_remedy(mark: dict[str, Any], remedy: str) -> None:
+    model = build(WIRINGS["llama"]())
+    for name, value in mark.items():
+        object.__setattr__(model, name, value)
+    with pytest.raises(UnsupportedModel, match=remedy):
+        ModelAdapter(model)
+
+
+def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
+    model = build(WIRINGS["llama"]())
+    object.__setattr__(model, "hf_device_map", {"": "cpu"})
+    assert ModelAdapter(model).shape.layers == 4
+
+
+# -- how keys turn -------------------------------------------------------------------------------------------------
+
+
+@every_wiring
+@pytest.mark.parametrize("longest", [40, 200], ids=["short", "long"])
+def test_rotate_undoes_unrotate(wiring: str, longest: int) -> None:
+    attached = adapter(wiring)
+    positions = torch.tensor([0, 3, 17, longest])
+    shape = attached.shape
+    x = torch.randn(shape.layers, shape.kv_heads, len(positions), shape.head_dim)
+    table = attached.table(positions)
+    assert torch.allclose(table.rotate(table.unrotate(x)), x, atol=1e-5)
+    assert torch.allclose(table.unrotate(table.rotate(x)), x, atol=1e-5)
+
+
+@every_wiring
+@pytest.mark.parametrize("length", [40, 70], ids=["below-the-threshold", "above-the-threshold"])
+def test_stored_keys_turned_to_their_own_positions_are_the_models_cached_keys(wiring: str, length: int) -> None:
+    """70 tokens are beyond the threshold of the crossed longrope wirings, 40 are not."""
+    attached, ids = adapter(wiring), random_ids(length, 1)
+    keys, values = unblocked(attached.ingest([""], [ids])[0].kv)
+    turned = attached.table(torch.arange(length)).rotate(keys[:, :, :length])
+    cache: Any = DynamicCache()
+    with torch.no_grad():
+        stock(wiring).get_decoder()(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    for layer, (key, value) in enumerate(zip(turned, values, strict=True)):
+        assert torch.allclose(key, cache.layers[layer].keys[0], atol=2e-5)
+        assert torch.allclose(value[:, :length], cache.layers[layer].values[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("wiring", ["smollm3", "cohere2"])
+def test_layers_without_positions_are_found_and_left_alone(wiring: str) -> None:
+    attached = adapter(wiring)
+    fixed = [layer for layer, kind in enumerate(attached.rotary.kinds) if kind == "fixed"]
+    assert fixed == [3], "by default every fourth layer of these models has no rotary positions"
+    x = torch.randn(attached.shape.layers, attached.shape.kv_heads, 2, attached.shape.head_dim)
+    turned = attached.table(torch.tensor([5, 90])).rotate(x)
+    assert torch.equal(turned[3], x[3])
+    assert not torch.allclose(turned[0], x[0])
+
+
+# -- ingestion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wiring", [name for name in WIRINGS if "longrope" not in name])
+def test_a_chunks_cache_does_not_depend_on_its_batch(wiring: str) -> None:
+    attached, chunks = adapter(wiring), [random_ids(length, length) for length in (1, 16, 17, 45)]
+    together = attached.ingest([""] * 4, chunks)
+    for cached, ids in zip(together, chunks, strict=True):
+        alone = attached.ingest([""], [ids])[0]
+        assert torch.allclose(cached.kv, alone.kv, atol=2e-5)
+        assert torch.allclose(cached.summary.local_query, alone.summary.local_query, atol=2e-5)
+        assert torch.allclose(cached.summary.mean, alone.summary.mean, atol=2e-5)
+
+
+@every_wiring
+def test_summaries_are_of_the_keys_in_the_chunks_own_frame(wiring: str) -> None:
+    attached, length = adapter(wiring), 2 * BLOCK + 3
+    chunk = attached.ingest(["text"], [random_ids(length, 2)])[0]
+    keys, _ = unblocked(chunk.kv)
+    own = attached.table(torch.arange(length)).rotate(keys[:, :, :length])
+    for block in range(3):
+        part = own[:, :, block * BLOCK : (block + 1) * BLOCK]
+        assert torch.allclose(chunk.summary.mean[:, block], part.mean(2), atol=2e-5)
+        assert torch.allclose(chunk.summary.low[:, block], part.amin(2), atol=2e-5)
+        assert torch.allclose(chunk.summary.high[:, block], part.amax(2), atol=2e-5)
+    assert not keys[:, :, length:].any(), "the last block is padded with zeros"
