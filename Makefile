@@ -1,8 +1,11 @@
 # Every target sets itself up: a virtual environment in .venv, filled by pip under constraints.txt.
 # The stamps in .venv say which extras are installed; they are redone when pyproject.toml or constraints.txt changes.
+# pip's own byte compilation, on one core, is half of an installation: the demo leaves it to the first import, and the
+# tests, which start many processes, do it on all cores.
 
 VENV := .venv
 PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 # Tests and benchmarks compare timings and results of small tensors: more threads make both noisier, not faster.
 THREADS ?= 1
 PYTEST_ARGS ?=
@@ -33,12 +36,13 @@ endef
 
 $(VENV)/cli.stamp: pyproject.toml constraints.txt
 	$(venv)
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[cli]'
+	$(INSTALL) -e '.[cli]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(venv)
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[cli,dev]'
+	$(INSTALL) -e '.[cli,dev]'
+	@$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true  # some packages ship templates that are no Python
 	@touch $(VENV)/cli.stamp $@
 
 demo: $(VENV)/cli.stamp  ## ingest the bundled handbook and answer ten questions from its caches
