@@ -1,0 +1,245 @@
+"""A folder into the store and the index: only what changed, K/V first, the index last."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from llama_index.core.schema import BaseNode
+
+from samkv_rag.retrieval import generations
+from samkv_rag.retrieval.embedding import OFFLINE
+from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
+from samkv_rag.retrieval.index import ChunkIndex, Entry, Settings
+from samkv_rag.retrieval.loading import SourceFile, Tokenize, find_files, fingerprint, load, split
+
+BATCH = 16
+
+
+class Store(Protocol):
+    """What ingestion needs of the KV store: an owner keeps a key alive, and lets go of it."""
+
+    def __contains__(self, key: object) -> bool: ...
+    def retain(self, key: str, owner: str) -> None: ...
+    def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]: ...
+
+
+class Engine(Protocol):
+    """What ingestion needs of the engine."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def store(self) -> Any: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def bytes_per_token(self) -> int: ...
+    def precompute(self, texts: Sequence[str]) -> Sequence[str]: ...
+    def forget(self, keys: Sequence[str]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A changed file and its chunks; `sizes` are their token counts."""
+
+    source: SourceFile
+    nodes: list[BaseNode]
+    sizes: list[int]
+
+    @property
+    def texts(self) -> list[str]:
+        return [node.get_content().strip() for node in self.nodes]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestPlan:
+    """What an ingestion is about to compute, told before it starts."""
+
+    files: int
+    chunks: int
+    tokens: int
+    kv_bytes: int
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What an ingestion did; `failed` maps unreadable files to the reason, their earlier chunks stay as they were."""
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    chunks: int = 0
+    tokens: int = 0
+    total_chunks: int = 0
+    seconds: float = 0.0
+
+
+def ingest_folder(
+    engine: Engine,
+    path: Path,
+    root: Path,
+    *,
+    model: str = "bundled",
+    chunk_size: int = 128,
+    embed: str = OFFLINE,
+    on_plan: Callable[[IngestPlan], None] = lambda plan: None,
+    on_progress: Callable[[int, int], None] = lambda chunks, tokens: None,
+    on_wait: Callable[[], None] = lambda: None,
+) -> IngestReport:
+    """Bring the index under `root` and the engine's store up to date with `path`, a folder or a file.
+
+    Killed at any point, the next call resumes: K/V that is in the store is not computed again, and the index
+    changes in one step at the end. Only one process at a time ingests into `root`; others wait for it.
+    `on_progress` is told the chunks and tokens of every finished batch, `on_wait` is called before waiting.
+    """
+    started = time.perf_counter()
+    settings = Settings(model, engine.fingerprint, chunk_size, embed)
+    with generations.write_lock(root, on_wait):
+        job = _Job(engine, path, _open(root, settings), settings)
+        report = job.run(on_plan, on_progress)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _open(root: Path, settings: Settings) -> ChunkIndex:
+    return ChunkIndex.create(root, settings) if generations.current(root) is None else ChunkIndex.open(root)
+
+
+class _Job:
+    """One ingestion, under the lock."""
+
+    def __init__(self, engine: Engine, path: Path, index: ChunkIndex, settings: Settings) -> None:
+        self.engine, self.path, self.index, self.settings = engine, path, index, settings
+        self.store: Store = engine.store
+        self.report = IngestReport()
+        self.anew = index.manifest.settings != settings
+
+    def run(self, on_plan: Callable[[IngestPlan], None], on_progress: Callable[[int, int], None]) -> IngestReport:
+        sources = list(self._sources())
+        self._release_stale()  # of an earlier run that died between the index and the release
+        splits = list(self._split(self._sort(sources)))
+        gone = self._gone()
+        if splits:
+            on_plan(self._plan(splits))
+        keys = self._precompute(splits, on_progress)
+        if splits or gone or self.anew:
+            self._commit(splits, keys, gone)
+        self.report.total_chunks = sum(len(entry.nodes) for entry in self.index.documents.values())
+        return self.report
+
+    def _sources(self) -> Iterator[SourceFile]:
+        paths = find_files(self.path)
+        if self.anew:  # the files of other folders too: one index has one model
+            paths += [p for p in map(Path, self.index.documents) if p.exists() and p not in paths]
+        for path in paths:
+            try:
+                yield fingerprint(path)
+            except UnreadableFile as error:
+                self.report.failed[str(path)] = str(error)
+
+    def _sort(self, sources: list[SourceFile]) -> list[SourceFile]:
+        """The files whose chunks are to be computed: new, changed, or with entries that the store has lost."""
+        todo = []
+        for source in sources:
+            name, known = str(source.path), self.index.documents.get(str(source.path))
+            same = known is not None and known.digest == source.digest and not self.anew
+            if same and known is not None and all(key in self.store for key in known.keys):
+                self.report.unchanged.append(name)
+            else:
+                (self.report.changed if known else self.report.added).append(name)
+                todo.append(source)
+        return todo
+
+    def _split(self, sources: list[SourceFile]) -> Iterator[Split]:
+        tokenize = _tokenize(self.engine.tokenizer) if sources else None
+        for source in sources:
+            assert tokenize is not None
+            try:
+                nodes = split(source, load(source), tokenize, self.settings.chunk_size)
+            except UnreadableFile as error:
+                self._fail(str(source.path), str(error))
+            else:
+                yield Split(source, nodes, [len(tokenize(node.get_content().strip())) for node in nodes])
+
+    def _fail(self, name: str, reason: str) -> None:
+        for group in (self.report.added, self.report.changed):
+            if name in group:
+                group.remove(name)
+        self.report.failed[name] = reason
+
+    def _gone(self) -> list[str]:
+        """Indexed files under the path that no longer exist."""
+        base = Path(os.path.abspath(self.path)).resolve()
+        inside = [p for p in map(Path, self.index.documents) if self.anew or p == base or base in p.parents]
+        self.report.removed = [str(p) for p in inside if not p.exists()]
+        return self.report.removed
+
+    def _plan(self, splits: list[Split]) -> IngestPlan:
+        sizes = [size for part in splits for size in part.sizes]
+        return IngestPlan(len(splits), len(sizes), sum(sizes), sum(sizes) * self.engine.bytes_per_token)
+
+    def _precompute(self, splits: list[Split], on_progress: Callable[[int, int], None]) -> list[tuple[str, ...]]:
+        """Store keys, file by file; every batch is durable before the next begins."""
+        texts = [text for part in splits for text in part.texts]
+        sizes = [size for part in splits for size in part.sizes]
+        keys: list[str] = []
+        for start in range(0, len(texts), BATCH):
+            keys += self.engine.precompute(texts[start : start + BATCH])
+            batch = sizes[start : start + BATCH]
+            self.report.chunks += len(batch)
+            self.report.tokens += sum(batch)
+            on_progress(len(batch), sum(batch))
+        found = iter(keys)
+        return [tuple(next(found) for _ in part.nodes) for part in splits]
+
+    def _commit(self, splits: list[Split], keys: list[tuple[str, ...]], gone: list[str]) -> None:
+        before = {path: entry.keys for path, entry in self.index.documents.items()}
+        index = ChunkIndex.create(self.index.root, self.settings) if self.anew else self.index
+        for path in gone:
+            index.remove(path)
+        for part, part_keys in zip(splits, keys, strict=True):
+            name = str(part.source.path)
+            for key in part_keys:
+                self.store.retain(key, owner(name))
+            ids = tuple(node.node_id for node in part.nodes)
+            index.put(name, Entry(part.source.digest, ids, part_keys, sum(part.sizes)), part.nodes)
+        index.manifest.stale = _stale(before, index)
+        self.index = index
+        index.save()
+        self._release_stale()
+
+    def _release_stale(self) -> None:
+        """Let go of K/V that the current index no longer names, and forget what no other file holds."""
+        for name, keys in self.index.manifest.stale.items():
+            unheld = self.store.release(owner(name), keys)
+            if unheld:
+                self.engine.forget(unheld)
+
+
+def owner(path: str) -> str:
+    """The name under which a file holds its chunks in the store."""
+    return f"file:{path}"
+
+
+def _stale(before: dict[str, tuple[str, ...]], index: ChunkIndex) -> dict[str, list[str]]:
+    held = {path: set(entry.keys) for path, entry in index.documents.items()}
+    lost = {path: sorted(set(keys) - held.get(path, set())) for path, keys in before.items()}
+    return {path: keys for path, keys in lost.items() if keys}
+
+
+def _tokenize(tokenizer: Any) -> Tokenize:
+    if tokenizer is None:
+        raise RetrievalError("The engine has no tokenizer; give it a model with one.")
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    return encode

@@ -1,0 +1,93 @@
+"""A folder of numbered generations and a pointer to the current one: readers never see half an index.
+
+    root/lock      held while anybody writes
+    root/CURRENT   the name of the generation to read
+    root/gen-12/   a complete index, never changed after its rename
+
+A generation is written under a temporary name, fsynced file by file and renamed; then CURRENT is replaced. A
+process killed at any point leaves the old generation current; what it left behind is swept by the next writer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+_UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def write_lock(root: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the writers' lock; `on_wait` is called if another process has it. The system frees it when one dies."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def current(root: Path) -> Path | None:
+    """The folder of the current generation, or None before the first."""
+    try:
+        name = (root / "CURRENT").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    return root / name
+
+
+def publish(root: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a new generation and make it current; the caller holds the lock."""
+    before = current(root)
+    unfinished = root / f"{_UNFINISHED}{uuid4().hex}"
+    unfinished.mkdir()
+    write(unfinished)
+    for path in unfinished.iterdir():
+        _sync(path)
+    _sync(unfinished)
+    target = root / f"gen-{_number(before) + 1}"
+    if target.exists():  # renamed by a process that died before it could replace CURRENT
+        shutil.rmtree(target)
+    os.rename(unfinished, target)
+    _sync(root)
+    _point(root, target)
+    _sweep(root, keep={target, before})
+    return target
+
+
+def _number(generation: Path | None) -> int:
+    return int(generation.name.removeprefix("gen-")) if generation else 0
+
+
+def _point(root: Path, target: Path) -> None:
+    pointer = root / f"{_UNFINISHED}CURRENT"
+    pointer.write_text(target.name, encoding="ascii")
+    _sync(pointer)
+    os.replace(pointer, root / "CURRENT")
+    _sync(root)
+
+
+def _sweep(root: Path, keep: set[Path | None]) -> None:
+    """Remove leftovers and old generations; the one before stays for readers that are just opening it."""
+    for path in root.iterdir():
+        if path.is_dir() and path not in keep and path.name.startswith((_UNFINISHED, "gen-")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,111 @@
+"""From a path to chunks: which files, their text, and sentence-wise splitting by the engine's tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_index.core import SimpleDirectoryReader
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import BaseNode, Document
+from tenacity import RetryError
+
+from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
+from samkv_rag.retrieval.readers import PARAGRAPH, extractors
+
+SUFFIXES = tuple(extractors())
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file and the digest of its bytes."""
+
+    path: Path
+    digest: str
+
+
+def find_files(path: Path) -> list[Path]:
+    """The readable kinds of files in `path`, sorted; hidden files and folders below it are left out."""
+    if not path.exists():
+        raise RetrievalError(f"There is no file or folder {path}; check the path.")
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise RetrievalError(f"{path.name} is not one of {' '.join(SUFFIXES)}; convert it to one of these first.")
+        return [path.resolve()]
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise RetrievalError(f"The folder {path} cannot be read; check its permissions.")
+    # SimpleDirectoryReader's own walk takes a folder below a hidden one (a virtual environment) for hidden altogether.
+    return sorted(_walk(path.resolve()))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(folder) / name
+
+
+def fingerprint(path: Path) -> SourceFile:
+    """The file's content digest; raises UnreadableFile."""
+    try:
+        return SourceFile(path, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
+    except OSError as error:
+        raise UnreadableFile(error.strerror or str(error)) from error
+
+
+def load(source: SourceFile) -> list[Document]:
+    """The file's text as LlamaIndex documents, a section each; raises UnreadableFile with the reason."""
+    try:
+        reader = SimpleDirectoryReader(
+            input_files=[str(source.path)], file_extractor=extractors(), file_metadata=lambda _: {}, raise_on_error=True
+        )
+        documents = [document for document in reader.load_data() if document.text.strip()]
+    except Exception as error:  # readers raise whatever their parsers raise: any of it is this file's trouble only
+        raise UnreadableFile(_reason(error)) from error
+    if not documents:
+        scanned = source.path.suffix.lower() == ".pdf"
+        raise UnreadableFile("no text in it" + (" (a scanned PDF needs OCR first)" if scanned else ""))
+    return documents
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RetryError):
+        return _reason(error.last_attempt.exception() or error)
+    if error.__cause__ is not None and str(error) == "Error loading file":
+        return _reason(error.__cause__)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def split(source: SourceFile, documents: list[Document], tokenize: Tokenize, chunk_size: int) -> list[BaseNode]:
+    """Chunks of whole sentences, at most `chunk_size` tokens, in order; ids follow the content."""
+    name = f"{source.path}\0{source.digest}".encode("utf-8", "surrogatepass")
+    stem = hashlib.blake2b(name, digest_size=10).hexdigest()
+    splitter = SentenceSplitter(
+        chunk_size=chunk_size,
+        chunk_overlap=0,
+        tokenizer=tokenize,
+        paragraph_separator=PARAGRAPH,
+        include_metadata=False,
+        include_prev_next_rel=False,
+    )
+    try:
+        nodes = splitter.get_nodes_from_documents(documents)
+    except ValueError as error:
+        raise UnreadableFile(f"cannot be split into chunks of {chunk_size} tokens: {error}") from error
+    return [_named(node, source.path, stem, position) for position, node in enumerate(nodes)]
+
+
+def _named(node: BaseNode, path: Path, stem: str, position: int) -> BaseNode:
+    """The node with an id of ours. File name and headings are for the vector only, not for the prompt."""
+    section = f"{path.stem} {node.metadata.get('section', '')}".replace("-", " ").replace("_", " ").strip()
+    node.id_ = f"{stem}-{position}"
+    node.relationships = {}
+    node.metadata = {"path": str(path), "position": position, "section": section}
+    node.excluded_embed_metadata_keys = ["path", "position"]
+    node.excluded_llm_metadata_keys = ["path", "position", "section"]
+    return node

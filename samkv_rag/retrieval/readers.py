@@ -1,0 +1,142 @@
+"""Readers for SimpleDirectoryReader that keep paragraphs whole.
+
+LlamaIndex's own Markdown reader drops the blank lines between paragraphs and its HTML reader glues neighbouring
+elements together; sentences and chunks are then cut in the wrong places. These readers give one document for each
+section (Markdown) or file, paragraphs separated by one blank line, lines that were wrapped for the eye joined again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.readers.base import BaseReader
+from llama_index.core.schema import Document
+
+_handlers, _level = logging.root.handlers[:], logging.root.level
+from llama_index.readers.file import PDFReader  # noqa: E402
+
+# That import sets up logging for the whole process (basicConfig at level INFO); the application's choice stands.
+logging.root.handlers[:] = _handlers
+logging.root.setLevel(_level)
+
+PARAGRAPH = "\n\n"
+_WRAPPED = 40
+_HTML_BLOCKS = re.compile(
+    "^(address|article|aside|blockquote|dd|div|dl|dt|figcaption|footer|h[1-6]|header|hr|li|main|ol|p|pre|section|"
+    "table|td|th|title|tr|ul)$"
+)
+_HTML_DROPPED = ("script", "style", "noscript", "template", "nav")
+
+
+class ProseReader(BaseReader):
+    """Plain text, UTF-8."""
+
+    def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
+        """One document with the text of `file`; a file that is not UTF-8 raises UnicodeDecodeError."""
+        source = Path(file).read_bytes().decode("utf-8-sig")
+        return [Document(text=self.to_text(source), metadata=extra_info or {})]
+
+    def to_text(self, source: str) -> str:
+        """The paragraphs of `source`."""
+        return unwrap(source)
+
+
+class MarkdownProse(BaseReader):
+    """Markdown as a person reads it: signs, link targets and comments gone, paragraphs and code blocks kept.
+
+    One document a section, its headings in the metadata: a chunk further down is found by them.
+    """
+
+    def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
+        """The sections of `file` that have text."""
+        source = Path(file).read_bytes().decode("utf-8-sig")
+        return [
+            Document(text=PARAGRAPH.join(blocks), metadata={**(extra_info or {}), "section": " ".join(headings)})
+            for headings, blocks in _sections(source)
+            if len(blocks) > len(headings[-1:])
+        ]
+
+
+def _sections(source: str) -> list[tuple[list[str], list[str]]]:
+    """(headings from the outermost, blocks of text with the section's own heading first) for each section."""
+    from markdown_it import MarkdownIt
+
+    sections: list[tuple[list[str], list[str]]] = [([], [])]
+    levels: list[int] = []
+    in_heading = False
+    for token in MarkdownIt("commonmark").parse(source):
+        if token.type == "heading_open":
+            level, in_heading = int(token.tag[1:]), True
+            levels = [outer for outer in levels if outer < level]
+            sections.append((sections[-1][0][: len(levels)], []))
+            levels.append(level)
+        elif token.type in ("inline", "fence", "code_block"):
+            text = _inline(token) if token.type == "inline" else token.content.strip("\n")
+            headings, blocks = sections[-1]
+            blocks += [text] if text or in_heading else []
+            if in_heading:
+                headings.append(text)
+                in_heading = False
+    return sections
+
+
+class HtmlProse(ProseReader):
+    """HTML without scripts, styles and menus; every block element is a paragraph of its own."""
+
+    def to_text(self, source: str) -> str:
+        from bs4 import BeautifulSoup
+
+        soup = BeautifulSoup(source, "html.parser")
+        for tag in soup.find_all(_HTML_DROPPED):
+            tag.decompose()
+        for line_break in soup.find_all("br"):
+            line_break.replace_with("\n")
+        for tag in soup.find_all(_HTML_BLOCKS):
+            tag.insert_before(PARAGRAPH)
+            tag.append(PARAGRAPH)
+        return PARAGRAPH.join(" ".join(p.split()) for p in _paragraphs(soup.get_text()))
+
+
+class PdfProse(BaseReader):
+    """LlamaIndex's PDF reader, all pages as one document."""
+
+    def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
+        """One document with the text of all pages."""
+        logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings would break the progress bar
+        documents = PDFReader(return_full_document=True).load_data(Path(file), extra_info=extra_info)
+        return [Document(text=unwrap(document.text), metadata=document.metadata) for document in documents]
+
+
+def extractors() -> dict[str, BaseReader]:
+    """What SimpleDirectoryReader uses for each file ending."""
+    html = HtmlProse()
+    return {".md": MarkdownProse(), ".txt": ProseReader(), ".html": html, ".htm": html, ".pdf": PdfProse()}
+
+
+def unwrap(text: str) -> str:
+    """Paragraphs of plain text with hard line wraps undone; lists, verse and tables keep their lines."""
+    return PARAGRAPH.join(_join_lines(paragraph) for paragraph in _paragraphs(text))
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [p for p in re.split(r"\n[^\S\n]*\n", text.replace("\r\n", "\n")) if p.strip()]
+
+
+def _join_lines(paragraph: str) -> str:
+    lines = [" ".join(line.split()) for line in paragraph.strip().split("\n")]
+    wrapped = all(len(line) >= _WRAPPED for line in lines[:-1])
+    return (" " if wrapped else "\n").join(lines)
+
+
+def _inline(token: Any) -> str:
+    """The visible text of an inline Markdown token."""
+    parts = []
+    for child in token.children or ():
+        if child.type in ("softbreak", "hardbreak"):
+            parts.append(" ")
+        elif child.type in ("text", "code_inline", "image"):
+            parts.append(child.content)
+    return "".join(parts).strip()

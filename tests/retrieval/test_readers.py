@@ -1,0 +1,123 @@
+"""What the readers make of Markdown, HTML, text and PDF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
+from samkv_rag.retrieval.loading import find_files, fingerprint, load, split
+from samkv_rag.retrieval.readers import unwrap
+from tests.retrieval.fakes import tokenizer
+
+LINE = "This line of prose was wrapped by an editor at"
+
+
+def read(path: Path) -> list[str]:
+    return [document.text for document in load(fingerprint(path))]
+
+
+def pdf(text: str) -> bytes:
+    """The smallest PDF that shows a line of text."""
+    stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R "
+        b"/Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%b\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    out, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%b\nendobj\n" % (number, body)
+    rows = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    return (
+        out
+        + b"xref\n0 6\n0000000000 65535 f \n"
+        + rows
+        + b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+    )
+
+
+def test_markdown_gives_sections_of_plain_paragraphs(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    prose = f"{LINE}\nseventy *signs*, see [this](http://x).\n\nNext `code`."
+    path.write_text(f"# One\n\n## Two\n\n{prose}\n\n```\nx  =  1\n```\n")
+    (document,) = load(fingerprint(path))
+    assert document.text == f"Two\n\n{LINE} seventy signs, see this.\n\nNext code.\n\nx  =  1"
+    assert document.metadata["section"] == "One Two"
+
+
+def test_sibling_sections_do_not_inherit_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("Before.\n\n# A\n\na\n\n## B\n\nb\n\n## C\n\nc\n\n# D\n\nd\n")
+    assert [d.metadata["section"] for d in load(fingerprint(path))] == ["", "A", "A B", "A C", "D"]
+
+
+def test_html_keeps_paragraphs_apart_and_words_together(tmp_path: Path) -> None:
+    path = tmp_path / "a.HTML"
+    body = "<div><p>One <b>bo</b>ld.</p><p>Two.</p></div><ul><li>a<li>b</ul>"
+    path.write_text(f"<title>T</title><script>no()</script>{body}")
+    assert read(path) == ["T\n\nOne bold.\n\nTwo.\n\na\n\nb"]
+
+
+def test_pdf_text_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf("Alma Works is based in Tyrsa."))
+    assert read(path) == ["Alma Works is based in Tyrsa."]
+
+
+def test_wrapped_prose_is_joined_and_verse_is_not() -> None:
+    assert unwrap(f"{LINE}\nseventy signs.\r\n\r\nshort\nlines\nstay") == f"{LINE} seventy signs.\n\nshort\nlines\nstay"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.txt", b"\xff\xfe\xfa broken", "codec can't decode"),
+        ("a.md", b" \n\n", "no text in it"),
+        ("a.pdf", b"%PDF-1.4 nothing", "Stream|EOF"),
+    ],
+)
+def test_an_unreadable_file_says_why(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match=reason):
+        load(fingerprint(path))
+
+
+def test_hidden_and_foreign_files_are_left_out_but_a_hidden_parent_is_not(tmp_path: Path) -> None:
+    docs = tmp_path / ".venv" / "docs"
+    (docs / ".git").mkdir(parents=True)
+    for name in ("b.md", "a.TXT", ".c.md", "d.docx", ".git/e.md"):
+        (docs / name).write_text("text")
+    assert [path.name for path in find_files(docs)] == ["a.TXT", "b.md"]
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("missing", "check the path"), ("a.docx", "convert it")])
+def test_a_wrong_path_names_the_remedy(tmp_path: Path, name: str, remedy: str) -> None:
+    (tmp_path / "a.docx").write_text("text")
+    with pytest.raises(RetrievalError, match=remedy):
+        find_files(tmp_path / name)
+
+
+def test_chunks_are_whole_sentences_within_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    sentences = [f"Sentence number {n} says that the kettle is {n} years old." for n in range(40)]
+    path.write_text(" ".join(sentences))
+    source = fingerprint(path)
+    chunks = [n.get_content() for n in split(source, load(source), lambda t: tokenizer(t)["input_ids"], 64)]
+    assert " ".join(chunks) == " ".join(sentences)
+    assert all(chunk.endswith(".") and len(tokenizer(chunk)["input_ids"]) <= 64 for chunk in chunks)
+
+
+def test_importing_the_readers_leaves_the_logging_alone() -> None:
+    import subprocess
+    import sys
+
+    code = "import logging, samkv_rag.retrieval.folder; print(logging.root.level, logging.root.handlers)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "30 []"
