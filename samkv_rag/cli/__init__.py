@@ -1,0 +1,22 @@
+"""The command line `samkv-rag`: `main` is its entry point.
+
+Importing this package costs nothing but the standard library; the commands import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_NEEDED = ("typer", "rich")
+
+
+def main() -> None:
+    """Run the command line with the process's arguments and exit with its code."""
+    try:
+        from samkv_rag.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
+        print(f"The command line needs {error.name}: pip install 'samkv-rag[cli]'", file=sys.stderr)
+        sys.exit(1)
+    app(prog_name="samkv-rag")

@@ -1,0 +1,135 @@
+"""The commands and their options; each command's work is in the module of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from samkv_rag.cli.errors import Shell
+
+app = typer.Typer(
+    name="samkv-rag",
+    cls=Shell,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Answer questions from your documents with sparse, reusable chunk caches.",
+)
+store_app = typer.Typer(
+    invoke_without_command=True, help="What the store holds; `verify` checks it, `prune` makes room."
+)
+app.add_typer(store_app, name="store")
+
+Store = Annotated[Path, typer.Option("--store", help="Folder with the caches and the index.", envvar="SAMKV_STORE")]
+Model = Annotated[str | None, typer.Option("--model", help='"bundled", a Hugging Face id or a folder.')]
+Keep = Annotated[float | None, typer.Option("--keep", min=0.0, max=1.0, help="Share of the retrieved tokens to keep.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Passages to retrieve; each brings the one before it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+Embed = Annotated[str, typer.Option("--embed-model", help='"hashing" (offline) or a sentence-transformers model.')]
+DEFAULT_STORE = Path(".samkv")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from samkv_rag import __version__
+
+        typer.echo(f"samkv-rag {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def demo(
+    model: Model = None,
+    keep: Keep = None,
+    top_k: TopK = 8,
+    store: Annotated[Path | None, typer.Option("--store", help="Folder to keep; default: a temporary one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ingest the bundled handbook, ask ten questions, compare samkv, full and reuse."""
+    from samkv_rag.cli.demo import run
+
+    run(model, keep, top_k, store, as_json)
+
+
+@app.command()
+def ingest(
+    path: Annotated[Path, typer.Argument(help="A folder, or one file: .md .txt .html .pdf")],
+    store: Store = DEFAULT_STORE,
+    model: Model = None,
+    embed_model: Embed = "hashing",
+    chunk_tokens: Annotated[int | None, typer.Option("--chunk-tokens", min=16, help="Longest chunk.")] = None,
+) -> None:
+    """Compute the caches of a folder's documents; only what changed is computed again."""
+    from samkv_rag.cli.ingest import run
+
+    run(path, store, model, embed_model, chunk_tokens)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    method: Annotated[str, typer.Option("--method", help="samkv, full, reuse, ...")] = "samkv",
+    keep: Keep = None,
+    top_k: TopK = 8,
+    model: Model = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
+    store: Store = DEFAULT_STORE,
+    show_context: Annotated[bool, typer.Option("--show-context", help="Print the passages too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from the ingested documents."""
+    from samkv_rag.cli.ask import Request, run
+
+    run(Request(question, method, keep, top_k, model, max_new_tokens, store, show_context, as_json))
+
+
+@app.command()
+def check(model: Model = None, as_json: Json = False) -> None:
+    """Test that reuse is exact on a model: the parity gate."""
+    from samkv_rag.cli.check import run
+
+    run(model, as_json)
+
+
+OwnStore = Annotated[Path | None, typer.Option("--store", help="Folder with the caches and the index.")]
+
+
+@store_app.callback()
+def store_stats(ctx: typer.Context, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """Entries, bytes and hit rate."""
+    ctx.obj = (store, as_json)
+    if ctx.invoked_subcommand is None:
+        from samkv_rag.cli.store import stats
+
+        stats(store, as_json)
+
+
+@store_app.command()
+def verify(ctx: typer.Context, store: OwnStore = None, as_json: Json = False) -> None:
+    """Read every entry and check its sums; exit code 1 if one is damaged."""
+    from samkv_rag.cli.store import verify as run
+
+    run(store or ctx.obj[0], as_json or ctx.obj[1])
+
+
+@store_app.command()
+def prune(
+    ctx: typer.Context,
+    max_bytes: Annotated[str | None, typer.Option("--max-bytes", help="Shrink to this size, e.g. 20GiB.")] = None,
+    store: OwnStore = None,
+    as_json: Json = False,
+) -> None:
+    """Remove damaged entries and leftovers, and the longest unused entries above --max-bytes."""
+    from samkv_rag.cli.store import prune as run
+
+    run(store or ctx.obj[0], as_json or ctx.obj[1], max_bytes)

@@ -1,0 +1,116 @@
+"""`samkv-rag ask`: retrieve, answer, and say what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from samkv_rag.cli.console import human_bytes, human_seconds, notes, out, percent, print_json
+from samkv_rag.cli.engine import index_root, model_name, open_engine
+from samkv_rag.errors import SamKVError
+from samkv_rag.retrieval import ChunkIndex, Passage
+
+if TYPE_CHECKING:
+    from samkv_rag.types import Answer, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question and how to answer it."""
+
+    question: str
+    method: str
+    keep: float | None
+    top_k: int
+    model: str | None
+    max_new_tokens: int
+    store: Path
+    show_context: bool
+    as_json: bool
+
+
+def run(request: Request) -> None:
+    """Answer on stdout, the cost on stderr; with `as_json` one object on stdout."""
+    if not request.question.strip():
+        raise SamKVError('The question is empty; write it in quotes: samkv-rag ask "Where is ...?"')
+    index = ChunkIndex.open(index_root(request.store))
+    model = _model(request, index)
+    passages = index.retrieve(request.question, request.top_k)
+    if request.show_context and not request.as_json:
+        show(passages)
+    engine = open_engine(model, request.store)
+    try:
+        answer = _answer(engine, request, [passage.text for passage in passages])
+    finally:
+        engine.close()
+    if request.as_json:
+        print_json(as_object(request.question, answer, passages))
+    else:
+        tell(answer.report)
+
+
+def _model(request: Request, index: ChunkIndex) -> str:
+    """The model that the index was made for; another one has none of its caches."""
+    made_for = index.manifest.settings.model
+    if request.model and model_name(request.model) != made_for:
+        raise SamKVError(
+            f"{request.store} holds the caches of {made_for}: leave --model out, or ingest again with "
+            f"--model {request.model}."
+        )
+    return made_for
+
+
+def _answer(engine: Any, request: Request, chunks: list[str]) -> Answer:
+    options = {"max_new_tokens": request.max_new_tokens, "method": request.method}
+    if request.keep is not None:
+        options["keep"] = request.keep
+    stream = engine.stream_answer(request.question, chunks=chunks, **options)
+    try:
+        for piece in stream:
+            if not request.as_json:
+                out.print(piece, end="", markup=False, soft_wrap=True)
+    finally:
+        stream.close()
+        if not request.as_json:
+            out.print()
+    answer: Answer = stream.answer
+    return answer
+
+
+def show(passages: Sequence[Passage]) -> None:
+    """The passages in prompt order, with where they stand."""
+    for passage in passages:
+        found = "neighbour" if passage.score is None else f"score {passage.score:.2f}"
+        place = escape(f"{Path(passage.path).name} #{passage.position} ({found})")
+        out.print(f"[dim]{place}[/dim]", soft_wrap=True)
+        out.print(passage.text, markup=False, soft_wrap=True)
+        out.print()
+
+
+def tell(report: Report) -> None:
+    """One line with what was kept, computed and held."""
+    notes.print(
+        f"[dim]{report.method}: {report.prompt_tokens} prompt tokens, kept {percent(report.kept_ratio)} of the "
+        f"passages, recomputed {percent(report.recompute_ratio)} of that, {human_bytes(report.kv_bytes_resident)} of "
+        f"K/V instead of {human_bytes(report.kv_bytes_full)}, first token after "
+        f"{human_seconds(report.ttft_seconds)}[/dim]",
+        soft_wrap=True,
+    )
+    for note in report.notes:
+        notes.print(f"[dim]{escape(note)}[/dim]", soft_wrap=True)
+
+
+def as_object(question: str, answer: Answer, passages: Sequence[Passage]) -> dict[str, object]:
+    """What `--json` prints."""
+    return {
+        "question": question,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "usage": asdict(answer.usage),
+        "report": answer.report.as_dict(),
+        "passages": [asdict(passage) for passage in passages],
+    }

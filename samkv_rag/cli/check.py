@@ -1,0 +1,46 @@
+"""`samkv-rag check`: the parity gate for one model, readable."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from samkv_rag.cli.console import notes, out, print_json
+from samkv_rag.cli.engine import BUNDLED, open_engine
+
+
+def run(model: str | None, as_json: bool) -> None:
+    """Check `model`; a failed gate is an error with exit code 1."""
+    name = model or BUNDLED
+    with tempfile.TemporaryDirectory(prefix="samkv-check-") as folder, notes.status(f"Checking {escape(name)}"):
+        engine = open_engine(name, Path(folder))
+        try:
+            report: Mapping[str, object] = engine.self_check().as_dict()
+        finally:
+            engine.close()
+    if as_json:
+        print_json({"model": name, **report})
+        return
+    out.print(_table(name, report))
+    out.print(f"[green]Reuse is exact on {escape(name)}.[/green]")
+
+
+def _table(name: str, report: Mapping[str, object]) -> Table:
+    table = Table(title=f"Self check of {escape(name)}", show_header=False)
+    for key, value in report.items():
+        for row, shown in _rows(key, value):
+            table.add_row(row.replace("_", " "), escape(shown))
+    return table
+
+
+def _rows(key: str, value: object) -> list[tuple[str, str]]:
+    """A nested mapping gets a row for each of its values."""
+    if isinstance(value, Mapping):
+        return [row for inner, v in value.items() for row in _rows(f"{key}: {inner}", v)]
+    if isinstance(value, float):
+        return [(key, f"{value:.3g}")]
+    return [(key, str(value))]

@@ -1,0 +1,61 @@
+"""Where the command line writes: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+out = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """One JSON object on stdout, whatever the width of the terminal."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in the unit that leaves one to four digits before the point."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Milliseconds below one second, else seconds."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def percent(share: float) -> str:
+    """A share of one as a percentage."""
+    return f"{100 * share:.1f} %"
+
+
+class _TokenRate(TextColumn):
+    """Tokens a second since the task began."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Any) -> Any:
+        """The column's text."""
+        elapsed, tokens = task.elapsed or 0.0, task.fields.get("tokens", 0)
+        self.text_format = f"{tokens / elapsed:,.0f} tokens/s" if elapsed and tokens else ""
+        return super().render(task)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on stderr with the chunks done, tokens a second and the time that is left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TokenRate(), TimeRemainingColumn())
+    with Progress(*columns, console=notes) as progress:
+        yield progress

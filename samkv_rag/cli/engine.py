@@ -1,0 +1,40 @@
+"""The engine behind the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samkv_rag.errors import SamKVError
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
+
+BUNDLED = "bundled"
+BUNDLED_CHUNK = 128
+CHUNK = 512
+
+
+def open_engine(model: str, store: Path) -> SamKVEngine:
+    """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
+    from samkv_rag import SamKVEngine
+
+    if store.exists() and not store.is_dir():
+        raise SamKVError(f"{store} is a file; --store takes a folder.")
+    return SamKVEngine.from_pretrained(model=model, store=str(store))
+
+
+def model_name(model: str) -> str:
+    """A folder by its full path, so that it is found again from elsewhere; any other name as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if model != BUNDLED and folder.is_dir() else model
+
+
+def index_root(store: Path) -> Path:
+    """Where a store's passages are indexed."""
+    return store / "index"
+
+
+def chunk_tokens(model: str) -> int:
+    """Tokens in a chunk: the bundled reader was trained on short ones."""
+    return BUNDLED_CHUNK if model == BUNDLED else CHUNK

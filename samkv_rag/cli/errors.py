@@ -1,0 +1,52 @@
+"""One sentence and the right exit code for what went wrong; a traceback only with --debug."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from samkv_rag.cli.console import notes
+from samkv_rag.errors import SamKVError
+
+USER_ERROR = 1
+INTERRUPTED = 130
+
+
+class Shell(TyperGroup):
+    """The group of all commands: turns exceptions into messages and exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As always, but --debug may stand after the command, too."""
+        own = args[: args.index("--")] if "--" in args else args
+        if "--debug" in own:
+            args = ["--debug", *(arg for arg in own if arg != "--debug"), *args[len(own) :]]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            notes.print("Stopped. What was finished is kept; run the same command to go on.")
+            raise typer.Exit(INTERRUPTED) from None
+        except (SamKVError, OSError, MemoryError) as error:
+            if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone, which typer handles
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            notes.print(f"[red]Error:[/red] {_sentence(error)}", soft_wrap=True)
+            raise typer.Exit(USER_ERROR) from None
+
+
+def _sentence(error: BaseException) -> str:
+    from rich.markup import escape
+
+    if isinstance(error, MemoryError):
+        return "The memory is full; use a smaller model, fewer passages (--top-k) or smaller chunks (--chunk-tokens)."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return escape(f"{error.strerror}: {error.filename}")
+    return escape(str(error) or type(error).__name__)

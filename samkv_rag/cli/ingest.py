@@ -1,0 +1,100 @@
+"""`samkv-rag ingest`: what is about to be computed, a bar while it is, and what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.markup import escape
+from rich.progress import Progress
+
+from samkv_rag.cli.console import human_bytes, human_seconds, notes, progress_bar
+from samkv_rag.cli.engine import BUNDLED, chunk_tokens, index_root, model_name, open_engine
+from samkv_rag.retrieval import ChunkIndex, IngestPlan, IngestReport, generations, ingest_folder
+from samkv_rag.retrieval.folder import Engine
+from samkv_rag.retrieval.loading import find_files
+
+
+def run(path: Path, store: Path, model: str | None, embed: str, chunk_size: int | None) -> None:
+    """Ingest `path` and tell what happened."""
+    find_files(path)  # a wrong path is told before a store is made
+    root = index_root(store)
+    settings = ChunkIndex.open(root).manifest.settings if generations.current(root) else None
+    model = model_name(model) if model else settings.model if settings else BUNDLED
+    same_model = settings is not None and settings.model == model
+    size = chunk_size or (settings.chunk_size if settings and same_model else chunk_tokens(model))
+    engine = open_engine(model, store)
+    try:
+        report = ingest(engine, path, store, model, size, embed)
+    finally:
+        engine.close()
+    tell(report)
+
+
+def ingest(engine: Engine, path: Path, store: Path, model: str, chunk_size: int, embed: str) -> IngestReport:
+    """Ingest with the estimate and the bar on stderr."""
+    with progress_bar() as bar:
+        view = _View(bar, store)
+        return ingest_folder(
+            engine,
+            path,
+            index_root(store),
+            model=model,
+            chunk_size=chunk_size,
+            embed=embed,
+            on_plan=view.plan,
+            on_progress=view.advance,
+            on_wait=view.wait,
+        )
+
+
+class _View:
+    """The progress bar, started when the amount of work is known."""
+
+    def __init__(self, bar: Progress, store: Path) -> None:
+        self.bar, self.store, self.tokens = bar, store, 0
+        self.task = bar.add_task("Ingesting", total=None, visible=False, tokens=0)
+
+    def plan(self, plan: IngestPlan) -> None:
+        free = shutil.disk_usage(_existing(self.store)).free
+        self.bar.console.print(
+            f"{plan.files} files, {plan.chunks} chunks, {plan.tokens:,} tokens: about {human_bytes(plan.kv_bytes)} of "
+            f"caches; {human_bytes(free)} free in {self.store}"
+        )
+        if plan.kv_bytes > free:
+            self.bar.console.print("[yellow]That is more than is free; use --store on a larger disk.[/yellow]")
+        self.bar.reset(self.task, total=plan.chunks, visible=True)
+
+    def advance(self, chunks: int, tokens: int) -> None:
+        self.tokens += tokens
+        self.bar.update(self.task, advance=chunks, tokens=self.tokens)
+
+    def wait(self) -> None:
+        self.bar.console.print("Another ingestion into this store is running; waiting for it.")
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def tell(report: IngestReport) -> None:
+    """The outcome, unreadable files last."""
+    counts = [
+        (report.added, "new"),
+        (report.changed, "changed"),
+        (report.unchanged, "unchanged"),
+        (report.removed, "removed"),
+        (report.failed, "unreadable"),
+    ]
+    files = ", ".join(f"{len(group)} {word}" for group, word in counts if group) or "no readable files"
+    notes.print(
+        f"{files}; {report.total_chunks} chunks indexed; {report.tokens:,} tokens computed in "
+        f"{human_seconds(report.seconds)}"
+    )
+    if report.failed:
+        notes.print("[yellow]Not ingested:[/yellow]")
+    for path, reason in sorted(report.failed.items()):
+        notes.print(f"  {escape(path)}: {escape(reason)}", soft_wrap=True)

@@ -1,0 +1,167 @@
+"""Every command: what it prints where, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samkv_rag import __version__
+from samkv_rag.errors import ParityError
+from samkv_rag.types import Report
+from tests.cli.conftest import Terminal
+
+REPORT_KEYS = {field.name for field in fields(Report)}
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+def test_version_and_help(terminal: Terminal) -> None:
+    assert terminal("--version")[0].strip() == f"samkv-rag {__version__}"
+    assert all(command in terminal("--help")[0] for command in ("demo", "ingest", "ask", "check", "store"))
+
+
+def test_ingest_tells_the_estimate_and_the_outcome(terminal: Terminal, docs: Path) -> None:
+    (docs / "bad.pdf").write_bytes(b"no pdf")
+    out, err = terminal("ingest", str(docs))
+    assert out == "" and re.search(r"2 files, 2 chunks, \d+ tokens: about [\d.]+ KiB of caches; .* free in", plain(err))
+    assert "2 new, 1 unreadable; 2 chunks indexed" in plain(err) and "bad.pdf: " in err
+    assert "2 unchanged, 1 unreadable" in plain(terminal("ingest", str(docs))[1])
+
+
+def test_ask_prints_the_answer_alone_on_stdout(terminal: Terminal, docs: Path) -> None:
+    terminal.answers["Where is Alma Works based?"] = "Tyrsa [old] town"
+    terminal("ingest", str(docs))
+    out, err = terminal("ask", "Where is Alma Works based?")
+    assert out == "Tyrsa [old] town\n" and "samkv:" in err and "of the passages" in err
+
+
+def test_ask_passes_its_options_on(terminal: Terminal, docs: Path) -> None:
+    terminal("ingest", str(docs))
+    terminal("ask", "Where?", "--method", "full", "--keep", "0.3", "--max-new-tokens", "7", "--top-k", "1")
+    asked = terminal.engine.asked[-1]
+    assert (asked["method"], asked["keep"], asked["max_new_tokens"], len(asked["chunks"])) == ("full", 0.3, 7, 1)
+
+
+def test_ask_as_json(terminal: Terminal, docs: Path) -> None:
+    terminal("ingest", str(docs))
+    shown = json.loads(terminal("ask", "Where is Korda Mills?", "--json")[0])
+    assert set(shown) == {"question", "text", "finish_reason", "usage", "report", "passages"}
+    assert set(shown["report"]) == REPORT_KEYS
+    assert {p["text"] for p in shown["passages"]} == {
+        "Alma Works\n\nAlma Works is based in Tyrsa.",
+        "Korda Mills has its seat in Orrin.",
+    }
+
+
+def test_ask_shows_the_context(terminal: Terminal, docs: Path) -> None:
+    terminal("ingest", str(docs))
+    out, _ = terminal("ask", "Where is Korda Mills?", "--show-context")
+    assert "Korda Mills has its seat in Orrin." in out and "b.txt #0 (score" in out
+
+
+def test_demo_as_json_is_one_object_and_nothing_else(terminal: Terminal) -> None:
+    shown = json.loads(terminal("demo", "--json")[0])
+    assert set(shown) == {"questions", "summary"} and len(shown["questions"]) == 10
+    for question in shown["questions"]:
+        assert {"question", "expected", "methods"} <= set(question)
+        assert list(question["methods"]) == ["samkv", "full", "reuse"]
+        for result in question["methods"].values():
+            assert set(result) == {"text", "correct", "report"} and result["correct"] is True
+            assert set(result["report"]) == REPORT_KEYS
+    summary = shown["summary"]["methods"]["samkv"]
+    assert (summary["correct"], summary["of"]) == (10, 10) and 0.1 < summary["kept_ratio"] <= 0.15
+
+
+def test_demo_asks_all_methods_about_the_same_chunks(terminal: Terminal) -> None:
+    terminal("demo", "--json", "--keep", "0.2")
+    asked = [call for call in terminal.engine.asked if call["max_new_tokens"] > 1]
+    for start in range(0, 30, 3):
+        three = asked[start : start + 3]
+        assert [call["method"] for call in three] == ["samkv", "full", "reuse"]
+        assert three[0]["chunks"] == three[1]["chunks"] == three[2]["chunks"]
+        assert [call.get("keep") for call in three] == [0.2, None, None]
+
+
+def test_demo_prints_a_table_for_each_question_and_a_summary(terminal: Terminal, tmp_path: Path) -> None:
+    out, err = terminal("demo", "--store", str(tmp_path / "kept"))
+    assert out.count("expected:") == 10 and out.count("✓") == 30
+    assert "samkv answered 10 of 10 (full 10, reuse 10)" in plain(out)
+    assert "samkv-rag ingest" in err and (tmp_path / "kept" / "index" / "CURRENT").exists()
+
+
+def test_check_shows_the_report(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        def as_dict(self) -> dict[str, object]:
+            return {"tolerance": 1e-4, "errors": {"recompute": 2e-6}, "passed": True}
+
+    monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.self_check", lambda self: Found(), raising=False)
+    out, _ = terminal("check")
+    assert "errors: recompute" in out and "2e-06" in out and "Reuse is exact on bundled." in out
+    assert json.loads(terminal("check", "--json")[0]) == {
+        "model": "bundled",
+        "tolerance": 1e-4,
+        "errors": {"recompute": 2e-6},
+        "passed": True,
+    }
+
+
+def test_a_failed_check_is_an_error(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object) -> None:
+        raise ParityError("X failed the parity gate.")
+
+    monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.self_check", fail, raising=False)
+    assert plain(terminal("check", code=1)[1]) == "Error: X failed the parity gate."
+
+
+WRONG: list[tuple[list[str], int, str]] = [
+    (["ask", "Where?"], 1, "run samkv-rag ingest FOLDER first"),
+    (["ask", " "], 1, "write it in quotes"),
+    (["ask"], 2, "Missing argument"),
+    (["ask", "Where?", "--keep", "1.5"], 2, "--keep"),
+    (["ask", "Where?", "--top-k", "0"], 2, "--top-k"),
+    (["ingest", "nowhere"], 1, "check the path"),
+    (["store"], 1, "There is no store"),
+    (["store", "verify"], 1, "There is no store"),
+    (["store", "prune", "--max-bytes", "many"], 2, "not a size"),
+    (["bogus"], 2, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_errors_name_the_remedy_without_a_traceback(
+    terminal: Terminal, tmp_path: Path, args: list[str], code: int, words: str
+) -> None:
+    _, err = terminal(*args, code=code)
+    assert words in plain(err.replace("│", "")) and "Traceback" not in err
+    assert not (tmp_path / ".samkv").exists(), "a failed command leaves no store behind"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(terminal: Terminal) -> None:
+    for args in (["--debug", "ask", "Where?"], ["ask", "Where?", "--debug"]):
+        assert "Traceback" in terminal(*args, code=1)[1]
+
+
+def test_another_model_than_the_index_has_is_an_error(terminal: Terminal, docs: Path) -> None:
+    terminal("ingest", str(docs))
+    assert "leave --model out" in plain(terminal("ask", "Where?", "--model", "other/model", code=1)[1])
+
+
+def test_a_missing_embedding_package_names_the_command(terminal: Terminal, docs: Path) -> None:
+    _, err = terminal("ingest", str(docs), "--embed-model", "some/model", code=1)
+    assert "pip install llama-index-embeddings-huggingface" in plain(err)
+
+
+def test_an_interrupt_exits_with_130(terminal: Terminal, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.precompute", interrupt)
+    _, err = terminal("ingest", str(docs), code=130)
+    assert "run the same command to go on" in plain(err)
