@@ -22,7 +22,7 @@ from samkv_rag.store.backend import Progress
 from samkv_rag.store.catalogue import Catalogue
 from samkv_rag.store.entry import EncodedEntry, check_kv, encode, read_kv
 from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
-from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
+from samkv_rag.store.files import RESERVE, PendingFile, keep_reserve, make_folder, remove, sentences, sync_folder
 from samkv_rag.store.folder import EntryFolder, row_of
 from samkv_rag.store.identity import identify
 from samkv_rag.store.reports import PruneReport, StoreStats
@@ -45,7 +45,7 @@ class DiskBackend:
         with sentences(path):
             self.store_id = identify(path)
             self.files = EntryFolder(path, cache_bytes)
-            self.catalogue = Catalogue(path, self.files.rows)
+            self.catalogue = self._open_catalogue()
         # What is pending is written down when the store is forgotten or the process ends, too.
         self._finish = weakref.finalize(self, finish, self.catalogue, self._use)
 
@@ -159,6 +159,17 @@ class DiskBackend:
             total, entries = total - row.nbytes, entries + 1
         rows.count("evictions", entries)
         return entries, freed
+
+    def _open_catalogue(self) -> Catalogue:
+        """The catalogue, on a full disk by giving up the reserve: how else could one prune?"""
+        try:
+            catalogue = Catalogue(self.path, self.files.rows)
+        except StoreFull:
+            if not remove(self.path / RESERVE):
+                raise
+            return Catalogue(self.path, self.files.rows)
+        keep_reserve(self.path)
+        return catalogue
 
     def _write(self, key: str, encoded: EncodedEntry) -> None:
         shard = self.files.shard(key)

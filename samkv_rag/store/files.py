@@ -16,6 +16,10 @@ from samkv_rag.store.errors import DamagedEntry, MissingEntry, StoreError, Store
 TEMPORARY = ".writing-"
 """Files whose name starts so are unfinished; their writer holds a lock on them as long as it lives."""
 
+RESERVE = "reserve"
+"""A file that only takes room, which is given up when a store could not be opened on a full disk without."""
+
+_RESERVE_BYTES = 128 << 10
 _PIECE = 4 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_ADVICE = "Free some space, or give the store a smaller max_bytes, or prune it (store.prune(max_bytes=...))"
@@ -89,6 +93,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def keep_reserve(folder: Path) -> None:
+    """Set the reserve aside, if there is room for it."""
+    if not (folder / RESERVE).exists():
+        with suppress(OSError), PendingFile(folder) as file:
+            file.write(os.urandom(_RESERVE_BYTES))  # no file system can store these in less
+            file.publish(folder / RESERVE)
 
 
 def remove_abandoned(path: Path) -> int:

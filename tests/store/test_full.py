@@ -98,8 +98,8 @@ def test_a_really_full_disk(tiny_disk: Path) -> None:
         assert store.verify() == [] and A in store
 
 
-def test_a_disk_filled_by_someone_else(tiny_disk: Path) -> None:
-    """Reading goes on to the last byte, opening says what to do, and all is well once there is room."""
+def test_a_disk_filled_while_the_store_is_open(tiny_disk: Path) -> None:
+    """Reading goes on to the last byte, and all is well once there is room."""
     with ChunkKVStore(tiny_disk / "kv") as store:
         store.put(A, make_chunk(0))
         _fill(tiny_disk / "ballast")
@@ -107,15 +107,33 @@ def test_a_disk_filled_by_someone_else(tiny_disk: Path) -> None:
         with pytest.raises(StoreFull):
             store.put(B, make_chunk(1))
         assert same(store, A, make_chunk(0)) and store.stats().entries == 1
-    try:
-        with ChunkKVStore(tiny_disk / "kv") as store:
-            assert same(store, A, make_chunk(0))
-    except StoreFull as error:
-        assert "Free some space" in str(error)
-    (tiny_disk / "ballast").unlink()
-    with ChunkKVStore(tiny_disk / "kv") as store:
+        (tiny_disk / "ballast").unlink()
         store.put(B, make_chunk(1))
         assert store.verify() == [] and list(store.keys()) == [A, B]
+
+
+def test_a_store_on_a_full_disk_can_be_opened_and_pruned(tiny_disk: Path) -> None:
+    with ChunkKVStore(tiny_disk / "kv") as store:
+        store.put(A, make_chunk(0))
+    _fill(tiny_disk / "ballast")
+    with ChunkKVStore(tiny_disk / "kv") as store:
+        assert same(store, A, make_chunk(0)) and not (tiny_disk / "kv" / "reserve").exists()
+        assert store.prune(max_bytes=0).evicted == 1
+    (tiny_disk / "ballast").unlink()
+    with ChunkKVStore(tiny_disk / "kv") as store:
+        assert (tiny_disk / "kv" / "reserve").exists()
+        store.put(B, make_chunk(1))
+        assert store.verify() == [] and list(store.keys()) == [B]
+
+
+def test_a_new_store_on_a_full_disk_is_refused(tiny_disk: Path) -> None:
+    _fill(tiny_disk / "ballast")
+    with pytest.raises(StoreFull, match="Free some space"):
+        ChunkKVStore(tiny_disk / "kv")
+    (tiny_disk / "ballast").unlink()
+    with ChunkKVStore(tiny_disk / "kv") as store:
+        store.put(A, make_chunk())
+        assert same(store, A, make_chunk())
 
 
 def _fill(path: Path) -> None:
