@@ -1,0 +1,195 @@
+"""`SamKVLLM`: a LlamaIndex LLM that reads retrieved chunks from their caches instead of computing them again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+)
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+
+from llama_index.llms.samkv.calling import SamKVCalling
+from llama_index.llms.samkv.nodes import Cacheable, ModeName, texts_of
+from llama_index.llms.samkv.requests import Request
+from llama_index.llms.samkv.reuse import Explanation, ReuseStats, SamKVReuseEvent, usage_of
+from samkv_rag import Answer
+from samkv_rag.stream import AnswerStream
+
+dispatcher = get_dispatcher(__name__)
+
+
+class SamKVLLM(SamKVCalling):
+    """A local Hugging Face model that finds cached chunks in any prompt and does not compute them again.
+
+    Retriever, prompts and synthesizer stay as they are: chunk texts are found by content.
+
+    Setup:
+        Install `samkv-rag[llama-index]`. The "bundled" model needs no download.
+
+    Instantiate:
+        ```python
+        from llama_index.core import Settings
+        from llama_index.llms.samkv import SamKVLLM
+
+        llm = SamKVLLM(model_name="bundled", kv_store="./kv", max_new_tokens=64)
+        Settings.llm, Settings.tokenizer = llm, llm.tokenizer
+        ```
+
+    Complete:
+        ```python
+        llm.precompute(["Lumen Labs was founded in Bergen in 1987."])
+        print(llm.complete("Lumen Labs was founded in Bergen in 1987.\\n\\nWhere was Lumen Labs founded?"))
+        ```
+
+    Chat:
+        ```python
+        from llama_index.core.llms import ChatMessage
+
+        response = llm.chat([ChatMessage(role="user", content="Who are you?")], temperature=0.7, seed=1)
+        print(response.message.content)
+        ```
+
+    Stream:
+        ```python
+        for chunk in llm.stream_complete("Where was Lumen Labs founded?", stop=["\\n"]):
+            print(chunk.delta, end="", flush=True)
+        ```
+
+    Async:
+        ```python
+        import asyncio
+
+        async def ask() -> None:
+            print(await llm.acomplete("Where was Lumen Labs founded?"))
+
+        asyncio.run(ask())
+        ```
+
+    Usage:
+        ```python
+        print(response.raw["usage"], response.raw["samkv"]["reused_tokens"])
+        print(llm.stats())
+        print(llm.explain("Lumen Labs was founded in Bergen in 1987.\\n\\nWhen?"))
+        ```
+    """
+
+    # -- the chunks --------------------------------------------------------------------------------------------
+
+    def precompute(
+        self, nodes: Cacheable, metadata_mode: ModeName = "none", progress: bool = False
+    ) -> list[str]:  # fmt: skip
+        """Store the caches of nodes or texts; returns their keys. What is stored already costs nothing."""
+        return self.engine.precompute(texts_of(nodes, metadata_mode), progress=progress)
+
+    async def aprecompute(self, nodes: Cacheable, metadata_mode: ModeName = "none") -> list[str]:
+        """As `precompute`, beside the event loop."""
+        return await asyncio.to_thread(self.precompute, nodes, metadata_mode)
+
+    def stats(self) -> ReuseStats:
+        """Totals over all answers so far."""
+        return self._holder.tally.stats
+
+    def explain(self, prompt: str | Sequence[ChatMessage], formatted: bool = False) -> Explanation:
+        """What would be reused if this prompt (as for `complete`) or these messages (as for `chat`) were answered."""
+        if isinstance(prompt, str):
+            request: Request = self._completion_request(prompt, formatted, {})
+        else:
+            request = self._chat_request(prompt, {})
+        return Explanation.of(self.engine.plan(request.prompt))
+
+    # -- the eight verbs ---------------------------------------------------------------------------------------
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return self._run(self._completion_request(prompt, formatted, kwargs))  # type: ignore[return-value]
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        return self._stream(self._completion_request(prompt, formatted, kwargs))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        await self._aready()
+        return await self._arun(self._completion_request(prompt, formatted, kwargs))  # type: ignore[return-value]
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:  # fmt: skip
+        await self._aready()
+        return self._astream(self._completion_request(prompt, formatted, kwargs))
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._run(self._chat_request(messages, kwargs))  # type: ignore[return-value]
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return self._stream(self._chat_request(messages, kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        await self._aready()
+        return await self._arun(self._chat_request(messages, kwargs))  # type: ignore[return-value]
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        await self._aready()
+        return self._astream(self._chat_request(messages, kwargs))
+
+    # -- one way through ---------------------------------------------------------------------------------------
+
+    async def _aready(self) -> None:
+        """Tokenizer and config are needed to make a request; the first caller reads them beside the event loop."""
+        if not self._holder.ready:
+            await asyncio.to_thread(lambda: (self.tokenizer, self.metadata))
+            self._holder.ready = True
+
+    def _start(self, request: Request) -> AnswerStream:
+        return self.engine.stream(request.prompt, **request.options)
+
+    def _run(self, request: Request) -> Any:
+        answer = self.engine.generate(request.prompt, **request.options)
+        return request.last(answer.text, self._note(answer))
+
+    async def _arun(self, request: Request) -> Any:
+        answer = await self._start(request).wait()
+        return request.last(answer.text, self._note(answer))
+
+    def _stream(self, request: Request) -> Generator[Any, None, None]:
+        """Begins with the first look at it; closing it stops decoding within a token."""
+        text = ""
+        with self._start(request) as stream:
+            for piece in stream:
+                text += piece
+                yield request.piece(text, piece)
+        yield request.last(text, self._note(stream.answer), delta="")
+
+    async def _astream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """As `_stream`, beside the event loop; a cancelled task stops decoding too."""
+        text = ""
+        stream = self._start(request)
+        try:
+            async for piece in stream:
+                text += piece
+                yield request.piece(text, piece)
+            answer = await stream.wait()
+        finally:
+            stream.cancel()
+        yield request.last(text, self._note(answer), delta="")
+
+    def _note(self, answer: Answer) -> Answer:
+        """Count the answer and tell whoever listens."""
+        self._holder.tally.add(answer)
+        dispatcher.event(SamKVReuseEvent(usage=usage_of(answer), report=answer.report.as_dict()))
+        return answer

@@ -1,0 +1,118 @@
+"""From a call of the framework to a request of the engine, tools included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.core.tools.types import BaseTool
+
+from llama_index.llms.samkv.fields import SamKVFields
+from llama_index.llms.samkv.messages import calls_in, convert
+from llama_index.llms.samkv.requests import TOOL_OPTIONS, ChatRequest, CompletionRequest, call_options
+from llama_index.llms.samkv.tools import (
+    ToolSpec,
+    arguments_of,
+    demand,
+    instructions,
+    named_tool,
+    specs_of,
+)
+from samkv_rag.prompt.plan import Prompt
+from samkv_rag.prompt.template import Conversation
+
+
+class SamKVCalling(SamKVFields):
+    """Makes requests. Tools go through the model's chat template, or into a system message where it knows none."""
+
+    def _defaults(self) -> dict[str, Any]:
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "method", "keep")
+        return {name: getattr(self, name) for name in names}
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def _completion_request(self, prompt: str, formatted: bool, given: Mapping[str, Any]) -> CompletionRequest:
+        return CompletionRequest(self._completion_prompt(prompt, formatted), call_options(self._defaults(), given))
+
+    def _completion_prompt(self, prompt: str, formatted: bool) -> Prompt:
+        """A chat model is asked in one message of the user, unless the prompt is in the model's own format already."""
+        if formatted:
+            return prompt
+        own = self.completion_to_prompt
+        if own is not None and own is not default_completion_to_prompt:
+            return own(prompt)
+        return [{"role": "user", "content": prompt}] if self.is_chat_model else prompt
+
+    def _chat_request(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatRequest:
+        asked = {name: given[name] for name in TOOL_OPTIONS if name in given}
+        rest = {name: value for name, value in given.items() if name not in asked}
+        options = call_options(self._defaults(), rest)
+        specs = list(asked.get("tools") or [])
+        if not specs:
+            return ChatRequest(self._chat_prompt(messages, []), options)
+        name, required, offered = named_tool(asked.get("tool_choice"), specs, bool(asked.get("tool_required")))
+        if not offered:
+            return ChatRequest(self._chat_prompt(messages, []), options)
+        if name is not None:
+            specs = [spec for spec in specs if spec["function"]["name"] == name]
+        parallel = bool(asked.get("allow_parallel_tool_calls"))
+        told = self._told(specs, parallel, demand(name) if required else "")
+        prompt = self._chat_prompt([*told, *messages], specs)
+        return ChatRequest(prompt, options, tuple(spec["function"]["name"] for spec in specs), parallel)
+
+    def _told(self, specs: Sequence[ToolSpec], parallel: bool, wish: str) -> list[ChatMessage]:
+        """What the template does not say about the tools, as a message of the system."""
+        how = "" if self._renders_tools else instructions(specs, parallel)
+        text = "\n".join(filter(None, (how, wish)))
+        return [ChatMessage(role=MessageRole.SYSTEM, content=text)] if text else []
+
+    def _chat_prompt(self, messages: Sequence[ChatMessage], specs: Sequence[ToolSpec]) -> Prompt:
+        own = self.messages_to_prompt
+        if own is not None and (not self.is_chat_model or own is not generic_messages_to_prompt):
+            return own(messages)
+        native = self._renders_tools
+        return Conversation(convert(messages, native), tuple(specs) if native else ())
+
+    @property
+    def _renders_tools(self) -> bool:
+        custom = self.messages_to_prompt not in (None, generic_messages_to_prompt)
+        return self.is_chat_model and not custom and self._template_has_tools
+
+    # -- function calling --------------------------------------------------------------------------------------
+
+    def _prepare_chat_with_tools(
+        self, tools: Sequence[BaseTool], user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None, verbose: bool = False,
+        allow_parallel_tool_calls: bool = False, tool_required: bool = False, **kwargs: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        messages = list(chat_history or [])
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+        if user_msg is not None:
+            messages.append(user_msg)
+        return {
+            "messages": messages, "tools": specs_of(tools), "tool_required": tool_required,
+            "allow_parallel_tool_calls": allow_parallel_tool_calls, **kwargs,
+        }  # fmt: skip
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:  # fmt: skip
+        """The calls of a response; ValueError when there is none, unless `error_on_no_tool_call` is False."""
+        calls = calls_in(response.message)
+        if not calls and error_on_no_tool_call:
+            raise ValueError(
+                f"The model called no function but answered: {response.message.content!r}. Ask again, use a larger "
+                "model, or structured output by prompt: pydantic_program_mode=PydanticProgramMode.LLM."
+            )
+        return [
+            ToolSelection(
+                tool_id=call.tool_call_id or "",
+                tool_name=call.tool_name,
+                tool_kwargs=arguments_of(call.tool_kwargs) or {},
+            )
+            for call in calls
+        ]

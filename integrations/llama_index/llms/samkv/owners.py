@@ -1,0 +1,89 @@
+"""Which node needs which cache: owners in the KV store, so that the account outlives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from llama_index.core.schema import BaseNode
+
+from llama_index.llms.samkv.nodes import ModeName, text_of_node
+from samkv_rag import SamKVEngine
+
+Entry = tuple[str, str]
+"""An owner and the key of a cache that it needs."""
+
+
+class Ledger:
+    """The account of one collection. A node's owner is named `llama_index/<collection>/<document>/<node>`."""
+
+    def __init__(self, engine: SamKVEngine, collection: str, mode: ModeName, metadata_key: str | None) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._root = f"llama_index/{quote(collection, safe='')}/"
+        self._mode: ModeName = mode
+        self._metadata_key = metadata_key
+
+    def owner(self, node: BaseNode) -> str:
+        return f"{self._document(node.ref_doc_id or '')}{quote(node.node_id, safe='')}"
+
+    def _document(self, ref_doc_id: str) -> str:
+        return f"{self._root}{quote(ref_doc_id, safe='')}/"
+
+    # -- nodes come --------------------------------------------------------------------------------------------
+
+    def enter(self, nodes: Sequence[BaseNode]) -> dict[Entry, bool]:
+        """Store the nodes' caches and let the nodes own them: each entry, and whether it is new.
+
+        Owners come before caches, so that a cache which somebody deletes meanwhile is made again. When that fails,
+        nothing stays.
+        """
+        texts = {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
+        owners = [owner for owner, text in texts.items() if text]
+        keys = self._engine.keys([texts[owner] for owner in owners])
+        known = {entry for owner in {self._parent(owner) for owner in texts} for entry in self._store.owned(owner)}
+        entered = {entry: entry not in known for entry in zip(owners, keys, strict=True)}
+        entered.update(dict.fromkeys(((owner, "") for owner in texts if not texts[owner]), False))
+        try:
+            for owner, key in zip(owners, keys, strict=True):
+                self._store.retain(key, owner)
+            self._engine.precompute([texts[owner] for owner in owners])
+        except BaseException:
+            self.undo(entered)
+            raise
+        return entered
+
+    def settle(self, entered: dict[Entry, bool]) -> None:
+        """The nodes are in: what they owned before under the same ids, and no longer need, is released."""
+        owners = {owner for owner, _ in entered}
+        for parent in {self._parent(owner) for owner in owners}:
+            self._release(entry for entry in self._store.owned(parent) if entry[0] in owners and entry not in entered)
+
+    def undo(self, entered: dict[Entry, bool]) -> None:
+        """The nodes did not get in: what was new is released."""
+        self._release(entry for entry, new in entered.items() if new)
+
+    # -- nodes go ----------------------------------------------------------------------------------------------
+
+    def leave_document(self, ref_doc_id: str) -> None:
+        """Release what the nodes of a document owned."""
+        self._release(self._store.owned(self._document(ref_doc_id)))
+
+    def leave_nodes(self, node_ids: Iterable[str]) -> None:
+        """Release what these nodes owned."""
+        gone = {quote(node_id, safe="") for node_id in node_ids}
+        if gone:
+            self._release(entry for entry in self._store.owned(self._root) if entry[0].rpartition("/")[2] in gone)
+
+    def leave_all(self) -> None:
+        """Release what the collection owned."""
+        self._release(self._store.owned(self._root))
+
+    def _release(self, entries: Iterable[Entry]) -> None:
+        ended = [key for owner, key in entries for key in self._store.release(owner, [key])]
+        if ended:
+            self._engine.forget(ended)
+
+    @staticmethod
+    def _parent(owner: str) -> str:
+        return owner.rpartition("/")[0] + "/"

@@ -1,0 +1,80 @@
+"""One call of the LLM, made ready for the engine: the prompt, the keywords, and how to shape the response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+
+from llama_index.llms.samkv.reuse import raw_of
+from llama_index.llms.samkv.tools import parse_calls
+from samkv_rag import Answer, SamKVError
+from samkv_rag.prompt.plan import Prompt
+
+OPTIONS = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "method", "keep", "question")
+ALIASES = {"max_tokens": "max_new_tokens"}
+TOOL_OPTIONS = ("tools", "tool_choice", "tool_required", "allow_parallel_tool_calls")
+
+
+def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine's keywords for one call: the LLM's own, overridden by those of the call that are not None."""
+    renamed = {ALIASES.get(name, name): value for name, value in given.items()}
+    if unknown := sorted(set(renamed) - set(OPTIONS)):
+        raise SamKVError(f"Unknown keywords: {', '.join(unknown)}. A call takes: {', '.join((*OPTIONS, *ALIASES))}.")
+    chosen = {name: value for name, value in renamed.items() if value is not None}
+    merged = {**defaults, **chosen}
+    if "method" in chosen and "keep" not in chosen:
+        merged.pop("keep", None)  # the LLM's keep belongs to the LLM's method
+    if isinstance(merged.get("stop"), str):
+        merged["stop"] = [merged["stop"]]
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A prompt that is answered with a `CompletionResponse`."""
+
+    prompt: Prompt
+    options: Mapping[str, Any]
+
+    def piece(self, text: str, delta: str) -> CompletionResponse:
+        """The response while it streams."""
+        return CompletionResponse(text=text, delta=delta)
+
+    def last(self, text: str, answer: Answer, delta: str | None = None) -> CompletionResponse:
+        """The finished response."""
+        return CompletionResponse(text=text, delta=delta, raw=raw_of(answer))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A prompt that is answered with a `ChatResponse`; calls of `tool_names` are taken out of its text."""
+
+    prompt: Prompt
+    options: Mapping[str, Any]
+    tool_names: tuple[str, ...] = ()
+    parallel: bool = True
+
+    def piece(self, text: str, delta: str) -> ChatResponse:
+        """The response while it streams; a tool call is text until it is finished."""
+        return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
+
+    def last(self, text: str, answer: Answer, delta: str | None = None) -> ChatResponse:
+        """The finished response."""
+        rest, calls = parse_calls(text, self.tool_names) if self.tool_names else (text, [])
+        blocks: list[TextBlock | ToolCallBlock] = [TextBlock(text=rest)] if rest or not calls else []
+        blocks += calls if self.parallel else calls[:1]
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
+        return ChatResponse(message=message, delta=delta, raw=raw_of(answer))
+
+
+Request = CompletionRequest | ChatRequest

@@ -1,0 +1,132 @@
+"""Function calling: tools as JSON schemas into the prompt, and tool calls out of the model's text."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.core.tools.types import BaseTool
+
+from samkv_rag import SamKVError
+
+ToolSpec = dict[str, Any]
+
+_HEAD = "You can call these functions, one JSON schema per line:"
+_HOW = (
+    'To call a function, answer with {"name": <function name>, "arguments": <JSON object>} and nothing else. '
+    "You will then be given its result."
+)
+_MANY = "Several calls go on a line each."
+_REQUIRED = "You must call a function; do not answer in words."
+_NAMED = "You must call the function {name}; do not answer in words."
+
+_DECODER = json.JSONDecoder()
+_OPENING = re.compile(r"[{\[]")
+_WRAPPING = re.compile(r"</?tool_call>|<\|?tool_calls?\|?>|\[/?TOOL_CALLS\]|<\|python_tag\|>|```(?:json)?")
+
+
+def specs_of(tools: Sequence[BaseTool]) -> list[ToolSpec]:
+    """The tools as JSON schemas of functions, the form that chat templates take."""
+    return [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+
+
+def supports_tools(chat_template: Any) -> bool:
+    """Whether a chat template renders tools by itself (one of several templates, when the model has more)."""
+    templates = chat_template.values() if isinstance(chat_template, Mapping) else [chat_template]
+    return any(isinstance(template, str) and re.search(r"\btools\b", template) for template in templates)
+
+
+def named_tool(choice: Any, specs: Sequence[ToolSpec], required: bool) -> tuple[str | None, bool, bool]:
+    """(the tool that must be called, whether any must be, whether any may be) for a `tool_choice`."""
+    if isinstance(choice, Mapping):
+        choice = choice.get("function", choice).get("name")
+    if choice in (None, "auto"):
+        return None, required, True
+    if choice in ("any", "required"):
+        return None, True, True
+    if choice == "none":
+        return None, False, False
+    names = [spec["function"]["name"] for spec in specs]
+    if choice not in names:
+        raise SamKVError(
+            f"tool_choice {choice!r} is not one of the tools; choose one of: "
+            f"{', '.join(names)}, or 'auto', 'required', 'none'."
+        )
+    return str(choice), True, True
+
+
+def instructions(specs: Sequence[ToolSpec], parallel: bool) -> str:
+    """What a model is told whose chat template knows nothing of tools."""
+    lines = [json.dumps(spec["function"], ensure_ascii=False) for spec in specs]
+    return "\n".join([_HEAD, *lines, f"{_HOW} {_MANY}" if parallel else _HOW])
+
+
+def demand(name: str | None) -> str:
+    """The sentence that asks for a call."""
+    return _NAMED.format(name=name) if name else _REQUIRED
+
+
+def call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as text, in the form that `instructions` asks for."""
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+
+
+def arguments_of(value: Any) -> dict[str, Any] | None:
+    """Arguments as an object: models write them as one, or as its JSON text. None if they are neither."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_calls(text: str, names: Sequence[str]) -> tuple[str, list[ToolCallBlock]]:
+    """The text without its tool calls, and the calls of known tools in it.
+
+    Understands the JSON that models are trained to write (Hermes and Qwen tags, Llama's `parameters`, Mistral's
+    lists, fenced blocks); JSON that calls no known tool stays text.
+    """
+    calls: list[ToolCallBlock] = []
+    rest, done = [], 0
+    for start, stop, value in _json_values(text):
+        found = [call for item in _items(value) if (call := _call(item, names)) is not None]
+        if found:
+            calls += found
+            rest.append(text[done:start])
+            done = stop
+    rest.append(text[done:])
+    if not calls:
+        return text, []
+    return _WRAPPING.sub("", "".join(rest)).strip(" \t\r\n,;"), calls
+
+
+def _json_values(text: str) -> Iterator[tuple[int, int, Any]]:
+    at = 0
+    while match := _OPENING.search(text, at):
+        try:
+            value, stop = _DECODER.raw_decode(text, match.start())
+        except ValueError:
+            at = match.end()
+            continue
+        yield match.start(), stop, value
+        at = stop
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _call(item: Any, names: Sequence[str]) -> ToolCallBlock | None:
+    if isinstance(item, dict) and isinstance(item.get("function"), dict):
+        item = item["function"]
+    if not isinstance(item, dict) or item.get("name") not in names:
+        return None
+    arguments = arguments_of(item.get("arguments", item.get("parameters", {})))
+    if arguments is None:
+        return None
+    return ToolCallBlock(tool_call_id=f"call_{uuid.uuid4().hex[:12]}", tool_name=item["name"], tool_kwargs=arguments)
