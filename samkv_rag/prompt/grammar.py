@@ -30,23 +30,25 @@ def json_grammar(schema: Schema) -> str:
     return f"{_HEAD}start: {_rule(schema)}\n"
 
 
-def call_grammar(tools: Sequence[tuple[str, Schema]], required: bool, parallel: bool) -> str:
+def call_grammar(
+    tools: Sequence[tuple[str, Schema]], required: bool, parallel: bool, answer: Schema | None = None
+) -> str:  # fmt: skip
     """The grammar of an answer with calls of `tools`, given as (name, schema of the arguments).
 
-    `required`: calls and nothing else. Otherwise words, a call, or words with a call after them. `parallel` allows
-    several calls.
+    `required`: calls and nothing else. Otherwise words, a call, or words with a call after them; with a schema for the
+    `answer`, a call or JSON that fits it. `parallel` allows several calls.
     """
-    tail = "(sep call)*" if parallel else ""
-    begin = f"begin: {json.dumps(OPEN)}" if required else f"begin[lazy]: TEXT {json.dumps(OPEN)}"
+    words = not required and answer is None
+    otherwise = f"{_rule(answer)} | " if answer is not None and not required else "TEXT | " if words else ""
     rules = [
-        f"start: {'' if required else 'TEXT | '}first {tail}",
+        f"start: {otherwise}first {'(sep call)*' if parallel else ''}",
         "first: begin body",
         f"call: {json.dumps(OPEN)} body",
         'sep: "\\n"',
         f'body: "\\n{{\\"name\\": " tool {json.dumps(CLOSE)}',
         "tool: " + " | ".join(f"tool_{index}" for index in range(len(tools))),
         *(f"tool_{i}: {json.dumps(_opening(name))} {_rule(schema)}" for i, (name, schema) in enumerate(tools)),
-        begin,
+        f"begin[lazy]: TEXT {json.dumps(OPEN)}" if words else f"begin: {json.dumps(OPEN)}",
         "TEXT: /(.|\\n)*/",
     ]
     return _HEAD + "\n".join(rules) + "\n"

@@ -1,0 +1,143 @@
+"""Caches follow documents: kept as long as some document needs them, whoever else has the same text."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStore
+
+from samkv_rag import SamKVEngine, SamKVError
+
+if TYPE_CHECKING:
+    from langchain_samkv.chat_models import ChatSamKV
+
+MIN_CHARS = 32
+"""Shorter texts are not cached: they would be found by chance inside ordinary sentences."""
+
+
+class Keeper:
+    """Caches texts for document ids in one collection; an id is the owner of its text's cache."""
+
+    def __init__(self, llm: ChatSamKV | SamKVEngine, collection: str, min_chars: int) -> None:
+        self._llm = llm
+        self._prefix = f"{collection}/"
+        self._min_chars = min_chars
+
+    @property
+    def engine(self) -> SamKVEngine:
+        """The engine, made on first use."""
+        return self._llm if isinstance(self._llm, SamKVEngine) else self._llm.engine
+
+    @contextmanager
+    def cached(self, texts: Sequence[str]) -> Iterator[None]:
+        """Cache `texts`, and hold the caches until the block has given them their owners (or failed)."""
+        holder = f"adding/{uuid.uuid4()}"
+        try:
+            self._hold(texts, holder)
+            yield
+        finally:
+            self._release([holder])
+
+    @asynccontextmanager
+    async def acached(self, texts: Sequence[str]) -> AsyncIterator[None]:
+        """As `cached`, the model working beside the event loop."""
+        holder = f"adding/{uuid.uuid4()}"
+        try:
+            await asyncio.to_thread(self._hold, texts, holder)
+            yield
+        finally:
+            self._release([holder])
+
+    def _hold(self, texts: Sequence[str], holder: str) -> None:
+        if worth := self.worth(texts):
+            for key in dict.fromkeys(self.engine.keys(worth)):
+                self.engine.store.retain(key, holder)
+            self.engine.precompute(worth)
+
+    def own(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Make each id the owner of its text's cache, and of no other."""
+        store = self.engine.store
+        for id, text in zip(ids, texts, strict=True):
+            owner = self._prefix + id
+            keys = self.engine.keys(self.worth([text]))
+            for key in keys:
+                store.retain(key, owner)
+            if old := [key for name, key in store.owned(owner) if name == owner and key not in keys]:
+                self.engine.forget(store.release(owner, old))
+
+    def release(self, ids: Iterable[str] | None) -> None:
+        """End what these documents need, or all documents of the collection."""
+        if ids is None:
+            self._release({owner for owner, _ in self.engine.store.owned(self._prefix)})
+        else:
+            self._release([self._prefix + id for id in ids])
+
+    def _release(self, owners: Iterable[str]) -> None:
+        gone = [key for owner in owners for key in self.engine.store.release(owner)]
+        if gone:
+            self.engine.forget(gone)  # the store has deleted them; their texts need not be looked for either
+
+    def worth(self, texts: Iterable[str]) -> list[str]:
+        """The texts that are long enough to be cached."""
+        return [text for text in texts if len(text.strip()) >= self._min_chars]
+
+
+def precompute(
+    llm: ChatSamKV | SamKVEngine, documents: VectorStore | Iterable[Document | str], *,
+    ids: Sequence[str] | None = None, collection: str = "", min_chars: int = MIN_CHARS,
+) -> int:  # fmt: skip
+    """Cache documents that are indexed already, nothing embedded again; returns how many texts are cached now.
+
+    `documents`: documents, texts, or a vector store. Of a store that cannot list its documents, give the `ids`.
+    Documents with an id own their caches, so that a `ChunkKVVectorStore` over the same store (and of the same
+    `collection`) releases them on deletion.
+    """
+    found = stored_documents(documents, ids) if isinstance(documents, VectorStore) else documents
+    listed = [Document(page_content=item) if isinstance(item, str) else item for item in found]
+    keeper = Keeper(llm, collection, min_chars)
+    owned = [document for document in listed if document.id is not None]
+    keys = keeper.engine.precompute(keeper.worth(document.page_content for document in listed))
+    keeper.own([str(document.id) for document in owned], [document.page_content for document in owned])
+    return len(set(keys))
+
+
+def stored_documents(store: VectorStore, ids: Sequence[str] | None = None) -> list[Document]:
+    """The documents in a vector store; raises `SamKVError` when it cannot list them and no `ids` are given."""
+    from langchain_samkv.vectorstores import ChunkKVVectorStore
+
+    if isinstance(store, ChunkKVVectorStore):
+        store = store.inner
+    if ids is not None:
+        return store.get_by_ids(ids)
+    for listing in (_in_memory, _faiss, _chroma):
+        documents = listing(store)
+        if documents is not None:
+            return documents
+    raise SamKVError(
+        f"{type(store).__name__} does not list its documents; pass ids=[...], or the documents instead of the store."
+    )
+
+
+def _in_memory(store: Any) -> list[Document] | None:
+    entries = getattr(store, "store", None)
+    return store.get_by_ids(list(entries)) if isinstance(entries, Mapping) else None
+
+
+def _faiss(store: Any) -> list[Document] | None:
+    entries = getattr(getattr(store, "docstore", None), "_dict", None)
+    if not isinstance(entries, Mapping):
+        return None
+    return [Document(id=id, page_content=item.page_content) for id, item in entries.items()]
+
+
+def _chroma(store: Any) -> list[Document] | None:
+    if not hasattr(store, "_collection") or not hasattr(store, "get"):
+        return None
+    entries = store.get(include=["documents"])
+    pairs = zip(entries["ids"], entries["documents"], strict=True)
+    return [Document(id=id, page_content=text) for id, text in pairs if text]

@@ -1,0 +1,67 @@
+"""From a chat model's fields and a call's keywords to what the engine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.language_models import LangSmithParams
+from langchain_core.messages import BaseMessage
+
+from langchain_samkv.messages import Roles, converted, question_of
+from langchain_samkv.tools import Form
+from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.stream import AnswerStream
+
+DEFAULT_MAX_TOKENS = 256
+
+_GENERATION = ("temperature", "top_p", "top_k", "seed")
+_CALL = ("method", "keep", "timeout")
+_FORM = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+# What LangChain itself leaves among the keywords, and what says nothing to a local model.
+_NOT_OURS = ("stream", "stream_usage", "strict")
+_KNOWN = {*_GENERATION, *_CALL, *_FORM, *_NOT_OURS, "max_tokens", "model", "question"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of a chat model: the `fields` of the model, overridden by the call's keywords."""
+
+    fields: Mapping[str, Any]
+    stop: Sequence[str]
+    form: Form
+
+    @classmethod
+    def of(cls, defaults: Mapping[str, Any], stop: Sequence[str] | None, keywords: Mapping[str, Any]) -> Request:
+        """Raises `SamKVError` on a keyword that means nothing here."""
+        if unknown := sorted(set(keywords) - _KNOWN):
+            known = ", ".join(sorted(_KNOWN - set(_NOT_OURS) | {"stop"}))
+            raise SamKVError(f"ChatSamKV does not know {', '.join(unknown)}; a call may have: {known}.")
+        form = Form.of(*(keywords.get(name) for name in _FORM))
+        given = defaults.get("stop") if stop is None else stop
+        return cls({**defaults, **keywords}, [given] if isinstance(given, str) else list(given or ()), form)
+
+    def start(self, engine: SamKVEngine, roles: Roles, messages: Sequence[BaseMessage]) -> AnswerStream:
+        """Hand the call to the engine; the work starts in a thread of its own."""
+        options = {name: self.fields[name] for name in _GENERATION if self.fields.get(name) is not None}
+        return engine.stream(
+            converted(messages, roles, self.form.instructions),
+            self.fields.get("question") or question_of(messages, roles),
+            **{name: self.fields.get(name) for name in _CALL},
+            max_new_tokens=self.fields.get("max_tokens") or DEFAULT_MAX_TOKENS,
+            stop=self.stop,
+            grammar=self.form.grammar,
+            **options,
+        )
+
+
+def traced(
+    params: LangSmithParams, stop: Sequence[str] | None, keywords: Mapping[str, Any], model: str
+) -> LangSmithParams:  # fmt: skip
+    """Tracing's standard parameters with our provider's name."""
+    params["ls_provider"] = "samkv"
+    params["ls_model_name"] = str(keywords.get("model") or model)
+    if stop:
+        params["ls_stop"] = list(stop)
+    return params
