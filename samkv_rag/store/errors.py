@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from samkv_rag.errors import SamKVError
 
-class StoreError(RuntimeError):
+
+class StoreError(SamKVError, RuntimeError):
     """Anything the store cannot do; the message is a sentence that names the remedy."""
 
 
