@@ -73,7 +73,7 @@ reader: $(VENV)/dev.stamp  ## train the bundled reader again (minutes on a GPU, 
 
 bench: export OMP_NUM_THREADS = $(THREADS)
 bench: $(VENV)/dev.stamp  ## run every benchmark; rows are appended to benchmarks/results/*.csv
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
+	@set -e; for name in matcher ttft accuracy; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
