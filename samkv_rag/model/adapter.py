@@ -50,15 +50,16 @@ class ModelAdapter:
         try:
             self._attach(model, sink_prefix)
         except Exception as error:
-            model.set_attn_implementation(
-                before
-            )  # the caller's model is left as it was: sinks, for one, need their own
+            model.set_attn_implementation(before)  # attention sinks, for one, are lost with ours
             if isinstance(error, UnsupportedModel):
                 raise
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot be run on a cache of ours ({error}); use a model with plain rotary "
                 "attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
             ) from error
+        # The caches are ours, and generate() refuses to get one beside a name of one. None in a call's own config
+        # does not help: it is filled from here.
+        model.generation_config.cache_implementation = None
 
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
         self.model = model

@@ -37,6 +37,12 @@ class GenerationOptions:
             raise SamKVError("max_new_tokens must be at least 1.")
         if self.temperature < 0:
             raise SamKVError("temperature must be 0 (greedy) or above.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise SamKVError("top_p must be above 0 and at most 1.")
+        if self.top_k is not None and self.top_k < 1:
+            raise SamKVError("top_k must be at least 1.")
+        if isinstance(self.stop, str):  # a string is a sequence too: of single letters
+            object.__setattr__(self, "stop", (self.stop,))
 
 
 class Listener(TextStreamer):
@@ -50,7 +56,8 @@ class Listener(TextStreamer):
         self._heard = 0
         self._on_text = on_text
         self._cutter = StopCutter(stop)
-        self._leading = strip
+        self._strip = self._leading = strip
+        self._trailing = ""
 
     def put(self, value: torch.Tensor) -> None:
         if self._heard == 1:
@@ -69,9 +76,18 @@ class Listener(TextStreamer):
         out = self._cutter.feed(text) + (self._cutter.rest() if stream_end else "")
         if self._leading:
             out = out.lstrip()
+        if self._strip:
+            out = self._without_trailing(out)
         if out:
             self._leading = False
             self._on_text(out)
+
+    def _without_trailing(self, text: str) -> str:
+        """What may be shown: white space is held back until more text shows that it is not the answer's end."""
+        text = self._trailing + text
+        shown = text.rstrip()
+        self._trailing = text[len(shown) :]
+        return shown
 
 
 class StopCutter:
@@ -128,7 +144,8 @@ def generation_kwargs(
     """Keywords for `generate()`; what the caller did not set comes from the model's own generation config."""
     config = copy.deepcopy(model.generation_config)
     config.max_new_tokens, config.max_length = options.max_new_tokens, None
-    config.num_beams, config.use_cache = 1, True
+    config.num_beams, config.num_return_sequences, config.use_cache = 1, 1, True
+    config.return_dict_in_generate = False
     config.do_sample = options.temperature > 0
     config.temperature = options.temperature if config.do_sample else None
     config.top_p = (options.top_p if options.top_p is not None else config.top_p) if config.do_sample else None
@@ -138,11 +155,12 @@ def generation_kwargs(
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     kwargs: dict[str, Any] = {
         "generation_config": config,
+        "tokenizer": tokenizer,
         "streamer": listener,
         "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
     }
     if options.stop:
-        kwargs |= {"stop_strings": list(options.stop), "tokenizer": tokenizer}
+        config.stop_strings = list(options.stop)
     if options.grammar is not None:
         guide = GrammarGuide(tokenizer, options.grammar, end_tokens(model))
         kwargs["logits_processor"] = LogitsProcessorList([guide.mask])
