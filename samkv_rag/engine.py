@@ -140,6 +140,8 @@ class SamKVEngine:
         Idempotent: what is stored already costs nothing. `progress` True shows a bar; a callable gets
         (done tokens, all tokens) after every batch. Raises `StoreFull` or `SamKVError`; what was done stays done.
         """
+        if isinstance(texts, str):
+            raise SamKVError("precompute takes a list of texts, not one text; pass [text].")
         chunks = [self._chunk(stripped) for text in texts if (stripped := text.strip())]
         pending = {chunk.key: chunk for chunk in chunks if not self._usable(chunk.key)}
         if pending:
@@ -263,8 +265,10 @@ class SamKVEngine:
             )
 
     def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
-        text = cut_at_stop(self.tokenizer.decode(ids, skip_special_tokens=True), call.options.stop)
-        full = len(ids) >= call.options.max_new_tokens and not finished_by_model(self.adapter.model, ids)
+        whole = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = cut_at_stop(whole, call.options.stop)
+        ended = finished_by_model(self.adapter.model, ids) or text != whole
+        full = len(ids) >= call.options.max_new_tokens and not ended
         reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
         usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
         return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason)

@@ -51,6 +51,8 @@ def resolve_method(method: str | Method, keep: float | None = None) -> Method:
         if method not in METHODS:
             raise SamKVError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}.")
         method = METHODS[method]()
+    if isinstance(method, type):
+        raise SamKVError(f"A method is an object, not a class: pass {method.__name__}().")
     if not isinstance(method, Method):
         raise SamKVError("A method is a name or an object with a name and prepare(run).")
     if keep is None:
