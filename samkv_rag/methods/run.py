@@ -147,30 +147,32 @@ class Run:
             return self.adapter.question_queries(ids, fresh, asked, cache, last)
 
     def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What the question attends to over the `kept` chunk tokens, stored entries reused as they are.
+        """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
 
         Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
         order, and for every chunk the columns of its tokens.
         """
-        layout, cache = self._asking(kept)
+        layout, cache = self._asking(kept, to_the_end=True)
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
             owner = layout.owner[layout.owner >= 0]
             return maps.cpu(), [(owner == index).nonzero()[:, 0] for index in range(len(kept))]
 
-    def _asking(self, kept: Sequence[Tensor]) -> tuple[Layout, SlotCache]:
+    def _asking(self, kept: Sequence[Tensor], to_the_end: bool = False) -> tuple[Layout, SlotCache]:
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
-        layout = self.layout(kept, stop)
+        layout = self.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
             layout = _with_question(layout, question.token_ids)
         return layout, self.assemble(kept, layout)
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
-        """Slots to run (the glue), which of those rows are the question, and their token ids."""
-        fresh = layout.glue
-        asked = (layout.positions[fresh] >= self.plan.question.start).nonzero()[:, 0]
+        """Slots to run (the glue), which of those rows ask (question, and glue behind the last chunk), and their ids."""
+        fresh, question = layout.glue, self.plan.question
+        at, chunks_end = layout.positions[fresh], max((chunk.stop for chunk in self.plan.chunks), default=0)
+        inside = (at >= question.start) & (at < question.start + len(question.token_ids))
+        asked = (inside | (at >= max(question.start, chunks_end))).nonzero()[:, 0]
         self.question_pass_tokens += len(fresh)
         return fresh, asked, [layout.ids[slot] for slot in fresh.tolist()]
 

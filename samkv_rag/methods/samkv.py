@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Prepared, Run
-from samkv_rag.methods.scoring import chunk_scores, personalised, turned_to_chunks
+from samkv_rag.methods.scoring import attention_scores, chunk_scores, pass_scores, personalised, turned_to_chunks
 from samkv_rag.methods.selection import (
     Choice,
     ChunkScores,
@@ -40,6 +40,8 @@ class SamKV:
     `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
     `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
     `filtered`: chunks compete for the budget. `fill`: go on behind the candidates until the budget is full.
+    `look`: score with the pooled question query ("pooled", the paper), or by the attention of every question token to
+    the blocks' mean keys ("mean"), to their bounds ("bound"), or in a pass over all stored entries ("keys"; ours).
     `theta`: 1 overwrites stored entries; below 1, or "cosine", fuses. `aligned`: layer alignment (recompute module).
     """
 
@@ -60,14 +62,17 @@ class SamKV:
     theta: float | Literal["cosine"] = 1.0
     recompute_by: Literal["score", "head"] = "score"
     aligned: bool = False
+    look: Literal["pooled", "mean", "bound", "keys"] = "pooled"
 
     name = "samkv"
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1 or not 0 <= self.recompute <= 1:
             raise SamKVError("keep and recompute are shares between 0 and 1.")
-        if self.block < BLOCK or self.block % BLOCK:
-            raise SamKVError(f"block is a positive multiple of {BLOCK} tokens, the unit of storage.")
+        if self.block < 1 or (self.block % BLOCK and self.look != "keys"):
+            raise SamKVError(
+                f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
+            )
 
     @classmethod
     def paper(cls, keep: float = 0.15) -> SamKV:
@@ -82,9 +87,8 @@ class SamKV:
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
         layers = self.selection_layers(run.adapter.shape.layers)
-        generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1]).mean(2)
+        scores = self._scores(run, layers, anchors)
         with run.stage("select"):
-            scores = self._scores(run, generic, layers)
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
             kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
@@ -100,7 +104,17 @@ class SamKV:
             raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
         return tuple(sorted({layer % n_layers for layer in self.layers}))
 
-    def _scores(self, run: Run, generic: Tensor, layers: tuple[int, ...]) -> list[ChunkScores]:
+    def _scores(self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor]) -> list[ChunkScores]:
+        sizes = self.block, self.initial, self.local
+        if self.look == "keys":
+            return pass_scores(run, layers, *sizes)
+        asked = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
+        with run.stage("select"):
+            if self.look == "pooled":
+                return self._pooled_scores(run, asked.mean(2), layers)
+            return attention_scores(run, asked, layers, *sizes, frame=self.frame, summary=self.look)
+
+    def _pooled_scores(self, run: Run, generic: Tensor, layers: tuple[int, ...]) -> list[ChunkScores]:
         queries = generic.expand(len(run.lengths), *generic.shape)
         if self.bias:
             local = [run.local_query(index)[: len(generic)] for index in range(len(run.lengths))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,3 +71,74 @@ def _touched(length: int, blocks: int, block: int, initial: int, local: int) -> 
     tokens[:initial] = True
     tokens[max(0, length - local) : length] = True
     return tokens.view(blocks, block).any(1)
+
+
+def attention_scores(
+    run: Run, queries: Tensor, layers: tuple[int, ...], block: int, initial: int, local: int, *,
+    frame: str = "true", summary: str = "mean",
+) -> list[ChunkScores]:  # fmt: skip
+    """Share of the question's attention that falls on every selection block, all chunks' blocks in one softmax.
+
+    `queries` `(L, H, Q, D)` are the question tokens' own, position-free. A block is seen through its mean key ("mean")
+    or through the upper bound of its minimum and maximum (Quest; "bound").
+    """
+    chosen = torch.tensor(layers, device=queries.device)
+    turned = _tokens_turned(run, queries, frame)[:, chosen]
+    logits = [_logits(run, index, turned[index], chosen, summary) for index in range(len(run.lengths))]
+    shares = torch.cat(logits, -1).softmax(-1).mean((1, 2)).cpu()
+    parts = [_summed(part, block // BLOCK) for part in shares.split([x.shape[-1] for x in logits], -1)]
+    return _marked(run, parts, block, initial, local)
+
+
+def pass_scores(run: Run, layers: tuple[int, ...], block: int, initial: int, local: int) -> list[ChunkScores]:
+    """Share of attention that falls on every selection block in a pass of the question over ALL stored entries.
+
+    Half the weight is the question's tokens together, half the last token before the answer, which looks for it. Reads
+    every chunk in full: for stores in memory; any block size.
+    """
+    everything = [torch.arange(length) for length in run.lengths]
+    maps, columns = run.question_attention(everything, layers)
+    shares = (maps.mean(1) + maps[:, -1]) / 2
+    return _marked(run, [_summed(shares[:, column], block) for column in columns], block, initial, local)
+
+
+def _marked(run: Run, parts: list[Tensor], block: int, initial: int, local: int) -> list[ChunkScores]:
+    return [
+        ChunkScores(part, _touched(length, part.shape[1], block, initial, local))
+        for part, length in zip(parts, run.lengths, strict=True)
+    ]
+
+
+def _tokens_turned(run: Run, queries: Tensor, frame: str) -> Tensor:
+    """`(L, H, Q, D)` position-free -> `(C, L, H, Q, D)`, each question token in each chunk's own frame."""
+    start, count = run.plan.question.start, queries.shape[2]
+    places = [start - c.start if frame == "true" else len(c.token_ids) for c in run.plan.chunks]
+    positions = (torch.tensor(places)[:, None] + torch.arange(count)).flatten()
+    repeated = queries.repeat(1, 1, len(places), 1)
+    turned = run.adapter.table(positions).rotate(repeated)
+    return turned.reshape(*turned.shape[:2], len(places), count, -1).permute(2, 0, 1, 3, 4)
+
+
+def _logits(run: Run, index: int, query: Tensor, chosen: Tensor, summary: str) -> Tensor:
+    """`(N, H, Q, B)`: scaled scores of `query` `(N, H, Q, D)` against the block summaries of a chunk."""
+    known, length = run.summaries(index), run.lengths[index]
+    blocks = -(-length // BLOCK)
+    low, high, mean = (
+        x[:, :blocks].to(query.device)[chosen].float().transpose(1, 2) for x in (known.low, known.high, known.mean)
+    )
+    if summary == "mean":
+        return _grouped(query, mean)
+    return _grouped(query.clamp(min=0), high) + _grouped(query.clamp(max=0), low)
+
+
+def _grouped(query: Tensor, keys: Tensor) -> Tensor:
+    """`(N, H, Q, D)` against `(N, G, T, D)` -> `(N, H, Q, T)`, scaled; consecutive heads share a key head."""
+    layers, heads, _, dim = query.shape
+    by_group = query.reshape(layers, keys.shape[1], heads // keys.shape[1], -1, dim)
+    scores: Tensor = by_group @ keys[:, :, None].transpose(-1, -2)
+    return scores.flatten(1, 2) / math.sqrt(dim)
+
+
+def _summed(fine: Tensor, per: int) -> Tensor:
+    padded = torch.nn.functional.pad(fine, (0, -fine.shape[1] % per))
+    return padded.reshape(len(padded), -1, per).sum(-1)
