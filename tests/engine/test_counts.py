@@ -1,0 +1,147 @@
+"""Counted, not claimed: what the report says is what entered the model, left the store and stayed in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from samkv_rag import SamKV, SamKVEngine
+from samkv_rag.accounting import make_report
+from samkv_rag.methods import Method, Run
+from samkv_rag.types import BLOCK, Report
+from tests.cases import METHODS
+from tests.models import tiny_engine
+
+CHUNKS = [
+    "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles.",
+    "Ana Petrov studied chemistry in Bergen.",
+    "The company then moved to the coast, where it keeps a museum of old lamps that opens on every second Sunday.",
+    "x",
+]
+ASKED = "Where is Lumen Labs based?"
+
+
+@pytest.fixture(scope="module")
+def engine() -> SamKVEngine:
+    engine = tiny_engine()
+    engine.precompute(CHUNKS)
+    return engine
+
+
+@contextmanager
+def entering(engine: SamKVEngine) -> Iterator[list[int]]:
+    """The number of tokens of every pass that enters layer 0, heard at the model's own input embedding."""
+    passes: list[int] = []
+
+    def hear(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        passes.append(inputs[0].numel())
+
+    handle = engine.adapter.model.get_input_embeddings().register_forward_hook(hear)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def adds_up(report: Report) -> bool:
+    return (
+        report.prompt_tokens == report.glue_tokens + report.chunk_tokens
+        and report.chunk_tokens == report.dropped_tokens + report.kept_tokens
+        and report.kept_tokens == report.reused_tokens + report.recomputed_tokens
+        and report.fresh_tokens == report.glue_tokens + report.recomputed_tokens
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "missed"])
+def test_every_report_adds_up(engine: SamKVEngine, name: str, known: bool) -> None:
+    chunks = CHUNKS if known else [f"{name}: {chunk} Twice." for chunk in CHUNKS]
+    answer = engine.answer(ASKED, chunks, method=METHODS[name], max_new_tokens=3)
+    report, usage = answer.report, answer.usage
+    assert adds_up(report)
+    assert report.chunk_tokens == (sum(map(len, CHUNKS)) if known else 0)
+    assert len(report.misses) == (0 if known else len(CHUNKS))
+    assert report.kv_bytes_full == report.prompt_tokens * engine.bytes_per_token
+    assert report.kv_bytes_resident == (report.prompt_tokens - report.dropped_tokens) * engine.bytes_per_token
+    assert usage.prompt_tokens == report.prompt_tokens
+    assert usage.cache_read == report.chunk_tokens - report.recomputed_tokens
+    assert usage.completion_tokens == len(answer.token_ids) == 3
+    assert report.ttft_seconds > 0
+    assert set(report.stage_seconds) == {"plan", "load", "select", "recompute", "first_token"}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "cacheblend"])
+def test_the_tokens_entering_layer_0_are_the_reports(engine: SamKVEngine, name: str) -> None:
+    """Until the first token: the question pass, what is fresh, and the last prompt token again for generate()."""
+    with entering(engine) as passes:
+        report = engine.answer(ASKED, CHUNKS, method=METHODS[name], max_new_tokens=1).report
+    prefilled = name == "full" or passes == [report.prompt_tokens]
+    assert sum(passes) == report.question_pass_tokens + report.fresh_tokens + (0 if prefilled else 1)
+    if not prefilled:
+        assert passes[-2:] == [report.fresh_tokens, 1], "recompute is ONE forward, and generate() gets one token"
+
+
+def test_every_further_token_is_one_token_more(engine: SamKVEngine) -> None:
+    with entering(engine) as passes:
+        engine.answer(ASKED, CHUNKS, max_new_tokens=6)
+    assert passes[-6:] == [1] * 6
+
+
+def test_missed_chunks_enter_as_glue_and_are_stored_afterwards(engine: SamKVEngine) -> None:
+    new = "This text was never seen before by anybody at all, and certainly by no store."
+    with entering(engine) as passes:
+        report = engine.answer(ASKED, [new], max_new_tokens=1).report
+    assert passes[0] == report.fresh_tokens == report.prompt_tokens
+    assert passes[1:] == [len(new)], "the healing prefill, once the answer is out"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_bytes_read_are_the_reports(engine: SamKVEngine, name: str) -> None:
+    before = engine.store.bytes_read
+    report = engine.answer(ASKED, CHUNKS, method=METHODS[name], max_new_tokens=1).report
+    assert engine.store.bytes_read - before == report.kv_bytes_read
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.05, 0.15, 0.5, 1.0])
+def test_samkv_reads_the_blocks_of_kept_tokens_and_no_others(engine: SamKVEngine, keep: float) -> None:
+    run, shape = prepared_run(engine, SamKV(keep=keep))
+    blocks = sum(len(torch.unique(kept // BLOCK)) for kept in run[1].selection.kept)
+    per_block = BLOCK * shape
+    assert run[0].bytes_read == blocks * per_block
+
+
+def prepared_run(engine: SamKVEngine, method: Method) -> tuple[Any, int]:
+    engine.load()
+    plan = engine._planner.for_question(ASKED, CHUNKS)
+    run = Run(plan, engine.adapter, engine.store, room=4)
+    return (run, method.prepare(run)), engine.bytes_per_token
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if name != "full"])
+def test_the_bytes_resident_are_the_live_caches_and_nothing_dropped_is_in_it(engine: SamKVEngine, name: str) -> None:
+    (run, prepared), per_token = prepared_run(engine, METHODS[name])
+    if prepared.cache is None:
+        pytest.skip("prefills in generate()")
+    report = make_report(run, prepared, name, 0.0)
+    assert prepared.cache.get_max_length() == len(prepared.ids) + 4 + 1
+    engine.adapter.generate(prepared.ids, prepared.cache, max_new_tokens=1, do_sample=False)
+    assert prepared.cache.nbytes == report.kv_bytes_resident
+    for layer in prepared.cache.layers:
+        stored = layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
+        assert stored == prepared.cache.get_max_length() * per_token // len(prepared.cache.layers)
+
+
+def test_the_same_chunk_twice_counts_twice(engine: SamKVEngine) -> None:
+    report = engine.answer(ASKED, [CHUNKS[0], CHUNKS[0]], method="reuse", max_new_tokens=1).report
+    assert report.chunk_tokens == report.reused_tokens == 2 * len(CHUNKS[0])
+    assert adds_up(report)
+
+
+def test_below_min_kept_tokens_nothing_is_dropped() -> None:
+    engine = tiny_engine(min_kept_tokens=512)
+    engine.precompute(CHUNKS)
+    assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).report.dropped_tokens == 0

@@ -1,0 +1,105 @@
+"""Answers in pieces: the same text, cancelled within a token, errors handed on, stop strings never shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from samkv_rag import SamKVEngine
+from samkv_rag.methods import Prepared, Run
+from tests.models import tiny_engine
+
+CHUNKS = [
+    "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles.",
+    "Ana Petrov studied chemistry in Bergen before she moved to the coast, where she lives now.",
+]
+ASKED = "Where is Lumen Labs based?"
+
+
+@pytest.fixture(scope="module")
+def engine() -> SamKVEngine:
+    engine = tiny_engine()
+    engine.precompute(CHUNKS)
+    return engine
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_pieces_of_a_stream_are_the_answer(engine: SamKVEngine, seed: int) -> None:
+    sampling = {"max_new_tokens": 24, "temperature": 1.5, "seed": seed}
+    stream = engine.stream_answer(ASKED, CHUNKS, **sampling)
+    assert "".join(stream) == stream.answer.text == engine.answer(ASKED, CHUNKS, **sampling).text
+    raw = engine.stream(f"{CHUNKS[0]}\n{ASKED}", **sampling)
+    assert "".join(raw) == raw.answer.text == engine.generate(f"{CHUNKS[0]}\n{ASKED}", **sampling).text
+
+
+def test_white_space_at_the_end_of_an_answer_is_not_streamed(engine: SamKVEngine) -> None:
+    sampling: dict[str, Any] = {"temperature": 1.5, "seed": 1}
+    ids = engine.answer(ASKED, CHUNKS, max_new_tokens=300, **sampling).token_ids
+    blank = set(engine.tokenizer(" \n")["input_ids"])
+    ends = [count for count, token in enumerate(ids, 1) if token in blank and count > 5]
+    assert ends, "an answer that ends in white space is needed here"
+    stream = engine.stream_answer(ASKED, CHUNKS, max_new_tokens=ends[0], **sampling)
+    assert "".join(stream) == stream.answer.text
+    assert not stream.answer.text.endswith((" ", "\n"))
+
+
+def test_closing_a_stream_stops_within_a_token_and_frees_the_engine(engine: SamKVEngine) -> None:
+    steps: list[int] = []
+    handle = engine.adapter.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    try:
+        stream = engine.stream_answer(ASKED, CHUNKS, max_new_tokens=600)
+        wait_until(lambda: len(steps) > 6)
+        stream.cancel()
+        seen = len(steps)
+        stream.close()
+        assert len(steps) <= seen + 2
+    finally:
+        handle.remove()
+    assert stream.answer.finish_reason == "cancelled"
+    assert 0 < len(stream.answer.token_ids) < 600
+    assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).token_ids
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A method that fails."""
+
+    name = "failing"
+
+    def prepare(self, run: Run) -> Prepared:
+        raise RuntimeError("out of luck")
+
+
+def test_an_error_surfaces_and_leaves_the_engine_usable(engine: SamKVEngine) -> None:
+    with pytest.raises(RuntimeError, match="out of luck"):
+        engine.answer(ASKED, CHUNKS, method=Failing())
+    stream = engine.stream_answer(ASKED, CHUNKS, method=Failing())
+    with pytest.raises(RuntimeError, match="out of luck"):
+        list(stream)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        _ = stream.answer
+    assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).token_ids
+
+
+def test_an_answer_ends_before_its_stop_string(engine: SamKVEngine) -> None:
+    sampling: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0, "seed": 5}
+    whole = engine.answer(ASKED, CHUNKS, **sampling)
+    pairs = [whole.text[at : at + 2] for at in range(8, len(whole.text) - 1)]
+    stop = next(pair for pair in pairs if pair.isascii() and pair.isprintable())
+    for given in ([stop], ["never", stop], stop):
+        cut = engine.answer(ASKED, CHUNKS, stop=given, **sampling)
+        assert cut.text == whole.text[: whole.text.index(stop)].strip()
+        assert cut.finish_reason == "stop"
+        assert len(cut.token_ids) < 40, "decoding stops there, too"
+        assert "".join(engine.stream_answer(ASKED, CHUNKS, stop=given, **sampling)) == cut.text
