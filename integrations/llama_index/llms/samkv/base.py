@@ -15,12 +15,12 @@ from llama_index.core.base.llms.types import (
     CompletionResponseAsyncGen,
     CompletionResponseGen,
 )
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from llama_index.llms.samkv.calling import SamKVCalling
 from llama_index.llms.samkv.nodes import Cacheable, ModeName, texts_of
-from llama_index.llms.samkv.requests import Request
+from llama_index.llms.samkv.requests import Request, Response
 from llama_index.llms.samkv.reuse import Explanation, ReuseStats, SamKVReuseEvent, usage_of
 from samkv_rag import Answer
 from samkv_rag.stream import AnswerStream
@@ -102,7 +102,7 @@ class SamKVLLM(SamKVCalling):
     def explain(self, prompt: str | Sequence[ChatMessage], formatted: bool = False) -> Explanation:
         """What would be reused if this prompt (as for `complete`) or these messages (as for `chat`) were answered."""
         if isinstance(prompt, str):
-            request: Request = self._completion_request(prompt, formatted, {})
+            request: Request[Any] = self._completion_request(prompt, formatted, {})
         else:
             request = self._chat_request(prompt, {})
         return Explanation.of(self.engine.plan(request.prompt))
@@ -111,7 +111,7 @@ class SamKVLLM(SamKVCalling):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return self._run(self._completion_request(prompt, formatted, kwargs))  # type: ignore[return-value]
+        return self._run(self._completion_request(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
@@ -120,7 +120,7 @@ class SamKVLLM(SamKVCalling):
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         await self._aready()
-        return await self._arun(self._completion_request(prompt, formatted, kwargs))  # type: ignore[return-value]
+        return await self._arun(self._completion_request(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
@@ -131,7 +131,7 @@ class SamKVLLM(SamKVCalling):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return self._run(self._chat_request(messages, kwargs))  # type: ignore[return-value]
+        return self._run(self._chat_request(messages, kwargs))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -140,7 +140,7 @@ class SamKVLLM(SamKVCalling):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         await self._aready()
-        return await self._arun(self._chat_request(messages, kwargs))  # type: ignore[return-value]
+        return await self._arun(self._chat_request(messages, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -155,18 +155,18 @@ class SamKVLLM(SamKVCalling):
             await asyncio.to_thread(lambda: (self.tokenizer, self.metadata))
             self._holder.ready = True
 
-    def _start(self, request: Request) -> AnswerStream:
+    def _start(self, request: Request[Any]) -> AnswerStream:
         return self.engine.stream(request.prompt, **request.options)
 
-    def _run(self, request: Request) -> Any:
+    def _run(self, request: Request[Response]) -> Response:
         answer = self.engine.generate(request.prompt, **request.options)
         return request.last(answer.text, self._note(answer))
 
-    async def _arun(self, request: Request) -> Any:
+    async def _arun(self, request: Request[Response]) -> Response:
         answer = await self._start(request).wait()
         return request.last(answer.text, self._note(answer))
 
-    def _stream(self, request: Request) -> Generator[Any, None, None]:
+    def _stream(self, request: Request[Response]) -> Generator[Response, None, None]:
         """Begins with the first look at it; closing it stops decoding within a token."""
         text = ""
         with self._start(request) as stream:
@@ -175,7 +175,7 @@ class SamKVLLM(SamKVCalling):
                 yield request.piece(text, piece)
         yield request.last(text, self._note(stream.answer), delta="")
 
-    async def _astream(self, request: Request) -> AsyncGenerator[Any, None]:
+    async def _astream(self, request: Request[Response]) -> AsyncGenerator[Response, None]:
         """As `_stream`, beside the event loop; a cancelled task stops decoding too."""
         text = ""
         stream = self._start(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -37,6 +37,23 @@ def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     if isinstance(merged.get("stop"), str):
         merged["stop"] = [merged["stop"]]
     return {name: value for name, value in merged.items() if value is not None}
+
+
+Response = TypeVar("Response", covariant=True)
+
+
+class Request(Protocol[Response]):
+    """What the engine is asked, and how its answer becomes a response of the framework."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    def piece(self, text: str, delta: str) -> Response: ...
+
+    def last(self, text: str, answer: Answer, delta: str | None = None) -> Response: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +92,3 @@ class ChatRequest:
         blocks += calls if self.parallel else calls[:1]
         message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
         return ChatResponse(message=message, delta=delta, raw=raw_of(answer))
-
-
-Request = CompletionRequest | ChatRequest

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fsspec import AbstractFileSystem
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
@@ -154,7 +153,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
     ) -> list[BaseNode]:  # fmt: skip
         return await self._inner.aget_nodes(node_ids, filters)
 
-    def persist(self, persist_path: str, fs: AbstractFileSystem | None = None) -> None:
+    def persist(self, persist_path: str, fs: Any = None) -> None:
         """Persist the wrapped store; the caches are on disk already when the KV store is a folder."""
         self._inner.persist(persist_path, fs)
 
