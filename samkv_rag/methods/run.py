@@ -95,9 +95,8 @@ class Run:
         known = self._blocks[index]
         missing = [block for block in blocks if block not in known]
         if missing:
-            before = self.store.bytes_read
             kv = self.store.read_blocks(str(self.plan.chunks[index].key), missing)
-            self.bytes_read += self.store.bytes_read - before
+            self.bytes_read += kv.numel() * kv.element_size()  # the store's own count is shared with other engines
             known.update(zip(missing, kv.unbind(1), strict=True))
         return unblocked(torch.stack([known[block] for block in blocks], 1))
 
@@ -168,7 +167,7 @@ class Run:
         return layout, self.assemble(kept, layout)
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
-        """Slots to run (the glue), which of those rows ask (question, and glue behind the last chunk), and their ids."""
+        """Slots to run (the glue), which of those rows ask (the question, and glue behind the last chunk), ids."""
         fresh, question = layout.glue, self.plan.question
         at, chunks_end = layout.positions[fresh], max((chunk.stop for chunk in self.plan.chunks), default=0)
         inside = (at >= question.start) & (at < question.start + len(question.token_ids))
