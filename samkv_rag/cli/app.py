@@ -51,7 +51,7 @@ def _options(
 def demo(
     model: Model = None,
     keep: Keep = None,
-    top_k: TopK = 8,
+    top_k: TopK = 5,
     store: Annotated[Path | None, typer.Option("--store", help="Folder to keep; default: a temporary one.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +80,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     method: Annotated[str, typer.Option("--method", help="samkv, full, reuse, ...")] = "samkv",
     keep: Keep = None,
-    top_k: TopK = 8,
+    top_k: TopK = 5,
     model: Model = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     store: Store = DEFAULT_STORE,

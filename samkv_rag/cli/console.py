@@ -25,7 +25,7 @@ def human_bytes(count: float) -> str:
     """Bytes in the unit that leaves one to four digits before the point."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.{1 if abs(count) < 100 and unit != 'B' else 0}f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -108,9 +109,11 @@ def _summary(answers: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _table(number: int, result: Mapping[str, Any]) -> Table:
     title = f"{number}. {escape(result['question'])}  [dim]expected: {escape(result['expected'])}[/dim]"
-    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
-    for name in ("method", "answer", "", "kept", "recomputed", "K/V held", "of full", "first token", "vs. full"):
-        table.add_column(name, justify="left" if name in ("method", "answer", "") else "right")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True, min_width=len("method"))
+    table.add_column("answer", no_wrap=True, overflow="ellipsis", min_width=16, max_width=20)
+    for name in ("", "kept", "recomp.", "K/V held", "first token"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name) or 1)
     full = result["methods"]["full"]["report"]["ttft_seconds"]
     for name, answer in result["methods"].items():
         table.add_row(*_cells(name, answer, full))
@@ -120,17 +123,15 @@ def _table(number: int, result: Mapping[str, Any]) -> Table:
 def _cells(name: str, answer: Mapping[str, Any], full_ttft: float) -> tuple[str, ...]:
     report = answer["report"]
     share = report["kv_bytes_resident"] / max(report["kv_bytes_full"], 1)
-    mark = "[green]✓[/green]" if answer["correct"] else "[red]✗[/red]"
+    speedup = full_ttft / max(report["ttft_seconds"], 1e-9)
     return (
         name,
-        escape(answer["text"].strip() or "(nothing)"),
-        mark,
-        percent(report["kept_ratio"]),
-        percent(report["recompute_ratio"]),
-        human_bytes(report["kv_bytes_resident"]),
-        percent(share),
-        human_seconds(report["ttft_seconds"]),
-        f"{full_ttft / max(report['ttft_seconds'], 1e-9):.1f}x",
+        escape(" ".join(answer["text"].split()) or "(nothing)"),
+        "[green]✓[/green]" if answer["correct"] else "[red]✗[/red]",
+        f"{report['kept_ratio']:.0%}",
+        f"{report['recompute_ratio']:.0%}",
+        f"{human_bytes(report['kv_bytes_resident'])} ({share:.0%})",
+        f"{human_seconds(report['ttft_seconds'])} ({speedup:.1f}x)",
     )
 
 

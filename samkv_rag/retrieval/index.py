@@ -179,7 +179,7 @@ class ChunkIndex:
         self._index.vector_store.persist(str(folder / "vectors.faiss"))
         self.manifest.write(folder)
 
-    def retrieve(self, question: str, top_k: int = 8) -> list[Passage]:
+    def retrieve(self, question: str, top_k: int = 5) -> list[Passage]:
         """`top_k` chunks, each after its previous neighbour, in document order, no text twice."""
         if not self.documents:
             raise RetrievalError(f"The index in {self.root.parent} is empty: run samkv-rag ingest FOLDER first.")

@@ -85,6 +85,8 @@ def split(source: SourceFile, documents: list[Document], tokenize: Tokenize, chu
     """Chunks of whole sentences, at most `chunk_size` tokens, in order; ids follow the content."""
     name = f"{source.path}\0{source.digest}".encode("utf-8", "surrogatepass")
     stem = hashlib.blake2b(name, digest_size=10).hexdigest()
+    for document in documents:  # what is in neither text must not count as part of the chunk
+        document.excluded_embed_metadata_keys = document.excluded_llm_metadata_keys = list(document.metadata)
     splitter = SentenceSplitter(
         chunk_size=chunk_size,
         chunk_overlap=0,

@@ -54,14 +54,22 @@ class MarkdownProse(BaseReader):
         """The sections of `file` that have text."""
         source = Path(file).read_bytes().decode("utf-8-sig")
         return [
-            Document(text=PARAGRAPH.join(blocks), metadata={**(extra_info or {}), "section": " ".join(headings)})
+            Document(
+                text=_with_heading(headings, blocks), metadata={**(extra_info or {}), "section": " ".join(headings)}
+            )
             for headings, blocks in _sections(source)
-            if len(blocks) > len(headings[-1:])
+            if blocks
         ]
 
 
+def _with_heading(headings: list[str], blocks: list[str]) -> str:
+    """The section's text; its own heading stands above, unless the first paragraph says it anyway."""
+    told = not headings or headings[-1].lower() in blocks[0].lower()
+    return PARAGRAPH.join(blocks) if told else "\n".join([headings[-1], PARAGRAPH.join(blocks)])
+
+
 def _sections(source: str) -> list[tuple[list[str], list[str]]]:
-    """(headings from the outermost, blocks of text with the section's own heading first) for each section."""
+    """(headings from the outermost to its own, blocks of text) for each section."""
     from markdown_it import MarkdownIt
 
     sections: list[tuple[list[str], list[str]]] = [([], [])]
@@ -76,11 +84,9 @@ def _sections(source: str) -> list[tuple[list[str], list[str]]]:
         elif token.type in ("inline", "fence", "code_block"):
             text = _inline(token) if token.type == "inline" else token.content.strip("\n")
             headings, blocks = sections[-1]
-            blocks += [text] if text or in_heading else []
-            if in_heading:
-                headings.append(text)
-                in_heading = False
-    return sections
+            (headings if in_heading else blocks).append(text)
+            in_heading = False
+    return [(headings, [block for block in blocks if block]) for headings, blocks in sections]
 
 
 class HtmlProse(ProseReader):

@@ -55,7 +55,7 @@ def test_ask_as_json(terminal: Terminal, docs: Path) -> None:
     assert set(shown) == {"question", "text", "finish_reason", "usage", "report", "passages"}
     assert set(shown["report"]) == REPORT_KEYS
     assert {p["text"] for p in shown["passages"]} == {
-        "Alma Works\n\nAlma Works is based in Tyrsa.",
+        "Alma Works is based in Tyrsa.",
         "Korda Mills has its seat in Orrin.",
     }
 

@@ -47,7 +47,7 @@ def test_markdown_gives_sections_of_plain_paragraphs(tmp_path: Path) -> None:
     prose = f"{LINE}\nseventy *signs*, see [this](http://x).\n\nNext `code`."
     path.write_text(f"# One\n\n## Two\n\n{prose}\n\n```\nx  =  1\n```\n")
     (document,) = load(fingerprint(path))
-    assert document.text == f"Two\n\n{LINE} seventy signs, see this.\n\nNext code.\n\nx  =  1"
+    assert document.text == f"Two\n{LINE} seventy signs, see this.\n\nNext code.\n\nx  =  1"
     assert document.metadata["section"] == "One Two"
 
 
@@ -55,6 +55,12 @@ def test_sibling_sections_do_not_inherit_each_other(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("Before.\n\n# A\n\na\n\n## B\n\nb\n\n## C\n\nc\n\n# D\n\nd\n")
     assert [d.metadata["section"] for d in load(fingerprint(path))] == ["", "A", "A B", "A C", "D"]
+
+
+def test_a_heading_that_the_first_paragraph_repeats_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("## The kettle\n\nThe Kettle sings.\n\n## Dogs\n\nThey dislike it.\n")
+    assert read(path) == ["The Kettle sings.", "Dogs\nThey dislike it."]
 
 
 def test_html_keeps_paragraphs_apart_and_words_together(tmp_path: Path) -> None:
@@ -112,6 +118,14 @@ def test_chunks_are_whole_sentences_within_the_limit(tmp_path: Path) -> None:
     chunks = [n.get_content() for n in split(source, load(source), lambda t: tokenizer(t)["input_ids"], 64)]
     assert " ".join(chunks) == " ".join(sentences)
     assert all(chunk.endswith(".") and len(tokenizer(chunk)["input_ids"]) <= 64 for chunk in chunks)
+
+
+def test_headings_do_not_shorten_the_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(f"# {'Long heading ' * 9}\n\n{'Words that fill a chunk well. ' * 4}\n")
+    source = fingerprint(path)
+    size = len(tokenizer(load(source)[0].text)["input_ids"])
+    assert len(split(source, load(source), lambda t: tokenizer(t)["input_ids"], size)) == 1
 
 
 def test_importing_the_readers_leaves_the_logging_alone() -> None:
