@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from samkv_rag.errors import UnsupportedModel
-from samkv_rag.model.attention import NAME, AttentionPlan, Observer, PassEnded, attention_plan
+from samkv_rag.model.attention import NAME, AttentionPlan, Observation, Observer, PassEnded, attention_plan
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.rotary import Rotary, RotaryTable
 from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
@@ -75,7 +75,9 @@ class ModelAdapter:
         """Run one token; read the shapes off the cache, and see that every layer reports to our attention."""
         cache: Any = DynamicCache()
         queries: dict[int, Tensor] = {}
-        plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda i, q, k: queries.update({i: q}))
+        plan = AttentionPlan(
+            torch.arange(1, device=self.device), observer=lambda seen: queries.update({seen.layer: seen.query})
+        )
         self.forward([0], torch.arange(1), cache, plan)
         shapes = {layer.keys.shape for layer in cache.layers}
         if len(shapes) != 1:
@@ -117,7 +119,7 @@ class ModelAdapter:
         positions = torch.arange(prefix + longest, device=self.device)
         cache: Any = DynamicCache()
         queries: dict[int, Tensor] = {}
-        plan = AttentionPlan(positions, observer=lambda i, q, k: queries.update({i: q}))
+        plan = AttentionPlan(positions, observer=lambda seen: queries.update({seen.layer: seen.query}))
         self.forward(batch, positions, cache, plan)
         table = self.rotary.table(positions)
         own = self.rotary.table(torch.arange(longest, device=self.device))
@@ -159,7 +161,7 @@ class ModelAdapter:
     ) -> Tensor:
         """Position-free queries of rows `asked` of a pass over `slots`: fp32 `(last_layer + 1, H, Q, D)`."""
         asked, queries = asked.to(self.device), list[Tensor]()
-        self.observe(ids, slots, cache, lambda i, q, k: queries.append(q[0].index_select(1, asked)), last_layer)
+        self.observe(ids, slots, cache, lambda seen: queries.append(seen.query[0].index_select(1, asked)), last_layer)
         table = self.table(cache.positions[slots.to(self.device)]).at(asked)
         return table.unrotate(torch.stack(queries))
 
@@ -167,14 +169,11 @@ class ModelAdapter:
         self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
     ) -> Tensor:
         """Softmax attention of rows `asked` over all slots, averaged over heads: fp32 `(len(layers), Q, T)`."""
-        slots, asked, maps = slots.to(self.device), asked.to(self.device), list[Tensor]()
-        visible = cache.positions[: cache.get_seq_length()] <= cache.positions[slots][asked][:, None]
+        asked, maps = asked.to(self.device), list[Tensor]()
 
-        def look(layer: int, query: Tensor, key: Tensor) -> None:
-            if layer in layers:
-                grouped = query[0].index_select(1, asked).float().unflatten(0, (key.shape[1], -1))
-                scores = grouped @ key[0].float().transpose(-1, -2)[:, None] * query.shape[-1] ** -0.5
-                maps.append(scores.masked_fill(~visible, float("-inf")).softmax(-1).mean((0, 1)))
+        def look(seen: Observation) -> None:
+            if seen.layer in layers:
+                maps.append(seen.weights(asked))
 
         self.observe(ids, slots, cache, look, max(layers))
         return torch.stack(maps)
@@ -250,8 +249,8 @@ def _summary(text: str, ids: Sequence[int], keys: Tensor, local_query: Tensor, d
     """Mean, minimum and maximum of `keys` `(L, G, >=T, D)` (in the chunk's own frame) per block, in `dtype`."""
     per_block = [keys[:, :, start : min(start + BLOCK, len(ids))] for start in range(0, len(ids), BLOCK)]
     mean, low, high = (
-        torch.stack([reduce(block) for block in per_block], 1).to(dtype).cpu()
-        for reduce in (lambda x: x.mean(2), lambda x: x.amin(2), lambda x: x.amax(2))
+        torch.stack(parts, 1).to(dtype).cpu()
+        for parts in zip(*((x.mean(2), x.amin(2), x.amax(2)) for x in per_block), strict=True)
     )
     return ChunkSummary(text, torch.tensor(ids, dtype=torch.int32), mean, low, high, local_query.to(dtype).cpu())
 

@@ -22,15 +22,41 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "samkv"
 
-Observer = Callable[[int, Tensor, Tensor], None]
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, bool `mask` `(Q, T)`
+    (None with `causal` or when everything is visible), score scale and soft cap."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    softcap: float | None
+
+    def weights(self, rows: Tensor) -> Tensor:
+        """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch."""
+        query = self.query[:, :, rows]
+        scores = attention_scores(query, self.key, self.scale, self.softcap)
+        visible = self.mask
+        if self.causal:
+            visible = torch.ones(self.query.shape[2], self.key.shape[2], dtype=torch.bool, device=query.device).tril()
+        if visible is not None:
+            scores = scores.masked_fill(~visible[rows], float("-inf"))
+        return scores.softmax(-1)[0].mean(0)
+
+
+Observer = Callable[[Observation], None]
 
 
 @dataclass(slots=True)
 class AttentionPlan:
     """What one pass needs to know: the position of every cache slot, which slots are queries, who listens.
 
-    `slots` None means the queries are the last live slots (ingestion, decoding). `observer(layer, query, key)` sees
-    the rotated query `(B, H, Q, D)` and the assembled key `(B, G, T, D)`. With `last_layer` the pass ends there
+    `slots` None means the queries are the last live slots (ingestion, decoding). `observer` sees every
+    layer's query and keys. With `last_layer` the pass ends there
     (`PassEnded`), once that layer's keys are stored and observed.
     """
 
@@ -103,15 +129,20 @@ def _attend_with_softcap(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None, softcap: float
 ) -> Tensor:
     """SDPA has no soft cap: scores in fp32, as the model's eager attention computes them."""
-    repeat = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    scores = query.float() @ key.float().transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-    scores = softcap * torch.tanh(scores / softcap)
+    scores = attention_scores(query, key, scale, softcap)
+    value = value.repeat_interleave(query.shape[1] // key.shape[1], 1)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return (scores.softmax(-1) @ value.float()).to(query.dtype)
+
+
+def attention_scores(query: Tensor, key: Tensor, scale: float | None, softcap: float | None) -> Tensor:
+    """Scores before the mask, fp32 `(B, H, Q, T)`; consecutive heads share a key head."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = query.float() @ key.float().transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 def samkv_attention(
@@ -131,11 +162,11 @@ def samkv_attention(
     if plan is None:
         return _without_plan(module, query, key, value, attention_mask, scaling, softcap, kwargs)
     plan.seen.add(module.layer_idx)
+    mask, causal = plan.mask(query.shape[2], key.shape[2], sliding_window)
     if plan.observer is not None:
-        plan.observer(module.layer_idx, query, key)
+        plan.observer(Observation(module.layer_idx, query, key, mask, causal, scaling, softcap))
     if module.layer_idx == plan.last_layer:
         raise PassEnded
-    mask, causal = plan.mask(query.shape[2], key.shape[2], sliding_window)
     out = attend(query, key, value, mask, causal, scaling, softcap)
     return out.transpose(1, 2).contiguous(), None
 
