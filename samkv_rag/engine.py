@@ -238,7 +238,8 @@ class SamKVEngine:
         first = listener.first_token_at or time.perf_counter()
         run.seconds["first_token"] += first - ready
         answer = self._finish(ids, call, make_report(run, prepared, call.method.name, first - started), cancelled())
-        self._heal(run.plan)
+        if not cancelled():
+            self._heal(run.plan)
         return answer
 
     def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:

@@ -81,7 +81,7 @@ class SamKV:
 
     def prepare(self, run: Run) -> Prepared:
         total = sum(run.lengths)
-        budget = max(int(self.keep * total), min(run.min_kept_tokens, total))
+        budget = max(int(self.keep * total + 1e-9), min(run.min_kept_tokens, total))
         if budget == total and self.recompute == 1 and not self.aligned:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
