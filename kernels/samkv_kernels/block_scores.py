@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -15,4 +17,4 @@ def block_scores(query: Tensor, mean: Tensor) -> Tensor:
     groups = mean.shape[2]
     grouped = query.float().view(layers, groups, heads // groups, dim).sum(2)
     scores = (mean.float() * grouped[:, None]).sum((2, 3))
-    return scores / (heads * dim**0.5)
+    return scores / (heads * math.sqrt(dim))
