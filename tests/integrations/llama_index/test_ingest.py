@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import Document, MockEmbedding, Settings, StorageContext, VectorStoreIndex
+from llama_index.core import Document, MockEmbedding, Settings, StorageContext, SummaryIndex, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
@@ -283,6 +283,16 @@ def test_an_existing_index_is_cached_without_embedding(llm: SamKVLLM, source: st
     keys = precompute_index(given, llm)
     assert len(keys) == len(TEXTS) == len(llm.engine.store)
     assert sorted(precompute_index(given, llm.engine)) == sorted(keys)
+
+
+def test_what_was_deleted_from_an_index_is_not_cached_again(llm: SamKVLLM) -> None:
+    index = VectorStoreIndex.from_documents(documents())
+    index.delete_ref_doc("doc0")
+    assert len(index.docstore.docs) == len(TEXTS)
+    precompute_index(index, llm)
+    assert stored(llm) == set(TEXTS[1:])
+    precompute_index(SummaryIndex(nodes()), llm)
+    assert stored(llm) == set(TEXTS)
 
 
 def test_an_index_whose_vector_store_keeps_the_texts(llm: SamKVLLM) -> None:

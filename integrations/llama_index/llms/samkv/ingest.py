@@ -96,7 +96,7 @@ def precompute_index(
 def nodes_in(source: Any) -> Cacheable:
     """The nodes an index retrieves from: those of its docstore, else those of a vector store that keeps texts."""
     if isinstance(source, BaseIndex):
-        found = list(source.docstore.docs.values())
+        found = _nodes_of_index(source)
         if not found and isinstance(source, VectorStoreIndex):
             return nodes_in(source.vector_store)
         return found
@@ -107,6 +107,15 @@ def nodes_in(source: Any) -> Cacheable:
     if isinstance(source, Sequence):
         return source
     raise SamKVError(f"There are no nodes in a {type(source).__name__}; pass an index, a docstore or a list of nodes.")
+
+
+def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
+    """A docstore keeps nodes that were deleted from the index; those are left out where the index lists its own."""
+    docs = index.docstore.docs
+    listed = getattr(index.index_struct, "nodes_dict", None)
+    if listed is None:
+        return list(docs.values())
+    return [docs[node_id] for node_id in listed.values() if node_id in docs]
 
 
 def _nodes_of_store(store: BasePydanticVectorStore) -> list[BaseNode]:
