@@ -198,6 +198,16 @@ def test_chat_engines(llm: SamKVLLM, mode: str, way: str) -> None:
     check(recorder, llm, mode)
 
 
+def test_the_comparison_can_fail(llm: SamKVLLM) -> None:
+    """Negative control: caches that do not see each other give other answers than full prefill."""
+    llm.method = "reuse"
+    engine = wrapped_index(llm).as_query_engine(similarity_top_k=2)
+    recorder = Recorder(llm.engine)
+    for question in (QUESTION, "And when?", "By whom?"):
+        engine.query(question)
+    assert any(asked.answer.token_ids != recorder.full(asked).token_ids for asked in recorder.asked)
+
+
 def test_keep_below_one_thins_and_still_answers(llm: SamKVLLM) -> None:
     llm.keep = 0.3
     index = wrapped_index(llm)
