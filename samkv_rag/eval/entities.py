@@ -84,19 +84,35 @@ def _connect(rng: random.Random, entities: list[Entity]) -> None:
     for entity in entities:
         taken: list[Entity] = []
         for relation, kind in _TARGETS[entity.kind].items():
-            choices = [e for e in by_kind[kind] if e not in taken]
+            choices = [e for e in by_kind.get(kind, []) if e not in taken]
             if choices and rng.random() < 0.85:
                 taken.append(rng.choice(choices))
                 entity.link(relation, taken[-1])
 
 
-def make_entities(rng: random.Random, size: int, held_out: bool) -> list[Entity]:
-    """About `size` (at least 6) things with their facts, in random order."""
+def make_entities(rng: random.Random, size: int, held_out: bool, alike: bool = False) -> list[Entity]:
+    """About `size` (at least 6) things with their facts, in random order; `alike`: all of one kind."""
     names = NameMaker(rng, held_out)
     cities = [names.city() for _ in range(max(6, size))]
     makers = [_org, _org, _person, _person, _product, _place]
-    makers += rng.choices([_org, _person, _product, _place], [3, 4, 2, 1], k=max(0, size - len(makers)))
+    if alike:
+        makers = [rng.choice(makers)] * 6
+    makers += (
+        makers[:1] * (size - 6)
+        if alike
+        else rng.choices([_org, _person, _product, _place], [3, 4, 2, 1], k=max(0, size - 6))
+    )
     entities = [make(rng, names, cities) for make in makers]
     rng.shuffle(entities)
     _connect(rng, entities)
     return entities
+
+
+def narrow(rng: random.Random, entities: list[Entity], variety: float) -> None:
+    """Keep about the share `variety` of all relations, the same for all things, and at least one fact a thing."""
+    relations = sorted({relation for entity in entities for relation in entity.facts})
+    kept = {relation for relation in relations if rng.random() < variety}
+    for entity in entities:
+        here = kept & entity.facts.keys() or {rng.choice(sorted(entity.facts))}
+        entity.facts = {r: value for r, value in entity.facts.items() if r in here}
+        entity.links = {r: other for r, other in entity.links.items() if r in here}

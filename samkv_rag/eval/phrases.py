@@ -7,6 +7,7 @@ such as "the maker of the Velox lamp".
 
 from __future__ import annotations
 
+import random
 import tomllib
 from importlib.resources import files
 
@@ -18,3 +19,19 @@ WORDING: dict[str, dict[str, list[str]]] = tomllib.loads(
 STATEMENTS, QUESTIONS, BRIDGES = WORDING["statements"], WORDING["questions"], WORDING["bridges"]
 REVERSE, FILLER, PRONOUNS = WORDING["reverse"], WORDING["filler"], WORDING["pronouns"]
 WORDS = WORDING["words"]
+
+
+def prose(rng: random.Random) -> str:
+    """A random sentence about nothing that is asked for."""
+    parts = WORDING["prose"]
+    start = rng.choice(["", "", "", "", "In fact ", "Of course ", "At first ", "It is said that ", "Then "])
+    if rng.random() < 0.5:
+        body = f"{rng.choice(parts['people'])} {rng.choice(parts['verbs'])} {rng.choice(parts['things'])}"
+    else:
+        body = f"{rng.choice(parts['things'])} {rng.choice(parts['states'])}"
+    joined = f"{start}{body} {rng.choice(parts['tails'])}".strip()
+    if rng.random() < 0.2:
+        joined += f", but {rng.choice(parts['things'])} {rng.choice(parts['states'])}"
+    if rng.random() < 0.15:
+        joined += f" and {rng.choice(parts['people'])} {rng.choice(parts['verbs'])} {rng.randint(2, 60)} of them"
+    return joined[0].upper() + joined[1:] + "."

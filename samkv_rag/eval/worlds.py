@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from samkv_rag.eval import phrases
-from samkv_rag.eval.entities import Entity, make_entities
+from samkv_rag.eval.entities import Entity, make_entities, narrow
 from samkv_rag.eval.writing import Document, write_document
 
 NOT_FOUND = "not in the passages"
@@ -66,14 +66,20 @@ class Draft:
     stated: dict[tuple[int, str], frozenset[tuple[int, int]]]
 
 
-def draft(seed: int, held_out: bool = False, size: int = 14) -> Draft:
-    """Write a world of about `size` things; `held_out` worlds use only names that training never sees."""
+def draft(seed: int, held_out: bool = False, size: int = 14, variety: float = 1.0, alike: bool = False) -> Draft:
+    """Write a world of about `size` things; `held_out` worlds use only names that training never sees.
+
+    With `variety` below 1 that share of relations occurs: short articles that say the same of many things.
+    In `alike` worlds all things are of one kind and every sentence names its subject.
+    """
     rng = random.Random(f"{seed}-{held_out}-{size}")
-    entities = make_entities(rng, size, held_out)
+    entities = make_entities(rng, size, held_out, alike)
+    if variety < 1:
+        narrow(random.Random(seed), entities, variety)
     documents, start = list[Document](), 0
     while start < len(entities):
         count = rng.choice([1, 1, 2, 2, 3])
-        documents.append(write_document(rng, entities[start : start + count]))
+        documents.append(write_document(rng, entities[start : start + count], alike))
         start += count
     stated = {
         key: frozenset((number, chunk) for chunk in chunks)
@@ -185,14 +191,15 @@ def _two_hop(rng: random.Random, made: Draft, entity: Entity, picked: frozenset[
 
 
 def _reverse(rng: random.Random, made: Draft, picked: frozenset[tuple[int, int]]) -> Iterator[Question]:
-    """Questions from the value back to the subject, where only one subject in the world has that value."""
-    subjects: dict[tuple[str, str], list[Entity]] = {}
+    """Questions from the value back to the subject, where only one thing of its kind in the world has that value."""
+    subjects: dict[tuple[str, str, str], list[Entity]] = {}
     for entity in made.entities:
-        for relation in entity.links:
-            subjects.setdefault((entity.kind + relation, entity.facts[relation]), []).append(entity)
-    for (key, value), found in subjects.items():
-        relation = key.removeprefix(found[0].kind)
-        needs = made.stated.get((id(found[0]), relation))
-        if len(found) == 1 and relation in phrases.REVERSE and needs and needs <= picked:
+        for relation, value in entity.facts.items():
+            key = (entity.kind, "base" if relation == "moved" else relation, value)
+            subjects.setdefault(key, []).append(entity)
+    for (_, relation, value), (entity, *others) in subjects.items():
+        relation = relation if relation in entity.facts else "moved"
+        needs = made.stated.get((id(entity), relation))
+        if not others and needs and needs <= picked and rng.random() < (0.8 if relation in entity.links else 0.4):
             text = rng.choice(phrases.REVERSE[relation]).format(s=value)
-            yield Question(text, found[0].name, "one_hop" if len(needs) == 1 else "earlier_chunk", needs)
+            yield Question(text, entity.name, "one_hop" if len(needs) == 1 else "earlier_chunk", needs)

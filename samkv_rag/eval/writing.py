@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from samkv_rag.eval import phrases
@@ -11,6 +12,7 @@ from samkv_rag.eval.entities import Entity
 from samkv_rag.eval.phrases import PERSON
 
 Key = tuple[int, str]
+_Sentence = tuple[str, tuple[str, ...]]  # template, and the relations it states
 
 
 @dataclass
@@ -44,7 +46,7 @@ class _Page:
     def turn(self) -> None:
         """Close the open chunk if it has anything in it."""
         if self.sentences:
-            self.document.chunks.append(" ".join(self.sentences))
+            self.document.chunks.append(" ".join(self.sentences).replace("\n\n ", "\n\n").strip())
             self.sentences = []
 
 
@@ -57,12 +59,17 @@ _BY_KIND = {kind: [(t, _fields(t)) for t in templates] for kind, templates in ph
 _POSSESSIVE = {"female": "Her", "male": "His"}
 
 
-def write_document(rng: random.Random, entities: list[Entity]) -> Document:
+def write_document(rng: random.Random, entities: list[Entity], always_named: bool = False) -> Document:
     """Write most facts of `entities`, thing after thing, cut into chunks of about one random length."""
-    page = _Page(Document(entities), rng.randint(100, 400), rng.choice([0.05, 0.2, 0.5]))
+    page = _Page(Document(entities), rng.randint(100, 420), rng.choice([0.05, 0.2, 0.5]))
+    chatty, headed = rng.choice([0.0, 0.0, 0.0, 0.15, 0.5]), rng.random() < 0.15
+    if always_named:
+        page.explicit_rate, chatty, headed = 1.0, 0.0, False
     for entity in entities:
         page.named_in = -9
-        for template, relations in _plan(rng, entity):
+        if headed:
+            page.add(f"{'#' * rng.randint(1, 3)} {rng.choice(phrases.WORDING['prose']['headings'])}\n\n")
+        for template, relations in _chat(rng, _plan(rng, entity), chatty):
             if sum(map(len, page.sentences)) > page.limit * rng.uniform(0.7, 1.1):
                 page.turn()
             _write(rng, page, entity, template, relations)
@@ -83,10 +90,10 @@ def _write(rng: random.Random, page: _Page, entity: Entity, template: str, relat
         page.document.stated[id(entity), relation] = {page.here, page.named_in}
 
 
-def _plan(rng: random.Random, entity: Entity) -> list[tuple[str, tuple[str, ...]]]:
+def _plan(rng: random.Random, entity: Entity) -> list[_Sentence]:
     """Sentence templates that state each fact at most once, in random order, with filler between."""
     left = {r for r in entity.facts if rng.random() < 0.9} or set(entity.facts)
-    plan: list[tuple[str, tuple[str, ...]]] = []
+    plan: list[_Sentence] = []
     templates = _BY_KIND[entity.kind]
     while left:
         fitting = [t for t in templates if left.issuperset(t[1])]
@@ -100,6 +107,14 @@ def _plan(rng: random.Random, entity: Entity) -> list[tuple[str, tuple[str, ...]
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
         plan.insert(rng.randint(1, len(plan)), (rng.choice(phrases.FILLER[entity.kind]), ()))
     return plan
+
+
+def _chat(rng: random.Random, plan: list[_Sentence], share: float) -> Iterator[_Sentence]:
+    """The plan with random prose before and after its sentences."""
+    for sentence in plan:
+        while rng.random() < share:
+            yield phrases.prose(rng).replace("{", ""), ()
+        yield sentence
 
 
 def _say(rng: random.Random, template: str, entity: Entity, explicit: bool, near: bool) -> tuple[str, bool]:

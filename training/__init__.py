@@ -1,0 +1,1 @@
+"""How the bundled reader is made: tokenizer, data, training, evaluation, export. See `training/README.md`."""

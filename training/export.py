@@ -1,0 +1,60 @@
+"""Write a checkpoint as a plain transformers folder: `python -m training.export [config.toml] [folder]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.data import Encoder
+from training.train import CONFIG, load_encoder, read_config
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "weights"
+
+
+def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
+    """The reader's shape in transformers' terms."""
+    shape = config["shape"]
+    return LlamaConfig(
+        vocab_size=config["vocab"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["mlp"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": shape["theta"]},
+        rms_norm_eps=1e-5,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        bos_token_id=encode.bos,
+        eos_token_id=encode.eos,
+        pad_token_id=encode.pad,
+    )
+
+
+def load_reader(config: dict[str, Any]) -> LlamaForCausalLM:
+    """The checkpoint's model, in float32, as transformers runs it."""
+    state = torch.load(Path(config["folder"]) / "checkpoint.pt", weights_only=True)["reader"]
+    model = LlamaForCausalLM(llama_config(config, load_encoder(config)))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or missing:
+        raise ValueError(f"checkpoint does not fit: missing {missing}, unexpected {unexpected}")
+    model.eval()
+    return model
+
+
+def export(config: dict[str, Any], folder: Path = WEIGHTS) -> None:
+    """Save model (bfloat16 would lose accuracy at this size, so float32) and tokenizer in `folder`."""
+    load_reader(config).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(config["folder"]) / "tokenizer")
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    arguments = [Path(a) for a in sys.argv[1:]]
+    export(read_config(arguments[0] if arguments else CONFIG), *arguments[1:])

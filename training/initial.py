@@ -1,0 +1,144 @@
+"""Initial weights that already copy, as plain Llama weights.
+
+Copying an answer takes a known circuit: a head that looks at the token before, and a head in a later layer
+that looks for places whose token before is the current token, and brings what stands there to the output.
+Found by gradient descent alone this costs a small model thousands of steps on a flat loss; written into the
+initial weights it costs none. The same
+holds for heads that gather the last few words, which is how the end of a question comes to know the
+question. The residual stream starts out in five parts: this token (64), the token before (32), the last few
+tokens (32), the token two before (16), and the output (48). Everything here is only a starting point: all
+weights are trained, and nothing keeps the parts apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from training.model import Attention, Reader, Shape
+
+THIS, BEFORE, RECENT, FARTHER, OUTPUT = 0, 64, 96, 128, 144
+_CODE = (0, 32)  # where the two halves of the output code stand in THIS; each fills half of OUTPUT
+
+
+def initialise(reader: Reader, pieces: list[str], seed: int, match: float = 4.0, copy: float = 0.15) -> None:
+    """Fill all weights; `pieces` are the texts of the tokens, so that " Oslo" and "oslo" start out alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in reader.named_parameters():
+        if weight.dim() > 1:
+            weight.data.normal_(0, 0.02, generator=generator)
+        elif "norm" not in name:
+            weight.data.zero_()
+    _embeddings(reader, pieces, generator)
+    layers = [block.self_attn for block in reader.model.blocks]
+    _previous_token_heads(layers[0], 0.6 * copy)
+    _window_heads(layers[0], 1, (4.0, 1.0), 0.6 * copy)
+    _induction_heads(layers[1], (0, 1), match, copy)
+    _window_heads(layers[1], 2, (2.0, 0.5), 0.6 * copy)
+    _induction_heads(layers[2], (0,), match, copy)
+    _similar_place_heads(layers[2], (1, 2), 2 * match, copy / 3)
+    _similar_place_heads(layers[3], (0, 1), 2 * match, copy / 3)
+
+
+def _embeddings(reader: Reader, pieces: list[str], generator: torch.Generator) -> None:
+    """Codes in THIS for reading and in OUTPUT for writing; a leading space or case changes a code only in part."""
+    table, head = reader.model.embed_tokens.weight.data, reader.lm_head.weight.data
+    shared, half = dict[str, Tensor](), (table.shape[1] - OUTPUT) // 2
+    table *= 0.5
+    for row, piece in enumerate(pieces):
+        base = shared.setdefault(piece.strip().lower() or piece, torch.randn(BEFORE, generator=generator))
+        code = 0.7 * base + 0.7 * torch.randn(BEFORE, generator=generator)
+        table[row, :BEFORE] = 0.1 * code
+        for part, start in enumerate(_CODE):
+            head[row, OUTPUT + part * half : OUTPUT + (part + 1) * half] = 0.15 * code[start : start + half]
+
+
+def _rows(number: int, dim: int) -> slice:
+    return slice(number * dim, (number + 1) * dim)
+
+
+def _previous_token_heads(attention: Attention, copy: float) -> None:
+    """Heads 0 and 1 look one and two tokens back: constant query and key whose rotation peaks at that offset."""
+    dim, half = attention.shape.head_dim, attention.shape.head_dim // 2
+    fast = torch.arange(half // 4)
+    frequencies = attention.shape.theta ** -(fast * 2 / dim)
+    attention.k_proj.weight.data[:dim] = 0
+    attention.k_proj.bias.data[fast] = 7.0
+    attention.v_proj.weight.data[:dim] = torch.eye(dim, attention.shape.hidden)
+    for head, (offset, place, width) in enumerate(((1, BEFORE, 32), (2, FARTHER, 16))):
+        rows = _rows(head, dim)
+        attention.q_proj.weight.data[rows] = 0
+        attention.q_proj.bias.data[rows][fast] = 7.0 * (frequencies * offset).cos()
+        attention.q_proj.bias.data[rows][half + fast] = -7.0 * (frequencies * offset).sin()
+        attention.o_proj.weight.data[:, rows] = 0
+        attention.o_proj.weight.data[place : place + width, rows] = copy * torch.eye(width, dim)
+
+
+def _slow_rows(shape: Shape) -> Tensor:
+    """Rows of a head that rotate so slowly that a match there hardly depends on the distance."""
+    half, first = shape.head_dim // 2, shape.head_dim * 3 // 16
+    return torch.cat([torch.arange(first, half), torch.arange(half + first, 2 * half)])
+
+
+def _window_heads(attention: Attention, group: int, sharpness: tuple[float, float], copy: float) -> None:
+    """The heads of a group average the last tokens, fewer the sharper, and write them to RECENT."""
+    dim = attention.shape.head_dim
+    medium = torch.arange(2, 7)
+    _clear(attention, group)
+    attention.k_proj.bias.data[group * dim + medium] = 1.0
+    attention.v_proj.weight.data[_rows(group, dim)] = torch.eye(dim, attention.shape.hidden).roll(32, 1)
+    for head, sharp in zip(_heads(attention.shape, group), sharpness, strict=True):
+        attention.q_proj.bias.data[head * dim + medium] = sharp * dim**0.5
+        attention.o_proj.weight.data[RECENT : RECENT + 32, _rows(head, dim)] = copy * torch.eye(32, dim)
+
+
+def _heads(shape: Shape, group: int) -> range:
+    per_group = shape.heads // shape.kv_heads
+    return range(group * per_group, (group + 1) * per_group)
+
+
+def _clear(attention: Attention, group: int) -> None:
+    dim = attention.shape.head_dim
+    for projection in (attention.k_proj, attention.v_proj):
+        projection.weight.data[_rows(group, dim)] = 0
+    for head in _heads(attention.shape, group):
+        attention.q_proj.weight.data[_rows(head, dim)] = 0
+        attention.o_proj.weight.data[:, _rows(head, dim)] = 0
+
+
+def _induction_heads(attention: Attention, groups: tuple[int, ...], match: float, copy: float) -> None:
+    """These groups look for places whose token before is the current one, and copy what stands there."""
+    slow, dim = _slow_rows(attention.shape), attention.shape.head_dim
+    places = torch.arange(len(slow))
+    for group in groups:
+        _clear(attention, group)
+        code = places + group * (32 - len(slow))
+        attention.k_proj.weight.data[group * dim + slow, BEFORE + code] = match**0.5
+        for head in _heads(attention.shape, group):
+            attention.q_proj.weight.data[head * dim + slow, code] = match**0.5
+        _copy_out(attention, group, group % 2, copy)
+
+
+def _copy_out(attention: Attention, group: int, part: int, copy: float) -> None:
+    """What a group's heads look at becomes more likely as the next token; `part` says which half of the code."""
+    shape, dim = attention.shape, attention.shape.head_dim
+    half = (shape.hidden - OUTPUT) // 2
+    value = torch.arange(half)
+    attention.v_proj.weight.data[group * dim + value, _CODE[part] + value] = 1.0
+    for head in _heads(shape, group):
+        attention.o_proj.weight.data[OUTPUT + part * half + value, head * dim + value] = copy
+
+
+def _similar_place_heads(attention: Attention, groups: tuple[int, ...], match: float, copy: float) -> None:
+    """These groups look, not too near, for places with similar recent words, and lean towards what stands there."""
+    slow, dim = _slow_rows(attention.shape), attention.shape.head_dim
+    near, places = torch.arange(3, 6), torch.arange(len(slow))
+    for part, group in enumerate(groups):
+        _clear(attention, group)
+        code = RECENT + places + part * (32 - len(slow))
+        attention.k_proj.weight.data[group * dim + slow, code] = match**0.5
+        attention.k_proj.bias.data[group * dim + near] = 1.0
+        for head in _heads(attention.shape, group):
+            attention.q_proj.weight.data[head * dim + slow, code] = match**0.5
+            attention.q_proj.bias.data[head * dim + near] = -1.5 * dim**0.5
+        _copy_out(attention, group, part, copy)
