@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ CHUNK = 512
 
 def open_engine(model: str, store: Path) -> SamKVEngine:
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
-    from samkv_rag import SamKVEngine
-
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
+    if model == BUNDLED or Path(model).is_dir():  # nothing is downloaded: the bars would only be about loading
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from samkv_rag import SamKVEngine
+
     return SamKVEngine.from_pretrained(model=model, store=str(store))
 
 

@@ -39,7 +39,7 @@ class Engine(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def bytes_per_token(self) -> int: ...
-    def precompute(self, texts: Sequence[str]) -> Sequence[str]: ...
+    def precompute(self, texts: Sequence[str], progress: Any = False) -> Sequence[str]: ...
     def forget(self, keys: Sequence[str]) -> Any: ...
 
 
@@ -68,7 +68,8 @@ class IngestPlan:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingestion did; `failed` maps unreadable files to the reason, their earlier chunks stay as they were."""
+    """What an ingestion did. `failed` maps unreadable files to the reason; their earlier chunks stay as they were.
+    `chunks` are those of new and changed files, `tokens` those that the model had to compute for them."""
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -191,10 +192,13 @@ class _Job:
         sizes = [size for part in splits for size in part.sizes]
         keys: list[str] = []
         for start in range(0, len(texts), BATCH):
-            keys += self.engine.precompute(texts[start : start + BATCH])
+            computed = [0]
+            keys += self.engine.precompute(
+                texts[start : start + BATCH], progress=lambda done, _, told=computed: told.append(done)
+            )
             batch = sizes[start : start + BATCH]
             self.report.chunks += len(batch)
-            self.report.tokens += sum(batch)
+            self.report.tokens += computed[-1]  # fewer than the batch has, when an earlier run was cut short
             on_progress(len(batch), sum(batch))
         found = iter(keys)
         return [tuple(next(found) for _ in part.nodes) for part in splits]

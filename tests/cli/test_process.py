@@ -53,7 +53,7 @@ CHILD = """
 import sys, time
 import samkv_rag.cli.ingest as ingest
 from tests.retrieval.fakes import FakeEngine
-def slow(self, texts):
+def slow(self, texts, progress):
     print('computing', flush=True)
     time.sleep(60)
 FakeEngine.precompute = slow

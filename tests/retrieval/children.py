@@ -29,7 +29,7 @@ def _ingest(store: Path, docs: Path, where: str, number: int) -> None:
     engine, log = FakeEngine(store / "kv"), store / f"log-{os.getpid()}"
     if where == "slowly":
         compute = engine.precompute
-        engine.precompute = lambda texts: (time.sleep(0.3), compute(texts))[1]  # type: ignore[method-assign]
+        engine.precompute = lambda *args, **more: (time.sleep(0.3), compute(*args, **more))[1]  # type: ignore[method-assign]
     else:
         owner: Any = {"precompute": engine, "write": index.Manifest, "release": engine.store}.get(where, os)
         setattr(owner, where, _killing(getattr(owner, where), number))

@@ -88,6 +88,9 @@ class FakeEngine:
         self.precomputed += fresh
         for text in fresh:
             self.store.put(key_of(text))
+        if fresh and callable(progress):
+            total = sum(len(tokenizer(text)["input_ids"]) for text in fresh)
+            progress(total, total)
         return [key_of(text) for text in texts]
 
     def forget(self, keys: Iterable[str]) -> None:

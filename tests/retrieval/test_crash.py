@@ -48,7 +48,8 @@ def test_killed_before_the_first_index_there_is_none_and_the_next_run_makes_it(
     assert child.exitcode == -signal.SIGKILL
     with pytest.raises(RetrievalError, match="samkv-rag ingest"):
         ChunkIndex.open(root)
-    assert ingest_folder(engine, folder, root).total_chunks == 3
+    report = ingest_folder(engine, folder, root)
+    assert (report.total_chunks, report.chunks, report.tokens) == (3, 3, 0)
     assert engine.precomputed == []  # the caches of the killed run are used
 
 
