@@ -1,8 +1,9 @@
 """The second look: what to search for when a question's answer is one name away.
 
 "In which city is the employer of Hedda Lorne based?" finds the passage on Hedda Lorne, and only that one says which
-employer is meant. On invented worlds of 40 articles (`eval.worlds`), with eight passages in both cases, the second look finds all
-that is needed for 40 % of the two-fact questions instead of 20 %; one-fact questions lose less than one percent.
+employer is meant. On invented worlds of 40 articles (`eval.worlds`), with eight passages in both cases, the second look
+finds all that is needed for 40 % of the two-fact questions instead of 20 %; one-fact questions lose less than one
+percent.
 """
 
 from __future__ import annotations
