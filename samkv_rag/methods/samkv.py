@@ -35,13 +35,16 @@ class SamKV:
     `keep`: kept chunk tokens / chunk tokens, anchors included; a hard ceiling on the union over the layers.
     `recompute`: recomputed / kept, chosen by block rank ("score") or from the head of every kept run (`recompute_by`).
     `block`: tokens per selection block, a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
-    `layers`: the selection layers N*; None is the middle third (our choice). `middle`: select beyond the anchors.
+    `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as measured for the model, else the
+    middle third (our choice).
+    `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
+    entries. "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
+    "mean", "bound": after that pass, every question token's attention to its mean key, or to the bound of its keys.
+    "keys" reads every entry of the retrieved chunks once, though it keeps few; the others read only what they keep.
     `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
     `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
     `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
     `filtered`: chunks compete for the budget. `fill`: go on behind the candidates until the budget is full.
-    `look`: score with the pooled question query ("pooled", the paper), or by the attention of every question token to
-    the blocks' mean keys ("mean"), to their bounds ("bound"), or in a pass over all stored entries ("keys"; ours).
     `theta`: 1 overwrites stored entries; below 1, or "cosine", fuses. `aligned`: layer alignment (recompute module).
     """
 
@@ -50,8 +53,9 @@ class SamKV:
     block: int = 16
     initial: int = 8
     local: int = 8
-    layers: tuple[int, ...] | None = None
     middle: bool = True
+    layers: tuple[int, ...] | None = None
+    look: Literal["keys", "pooled", "mean", "bound"] = "keys"
     bias: bool = True
     partner: Literal["query", "local"] = "query"
     frame: Literal["true", "adjacent"] = "true"
@@ -62,7 +66,6 @@ class SamKV:
     theta: float | Literal["cosine"] = 1.0
     recompute_by: Literal["score", "head"] = "score"
     aligned: bool = False
-    look: Literal["pooled", "mean", "bound", "keys"] = "pooled"
 
     name = "samkv"
 
@@ -76,8 +79,8 @@ class SamKV:
 
     @classmethod
     def paper(cls, keep: float = 0.15) -> SamKV:
-        """The paper's recipe: dynamic shares, scores compared chunk by chunk, no filling up to the budget."""
-        return cls(keep=keep, initial=16, local=16, dynamic=True, per_chunk=True, fill=False)
+        """The paper's recipe: the pooled query, dynamic shares, scores compared chunk by chunk, no filling up."""
+        return cls(keep=keep, look="pooled", initial=16, local=16, dynamic=True, per_chunk=True, fill=False)
 
     def prepare(self, run: Run) -> Prepared:
         total = sum(run.lengths)
@@ -86,7 +89,7 @@ class SamKV:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        layers = self.selection_layers(run.adapter.shape.layers)
+        layers = self.selection_layers(run.adapter.shape.layers, run.adapter.selection_layers)
         scores = self._scores(run, layers, anchors)
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
@@ -96,13 +99,15 @@ class SamKV:
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         return run.recompute(Selection(kept, again, notes), rows, self.theta)
 
-    def selection_layers(self, n_layers: int) -> tuple[int, ...]:
-        """N*, the layers on which blocks are chosen; raises `SamKVError` on a layer the model does not have."""
-        if self.layers is None:
+    def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
+        third. Raises `SamKVError` on a layer the model does not have."""
+        layers = self.layers if self.layers is not None else measured
+        if layers is None:
             return tuple(range(n_layers // 3, max(n_layers // 3 + 1, -(-2 * n_layers // 3))))
-        if not self.layers or not all(-n_layers <= layer < n_layers for layer in self.layers):
+        if not layers or not all(-n_layers <= layer < n_layers for layer in layers):
             raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
-        return tuple(sorted({layer % n_layers for layer in self.layers}))
+        return tuple(sorted({layer % n_layers for layer in layers}))
 
     def _scores(self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor]) -> list[ChunkScores]:
         sizes = self.block, self.initial, self.local

@@ -88,6 +88,13 @@ class ModelAdapter:
         itemsize = cache.layers[0].keys.element_size()
         return KVShape(len(cache.layers), queries[0].shape[1], kv_heads, head_dim, itemsize)
 
+    @property
+    def selection_layers(self) -> tuple[int, ...] | None:
+        """The layers on which this model's question finds what it needs, as measured and noted in its config
+        (`samkv_selection_layers`); None where nobody has measured."""
+        layers = getattr(self.model.config, "samkv_selection_layers", None)
+        return tuple(layers) if layers else None
+
     def forward(self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan) -> None:
         """One pass of the decoder over `ids` at `positions` `(Q,)`, for what it leaves in `cache`.
 

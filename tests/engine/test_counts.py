@@ -106,12 +106,20 @@ def test_the_bytes_read_are_the_reports(engine: SamKVEngine, name: str) -> None:
     assert engine.store.bytes_read - before == report.kv_bytes_read
 
 
+@pytest.mark.parametrize("look", ["pooled", "mean", "bound"])
 @pytest.mark.parametrize("keep", [0.0, 0.05, 0.15, 0.5, 1.0])
-def test_samkv_reads_the_blocks_of_kept_tokens_and_no_others(engine: SamKVEngine, keep: float) -> None:
-    run, shape = prepared_run(engine, SamKV(keep=keep))
+def test_selecting_by_summaries_reads_the_blocks_of_kept_tokens_and_no_others(
+    engine: SamKVEngine, keep: float, look: Any
+) -> None:
+    run, shape = prepared_run(engine, SamKV(keep=keep, look=look))
     blocks = sum(len(torch.unique(kept // BLOCK)) for kept in run[1].selection.kept)
     per_block = BLOCK * shape
     assert run[0].bytes_read == blocks * per_block
+
+
+def test_selecting_by_a_pass_over_all_entries_reads_each_of_them_once(engine: SamKVEngine) -> None:
+    run, shape = prepared_run(engine, SamKV(look="keys"))
+    assert run[0].bytes_read == sum(-(-len(chunk) // BLOCK) for chunk in CHUNKS) * BLOCK * shape
 
 
 def prepared_run(engine: SamKVEngine, method: Method) -> tuple[Any, int]:

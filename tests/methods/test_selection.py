@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,13 +263,20 @@ def test_interleaved_head_groups_would_give_other_scores() -> None:
     assert not np.allclose(block_scores(query, mean).numpy(), wrong, atol=1e-2)
 
 
-@pytest.mark.parametrize("options", [{"keep": 1.2}, {"keep": -0.1}, {"recompute": 2}, {"block": 8}, {"block": 20}])
-def test_shares_and_blocks_out_of_range_are_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"keep": 1.2}, {"keep": -0.1}, {"recompute": 2}, {"block": 0}, {"look": "pooled", "block": 8},
+     {"look": "mean", "block": 20}],
+)  # fmt: skip
+def test_shares_and_blocks_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SamKVError, match=r"\.$|,"):
-        SamKV(**options)  # type: ignore[arg-type]
+        SamKV(**options)
 
 
 def test_layers_the_model_does_not_have_are_refused() -> None:
     assert SamKV(layers=(-1, 0)).selection_layers(4) == (0, 3)
+    assert SamKV().selection_layers(6) == (2, 3)
+    assert SamKV().selection_layers(6, measured=(1,)) == (1,)
+    assert SamKV(layers=(5,)).selection_layers(6, measured=(1,)) == (5,)
     with pytest.raises(SamKVError, match="0 to 3"):
         SamKV(layers=(4,)).selection_layers(4)
