@@ -9,6 +9,7 @@ from typing import Any
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods import Method, resolve_method
 from samkv_rag.model.generation import GenerationOptions
+from samkv_rag.types import PromptPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,13 @@ class Call:
         if unknown := sorted(set(generation) - known):
             raise SamKVError(f"Unknown generation options: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
         return cls(resolve_method(method, keep), GenerationOptions(**generation), strip)
+
+
+def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:
+    """Raise `SamKVError` if prompt and answer do not fit the model's positions."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
+        raise SamKVError(
+            f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but the "
+            f"model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
+        )

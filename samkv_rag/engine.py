@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from samkv_rag.accounting import make_report
-from samkv_rag.calls import Call
+from samkv_rag.calls import Call, check_length
 from samkv_rag.errors import SamKVError
 from samkv_rag.ingest import Pending, Progress, ingest, reported
 from samkv_rag.methods import Method, Prepared, Run, SamKV, resolve_method
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.generation import (
-    GenerationOptions,
     Listener,
     cut_at_stop,
     finished_by_model,
@@ -247,7 +246,7 @@ class SamKVEngine:
         while True:
             start = time.perf_counter()
             plan = make_plan()
-            self._check_length(plan, call.options)
+            check_length(plan, call.options, self.adapter.model.config)
             run = Run(plan, self.adapter, self.store, call.options.max_new_tokens, self.min_kept_tokens)
             run.seconds["plan"] = time.perf_counter() - start
             try:
@@ -256,14 +255,6 @@ class SamKVEngine:
                 if error.key in self._unusable:
                     raise
                 self._unusable.add(error.key)
-
-    def _check_length(self, plan: PromptPlan, options: GenerationOptions) -> None:
-        limit = getattr(self.adapter.model.config, "max_position_embeddings", None)
-        if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
-            raise SamKVError(
-                f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but "
-                f"the model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
-            )
 
     def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
         whole = self.tokenizer.decode(ids, skip_special_tokens=True)
