@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,7 @@ class Keeping(SimpleVectorStore):
         self.kept.update({node.node_id: node for node in nodes})
         return super().add(nodes, **kwargs)
 
-    def get_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:  # fmt: skip
+    def get_nodes(self, node_ids: list[str] | None = None, filters: Any = None) -> list[BaseNode]:
         wanted = [] if filters is None else filters.legacy_filters()
         fits = lambda node: all(node.metadata.get(one.key) == one.value for one in wanted)  # noqa: E731
         return [node for node in self.kept.values() if fits(node) and (not node_ids or node.node_id in node_ids)]
@@ -113,14 +112,11 @@ def test_a_persisted_cache_does_not_skip_a_fresh_store(llm: SamKVLLM, tmp_path: 
 
 def test_the_same_store_is_the_same_step(tmp_path: Path) -> None:
     """The control of the test above: a store that is there already may be skipped."""
-    steps = [ChunkKVIngest(llm=make_engine(store=ChunkKVStore(tmp_path / "kv"))).to_dict() for _ in range(2)]
-    assert steps[0] == steps[1]
-    assert ChunkKVIngest(llm=make_engine()).to_dict() != steps[0]
+    first, again = (ChunkKVIngest(llm=make_engine(store=ChunkKVStore(tmp_path / "kv"))).to_dict() for _ in range(2))
+    assert first == again != ChunkKVIngest(llm=make_engine()).to_dict()
 
 
-def test_worker_processes_are_refused(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle
-
+def test_worker_processes_are_refused(llm: SamKVLLM) -> None:
     with pytest.raises(SamKVError, match="without num_workers"):
         pickle.dumps([ChunkKVIngest(llm=llm)])
     with pytest.raises(SamKVError, match="send the wrapped store"):

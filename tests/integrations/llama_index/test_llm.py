@@ -65,7 +65,7 @@ def test_metadata_comes_from_the_config_without_the_weights(monkeypatch: pytest.
     monkeypatch.setattr("samkv_rag.model.loading.ModelAdapter", None)
     metadata = llm.metadata
     assert (metadata.context_window, metadata.num_output) == (8192, 6)
-    assert metadata.is_chat_model and not metadata.is_function_calling_model
+    assert metadata.is_chat_model and metadata.is_function_calling_model
     assert make_llm(llm.engine, context_window=500).metadata.context_window == 500
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ToolCallBlock
 from llama_index.core.program import FunctionCallingProgram
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 from llama_index.llms.samkv import SamKVLLM
 from llama_index.llms.samkv.tools import parse_calls, supports_tools
 from samkv_rag import SamKVError
+from samkv_rag.prompt.grammar import call_text
 from samkv_rag.prompt.plan import Planner
 from samkv_rag.stream import AnswerStream
 from tests.integrations.llama_index.kit import TEXTS, Recorder, make_engine, make_llm
@@ -111,7 +113,6 @@ def test_tools_go_through_a_template_that_knows_them(native: SamKVLLM) -> None:
 
 
 def test_tools_are_described_where_the_template_knows_none(llm: SamKVLLM) -> None:
-    assert not llm.metadata.is_function_calling_model
     recorder = Recorder(llm.engine)
     history = [
         ChatMessage(role="system", content="Be kind."),
@@ -125,7 +126,7 @@ def test_tools_are_described_where_the_template_knows_none(llm: SamKVLLM) -> Non
         "You must call a function; do not answer in words.\n\nBe kind."
     )
     assert system["content"].count('"parameters"') == 2
-    assert call == {"role": "assistant", "content": '{"name": "weather", "arguments": {"city": "Bergen"}}'}
+    assert call == {"role": "assistant", "content": call_text("weather", {"city": "Bergen"})}
     assert result == {"role": "user", "content": "Result of weather:\nrain"}
 
 
@@ -185,7 +186,7 @@ def test_parallel_calls_and_no_call(llm: SamKVLLM, monkeypatch: pytest.MonkeyPat
     assert len(llm.get_tool_calls_from_response(response)) == 2
     response = llm.chat_with_tools(TOOLS, "Go.")
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
-    with pytest.raises(ValueError, match="called no function but answered"):
+    with pytest.raises(ValueError, match="called no function but answered: .*; raise max_new_tokens"):
         llm.get_tool_calls_from_response(response)
 
 
@@ -208,10 +209,34 @@ def test_structured_output(native: SamKVLLM, monkeypatch: pytest.MonkeyPatch) ->
     assert program(what="a city") == City(name="Bergen", founded=1070)
 
 
+class Verdict(BaseModel):
+    """A verdict."""
+
+    good: bool
+    colour: Literal["red", "green"]
+    size: Literal[1, 2, 3]
+
+
+def test_a_required_call_fits_its_schema_whatever_the_model(llm: SamKVLLM) -> None:
+    """Nothing is forced: the random model's own tokens, under the grammar."""
+    llm.max_new_tokens = 200
+    for seed in range(3):
+        llm.temperature, llm.seed = 2.0, seed
+        assert isinstance(llm.structured_predict(Verdict, PromptTemplate("Judge {what}."), what="it"), Verdict)
+
+    async def judge() -> Verdict:
+        return await llm.astructured_predict(Verdict, PromptTemplate("Judge {what}."), what="it")
+
+    assert isinstance(asyncio.run(judge()), Verdict)
+    with pytest.raises(ValueError, match="raise max_new_tokens"):
+        llm.max_new_tokens = 5
+        llm.structured_predict(Verdict, PromptTemplate("Judge {what}."), what="it")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_function_agent_reads_chunks_from_its_tool(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     """The first call is forced; what the tool returns is found in the next prompt, by content."""
-    llm = make_llm(make_engine(), is_function_calling_model=True)
+    llm = make_llm()
     llm.precompute([TEXTS[0]])
     recorder = Recorder(llm.engine)
     force(llm, monkeypatch, json.dumps({"name": "lookup", "arguments": {"place": "Lumen"}}))

@@ -17,6 +17,7 @@ from llama_index.llms.samkv.tools import (
     ToolSpec,
     arguments_of,
     demand,
+    grammar_of,
     instructions,
     named_tool,
     specs_of,
@@ -26,7 +27,11 @@ from samkv_rag.prompt.template import Conversation
 
 
 class SamKVCalling(SamKVFields):
-    """Makes requests. Tools go through the model's chat template, or into a system message where it knows none."""
+    """Makes requests.
+
+    Tools go through the model's chat template, or into a system message where it knows none. Calls are decoded under a
+    grammar, so that they fit their schemas.
+    """
 
     def _defaults(self) -> dict[str, Any]:
         names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "method", "keep")
@@ -61,6 +66,7 @@ class SamKVCalling(SamKVFields):
         parallel = bool(asked.get("allow_parallel_tool_calls"))
         told = self._told(specs, parallel, demand(name) if required else "")
         prompt = self._chat_prompt([*told, *messages], specs)
+        options["grammar"] = grammar_of(specs, required, parallel)
         return ChatRequest(prompt, options, tuple(spec["function"]["name"] for spec in specs), parallel)
 
     def _told(self, specs: Sequence[ToolSpec], parallel: bool, wish: str) -> list[ChatMessage]:
@@ -104,10 +110,9 @@ class SamKVCalling(SamKVFields):
         """The calls of a response; ValueError when there is none, unless `error_on_no_tool_call` is False."""
         calls = calls_in(response.message)
         if not calls and error_on_no_tool_call:
-            raise ValueError(
-                f"The model called no function but answered: {response.message.content!r}. Ask again, use a larger "
-                "model, or structured output by prompt: pydantic_program_mode=PydanticProgramMode.LLM."
-            )
+            cut_off = isinstance(response.raw, dict) and response.raw.get("finish_reason") == "length"
+            remedy = "raise max_new_tokens" if cut_off else "pass tool_required=True, which leaves no other answer"
+            raise ValueError(f"The model called no function but answered: {response.message.content!r}; {remedy}.")
         return [
             ToolSelection(
                 tool_id=call.tool_call_id or "",

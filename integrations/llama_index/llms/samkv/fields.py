@@ -33,9 +33,7 @@ class SamKVFields(FunctionCallingLLM):
     device_map: Any = Field(default=None, description="A device, a mapping or 'auto'; None: the GPU if there is one.")
     dtype: str = Field(default="auto", description="The model's dtype, such as 'bfloat16'.")
     is_chat_model: bool = Field(default=True, description="Whether prompts go through the model's chat template.")
-    is_function_calling_model: bool | None = Field(
-        default=None, description="None: whether the model's chat template knows tools."
-    )
+    is_function_calling_model: bool = Field(default=True, description="Whether agents and programs may offer tools.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="For `from_pretrained`.", exclude=True)
     min_kept_tokens: int = Field(default=512, description="Prompts with fewer chunk tokens are not thinned.", ge=0)
 
@@ -92,7 +90,7 @@ class SamKVFields(FunctionCallingLLM):
             context_window=self.context_window or self._positions(),
             num_output=self.max_new_tokens,
             is_chat_model=self.is_chat_model,
-            is_function_calling_model=self._calls_functions,
+            is_function_calling_model=self.is_function_calling_model,
             model_name=self.model_name,
         )
 
@@ -100,12 +98,6 @@ class SamKVFields(FunctionCallingLLM):
         config = self.engine.source.config
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         return int(positions) if positions else DEFAULT_CONTEXT_WINDOW
-
-    @property
-    def _calls_functions(self) -> bool:
-        if self.is_function_calling_model is None:
-            return self._template_has_tools
-        return self.is_function_calling_model
 
     @property
     def _template_has_tools(self) -> bool:

@@ -16,8 +16,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from llama_index.llms.samkv.tools import arguments_of, call_text
+from llama_index.llms.samkv.tools import arguments_of
 from samkv_rag import SamKVError
+from samkv_rag.prompt.grammar import call_text
 
 ROLES = {
     MessageRole.SYSTEM: "system",

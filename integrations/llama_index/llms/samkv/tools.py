@@ -12,15 +12,16 @@ from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.tools.types import BaseTool
 
 from samkv_rag import SamKVError
+from samkv_rag.prompt.grammar import call_grammar
 
 ToolSpec = dict[str, Any]
 
 _HEAD = "You can call these functions, one JSON schema per line:"
-_HOW = (
-    'To call a function, answer with {"name": <function name>, "arguments": <JSON object>} and nothing else. '
-    "You will then be given its result."
-)
-_MANY = "Several calls go on a line each."
+_HOW = """To call a function, answer in this form; you will then be given its result:
+<tool_call>
+{"name": <function name>, "arguments": <JSON object>}
+</tool_call>"""
+_MANY = "Several calls may follow each other."
 _REQUIRED = "You must call a function; do not answer in words."
 _NAMED = "You must call the function {name}; do not answer in words."
 
@@ -62,7 +63,7 @@ def named_tool(choice: Any, specs: Sequence[ToolSpec], required: bool) -> tuple[
 def instructions(specs: Sequence[ToolSpec], parallel: bool) -> str:
     """What a model is told whose chat template knows nothing of tools."""
     lines = [json.dumps(spec["function"], ensure_ascii=False) for spec in specs]
-    return "\n".join([_HEAD, *lines, f"{_HOW} {_MANY}" if parallel else _HOW])
+    return "\n".join([_HEAD, *lines, _HOW, *([_MANY] if parallel else [])])
 
 
 def demand(name: str | None) -> str:
@@ -70,9 +71,10 @@ def demand(name: str | None) -> str:
     return _NAMED.format(name=name) if name else _REQUIRED
 
 
-def call_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call as text, in the form that `instructions` asks for."""
-    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+def grammar_of(specs: Sequence[ToolSpec], required: bool, parallel: bool) -> str:
+    """What decoding allows: calls that fit the tools' schemas, and words too unless a call is required."""
+    functions = [(spec["function"]["name"], spec["function"]["parameters"]) for spec in specs]
+    return call_grammar(functions, required, parallel)
 
 
 def arguments_of(value: Any) -> dict[str, Any] | None:
