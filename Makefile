@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 # Tests and benchmarks compare timings and results of small tensors: more threads make both noisier, not faster.
 THREADS ?= 1
+WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training)
@@ -50,7 +51,7 @@ demo: $(VENV)/cli.stamp  ## ingest the bundled handbook and answer ten questions
 
 test: export OMP_NUM_THREADS = $(THREADS)
 test: lint typecheck  ## everything that CI runs: style, types, tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 test-root: export OMP_NUM_THREADS = $(THREADS)
 test-root: export SAMKV_TEST_ROOT = 1
