@@ -190,6 +190,14 @@ def test_parallel_calls_and_no_call(llm: SamKVLLM, monkeypatch: pytest.MonkeyPat
         llm.get_tool_calls_from_response(response)
 
 
+@pytest.mark.parametrize("verb", ["complete", "stream_complete"])
+def test_a_turn_starts_with_a_word_and_a_continuation_as_it_likes(llm: SamKVLLM, monkeypatch: Any, verb: str) -> None:
+    force(llm, monkeypatch, " \n Bergen. ", " is there")
+    turn, continued = (getattr(llm, verb)("Where", formatted=formatted) for formatted in (False, True))
+    texts = [list(made)[-1].text if verb == "stream_complete" else made.text for made in (turn, continued)]
+    assert texts == ["Bergen. ", " is there"]
+
+
 def test_predict_and_call_runs_the_tool(native: SamKVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     force(native, monkeypatch, json.dumps(CALL))
     assert str(native.predict_and_call(TOOLS, user_msg="Go.")) == "Bergen: rain for 2 days"
@@ -249,7 +257,7 @@ def test_a_function_agent_reads_chunks_from_its_tool(monkeypatch: pytest.MonkeyP
     assert [call.tool_name for call in result.tool_calls] == ["lookup"]
     assert len(recorder.asked) == 2
     assert recorder.asked[1].answer.report.chunk_tokens == len(TEXTS[0].encode())
-    assert result.response.content == recorder.asked[1].answer.text
+    assert result.response.content == recorder.asked[1].answer.text.lstrip()
 
 
 def test_a_react_agent_reads_chunks_from_a_query_engine(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,19 +160,21 @@ class SamKVLLM(SamKVCalling):
 
     def _run(self, request: Request[Response]) -> Response:
         answer = self.engine.generate(request.prompt, **request.options)
-        return request.last(answer.text, self._note(answer))
+        return request.last(_shown(request, answer.text), self._note(answer))
 
     async def _arun(self, request: Request[Response]) -> Response:
         answer = await self._start(request).wait()
-        return request.last(answer.text, self._note(answer))
+        return request.last(_shown(request, answer.text), self._note(answer))
 
     def _stream(self, request: Request[Response]) -> Generator[Response, None, None]:
         """Begins with the first look at it; closing it stops decoding within a token."""
         text = ""
         with self._start(request) as stream:
             for piece in stream:
-                text += piece
-                yield request.piece(text, piece)
+                shown = piece if text else _shown(request, piece)
+                text += shown
+                if shown:
+                    yield request.piece(text, shown)
         yield request.last(text, self._note(stream.answer), delta="")
 
     async def _astream(self, request: Request[Response]) -> AsyncGenerator[Response, None]:
@@ -181,8 +183,10 @@ class SamKVLLM(SamKVCalling):
         stream = self._start(request)
         try:
             async for piece in stream:
-                text += piece
-                yield request.piece(text, piece)
+                shown = piece if text else _shown(request, piece)
+                text += shown
+                if shown:
+                    yield request.piece(text, shown)
             answer = await stream.wait()
         finally:
             stream.cancel()
@@ -193,3 +197,8 @@ class SamKVLLM(SamKVCalling):
         self._holder.tally.add(answer)
         dispatcher.event(SamKVReuseEvent(usage=usage_of(answer), report=answer.report.as_dict()))
         return answer
+
+
+def _shown(request: Request[Any], text: str) -> str:
+    """The beginning of an answer: a turn of a conversation starts with a word, a text that goes on may start blank."""
+    return text if isinstance(request.prompt, str) else text.lstrip()
