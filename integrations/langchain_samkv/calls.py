@@ -47,7 +47,7 @@ class CallReader:
             self._state, self._held = "head", rest
             words = words.removesuffix("\n")
         else:
-            keep = _overlap(words, OPEN)
+            keep = max(_overlap(words, OPEN), _overlap(words, "\n" + OPEN))
             words, self._held = words[: len(words) - keep], words[len(words) - keep :]
         if text := self._cleaned(words):
             yield text

@@ -1,0 +1,183 @@
+"""The wrapper is a vector store like any other, and its caches come and go with the documents."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.indexing import InMemoryRecordManager, index
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+from langchain_tests.integration_tests import VectorStoreIntegrationTests
+
+from langchain_samkv import ChatSamKV, ChunkKVVectorStore, precompute
+from samkv_rag import SamKVEngine, SamKVError
+from tests.models import tiny_engine
+
+TEXTS = [
+    "Lumen Labs was founded in 1998 and has its office in Harrow.",
+    "Orchid Freight carries timber from Vell to the southern ports.",
+    "The library of Tamsin closes at nine, and at five on Sundays.",
+]
+
+
+def embeddings() -> DeterministicFakeEmbedding:
+    return DeterministicFakeEmbedding(size=6)
+
+
+class TestVectorStore(VectorStoreIntegrationTests):
+    """The standard suite, its short documents cached too (`min_chars=1`)."""
+
+    @pytest.fixture
+    def vectorstore(self) -> Iterator[VectorStore]:
+        inner = InMemoryVectorStore(self.get_embeddings())
+        yield ChunkKVVectorStore(inner, tiny_engine(chat=True), min_chars=1)
+
+
+@pytest.fixture
+def store(engine: SamKVEngine) -> ChunkKVVectorStore:
+    return ChunkKVVectorStore(InMemoryVectorStore(embeddings()), ChatSamKV(engine=engine))
+
+
+def documents(**ids: str) -> list[Document]:
+    return [Document(id=id, page_content=text) for id, text in ids.items()]
+
+
+def cached(engine: SamKVEngine, text: str) -> bool:
+    return engine.keys([text])[0] in engine.store
+
+
+def test_caches_live_as_long_as_some_document_has_the_text(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
+    store.add_documents(documents(a=TEXTS[0], b=TEXTS[0], c=TEXTS[1]))
+    assert len(engine.store) == 2
+    store.delete(["a"])
+    assert cached(engine, TEXTS[0])
+    store.delete(["b"])
+    assert not cached(engine, TEXTS[0]) and cached(engine, TEXTS[1])
+    assert engine.plan(TEXTS[0]).misses == ()  # the text is not looked for any more, so nothing caches it again
+    store.delete(["c"])
+    assert len(engine.store) == 0 and engine.store.owned() == []
+
+
+def test_a_document_that_changes_changes_its_cache(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
+    store.add_documents(documents(a=TEXTS[0]))
+    store.add_documents(documents(a=TEXTS[1]))
+    assert not cached(engine, TEXTS[0]) and cached(engine, TEXTS[1])
+    assert store.get_by_ids(["a"])[0].page_content == TEXTS[1]
+
+
+def test_ids_of_two_collections_do_not_meet(engine: SamKVEngine) -> None:
+    left, right = (
+        ChunkKVVectorStore(InMemoryVectorStore(embeddings()), engine, collection=name) for name in ("left", "right")
+    )
+    left.add_texts([TEXTS[0]], ids=["1"])
+    right.add_texts([TEXTS[1]], ids=["1"])
+    left.delete(["1"])
+    assert not cached(engine, TEXTS[0]) and cached(engine, TEXTS[1])
+
+
+def test_short_texts_are_not_cached(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
+    store.add_texts(["the", TEXTS[0]])
+    assert len(engine.store) == 1
+
+
+def test_nothing_is_put_into_metadata(store: ChunkKVVectorStore) -> None:
+    store.add_documents([Document(id="a", page_content=TEXTS[0], metadata={"source": "s"})])
+    assert store.similarity_search("Lumen", k=1) == [
+        Document(id="a", page_content=TEXTS[0], metadata={"source": "s"})
+    ]  # fmt: skip
+
+
+def test_index_adds_once_and_cleans_up(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
+    records = InMemoryRecordManager("docs")
+    records.create_schema()
+
+    def run(*texts: str) -> Any:
+        docs = [Document(page_content=text, metadata={"source": "s"}) for text in texts]
+        return index(docs, records, store, cleanup="incremental", source_id_key="source", key_encoder="blake2b")
+
+    assert run(TEXTS[0], TEXTS[1])["num_added"] == 2 and len(engine.store) == 2
+    assert run(TEXTS[0], TEXTS[1])["num_skipped"] == 2
+    changed = run(TEXTS[0], TEXTS[2])
+    assert (changed["num_added"], changed["num_deleted"]) == (1, 1)
+    assert [cached(engine, text) for text in TEXTS] == [True, False, True]
+
+
+def test_a_store_that_fails_leaves_no_caches(engine: SamKVEngine) -> None:
+    class Broken(InMemoryVectorStore):
+        def add_documents(self, *args: Any, **kwargs: Any) -> list[str]:
+            raise RuntimeError("the index is read-only")
+
+    store = ChunkKVVectorStore(Broken(embeddings()), engine)
+    with pytest.raises(RuntimeError, match="read-only"):
+        store.add_documents(documents(a=TEXTS[0]))
+    assert len(engine.store) == 0 and engine.store.owned() == []
+
+
+async def test_async_adding_leaves_the_event_loop_free(store: ChunkKVVectorStore, engine: SamKVEngine) -> None:
+    workers = set()
+    inner = engine.precompute
+    engine.precompute = lambda *args: workers.add(threading.get_ident()) or inner(*args)  # type: ignore[method-assign]
+    await store.aadd_documents(documents(a=TEXTS[0]))
+    await store.aadd_texts([TEXTS[1]], ids=["b"])
+    assert threading.get_ident() not in workers and len(engine.store) == 2
+    assert [found.id for found in await store.asimilarity_search(TEXTS[1], k=1)] == ["b"]
+    await store.adelete(["a", "b"])
+    assert len(engine.store) == 0
+
+
+def test_searches_are_the_wrapped_stores(store: ChunkKVVectorStore) -> None:
+    store.add_texts(TEXTS, ids=["0", "1", "2"])
+    vector = embeddings().embed_query(TEXTS[1])
+    assert store.similarity_search_with_score(TEXTS[1], k=1)[0][0].id == "1"
+    assert store.similarity_search_by_vector(vector, k=1)[0].id == "1"
+    assert store.max_marginal_relevance_search(TEXTS[1], k=1)[0].id == "1"
+    assert store.as_retriever(search_kwargs={"k": 1}).invoke(TEXTS[1])[0].id == "1"
+    assert store.as_retriever(search_type="mmr", search_kwargs={"k": 1}).invoke(TEXTS[1])[0].id == "1"
+    assert store.embeddings is store.inner.embeddings
+
+
+def test_from_texts_and_from_documents(engine: SamKVEngine) -> None:
+    store = ChunkKVVectorStore.from_texts(TEXTS, embeddings(), llm=engine)
+    assert len(engine.store) == 3 and store.similarity_search(TEXTS[2], k=1)[0].page_content == TEXTS[2]
+    again = ChunkKVVectorStore.from_documents(documents(a=TEXTS[0]), embeddings(), llm=engine)
+    assert again.get_by_ids(["a"])[0].page_content == TEXTS[0]
+    with pytest.raises(TypeError, match="needs llm="):
+        ChunkKVVectorStore.from_texts(TEXTS, embeddings())
+
+
+def test_an_existing_store_is_cached_without_embedding_again(engine: SamKVEngine) -> None:
+    class Counting(DeterministicFakeEmbedding):
+        calls: int = 0
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            self.calls += 1
+            return super().embed_documents(texts)
+
+    counting = Counting(size=6)
+    inner = InMemoryVectorStore.from_texts(TEXTS, counting, ids=["0", "1", "2"])
+    assert precompute(ChatSamKV(engine=engine), inner) == 3 and counting.calls == 1
+    store = ChunkKVVectorStore(inner, engine)
+    store.delete(["0"])
+    assert not cached(engine, TEXTS[0]) and len(engine.store) == 2
+
+
+def test_precompute_takes_texts_documents_and_ids(engine: SamKVEngine) -> None:
+    class Opaque(InMemoryVectorStore):
+        """A store that finds documents by id and lists none."""
+
+        def __init__(self, inner: InMemoryVectorStore) -> None:
+            self.inner = inner
+
+        def get_by_ids(self, ids: Any, /) -> list[Document]:
+            return self.inner.get_by_ids(ids)
+
+    inner = InMemoryVectorStore.from_texts(TEXTS, embeddings(), ids=["0", "1", "2"])
+    with pytest.raises(SamKVError, match="pass ids="):
+        precompute(engine, Opaque(inner))
+    assert precompute(engine, Opaque(inner), ids=["0"]) == 1
+    assert precompute(engine, [TEXTS[1]]) == precompute(engine, documents(c=TEXTS[2])) == 1
+    assert len(engine.store) == 3
