@@ -108,10 +108,8 @@ def precompute(
 
 def stored_documents(store: VectorStore, ids: Sequence[str] | None = None) -> list[Document]:
     """The documents in a vector store; raises `SamKVError` when it cannot list them and no `ids` are given."""
-    from langchain_samkv.vectorstores import ChunkKVVectorStore
-
-    if isinstance(store, ChunkKVVectorStore):
-        store = store.inner
+    if isinstance(getattr(store, "_keeper", None), Keeper):  # a ChunkKVVectorStore stands for the store it wraps
+        store = getattr(store, "inner")  # noqa: B009
     if ids is not None:
         return store.get_by_ids(ids)
     for listing in (_in_memory, _faiss, _chroma):

@@ -161,6 +161,7 @@ def test_an_existing_store_is_cached_without_embedding_again(engine: SamKVEngine
     inner = InMemoryVectorStore.from_texts(TEXTS, counting, ids=["0", "1", "2"])
     assert precompute(ChatSamKV(engine=engine), inner) == 3 and counting.calls == 1
     store = ChunkKVVectorStore(inner, engine)
+    assert precompute(engine, store) == 3 and counting.calls == 1
     store.delete(["0"])
     assert not cached(engine, TEXTS[0]) and len(engine.store) == 2
 
