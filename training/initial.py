@@ -12,6 +12,8 @@ weights are trained, and nothing keeps the parts apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,11 @@ def initialise(reader: Reader, pieces: list[str], seed: int, match: float = 4.0,
     _induction_heads(layers[2], (0,), match, copy)
     _similar_place_heads(layers[2], (1, 2), 2 * match, copy / 3)
     _similar_place_heads(layers[3], (0, 1), 2 * match, copy / 3)
+    _alike_heads(layers[3], (2,), generator)
+    for attention in layers[4:]:
+        _alike_heads(attention, range(reader.shape.kv_heads), generator)
+    for attention in layers:
+        _tell_apart(attention, generator)
 
 
 def _embeddings(reader: Reader, pieces: list[str], generator: torch.Generator) -> None:
@@ -142,3 +149,27 @@ def _similar_place_heads(attention: Attention, groups: tuple[int, ...], match: f
             attention.q_proj.weight.data[head * dim + slow, code] = match**0.5
             attention.q_proj.bias.data[head * dim + near] = -1.5 * dim**0.5
         _copy_out(attention, group, part, copy)
+
+
+def _alike_heads(attention: Attention, groups: Iterable[int], generator: torch.Generator) -> None:
+    """These groups look, not too near, for places whose whole state is like the present one in a few directions.
+
+    With small random queries and keys the heads of the upper layers look everywhere alike, and their gradients
+    are so small that they stay that way.
+    """
+    slow, dim, hidden = _slow_rows(attention.shape), attention.shape.head_dim, attention.shape.hidden
+    near = torch.arange(3, 6)
+    for group in groups:
+        directions = 1.2 * torch.linalg.qr(torch.randn(hidden, len(slow), generator=generator))[0].T
+        attention.k_proj.weight.data[group * dim + slow] = directions
+        attention.k_proj.bias.data[group * dim + near] = 1.0
+        attention.v_proj.weight.data[_rows(group, dim)].normal_(0, hidden**-0.5, generator=generator)
+        for head in _heads(attention.shape, group):
+            attention.q_proj.weight.data[head * dim + slow] = directions
+            attention.q_proj.bias.data[head * dim + near] = -(dim**0.5)
+
+
+def _tell_apart(attention: Attention, generator: torch.Generator) -> None:
+    """Disturb the queries: heads of a group that begin equal get equal gradients, and stay equal for ever."""
+    weight = attention.q_proj.weight.data
+    weight += 0.3 * weight.std(dim=1, keepdim=True) * torch.randn(weight.shape, generator=generator)

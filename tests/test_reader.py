@@ -1,0 +1,62 @@
+"""The bundled reader: loads as any model does, encodes any text, and answers easy questions about unseen names."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from samkv_rag import reader
+from samkv_rag.eval import worlds
+
+INSTRUCTION = "Answer from the passages in a few words, or say: not in the passages.\n\n"
+EASY_SHARE = 0.35  # a floor for one-hop questions on four chunks, far below what CARD.md reports
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(reader.path())
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(reader.path(), dtype=torch.float32).eval()
+
+
+def test_weights_are_small_and_plain() -> None:
+    files = {file.name: file.stat().st_size for file in Path(reader.path()).iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert sum(files.values()) < 16 * 2**20
+
+
+@pytest.mark.parametrize("text", ["Oslo", " Oslo", "naïve – «Größe» 東京 🙂\n\n\t", "<bos> is text here", "\x00\x7f"])
+def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    assert tokenizer.decode(ids) == text
+    assert not set(ids) & set(tokenizer.all_special_ids)
+
+
+def test_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.max_position_embeddings >= 4096
+
+
+def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chunks: list[str], question: str) -> str:
+    glued = [piece for chunk in chunks for piece in ("\n\n", chunk)][1:]
+    pieces = [INSTRUCTION, *glued, f"\n\nQuestion: {question}\nAnswer:"]
+    ids = [tokenizer.bos_token_id]
+    for piece in pieces:
+        ids += tokenizer(piece, add_special_tokens=False).input_ids
+    prompt = torch.tensor([ids])
+    out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False)
+    return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)).strip()
+
+
+def test_reads_unseen_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    sample = list(islice(worlds.examples(11, 4, "one_hop", held_out=True), 20))
+    right = sum(_answer(model, tokenizer, chunks, question) == gold for chunks, question, gold, _ in sample)
+    assert right >= EASY_SHARE * len(sample)
