@@ -19,7 +19,20 @@ from benchmarks.rows import where, write_rows
 from samkv_rag import ChunkKVStore, SamKVEngine
 from samkv_rag.eval.metrics import exact_match, token_f1
 from samkv_rag.eval.worlds import TASKS, examples
-from samkv_rag.methods import Full, Method, Reuse, SamKV
+from samkv_rag.methods import (
+    AnchorsOnly,
+    CacheBlend,
+    Epic,
+    Full,
+    InfoFlow,
+    Method,
+    MultiInfLLM,
+    NoContext,
+    ProphetKV,
+    Random,
+    Reuse,
+    SamKV,
+)
 from samkv_rag.types import Report
 
 METHODS: dict[str, Method] = {
@@ -30,8 +43,15 @@ METHODS: dict[str, Method] = {
     "samkv keep 0.5": SamKV(keep=0.5),
     "samkv recompute 1/3": SamKV(recompute=1 / 3),
     "samkv recompute 0": SamKV(recompute=0),
-    "samkv anchors only": SamKV(middle=False),
     "samkv paper": SamKV.paper(),
+    "cacheblend": CacheBlend(),
+    "epic": Epic(),
+    "multi_infllm": MultiInfLLM(),
+    "prophetkv": ProphetKV(),
+    "infoflow": InfoFlow(),
+    "random": Random(),
+    "anchors_only": AnchorsOnly(),
+    "no_context": NoContext(),
 }
 
 
