@@ -206,10 +206,14 @@ class SamKVEngine:
         """As `generate`, in pieces; waiting for it ends in a `TimeoutError` after `timeout` seconds."""
         return self._stream(lambda: self.plan(prompt, question), self._call(method, keep, generation), timeout)
 
-    def _asked(self, question: str, chunks: Sequence[str]) -> MakePlan:
+    def plan_question(self, question: str, chunks: Sequence[str]) -> PromptPlan:
+        """The plan that `answer(question, chunks)` follows."""
         if isinstance(chunks, str):
             raise SamKVError("chunks is a list of texts, not one text; pass chunks=[text].")
-        return lambda: self._planner.for_question(question, chunks)
+        return self._planner.for_question(question, chunks)
+
+    def _asked(self, question: str, chunks: Sequence[str]) -> MakePlan:
+        return lambda: self.plan_question(question, chunks)
 
     def _call(
         self, method: str | Method | None, keep: float | None, generation: Mapping[str, Any], strip: bool = False

@@ -34,6 +34,7 @@ def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
         bos_token_id=encode.bos,
         eos_token_id=encode.eos,
         pad_token_id=encode.pad,
+        samkv_selection_layers=config["selection_layers"],
     )
 
 
