@@ -90,15 +90,20 @@ class Run:
         """The local query of chunk `index`, fp32 `(L, H, D)`, position-free."""
         return self.summaries(index).local_query.to(self.adapter.device, torch.float32)
 
-    def load(self, index: int, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks; each is read once a run."""
-        known = self._blocks[index]
+    def load(self, index: int, blocks: Sequence[int], layers: int | None = None) -> tuple[Tensor, Tensor]:
+        """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks and the first `layers` layers.
+
+        Each block is read once a run, all layers of it.
+        """
+        known, blocks = self._blocks[index], list(blocks)
         missing = [block for block in blocks if block not in known]
         if missing:
             kv = self.store.read_blocks(str(self.plan.chunks[index].key), missing)
             self.bytes_read += kv.numel() * kv.element_size()  # the store's own count is shared with other engines
             known.update(zip(missing, kv.unbind(1), strict=True))
-        return unblocked(torch.stack([known[block] for block in blocks], 1))
+            if missing == blocks:
+                return unblocked(kv[:layers])
+        return unblocked(torch.stack([known[block][:layers] for block in blocks], 1))
 
     # -- running the model -------------------------------------------------------------------------------------
 
@@ -114,22 +119,30 @@ class Run:
             owner.append(torch.full((len(inside),), index))
         return Layout(torch.cat(positions), tuple(ids), torch.cat(owner))
 
-    def assemble(self, kept: Sequence[Tensor], layout: Layout, room: int = 0) -> SlotCache:
-        """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty."""
+    def assemble(
+        self, kept: Sequence[Tensor], layout: Layout, room: int = 0, last_layer: int | None = None
+    ) -> SlotCache:
+        """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
+
+        It has the layers up to `last_layer`, all of them by default.
+        """
         shape, total = self.adapter.shape, len(layout.ids)
+        layers = shape.layers if last_layer is None else last_layer + 1
         with self.stage("load"):
-            keys = torch.zeros(shape.layers, shape.kv_heads, total, shape.head_dim, dtype=self.adapter.dtype)
+            keys = torch.zeros(layers, shape.kv_heads, total, shape.head_dim, dtype=self.adapter.dtype)
             values = torch.zeros_like(keys)
             for index, inside in enumerate(kept):
                 slots = (layout.owner == index).nonzero()[:, 0]
                 if len(slots):
-                    keys[:, :, slots], values[:, :, slots] = self._tokens(index, inside[: len(slots)])
+                    keys[:, :, slots], values[:, :, slots] = self._tokens(index, inside[: len(slots)], layers)
             table = self.adapter.table(layout.positions)
             return self.adapter.assemble(keys, values, layout.positions, table, room)
 
-    def _tokens(self, index: int, inside: Tensor) -> tuple[Tensor, Tensor]:
+    def _tokens(self, index: int, inside: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         blocks = torch.unique(inside // BLOCK)
-        keys, values = self.load(index, blocks.tolist())
+        keys, values = self.load(index, blocks.tolist(), layers)
+        if len(inside) == int(inside[-1]) + 1:  # all tokens up to the last: views instead of copies
+            return keys[:, :, : len(inside)], values[:, :, : len(inside)]
         rows = torch.searchsorted(blocks, inside // BLOCK) * BLOCK + inside % BLOCK
         return keys[:, :, rows], values[:, :, rows]
 
@@ -139,10 +152,10 @@ class Run:
         Returns the question tokens' position-free queries, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
         pooling), L being the layers up to `last_layer`. What stands behind the question cannot change them: not run.
         """
-        layout, cache = self._asking(kept)
+        last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
+        layout, cache = self._asking(kept, last)
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
-            last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
             return self.adapter.question_queries(ids, fresh, asked, cache, last)
 
     def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
@@ -151,20 +164,20 @@ class Run:
         Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
         order, and for every chunk the columns of its tokens.
         """
-        layout, cache = self._asking(kept, to_the_end=True)
+        layout, cache = self._asking(kept, max(layers), to_the_end=True)
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
             owner = layout.owner[layout.owner >= 0]
             return maps.cpu(), [(owner == index).nonzero()[:, 0] for index in range(len(kept))]
 
-    def _asking(self, kept: Sequence[Tensor], to_the_end: bool = False) -> tuple[Layout, SlotCache]:
+    def _asking(self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False) -> tuple[Layout, SlotCache]:
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
         layout = self.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
             layout = _with_question(layout, question.token_ids)
-        return layout, self.assemble(kept, layout)
+        return layout, self.assemble(kept, layout, last_layer=last_layer)
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
         """Slots to run (the glue), which of those rows ask (the question, and glue behind the last chunk), ids."""

@@ -70,7 +70,8 @@ class RotaryTable:
     def _turn_group(self, x: Tensor, group: _Group, inverse: bool) -> Tensor:
         width = group.cos.shape[-1]
         part = x[..., :width]
-        turned = self.apply(part, part, group.cos, -group.sin if inverse else group.sin)[1]
+        nothing = part[:0]  # the function turns queries and keys; only one of the two is wanted
+        turned = self.apply(nothing, part, group.cos, -group.sin if inverse else group.sin)[1]
         turned = turned / group.scale if inverse else turned * group.scale
         return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
