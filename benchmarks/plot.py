@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +38,23 @@ def draw_ttft(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> No
     axes.set_title(f"12 x 768 Llama, {tokens} prompt tokens, one CPU thread", fontsize=10)
 
 
-def draw_accuracy(axes: Any, rows: Mapping[tuple[str, ...], Row], chunks: str, methods: Sequence[str]) -> None:
-    """Exact match per task with 95 % intervals, methods side by side."""
-    tasks = [task for task in ("one_hop", "earlier_chunk", "two_hop") if (task, chunks, "full") in rows]
-    width = 0.8 / len(methods)
-    for number, method in enumerate(methods):
-        cells = [rows[task, chunks, method] for task in tasks]
-        heights = [float(cell["em"]) for cell in cells]
-        spread = [[h - float(c["em_low"]) for h, c in zip(heights, cells, strict=True)],
-                  [float(c["em_high"]) - h for h, c in zip(heights, cells, strict=True)]]  # fmt: skip
-        places = [place + (number - (len(methods) - 1) / 2) * width for place in range(len(tasks))]
-        label = f"{method}, {float(cells[0]['kept']):.0%} kept"
-        axes.bar(places, heights, width, yerr=spread, capsize=2, color=COLOURS[method], ecolor="#444444", label=label)
-    axes.set_xticks(range(len(tasks)), [task.replace("_", "-") for task in tasks])
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("exact match")
-    count = rows[tasks[0], chunks, "full"]["n"]
-    axes.set_title(f"Bundled reader, {chunks} chunks, names never seen, n = {count}", fontsize=10)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
+    """Bars of the keys and values that stay in memory while the answer is written, as a share of full prefill's."""
+    found = [(method, rows["random", tokens, method]) for method in COLOURS if ("random", tokens, method) in rows]
+    for place, (method, row) in enumerate(found):
+        share = 100 * float(row["kv_resident"])
+        axes.bar(place, share, 0.7, color=COLOURS[method])
+        axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found])
+    axes.set_ylabel("% of full prefill's K and V")
+    axes.set_title("kept in memory while answering", fontsize=10)
 
 
 def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), dpi=130)
-    draw_ttft(left, latest("ttft", "model", "tokens", "method"), "4096")
-    draw_accuracy(right, latest("accuracy", "task", "chunks", "method"), "16", ["full", "reuse", "samkv"])
+    rows = latest("ttft", "model", "tokens", "method")
+    draw_ttft(left, rows, "4096")
+    draw_resident(right, rows, "4096")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
