@@ -35,7 +35,8 @@ class SamKV:
     What differs, and what decided it (exact match on held-out worlds, bundled reader, 12 chunks, keep 15 %):
     attention in a pass over all stored entries instead of the pooled query (two-hop 0.20 against 0.05, one-hop 0.25
     against 0.05, n = 40); no anchors, which take most of 15 % where chunks are short (two-hop 0.40 against 0.30 with
-    4 + 4 tokens, one-hop 0.42 against 0.27, n = 60; full prefill 0.48 and 0.40).
+    4 + 4 tokens, one-hop 0.42 against 0.27, n = 60; full prefill 0.48 and 0.40). That reader tells things of one kind
+    apart badly (see its card): this shows which selection finds what is asked for, not yet that accuracy holds.
 
     `keep`: kept chunk tokens / chunk tokens, anchors included; a hard ceiling on the union over the layers.
     `recompute`: recomputed / kept, chosen by block rank ("score") or from the head of every kept run (`recompute_by`).
