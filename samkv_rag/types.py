@@ -173,7 +173,8 @@ class Report:
 
     `fresh_tokens` are glue tokens plus recomputed ones plus missed chunks: all that entered layer 0 for the
     answer itself (the question pass is counted apart). `recomputed_layers_ratio`: chunk tokens times layers that were
-    computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype; seconds are wall clock.
+    computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype;
+    seconds are wall clock.
     """
 
     method: str
