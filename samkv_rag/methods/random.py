@@ -24,6 +24,7 @@ class Random:
     name = "random"
 
     def prepare(self, run: Run) -> Prepared:
+        """The same draw for the same seed and chunk lengths."""
         generator = torch.Generator().manual_seed(self.seed)
         budget = int(self.keep * sum(run.lengths))
         anchors = anchor_masks(run.lengths, self.initial, self.local, budget // 2)

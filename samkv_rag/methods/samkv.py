@@ -89,6 +89,7 @@ class SamKV:
         return cls(keep=keep, look="pooled", initial=16, local=16, dynamic=True, per_chunk=True, fill=False)
 
     def prepare(self, run: Run) -> Prepared:
+        """Score, select within the budget, recompute; everything kept and recomputed skips the question's pass."""
         total = sum(run.lengths)
         budget = max(int(self.keep * total + 1e-9), min(run.min_kept_tokens, total))
         if budget == total and self.recompute == 1 and not self.aligned:

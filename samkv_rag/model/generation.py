@@ -71,6 +71,7 @@ class Listener(TextStreamer):
             super().end()  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by transformers with whole words: hands on what stands before the first stop string."""
         if self._on_text is None:
             return
         out = self._cutter.feed(text) + (self._cutter.rest() if stream_end else "")

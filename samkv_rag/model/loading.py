@@ -59,6 +59,7 @@ class ModelSource:
 
     @cached_property
     def loaded_tokenizer(self) -> Any:
+        """The tokenizer given, or the model's own; raises `SamKVError` when there is none."""
         from transformers import AutoTokenizer
 
         if self.tokenizer is not None and not isinstance(self.tokenizer, str | os.PathLike):
@@ -98,6 +99,7 @@ class ModelSource:
 
     @cached_property
     def config(self) -> Any:
+        """The model's configuration, known without loading its weights."""
         from transformers import AutoConfig
 
         if self.folder is None:
