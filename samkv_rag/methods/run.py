@@ -33,6 +33,11 @@ class Layout:
         """Slots of the glue, always computed fresh."""
         return (self.owner < 0).nonzero()[:, 0]
 
+    def columns(self, chunks: int) -> list[Tensor]:
+        """For every chunk, where its tokens stand among the chunk tokens of all."""
+        owner = self.owner[self.owner >= 0]
+        return [(owner == index).nonzero()[:, 0] for index in range(chunks)]
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -168,8 +173,7 @@ class Run:
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
-            owner = layout.owner[layout.owner >= 0]
-            return maps.cpu(), [(owner == index).nonzero()[:, 0] for index in range(len(kept))]
+            return maps.cpu(), layout.columns(len(kept))
 
     def _asking(self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False) -> tuple[Layout, SlotCache]:
         question = self.plan.question
@@ -232,10 +236,9 @@ class Run:
             self.adapter.recompute(layout.ids, torch.arange(len(layout.ids)), cache, last_layer=check)
             moved = (layer.snapshot()[0].float() - stored[0].float()).square().sum((0, 1, 3)).cpu()
             layer.restore(stored)
-            owner = layout.owner[layout.owner >= 0]
-            columns = [(owner == index).nonzero()[:, 0] for index in range(len(kept))]
+            columns = layout.columns(len(kept))
             selection = choose(moved[layout.owner >= 0], columns)
-            self.chunk_token_layers += len(owner) * (check + 1)
+            self.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
         return self._recompute_into(cache, layout, selection)
 
     @staticmethod
