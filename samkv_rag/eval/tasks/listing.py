@@ -1,0 +1,65 @@
+"""All things that have something in common, collected from several chunks."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from samkv_rag.eval.entities import Entity
+from samkv_rag.eval.phrases import PERSON, PLACE, PRODUCT
+from samkv_rag.eval.tasks.drafts import Shown, shown_worlds
+from samkv_rag.eval.tasks.filling import ChunkSize, filled, prose
+from samkv_rag.eval.tasks.task import Drawn
+
+LONGEST = 3
+_ASKED = {
+    (PERSON, "employer"): "Which people work at {v}?",
+    (PERSON, "school"): "Which people studied at {v}?",
+    (PERSON, "home"): "Which people live in {v}?",
+    (PERSON, "born_in"): "Which people were born in {v}?",
+    (PERSON, "role"): "Which people work as {v}?",
+    (PRODUCT, "maker"): "Which products are made by {v}?",
+    (PRODUCT, "material"): "Which products are made of {v}?",
+    (PRODUCT, "designer"): "Which products did {v} design?",
+    (PLACE, "city"): "Which places are in {v}?",
+    (PLACE, "architect"): "Which places did {v} design?",
+}
+
+
+def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
+    """One question a world, with two or three members in two chunks or more; the members count in any order."""
+    rng = random.Random(f"listing-{seed}-{chunks}")
+    filler = prose(rng)
+    for shown in shown_worlds(rng, chunks, max(12, chunks * 3 // 2)):
+        groups = list(_groups(shown))
+        if groups:
+            kind, relation, value, members = rng.choice(groups)
+            texts = shown.texts if size is None else [filled(rng, text, size, filler) for text in shown.texts]
+            yield texts, _ASKED[kind, relation].format(v=value), _orders([e.name for e in members])
+
+
+def _groups(shown: Shown) -> Iterator[tuple[str, str, str, list[Entity]]]:
+    """(kind, relation, value, things in the order of their statements), complete as far as the shown chunks say."""
+    for kind, relation in _ASKED:
+        by_value: dict[str, list[Entity]] = {}
+        for entity in shown.made.entities:
+            if entity.kind == kind and relation in entity.facts and shown.hinted(entity, relation):
+                by_value.setdefault(entity.facts[relation], []).append(entity)
+        for value, members in by_value.items():
+            places = [shown.needs(entity, relation) for entity in members]
+            whole = [max(place) for place in places if place]
+            if 2 <= len(members) <= LONGEST and len(whole) == len(members) and len(set(whole)) > 1:
+                yield (
+                    kind,
+                    relation,
+                    value,
+                    [e for _, e in sorted(zip(whole, members, strict=True), key=lambda x: x[0])],
+                )
+
+
+def _orders(names: list[str]) -> tuple[str, ...]:
+    """The list in every order, the order of the text first; of two also with "and"."""
+    orders = list(itertools.permutations(names))
+    joined = [", ".join(order) for order in orders]
+    return (*joined, *(" and ".join(order) for order in orders if len(order) == 2))

@@ -1,0 +1,24 @@
+"""The four tasks of `samkv_rag.eval.worlds`, with chunks of any length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from samkv_rag.eval.tasks.filling import ChunkSize, filled, prose
+from samkv_rag.eval.tasks.task import Drawn, Generator
+from samkv_rag.eval.worlds import examples
+
+
+def generator(task: str) -> Generator:
+    """Questions of `task` as the worlds make them; longer chunks are filled with prose that names nobody, so that what
+    an earlier chunk named still is what "the company" means."""
+
+    def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
+        rng = random.Random(f"prose-{seed}-{chunks}-{task}")
+        filler = prose(rng)
+        for texts, question, answer, _ in examples(seed, chunks, task):
+            long = texts if size is None else [filled(rng, text, size, filler) for text in texts]
+            yield long, question, (answer,)
+
+    return generate
