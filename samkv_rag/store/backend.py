@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from torch import Tensor
-
+from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
@@ -20,7 +19,7 @@ class Backend(Protocol):
     store_id: str
     bytes_read: int
 
-    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> None: ...
+    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None: ...
 
     def contains(self, key: str) -> bool: ...
 
@@ -32,7 +31,7 @@ class Backend(Protocol):
 
     def summary(self, key: str) -> ChunkSummary: ...
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None) -> Tensor: ...
+    def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks: ...
 
     def delete(self, keys: Iterable[str]) -> int: ...
 

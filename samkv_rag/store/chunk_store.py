@@ -14,6 +14,7 @@ from samkv_rag.store.errors import MissingEntry, StoreError
 from samkv_rag.store.keys import check_key, is_key
 from samkv_rag.store.layout import check_chunk
 from samkv_rag.store.memory import MemoryBackend
+from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
@@ -54,20 +55,24 @@ class ChunkKVStore:
 
     @property
     def bytes_read(self) -> int:
-        """K/V bytes that `read_blocks` of this object has returned so far."""
+        """K/V bytes, as stored, that `read_blocks` of this object has read so far."""
         return self._backend.bytes_read
 
-    def put(self, key: str, chunk: ChunkKV, namespace: str = "default", fingerprint: str = "") -> None:
+    def put(
+        self, key: str, chunk: ChunkKV, namespace: str = "default", fingerprint: str = "", kv_dtype: str = "model"
+    ) -> None:
         """Store `chunk` under `key`, for good when this returns; what was there, damaged or not, is replaced.
 
-        Writes nothing when the same entry is there and sound. ValueError when the chunk's shapes do not fit together;
-        StoreFull when the disk is full or the chunk is larger than `max_bytes`, and nothing was stored.
+        `kv_dtype` is how K and V are stored: "model" (as they are), "bf16", "fp16", "int8" or "fp8". Writes nothing
+        when the same entry is there and sound. ValueError when the chunk's shapes do not fit together; StoreError when
+        K or V do not fit `kv_dtype`; StoreFull when the disk is full or the chunk is larger than `max_bytes`. Nothing
+        was stored then.
         """
         check_key(key)
         check_chunk(chunk)
         for text in (namespace, fingerprint):
             text.encode()  # a lone surrogate is a ValueError here, rather than a name that no file can hold
-        self._backend.put(key, chunk, namespace, fingerprint)
+        self._backend.put(key, chunk, namespace, fingerprint, kv_dtype)
 
     def __contains__(self, key: object) -> bool:
         """Whether the entry is there and, as far as is known without reading it, whole."""
@@ -97,14 +102,21 @@ class ChunkKVStore:
         _check_known(key)
         return self._backend.summary(key)
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None = None) -> Tensor:
-        """K and V of `blocks` as `(L, len(blocks), 2, G, BLOCK, D)` in the stored dtype; all blocks for None.
+    def read_blocks(self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None) -> Tensor:
+        """K and V of `blocks` of `layers` (None: all), `(len(layers), len(blocks), 2, G, BLOCK, D)`, in the dtype put.
 
-        Reads only those blocks, in the order asked, and checks them. MissingEntry, DamagedEntry; IndexError for a
-        block that the entry does not have.
+        Reads only those, in the order asked, and checks them. What stands behind the chunk's last token is zero, or
+        anything when K and V are quantised. MissingEntry, DamagedEntry; IndexError for a block or a layer that the
+        entry does not have.
         """
+        return self.read_stored(key, blocks, layers).restored()
+
+    def read_stored(
+        self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None
+    ) -> StoredBlocks:
+        """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read."""
         _check_known(key)
-        return self._backend.read_blocks(key, blocks)
+        return self._backend.read_blocks(key, blocks, layers)
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete the entries and forget their owners: how many there were."""

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from torch import Tensor
-
 from samkv_rag.store import upkeep
 from samkv_rag.store.backend import Progress
 from samkv_rag.store.catalogue import Catalogue
@@ -25,6 +23,7 @@ from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, Store
 from samkv_rag.store.files import RESERVE, PendingFile, keep_reserve, make_folder, remove, sentences, sync_folder
 from samkv_rag.store.folder import EntryFolder, row_of
 from samkv_rag.store.identity import identify
+from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.store.rows import Row, Rows
 from samkv_rag.store.usage import PendingUse, finish, flush
@@ -49,8 +48,8 @@ class DiskBackend:
         # What is pending is written down when the store is forgotten or the process ends, too.
         self._finish = weakref.finalize(self, finish, self.catalogue, self._use)
 
-    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> None:
-        encoded = encode(key, chunk, namespace, fingerprint)
+    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
+        encoded = encode(key, chunk, namespace, fingerprint, kv_dtype)
         self._check_size(key, encoded)
         if self._holds(key, encoded):
             self.catalogue.write(lambda rows: rows.touch([key]))
@@ -89,10 +88,10 @@ class DiskBackend:
                 flush(self.catalogue, self._use, wait=False)
         return entry.summary
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None) -> Tensor:
-        out = self._checked(key, lambda: self._read(key, blocks))
+    def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks:
+        out = self._checked(key, lambda: read_kv(self.files.kv_path(key), key, self.files.load(key), blocks, layers))
         with self._lock:
-            self.bytes_read += out.numel() * out.element_size()
+            self.bytes_read += out.nbytes
         return out
 
     def delete(self, keys: Iterable[str]) -> int:
@@ -228,9 +227,6 @@ class DiskBackend:
             return False
         return True
 
-    def _read(self, key: str, blocks: Sequence[int] | None) -> Tensor:
-        return read_kv(self.files.kv_path(key), key, self.files.load(key), blocks)
-
     def _checked(self, key: str, attempt: Callable[[], T]) -> T:
         """What `attempt` returns. Damage that it finds is looked at again while no file changes its name: between two
         renames of a `put` the files of an entry do not fit together."""
@@ -274,6 +270,7 @@ class DiskBackend:
             misses=rows.counter("misses"),
             evictions=rows.counter("evictions"),
             damaged=damaged,
+            kv_dtypes=rows.kv_dtypes(),
             bytes_read=self.bytes_read,
             max_bytes=self._max_bytes,
             path=str(self.path),

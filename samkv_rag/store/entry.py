@@ -1,8 +1,9 @@
 """The two files of an entry.
 
-`<key>.kv.safetensors` holds `kv` `(L, B, 2, G, BLOCK, D)`. `<key>.summary.safetensors` holds what selection reads, and
-vouches for the other file: the CRC32 of its header and of every block of every layer. Its own checksum covers all of
-its bytes, so that no flipped bit in either file goes unseen. Both are ordinary safetensors files.
+`<key>.kv.safetensors` holds `kv` `(L, B, 2, G, BLOCK, D)`, or records `(L, B, bytes)` of quantised blocks.
+`<key>.summary.safetensors` holds what selection reads, and vouches for the other file: the CRC32 of its header and of
+every block of every layer. Its own checksum covers all of its bytes, so that no flipped bit in either file goes
+unseen. Both are ordinary safetensors files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from samkv_rag.store.errors import DamagedEntry
 from samkv_rag.store.layout import DTYPE_NAMES, DTYPES, KVLayout, byte_view, own
+from samkv_rag.store.quantise import KVForm, StoredBlocks
 from samkv_rag.types import ChunkKV, ChunkSummary
 
 FORMAT = "samkv-chunk"
@@ -38,6 +40,7 @@ class StoredEntry:
     """
 
     summary: ChunkSummary
+    form: KVForm
     layout: KVLayout
     block_crcs: Tensor
     header_bytes: int
@@ -67,9 +70,10 @@ class EncodedEntry:
     summary_file: bytes
 
 
-def encode(key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> EncodedEntry:
-    """The files of `chunk` under `key`."""
-    kv = chunk.kv.detach().to("cpu").contiguous()
+def encode(key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str = "model") -> EncodedEntry:
+    """The files of `chunk` under `key`, K and V stored as `kv_dtype`."""
+    form = KVForm.of(chunk.kv, kv_dtype)
+    kv = form.encode(chunk.kv.detach().to("cpu")).contiguous()
     layout, payload = KVLayout.of(kv), byte_view(kv)
     header = _kv_header(key, layout)
     tensors = {name: own(getattr(chunk.summary, name)) for name in _PARTS}
@@ -82,11 +86,13 @@ def encode(key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> Encode
         "key": key,
         "namespace": namespace,
         "fingerprint": fingerprint,
-        "kv_dtype": DTYPE_NAMES[layout.dtype],
+        "kv_dtype": form.kv_dtype,
+        "dtype": DTYPE_NAMES[form.dtype],
+        "stored_dtype": DTYPE_NAMES[layout.dtype],
         "kv_shape": json.dumps(layout.shape),
         "header_bytes": str(len(header)),
         "header_crc": str(zlib.crc32(header)),
-        "content": _content(tensors, layout),
+        "content": _content(tensors, form, layout),
     }
     summary_file = _sealed(save(tensors, {**facts, "checksum": _BLANK.decode()}))
     return EncodedEntry(_stored(tensors, facts, len(summary_file)), header, payload, summary_file)
@@ -104,23 +110,25 @@ def decode(key: str, raw: bytes) -> StoredEntry:
     return _stored(load(raw), facts, len(raw))
 
 
-def read_kv(path: Path, key: str, entry: StoredEntry, blocks: Sequence[int] | None) -> Tensor:
-    """`(L, len(blocks), 2, G, BLOCK, D)` from the K/V file, in the stored dtype; None means all blocks.
+def read_kv(
+    path: Path, key: str, entry: StoredEntry, blocks: Sequence[int] | None, layers: Sequence[int] | None = None
+) -> StoredBlocks:
+    """`blocks` of `layers` from the K/V file, as stored; None means all.
 
-    Reads the header and the blocks asked for, nothing else, and checks their sums. DamagedEntry when they differ,
-    FileNotFoundError when there is no file, IndexError for blocks that the entry does not have.
+    Reads the header and what is asked for, nothing else, and checks the sums. DamagedEntry when they differ,
+    FileNotFoundError when there is no file, IndexError for blocks or layers that the entry does not have.
     """
     layout = entry.layout
-    chosen = layout.wanted(blocks)
-    out = torch.empty((layout.layers, len(chosen), *layout.shape[2:]), dtype=layout.dtype)
+    deep, chosen = layout.wanted(blocks, layers)
+    out = torch.empty((len(deep), len(chosen), *layout.shape[2:]), dtype=layout.dtype)
     view, filled = byte_view(out), 0
     with FileIO(path) as file:
         _check_header(file, key, entry)
-        for offset, length in layout.reads(chosen):
+        for offset, length in layout.reads(chosen, deep):
             _fill(file, key, entry.header_bytes + offset, view[filled : filled + length])
             filled += length
-    _check_blocks(view, key, entry, chosen)
-    return out
+    _check_blocks(view, key, entry, chosen, deep)
+    return StoredBlocks(entry.form, out)
 
 
 def check_kv(path: Path, key: str, entry: StoredEntry) -> None:
@@ -141,9 +149,11 @@ def _kv_header(key: str, layout: KVLayout) -> bytes:
 
 def _stored(tensors: dict[str, Tensor], facts: dict[str, str], file_bytes: int) -> StoredEntry:
     text = byte_view(tensors["text"]).tobytes().decode("utf-8", "surrogatepass")
+    heads, width = tensors["mean"].shape[2:]
     return StoredEntry(
         summary=ChunkSummary(text, *(tensors[name] for name in _PARTS)),
-        layout=KVLayout(DTYPES[facts["kv_dtype"]], tuple(json.loads(facts["kv_shape"]))),
+        form=KVForm(facts["kv_dtype"], DTYPES[facts["dtype"]], heads, width),
+        layout=KVLayout(DTYPES[facts["stored_dtype"]], tuple(json.loads(facts["kv_shape"]))),
         block_crcs=tensors["block_crcs"],
         header_bytes=int(facts["header_bytes"]),
         header_crc=int(facts["header_crc"]),
@@ -160,8 +170,8 @@ def _crcs(payload: memoryview, layout: KVLayout) -> Tensor:
     return torch.tensor(sums, dtype=torch.int64).reshape(layout.layers, layout.blocks)
 
 
-def _content(tensors: dict[str, Tensor], layout: KVLayout) -> str:
-    digest = hashlib.blake2b(repr(layout).encode(), digest_size=16)
+def _content(tensors: dict[str, Tensor], form: KVForm, layout: KVLayout) -> str:
+    digest = hashlib.blake2b(f"{form} {layout}".encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(byte_view(tensors[name]))
@@ -204,9 +214,9 @@ def _fill(file: FileIO, key: str, offset: int, target: memoryview) -> None:
         target = target[count:]
 
 
-def _check_blocks(view: memoryview, key: str, entry: StoredEntry, blocks: Sequence[int]) -> None:
+def _check_blocks(view: memoryview, key: str, entry: StoredEntry, blocks: list[int], layers: list[int]) -> None:
     size, at = entry.layout.block_bytes, 0
-    for layer, expected in enumerate(entry.block_crcs[:, list(blocks)].tolist()):
+    for layer, expected in zip(layers, entry.block_crcs[layers][:, blocks].tolist(), strict=True):
         for block, crc in zip(blocks, expected, strict=True):
             if zlib.crc32(view[at : at + size]) != crc:
                 raise DamagedEntry(key, f"the checksum of block {block} of layer {layer} does not match")

@@ -103,8 +103,9 @@ class EntryFolder:
 
 def row_of(key: str, entry: StoredEntry) -> Row:
     """The catalogue's row of an entry."""
-    record = MatchRecord.of(entry.summary.text)
-    return Row(key, entry.namespace, entry.fingerprint, entry.summary.n_tokens, entry.total_bytes, record)
+    summary, kv_dtype = entry.summary, entry.form.kv_dtype
+    record = MatchRecord.of(summary.text)
+    return Row(key, entry.namespace, entry.fingerprint, summary.n_tokens, kv_dtype, entry.total_bytes, record)
 
 
 def _folders(root: Path) -> list[Path]:

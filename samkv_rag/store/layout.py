@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_rag.store.quantise import KVForm, stored_as
 from samkv_rag.types import BLOCK, ChunkKV
 
 DTYPES = {
@@ -29,7 +30,7 @@ HEADER_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """Shape `(L, B, 2, G, BLOCK, D)` and dtype of one entry's K and V."""
+    """Shape and dtype of one entry's K and V as stored: `(L, B, 2, G, BLOCK, D)`, or records `(L, B, bytes)`."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -55,20 +56,14 @@ class KVLayout:
     def nbytes(self) -> int:
         return self.layers * self.blocks * self.block_bytes
 
-    def wanted(self, blocks: Sequence[int] | None) -> list[int]:
-        """`blocks` as a list, all of them for None; IndexError for one that the entry does not have."""
-        if blocks is None:
-            return list(range(self.blocks))
-        chosen = [int(block) for block in blocks]
-        for block in chosen:
-            if not 0 <= block < self.blocks:
-                raise IndexError(f"Block {block} was asked of an entry with blocks 0 to {self.blocks - 1}.")
-        return chosen
+    def wanted(self, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """(layers, blocks) as lists, all of them for None; IndexError for one that the entry does not have."""
+        return _within("Layer", layers, self.layers), _within("Block", blocks, self.blocks)
 
-    def reads(self, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(offset, length) in bytes that together give `blocks` of every layer, in order; neighbours are merged."""
+    def reads(self, blocks: Sequence[int], layers: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(offset, length) in bytes that together give `blocks` of each of `layers` in order; neighbours merged."""
         offset = length = 0
-        for layer in range(self.layers):
+        for layer in layers:
             for block in blocks:
                 start = (layer * self.blocks + block) * self.block_bytes
                 if start == offset + length:
@@ -79,6 +74,14 @@ class KVLayout:
                 offset, length = start, self.block_bytes
         if length:
             yield offset, length
+
+
+def _within(what: str, asked: Sequence[int] | None, count: int) -> list[int]:
+    chosen = list(range(count)) if asked is None else [int(index) for index in asked]
+    for index in chosen:
+        if not 0 <= index < count:
+            raise IndexError(f"{what} {index} was asked of an entry with {what.lower()}s 0 to {count - 1}.")
+    return chosen
 
 
 def byte_view(tensor: Tensor) -> memoryview:
@@ -123,19 +126,21 @@ def estimate_bytes(
     chunks: int = 1,
     heads: int | None = None,
     summary_dtype: torch.dtype | None = None,
+    kv_dtype: str = "model",
 ) -> int:
     """Bytes that `n_tokens` tokens in `chunks` chunks will take in the store, for a line shown before ingestion.
 
     Counts K and V with every chunk padded to whole blocks, block summaries, local queries (`heads` query heads,
-    `kv_heads` when not given), token ids, text (6 bytes a token) and file headers. `summary_dtype` is `dtype` when
-    not given. For chunks of unlike lengths half a block of padding each is assumed; the sum over single chunks
-    (`chunks=1`) is exact in that.
+    `kv_heads` when not given), token ids, text (6 bytes a token) and file headers. `dtype` is the model's, and the
+    summaries' when `summary_dtype` is not given; `kv_dtype` says how K and V are stored, parameters included. For
+    chunks of unlike lengths half a block of padding each is assumed; the sum over single chunks (`chunks=1`) is exact
+    in that.
     """
     chunks = min(chunks, n_tokens)
     equal = chunks * math.ceil(n_tokens / (chunks * BLOCK)) if chunks else 0
     blocks = max(equal, math.ceil(n_tokens / BLOCK + chunks / 2)) if chunks > 1 else equal
     per_head = layers * head_dim
-    kv = blocks * BLOCK * 2 * kv_heads * per_head * dtype.itemsize
+    kv = blocks * layers * KVForm(stored_as(kv_dtype, dtype), dtype, kv_heads, head_dim).block_bytes
     summaries = (3 * blocks * kv_heads + chunks * (heads or kv_heads)) * per_head
     checksums = 8 * layers * blocks
     return kv + summaries * (summary_dtype or dtype).itemsize + checksums + 14 * n_tokens + chunks * HEADER_BYTES

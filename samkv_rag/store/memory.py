@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +14,15 @@ from torch import Tensor
 from samkv_rag.store.backend import Progress
 from samkv_rag.store.errors import MissingEntry, StoreError, StoreFull
 from samkv_rag.store.layout import KVLayout, own
+from samkv_rag.store.quantise import KVForm, StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    chunk: ChunkKV
+    summary: ChunkSummary
+    stored: StoredBlocks
     namespace: str
     record: MatchRecord
     nbytes: int
@@ -41,9 +43,11 @@ class MemoryBackend:
         self._evictions = 0
         self._lock = threading.RLock()
 
-    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str) -> None:
-        copy = _copy(chunk)
-        held = _Held(copy, namespace, MatchRecord.of(chunk.summary.text), _size(copy))
+    def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
+        form = KVForm.of(chunk.kv, kv_dtype)
+        stored = StoredBlocks(form, own(form.encode(chunk.kv.detach())))
+        record, size = MatchRecord.of(chunk.summary.text), stored.nbytes + _size(chunk.summary)
+        held = _Held(_copy(chunk.summary), stored, namespace, record, size)
         if self._max_bytes is not None and held.nbytes > self._max_bytes:
             raise StoreFull(
                 f"Chunk {key} takes {held.nbytes} bytes but the store may hold {self._max_bytes}: "
@@ -78,17 +82,17 @@ class MemoryBackend:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")
             self._hits += 1
             self._open.move_to_end(key)
-            return self._open[key].chunk.summary
+            return self._open[key].summary
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None) -> Tensor:
+    def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks:
         with self._lock:
             if key not in self._open:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")
-            kv = self._open[key].chunk.kv
-        chosen = KVLayout.of(kv).wanted(blocks)
-        out = kv.index_select(1, torch.tensor(chosen, dtype=torch.int64))
+            stored = self._open[key].stored
+        deep, chosen = map(torch.tensor, KVLayout.of(stored.data).wanted(blocks, layers))
+        out = StoredBlocks(stored.form, stored.data[deep.long()[:, None], chosen.long()])
         with self._lock:
-            self.bytes_read += out.numel() * out.element_size()
+            self.bytes_read += out.nbytes
         return out
 
     def delete(self, keys: Iterable[str]) -> int:
@@ -137,6 +141,7 @@ class MemoryBackend:
                 misses=self._misses,
                 evictions=self._evictions,
                 damaged=0,
+                kv_dtypes=dict(Counter(held.stored.form.kv_dtype for held in self._open.values())),
                 bytes_read=self.bytes_read,
                 max_bytes=self._max_bytes,
                 path=":memory:",
@@ -166,14 +171,14 @@ class MemoryBackend:
         return evicted
 
 
-def _copy(chunk: ChunkKV) -> ChunkKV:
-    summary = chunk.summary
-    tensors = (summary.token_ids, summary.mean, summary.low, summary.high, summary.local_query)
-    return ChunkKV(ChunkSummary(summary.text, *map(own, tensors)), own(chunk.kv))
+def _tensors(summary: ChunkSummary) -> tuple[Tensor, ...]:
+    return summary.token_ids, summary.mean, summary.low, summary.high, summary.local_query
 
 
-def _size(chunk: ChunkKV) -> int:
-    summary = chunk.summary
-    tensors = (summary.token_ids, summary.mean, summary.low, summary.high, summary.local_query)
-    small = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return chunk.nbytes + small + len(summary.text.encode("utf-8", "surrogatepass"))
+def _copy(summary: ChunkSummary) -> ChunkSummary:
+    return ChunkSummary(summary.text, *map(own, _tensors(summary)))
+
+
+def _size(summary: ChunkSummary) -> int:
+    small = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(summary))
+    return small + len(summary.text.encode("utf-8", "surrogatepass"))

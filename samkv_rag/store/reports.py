@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -10,7 +11,8 @@ class StoreStats:
     """Counts of a store. `bytes` are K, V and summaries as stored, `bytes_read` the K/V bytes this object read.
 
     `hits`, `misses` and `evictions` count since the store was made, over all processes when it is on disk.
-    `damaged` counts entries that a read or `verify` found damaged and that were not put again since.
+    `damaged` counts entries that a read or `verify` found damaged and that were not put again since. `kv_dtypes` counts
+    entries by how their K and V are stored (fp32, bf16, fp16, int8, fp8).
     """
 
     entries: int
@@ -19,6 +21,7 @@ class StoreStats:
     misses: int
     evictions: int
     damaged: int
+    kv_dtypes: Mapping[str, int]
     bytes_read: int
     max_bytes: int | None
     path: str

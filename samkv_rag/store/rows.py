@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from samkv_rag.types import MatchRecord
 
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE entries (
     key TEXT PRIMARY KEY, namespace TEXT NOT NULL, fingerprint TEXT NOT NULL, n_tokens INTEGER NOT NULL,
-    bytes INTEGER NOT NULL, record TEXT NOT NULL, checksum INTEGER NOT NULL,
+    kv_dtype TEXT NOT NULL, bytes INTEGER NOT NULL, record TEXT NOT NULL, checksum INTEGER NOT NULL,
     damaged INTEGER NOT NULL, last_used INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_use ON entries (last_used, bytes);
@@ -24,7 +24,7 @@ CREATE INDEX owners_by_key ON owners (key);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """
 _STATEMENTS = tuple(statement.strip() for statement in _TABLES.split(";") if statement.strip())
-_COLUMNS = "key, namespace, fingerprint, n_tokens, bytes, record, checksum, damaged"
+_COLUMNS = "key, namespace, fingerprint, n_tokens, kv_dtype, bytes, record, checksum, damaged"
 COUNTERS = ("hits", "misses", "evictions")
 
 
@@ -40,14 +40,15 @@ class Row:
     namespace: str
     fingerprint: str
     n_tokens: int
+    kv_dtype: str
     nbytes: int
     record: MatchRecord
     damaged: bool = False
 
-    def values(self) -> tuple[str, str, str, int, int, str]:
+    def values(self) -> tuple[str, str, str, int, str, int, str]:
         match = self.record
         record = json.dumps([match.length, match.head, match.tail, match.digest])
-        return self.key, self.namespace, self.fingerprint, self.n_tokens, self.nbytes, record
+        return self.key, self.namespace, self.fingerprint, self.n_tokens, self.kv_dtype, self.nbytes, record
 
     @classmethod
     def of(cls, values: Sequence[object]) -> Row:
@@ -55,9 +56,9 @@ class Row:
         *written, checksum, damaged = values
         if _checksum(written) != checksum:
             raise RowDamaged(f"The row of {written[0]} is damaged.")
-        key, namespace, fingerprint, n_tokens, nbytes, record = written
-        match = MatchRecord(*json.loads(str(record)))
-        return cls(str(key), str(namespace), str(fingerprint), _int(n_tokens), _int(nbytes), match, bool(damaged))
+        key, namespace, fingerprint, n_tokens, kv_dtype, nbytes, record = written
+        match, names = MatchRecord(*json.loads(str(record))), (str(key), str(namespace), str(fingerprint))
+        return cls(*names, _int(n_tokens), str(kv_dtype), _int(nbytes), match, bool(damaged))
 
 
 class Rows:
@@ -94,7 +95,7 @@ class Rows:
     def add(self, row: Row) -> None:
         """Write the row, replacing the one of that key, as the most recently used."""
         values = row.values()
-        marks = ", ".join("?" * 9)
+        marks = ", ".join("?" * 10)
         self._sql(
             f"INSERT OR REPLACE INTO entries ({_COLUMNS}, last_used) VALUES ({marks})",
             (*values, _checksum(values), int(row.damaged), self._now()),
@@ -124,6 +125,10 @@ class Rows:
         query = "SELECT COUNT(*), TOTAL(bytes), TOTAL(damaged <> 0) FROM entries"
         count, nbytes, damaged = self._sql(query).fetchone()
         return int(count), int(nbytes), int(damaged)
+
+    def kv_dtypes(self) -> dict[str, int]:
+        """Entries by how their K and V are stored."""
+        return dict(self._sql("SELECT kv_dtype, COUNT(*) FROM entries GROUP BY kv_dtype ORDER BY kv_dtype"))
 
     def total_bytes(self) -> int:
         return int(self._sql("SELECT TOTAL(bytes) FROM entries INDEXED BY entries_by_use").fetchone()[0])

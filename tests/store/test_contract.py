@@ -33,6 +33,15 @@ def test_blocks_come_in_the_order_asked(store: ChunkKVStore) -> None:
         assert torch.equal(store.read_blocks(A, blocks), chunk.kv[:, list(blocks)]), blocks
 
 
+def test_layers_come_in_the_order_asked(store: ChunkKVStore) -> None:
+    chunk = make_chunk(n_tokens=100, layers=5)
+    store.put(A, chunk)
+    for layers in ([], [0], [4], [1, 2, 3], [3, 0], [2, 2], range(5)):
+        assert torch.equal(store.read_blocks(A, None, layers), chunk.kv[list(layers)]), layers
+        assert torch.equal(store.read_blocks(A, [5, 1], layers), chunk.kv[list(layers)][:, [5, 1]]), layers
+    assert store.read_blocks(A, [2], [1]).is_contiguous()
+
+
 def test_counts_the_bytes_of_the_blocks_read(store: ChunkKVStore) -> None:
     chunk = make_chunk(n_tokens=100)
     store.put(A, chunk)
@@ -42,6 +51,8 @@ def test_counts_the_bytes_of_the_blocks_read(store: ChunkKVStore) -> None:
     assert store.bytes_read == store.stats().bytes_read == chunk.nbytes * 3 // 7
     store.read_blocks(A)
     assert store.bytes_read == chunk.nbytes * 3 // 7 + chunk.nbytes
+    store.read_blocks(A, [1], [0, 2])
+    assert store.bytes_read == chunk.nbytes * 3 // 7 + chunk.nbytes + chunk.nbytes * 2 // 21
 
 
 @pytest.mark.parametrize("block", [-1, 3, 100])
@@ -49,6 +60,8 @@ def test_refuses_blocks_that_are_not_there(store: ChunkKVStore, block: int) -> N
     store.put(A, make_chunk())
     with pytest.raises(IndexError, match=f"Block {block}"):
         store.read_blocks(A, [0, block])
+    with pytest.raises(IndexError, match=f"Layer {block}"):
+        store.read_blocks(A, [0], [0, block])
 
 
 @pytest.mark.parametrize("key", [A, "../../etc/passwd", "", "a\0b"])

@@ -56,8 +56,12 @@ def test_the_system_is_asked_for_those_bytes_only(folder: Path) -> None:
         read = _read_by_process() - before
         store.summary(A)
         again = _read_by_process() - before - read
+        before = _read_by_process()
+        store.read_blocks(A, [3, 4, 9], layers=[1])
+        one_layer = _read_by_process() - before
     wanted = chunk.nbytes * 3 // 32
     assert wanted <= read < wanted + 2048
+    assert wanted // 3 <= one_layer < wanted // 3 + 2048
     assert again < 2048
 
 
@@ -74,12 +78,13 @@ def test_the_summary_is_small(folder: Path) -> None:
 def test_reads_cover_the_blocks_in_few_pieces(layers: int, n_blocks: int, data: st.DataObject) -> None:
     layout = KVLayout(torch.float16, (layers, n_blocks, 2, 1, BLOCK, 2))
     blocks = data.draw(st.lists(st.integers(0, n_blocks - 1), max_size=12))
-    pieces = list(layout.reads(blocks))
+    deep = data.draw(st.lists(st.integers(0, layers - 1), max_size=4))
+    pieces = list(layout.reads(blocks, deep))
     size = layout.block_bytes
     covered = [at for offset, length in pieces for at in range(offset, offset + length, size)]
-    assert covered == [(layer * n_blocks + block) * size for layer in range(layers) for block in blocks]
+    assert covered == [(layer * n_blocks + block) * size for layer in deep for block in blocks]
     assert all(start + length != later for (start, length), (later, _) in zip(pieces, pieces[1:], strict=False))
-    assert list(layout.reads(range(n_blocks))) == [(0, layout.nbytes)]
+    assert list(layout.reads(range(n_blocks), range(layers))) == [(0, layout.nbytes)]
 
 
 @settings(max_examples=12, deadline=None)

@@ -1,0 +1,220 @@
+"""K and V in fewer bytes: how each `kv_dtype` is stored, block by block, and what comes back.
+
+`int8`: keys asymmetric per (layer, block, head, channel), values symmetric per (layer, block, head, token); after
+KIVI (Liu et al., 2024): a few key channels are large for all tokens, while values have no such channels. `fp8`: e4m3
+with one scale per (layer, head, token) for K and for V: its precision is relative, so that a large channel costs the
+others nothing and a scale per channel would buy only bytes.
+
+Stored keys are position-free, and their parameters are stored with them. A summary's `low` and `high` would not do:
+they bound the keys *turned* at the chunk's own positions, and a turn mixes the channels of a pair, so that a range
+of turned keys does not bound the same keys before the turn. Keeping turned keys instead would tie an entry to one
+set of frequencies (longrope has two) and cost another turn at every read.
+
+One block of one layer is one record: `keys | values | parameters`, so that it is one read and has one checksum.
+Parameters are bf16 and scales rounded up: no value is clipped, and the error is at most half a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.store.errors import StoreError
+from samkv_rag.types import BLOCK, KV_DTYPES
+
+CASTS = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+}
+"""What is stored as plain numbers, by name; `i8` and `u8` are integers that were put as such, without parameters."""
+
+_NAMES = {dtype: name for name, dtype in CASTS.items()}
+_FP8 = torch.float8_e4m3fn
+_FP8_MAX = torch.finfo(_FP8).max
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A quantised block's numbers: `keys` and `values` `(..., G, BLOCK, D)`, the keys' scale and zero (None: 0), and
+    the values' scale, each bf16 with as many dimensions: key = zero + scale * number, value = scale * number."""
+
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor
+    value_scale: Tensor
+    key_zero: Tensor | None = None
+
+    def restored(self, dtype: torch.dtype) -> Tensor:
+        """`(..., 2, G, BLOCK, D)` in `dtype`, computed in fp32."""
+        keys = self.keys.float() * self.key_scale.float()
+        if self.key_zero is not None:
+            keys += self.key_zero.float()
+        values = self.values.float() * self.value_scale.float()
+        return torch.stack([keys, values], -4).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiser:
+    """How one `kv_dtype` is stored: what fields a record has (for G heads of width D), and what fills them."""
+
+    fields: Callable[[int, int], dict[str, tuple[torch.dtype, tuple[int, int, int]]]]
+    parts: Callable[[Tensor], Parts]
+
+    def record_bytes(self, heads: int, width: int) -> int:
+        """Bytes of one block of one layer, parameters included."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.fields(heads, width).values())
+
+    def pack(self, kv: Tensor) -> Tensor:
+        """`(L, B, 2, G, BLOCK, D)` -> records, uint8 `(L, B, bytes)`."""
+        parts = self.parts(kv.float())
+        filled = [getattr(parts, name) for name in self.fields(kv.shape[3], kv.shape[5])]
+        return torch.cat([field.contiguous().flatten(2).view(torch.uint8) for field in filled], -1)
+
+    def unpack(self, records: Tensor, heads: int, width: int) -> Parts:
+        """Views into records uint8 `(L, B, bytes)`, nothing copied."""
+        found, at = {}, 0
+        for name, (dtype, shape) in self.fields(heads, width).items():
+            stop = at + dtype.itemsize * math.prod(shape)
+            found[name] = records[..., at:stop].view(dtype).unflatten(-1, shape)
+            at = stop
+        return Parts(**found)
+
+
+def int8_parts(kv: Tensor) -> Parts:
+    """fp32 `(L, B, 2, G, BLOCK, D)` in int8, keys per channel and values per token."""
+    keys, values = kv.unbind(2)
+    low, high = keys.amin(-2, keepdim=True), keys.amax(-2, keepdim=True)
+    zero = (low / 2 + high / 2).bfloat16()
+    key_scale = _scale(torch.maximum(high - zero.float(), zero.float() - low), 127)
+    value_scale = _scale(values.abs().amax(-1, keepdim=True), 127)
+    return Parts(
+        keys=_steps(keys - zero.float(), key_scale).round().to(torch.int8),
+        values=_steps(values, value_scale).round().to(torch.int8),
+        key_scale=key_scale,
+        value_scale=value_scale,
+        key_zero=zero,
+    )
+
+
+def fp8_parts(kv: Tensor) -> Parts:
+    """fp32 `(L, B, 2, G, BLOCK, D)` in e4m3, a scale per token and head."""
+    scale = _scale(kv.abs().amax(-1, keepdim=True), _FP8_MAX)
+    steps = _steps(kv, scale).clamp(-_FP8_MAX, _FP8_MAX).to(_FP8)
+    return Parts(steps[:, :, 0], steps[:, :, 1], scale[:, :, 0], scale[:, :, 1])
+
+
+def _scale(largest: Tensor, steps: float) -> Tensor:
+    """The bf16 number next above `largest / steps`, so that `steps` of it reach `largest`; 0 where that is 0."""
+    exact = largest / steps
+    scale = exact.bfloat16()
+    up = torch.nextafter(scale, torch.full_like(scale, math.inf))
+    return torch.where(scale.float() * steps < largest, up, scale)
+
+
+def _steps(x: Tensor, scale: Tensor) -> Tensor:
+    return x / torch.where(scale == 0, 1, scale.float())
+
+
+def _int8_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[int, int, int]]]:
+    block, channels, tokens = (heads, BLOCK, width), (heads, 1, width), (heads, BLOCK, 1)
+    bf16 = torch.bfloat16
+    return {
+        "keys": (torch.int8, block), "values": (torch.int8, block),
+        "key_scale": (bf16, channels), "key_zero": (bf16, channels), "value_scale": (bf16, tokens),
+    }  # fmt: skip
+
+
+def _fp8_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[int, int, int]]]:
+    block, tokens = (heads, BLOCK, width), (heads, BLOCK, 1)
+    scale = (torch.bfloat16, tokens)
+    return {"keys": (_FP8, block), "values": (_FP8, block), "key_scale": scale, "value_scale": scale}
+
+
+QUANTISERS = {"int8": Quantiser(_int8_fields, int8_parts), "fp8": Quantiser(_fp8_fields, fp8_parts)}
+
+
+@dataclass(frozen=True, slots=True)
+class KVForm:
+    """How an entry's K and V are stored (`kv_dtype`), and what they are given back as: `dtype`, G heads of width D."""
+
+    kv_dtype: str
+    dtype: torch.dtype
+    heads: int
+    width: int
+
+    @classmethod
+    def of(cls, kv: Tensor, kv_dtype: str) -> KVForm:
+        """The form in which `kv` `(L, B, 2, G, BLOCK, D)` is stored; "model" is its own dtype."""
+        return cls(stored_as(kv_dtype, kv.dtype), kv.dtype, kv.shape[3], kv.shape[5])
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of one layer as stored."""
+        if self.kv_dtype in QUANTISERS:
+            return QUANTISERS[self.kv_dtype].record_bytes(self.heads, self.width)
+        return 2 * self.heads * BLOCK * self.width * CASTS[self.kv_dtype].itemsize
+
+    def encode(self, kv: Tensor) -> Tensor:
+        """What is stored of `kv`: numbers of its shape, or records uint8 `(L, B, bytes)`. StoreError when `kv` has
+        numbers that `kv_dtype` cannot hold."""
+        if self.kv_dtype in QUANTISERS:
+            self._check_finite(kv)
+            return QUANTISERS[self.kv_dtype].pack(kv)
+        stored = kv.to(CASTS[self.kv_dtype])
+        if stored.dtype != kv.dtype:
+            self._check_finite(stored)
+        return stored
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """What `encode` stored, of all or of some layers and blocks, as `(L, B, 2, G, BLOCK, D)` in `dtype`."""
+        if self.kv_dtype in QUANTISERS:
+            return QUANTISERS[self.kv_dtype].unpack(stored, self.heads, self.width).restored(self.dtype)
+        return stored.to(self.dtype)
+
+    def _check_finite(self, kv: Tensor) -> None:
+        if not kv.isfinite().all():
+            raise StoreError(
+                f"Keys or values of this chunk are too large for kv_dtype={self.kv_dtype!r}, or not numbers at all: "
+                "use kv_dtype='model'."
+            )
+
+
+def stored_as(kv_dtype: str, dtype: torch.dtype) -> str:
+    """The name of what is stored for `kv_dtype` ("model" or a name) when the model computes in `dtype`. ValueError for
+    a name that there is not."""
+    if kv_dtype == "model":
+        return _NAMES[dtype]
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"There is no kv_dtype {kv_dtype!r}: use one of {', '.join(KV_DTYPES)}.")
+    return kv_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """Some blocks of some layers as they were read: `data` `(L, B, ...)`."""
+
+    form: KVForm
+    data: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read, parameters included."""
+        return self.data.numel() * self.data.element_size()
+
+    @property
+    def parts(self) -> Parts | None:
+        """The numbers and parameters of quantised blocks, as views; None for plain numbers."""
+        quantiser = QUANTISERS.get(self.form.kv_dtype)
+        return None if quantiser is None else quantiser.unpack(self.data, self.form.heads, self.form.width)
+
+    def restored(self) -> Tensor:
+        """K and V `(L, B, 2, G, BLOCK, D)` in the dtype that was put."""
+        return self.form.decode(self.data)
