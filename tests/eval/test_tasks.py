@@ -118,14 +118,13 @@ def test_the_filling_of_a_needle_never_names_its_subject() -> None:
 
 
 # The reader's training draws from these modules: the same seed must give the same text, for good.
-STREAM = "bbfddaa6e0bfb2b03793f46744cceda333606f0faf90e81c1ff6319cfcb3eacc"
+STREAM = "55460f65ebb7f7e1bfa800aa11ca7165296f3487808840cc15235b4d3cbe887d"
 
 
 def test_the_worlds_that_training_reads_have_not_changed() -> None:
     digest = hashlib.sha256()
-    for seed in range(5):
-        digest.update(repr(worlds.world(seed)).encode())
-        digest.update(repr(worlds.world(seed, held_out=True)).encode())
+    for made in (worlds.world(seed, held_out) for seed in range(5) for held_out in (False, True)):
+        digest.update(repr((made.documents, [(q.text, q.answer, q.task) for q in made.questions])).encode())
     for task in worlds.TASKS:
         for example in itertools.islice(worlds.examples(3, 6, task), 3):
             digest.update(repr(example).encode())

@@ -1,0 +1,117 @@
+"""Forms of question sets: what a row must hold to become a question with passages.
+
+ours       {question, answers: [...], passages: [{title, text}], supporting: [indices]}
+LongBench  {input, context, answers: [...]}: the context is split at its "Passage N:" headings; one without them is a
+           single passage (cut it with --chunk-tokens). Rows with `all_classes` (classification) are refused.
+HotpotQA   {question, answer, context: {title: [...], sentences: [[...]]}, supporting_facts: {title: [...]}} (2Wiki too)
+SQuAD      {question, context, answers: {text: [...]}}: one passage
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.eval.tasks import ChunkSize
+
+_PASSAGE = re.compile(r"^Passage \d+:[ \t]*\n?", re.MULTILINE)
+_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a set: `supporting` are the indices of the passages that are said to hold the answer."""
+
+    text: str
+    answers: tuple[str, ...]
+    passages: tuple[str, ...]
+    supporting: frozenset[int] = frozenset()
+
+    def within(self, most: int | None) -> Asked:
+        """At most `most` passages: the supporting ones, then the first others, all in their order."""
+        if most is None or len(self.passages) <= most:
+            return self
+        wanted = sorted(range(len(self.passages)), key=lambda index: (index not in self.supporting, index))
+        return replace(self, passages=tuple(self.passages[index] for index in sorted(wanted[:most])))
+
+    def cut(self, size: ChunkSize | None) -> Asked:
+        """Passages longer than `size` in pieces of whole sentences."""
+        if size is None:
+            return self
+        return replace(self, passages=tuple(piece for text in self.passages for piece in pieces(text, size)))
+
+
+def pieces(text: str, size: ChunkSize) -> list[str]:
+    """`text` in pieces of at most about `size.tokens` tokens, cut between sentences; a longer sentence stays whole."""
+    found: list[list[str]] = [[]]
+    used = 0
+    for sentence in filter(None, _BREAK.split(text.strip())):
+        count = size.count(" " + sentence)
+        if found[-1] and used + count > size.tokens:
+            found.append([])
+            used = 0
+        found[-1].append(sentence)
+        used += count
+    return [" ".join(piece) for piece in found if piece]
+
+
+def asked(row: Mapping[str, Any], where: str) -> Asked:
+    """The question of a row; raises `SamKVError`, naming the place, for a form that is not known or lacks something."""
+    for marks, read in _FORMS:
+        if marks <= row.keys():
+            try:
+                question = read(row)
+            except (KeyError, TypeError, AttributeError, IndexError) as error:
+                raise SamKVError(f"{where} is not of the form its keys promise: {error!r}.") from error
+            if question.text.strip() and question.passages and any(question.answers):
+                return question
+            raise SamKVError(f"{where} has no question, no passage or no answer; leave it out of the file.")
+    raise SamKVError(
+        f"{where} has the keys {', '.join(sorted(row))}; a row needs question, answers and passages, or the keys of "
+        "LongBench, HotpotQA or SQuAD (README, Measure it on your own data)."
+    )
+
+
+def _ours(row: Mapping[str, Any]) -> Asked:
+    passages = [_titled(passage.get("title", ""), passage["text"]) for passage in row["passages"]]
+    return _asked(row["question"], row["answers"], passages, row.get("supporting", ()))
+
+
+def _longbench(row: Mapping[str, Any]) -> Asked:
+    if row.get("all_classes"):
+        raise KeyError("all_classes (a classification task; only question answering is supported)")
+    return _asked(row["input"], row["answers"], [part.strip() for part in _PASSAGE.split(row["context"])])
+
+
+def _hotpot(row: Mapping[str, Any]) -> Asked:
+    titles = row["context"]["title"]
+    texts = ["".join(sentences) for sentences in row["context"]["sentences"]]
+    named = set(row.get("supporting_facts", {}).get("title", ()))
+    passages = [_titled(title, text) for title, text in zip(titles, texts, strict=True)]
+    return _asked(row["question"], [row["answer"]], passages, [i for i, t in enumerate(titles) if t in named])
+
+
+def _squad(row: Mapping[str, Any]) -> Asked:
+    return _asked(row["question"], row["answers"]["text"], [row["context"]], [0])
+
+
+def _asked(question: str, answers: Any, passages: list[str], supporting: Any = ()) -> Asked:
+    kept = [index for index, text in enumerate(passages) if text.strip()]
+    golds = tuple(dict.fromkeys(str(answer) for answer in answers))
+    marked = frozenset(new for new, old in enumerate(kept) if old in set(supporting))
+    return Asked(question.strip(), golds, tuple(passages[index].strip() for index in kept), marked)
+
+
+def _titled(title: str, text: str) -> str:
+    return f"{title}\n{text}" if title else text
+
+
+_FORMS = (
+    ({"question", "answers", "passages"}, _ours),
+    ({"input", "context", "answers"}, _longbench),
+    ({"question", "answer", "context"}, _hotpot),
+    ({"question", "context", "answers"}, _squad),
+)

@@ -1,0 +1,106 @@
+"""Where questions come from: a generated task, a file of questions, or a data set of the hub.
+
+A source is named by one word: a task (`two_hop`), a path (`sets/mine.jsonl`, `.jsonl.gz` or `.json`), or
+`hub:OWNER/NAME[:CONFIG[:SPLIT]]`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.eval.forms import asked
+from samkv_rag.eval.items import Item
+from samkv_rag.eval.tasks import TASKS, ChunkSize
+
+GENERATED_CHUNKS = 12
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How questions are drawn from a source.
+
+    `chunks`: how many a generated question has (12), and the most that one of a file keeps (all): its supporting ones
+    and the first of the others, in their order. `size`: tasks fill chunks up to it, files' passages are cut to it.
+    """
+
+    limit: int
+    seed: int = 0
+    chunks: int | None = None
+    size: ChunkSize | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` heads its table in a report; `spec` is how it was asked for; `digest` of a file's bytes, else empty."""
+
+    name: str
+    spec: str
+    digest: str = ""
+
+    @classmethod
+    def of(cls, spec: str) -> Source:
+        """Raises `SamKVError` when `spec` is neither a task nor a file nor a data set of the hub."""
+        if spec in TASKS or spec.startswith(HUB):
+            return cls(spec.removeprefix(HUB), spec)
+        path = Path(spec).expanduser()
+        if not path.is_file():
+            raise SamKVError(f"{spec} is neither a file nor a task; the tasks are: {', '.join(TASKS)}.")
+        return cls(path.name.split(".")[0], spec, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    def items(self, drawing: Drawing) -> Iterator[Item]:
+        """At most `drawing.limit` questions. Raises `SamKVError` at a row of an unknown form."""
+        if self.spec in TASKS:
+            chunks = drawing.chunks or GENERATED_CHUNKS
+            return itertools.islice(TASKS[self.spec].items(drawing.seed, chunks, drawing.size), drawing.limit)
+        rows = _hub_rows(self.spec) if self.spec.startswith(HUB) else _file_rows(Path(self.spec).expanduser())
+        return self._of_rows(itertools.islice(rows, drawing.limit), drawing)
+
+    def _of_rows(self, rows: Iterable[Mapping[str, Any]], drawing: Drawing) -> Iterator[Item]:
+        for number, row in enumerate(rows):
+            question = asked(row, f"{self.spec}, question {number + 1}")
+            chunks = question.within(drawing.chunks).cut(drawing.size).passages
+            yield Item(f"{self.name}-{number}", self.name, question.text, question.answers, chunks)
+
+
+def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as lines:
+        if path.name.removesuffix(".gz").endswith(".json"):
+            yield from _parsed(lines.read(), str(path))
+            return
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _parsed(line, f"{path}, line {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SamKVError(f"{where} is not JSON ({error.msg}); one JSON object per line is expected.") from error
+
+
+def _hub_rows(spec: str) -> Iterator[Mapping[str, Any]]:
+    if importlib.util.find_spec("datasets") is None:
+        raise SamKVError(f"{spec} needs the package datasets: pip install 'samkv-rag[eval]', or pass a local file.")
+    from datasets import load_dataset
+
+    name, config, split = (*spec.removeprefix(HUB).split(":"), "", "")[:3]
+    try:
+        rows: Iterable[Mapping[str, Any]] = load_dataset(name, config or None, split=split or "validation")
+    except Exception as error:  # whatever the hub's client raises is about the name, the network or the split
+        raise SamKVError(
+            f"{spec} could not be loaded from the hub ({type(error).__name__}: {error}). Check the name, the split "
+            "(hub:OWNER/NAME:CONFIG:SPLIT) and the network, or download the set and pass its file."
+        ) from error
+    return iter(rows)

@@ -1,0 +1,138 @@
+"""Question sets of every form, from files written here; and what is said of rows that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.eval.forms import pieces
+from samkv_rag.eval.items import Item
+from samkv_rag.eval.sources import Drawing, Source
+from samkv_rag.eval.tasks import TASKS, ChunkSize
+
+OURS = {
+    "id": "a", "question": "Where is the mill?", "answers": ["Orrin", "in Orrin"], "supporting": [1],
+    "passages": [{"title": "Inn", "text": "The inn is old."}, {"title": "Mill", "text": "The mill is in Orrin."}],
+}  # fmt: skip
+LONGBENCH = {
+    "input": "Where is the mill?", "answers": ["Orrin"], "all_classes": None,
+    "context": "Passage 1:\nInn\nThe inn is old.\n\nPassage 2:\nMill\nThe mill is in Orrin.",
+}  # fmt: skip
+HOTPOT = {
+    "question": "Where is the mill?", "answer": "Orrin", "supporting_facts": {"title": ["Mill"], "sent_id": [0]},
+    "context": {"title": ["Inn", "Mill"], "sentences": [["The inn is old."], ["The mill", " is in Orrin."]]},
+}  # fmt: skip
+SQUAD = {"question": "Where is the mill?", "context": "The mill is in Orrin.", "answers": {"text": ["Orrin", "Orrin"]}}
+
+TWO = ("Inn\nThe inn is old.", "Mill\nThe mill is in Orrin.")
+FORMS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "ours": (OURS, TWO, ("Orrin", "in Orrin")),
+    "longbench": (LONGBENCH, TWO, ("Orrin",)),
+    "hotpot": (HOTPOT, TWO, ("Orrin",)),
+    "squad": (SQUAD, ("The mill is in Orrin.",), ("Orrin",)),
+}
+
+
+def written(folder: Path, rows: Sequence[Any], name: str = "set.jsonl") -> Path:
+    path, text = folder / name, "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return path
+
+
+def read(path: Path, limit: int = 9, chunks: int | None = None, size: ChunkSize | None = None) -> list[Item]:
+    return list(Source.of(str(path)).items(Drawing(limit, chunks=chunks, size=size)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz"])
+def test_every_form_gives_the_question_its_passages_and_its_answers(tmp_path: Path, form: str, name: str) -> None:
+    row, passages, answers = FORMS[form]
+    (item,) = read(written(tmp_path, [row], name))
+    assert item == Item("set-0", "set", "Where is the mill?", answers, passages)
+
+
+def test_a_json_file_is_a_list_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([OURS, SQUAD]))
+    assert [len(item.chunks) for item in read(path)] == [2, 1]
+
+
+def test_fewer_passages_keep_the_supporting_ones_and_the_order(tmp_path: Path) -> None:
+    passages = [{"text": letter} for letter in "abcde"]
+    path = written(tmp_path, [OURS | {"passages": passages, "supporting": [3]}])
+    assert read(path, chunks=3)[0].chunks == ("a", "b", "d")
+    assert read(path, chunks=9)[0].chunks == tuple("abcde")
+
+
+def test_a_limit_ends_the_set(tmp_path: Path) -> None:
+    assert [item.id for item in read(written(tmp_path, [OURS] * 5), limit=2)] == ["set-0", "set-1"]
+
+
+def test_long_passages_are_cut_between_sentences(tmp_path: Path) -> None:
+    size = ChunkSize(6, lambda text: len(text.split()))
+    text = "One two three four. Five six. Seven eight nine ten eleven twelve thirteen. Last one"
+    assert pieces(text, size) == [
+        "One two three four. Five six.", "Seven eight nine ten eleven twelve thirteen.", "Last one"
+    ]  # fmt: skip
+    path = written(tmp_path, [SQUAD | {"context": text}])
+    assert " ".join(read(path, size=size)[0].chunks) == text
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "no-json": ("{not json", "line 1 is not JSON"),
+    "foreign": ('{"prompt": "x"}', "has the keys prompt"),
+    "no-answer": (json.dumps(OURS | {"answers": []}), "no answer"),
+    "no-passage": (json.dumps(OURS | {"passages": []}), "no passage"),
+    "no-text": (json.dumps(OURS | {"passages": [{"title": "x"}]}), "not of the form"),
+    "classes": (json.dumps(LONGBENCH | {"all_classes": ["a"]}), "classification"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_cannot_be_used_are_named_with_their_place(tmp_path: Path, case: str) -> None:
+    line, sentence = REFUSED[case]
+    (tmp_path / "set.jsonl").write_text(line + "\n")
+    with pytest.raises(SamKVError, match=sentence):
+        read(tmp_path / "set.jsonl")
+
+
+def test_an_unknown_word_is_answered_with_the_tasks() -> None:
+    with pytest.raises(SamKVError, match="neither a file nor a task.*" + ", ".join(TASKS)):
+        Source.of("no-such-thing")
+
+
+def test_the_hub_without_its_package_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SamKVError, match=r"pip install 'samkv-rag\[eval\]'"):
+        list(Source.of("hub:someone/set").items(Drawing(1)))
+
+
+def test_the_hub_gives_rows_of_the_same_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> list[Any]:
+        asked.append((args, kwargs))
+        return [HOTPOT]
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    (item,) = Source.of("hub:someone/set:distractor:train").items(Drawing(1))
+    assert item.chunks == TWO and asked == [(("someone/set", "distractor"), {"split": "train"})]
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(SamKVError, match="could not be loaded from the hub.*no route.*pass its file"):
+        list(Source.of("hub:someone/set").items(Drawing(1)))
