@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+from samkv_rag.flops import answer_flops
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.types import Report
 
@@ -33,11 +38,19 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         kv_bytes_resident=len(prepared.ids) * per_token,
         kv_bytes_full=plan.n_tokens * per_token,
         kv_bytes_read=run.bytes_read,
+        scored_bytes=run.scored_bytes,
+        flops=answer_flops(run, prepared),
         ttft_seconds=ttft_seconds,
         stage_seconds={stage: run.seconds.get(stage, 0.0) for stage in _STAGES},
         misses=tuple(text[:_MISS_CHARS] for text in plan.misses),
         notes=selection.notes,
+        prompt_digest=ids_digest(plan.token_ids),
     )
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """Hex SHA-256 of token ids as 64-bit integers: equal digests, equal prompts."""
+    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()
 
 
 def _share(part: int, whole: int, empty: float = 0.0) -> float:

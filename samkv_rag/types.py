@@ -177,7 +177,9 @@ class Report:
     `fresh_tokens` are glue tokens plus recomputed ones plus missed chunks: all that entered layer 0 for the
     answer itself (the question pass is counted apart). `recomputed_layers_ratio`: chunk tokens times layers that were
     computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype;
-    seconds are wall clock.
+    seconds are wall clock. `scored_bytes` are what choosing read: the block summaries of the chunks it scored, the
+    entries that the question's pass ran over, the keys that CacheBlend compared. `flops` are the operations up to the
+    first new token (`samkv_rag.flops`). `prompt_digest` is that of the prompt's token ids, the same for every method.
     """
 
     method: str
@@ -196,11 +198,14 @@ class Report:
     kv_bytes_resident: int
     kv_bytes_full: int
     kv_bytes_read: int
+    scored_bytes: int
+    flops: int
     ttft_seconds: float
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     backend: str = "torch"
     misses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    prompt_digest: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """The report as plain types, ready for JSON."""

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samkv_rag.methods.passes import Pass
 from samkv_rag.model.adapter import ModelAdapter, unblocked
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.store import ChunkKVStore
@@ -62,6 +63,9 @@ class Run:
         self.min_kept_tokens = min_kept_tokens
         self.question_pass_tokens = 0
         self.bytes_read = 0
+        self.scored_bytes = 0
+        self.passes: list[Pass] = []
+        self._summarised: dict[int, ChunkSummary] = {}
         self.chunk_token_layers = 0
         self.seconds: dict[str, float] = defaultdict(float)
         self._blocks: list[dict[int, Tensor]] = [{} for _ in plan.chunks]
@@ -89,7 +93,10 @@ class Run:
 
     def summaries(self, index: int) -> ChunkSummary:
         """The small part of chunk `index`: block summaries and local query."""
-        return self.store.summary(str(self.plan.chunks[index].key))
+        if index not in self._summarised:
+            known = self._summarised[index] = self.store.summary(str(self.plan.chunks[index].key))
+            self.scored_bytes += sum(x.nbytes for x in (known.mean, known.low, known.high, known.local_query))
+        return self._summarised[index]
 
     def local_query(self, index: int) -> Tensor:
         """The local query of chunk `index`, fp32 `(L, H, D)`, position-free."""
@@ -158,10 +165,18 @@ class Run:
         pooling), L being the layers up to `last_layer`. What stands behind the question cannot change them: not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
-        layout, cache = self._asking(kept, last)
+        return self._queries(*self._asking(kept, last), last)[0]
+
+    def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[Tensor, Tensor]:
+        """As `question_pass`, but to the prompt's end: queries `(L, H, Q, D)` of the question and of the glue behind
+        the chunks, and their positions `(Q,)`."""
+        return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
+
+    def _queries(self, layout: Layout, cache: SlotCache, last: int) -> tuple[Tensor, Tensor]:
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
-            return self.adapter.question_queries(ids, fresh, asked, cache, last)
+            queries = self.adapter.question_queries(ids, fresh, asked, cache, last)
+            return queries, layout.positions[fresh][asked]
 
     def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
@@ -181,7 +196,11 @@ class Run:
         layout = self.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
             layout = _with_question(layout, question.token_ids)
-        return layout, self.assemble(kept, layout, last_layer=last_layer)
+        self.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
+        before = self.bytes_read
+        cache = self.assemble(kept, layout, last_layer=last_layer)
+        self.scored_bytes += self.bytes_read - before
+        return layout, cache
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
         """Slots to run (the glue), which of those rows ask (the question, and glue behind the last chunk), ids."""
@@ -215,6 +234,7 @@ class Run:
             ids = [layout.ids[slot] for slot in slots.tolist()]
             owned = (layout.owner[slots] >= 0).to(self.adapter.device)
             self.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
+            self.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers))
             masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
             blend = None if theta == 1.0 else Blend(theta, owned)
             self.adapter.recompute(ids, slots, cache, masks, blend)
@@ -239,6 +259,8 @@ class Run:
             columns = layout.columns(len(kept))
             selection = choose(moved[layout.owner >= 0], columns)
             self.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
+            self.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
+            self.scored_bytes += stored[0][:, :, layout.owner >= 0].nbytes
         return self._recompute_into(cache, layout, selection)
 
     @staticmethod
@@ -258,6 +280,7 @@ class Run:
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
         self.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
+        self.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
         return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))
 
 

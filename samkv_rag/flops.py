@@ -1,0 +1,59 @@
+"""Floating-point operations of an answer up to its first new token, from the passes that were really run.
+
+A multiplication and an addition are two operations. A pass of Q rows, row q seeing n_q tokens, costs on every layer
+
+    2 * Q * (elements of the layer's weight matrices)  +  4 * H * D * sum over q of n_q
+
+(queries times keys, and weights times values, 2 * H * D a pair each). A pass that ends early costs on its last layer
+2 * Q * hidden * (H + 2 G) * D. The first token adds one row over everything kept, if the cache was prepared, and the
+output matrix once. Not counted: norms, rotations, softmax, embeddings, and the scores that a selection computes for
+itself (`scored_bytes` says what those read). A sliding window's layers see no further than their window. Matrices are
+the two-dimensional weights alone: the stacked experts of a mixture do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from samkv_rag.methods import Prepared, Run
+from samkv_rag.methods.passes import Pass
+from samkv_rag.model.adapter import ModelAdapter
+
+
+def answer_flops(run: Run, prepared: Prepared) -> int:
+    """Operations of all passes of `run` and of the first new token."""
+    passes = list(run.passes)
+    if prepared.cache is not None:
+        kept = len(prepared.ids)
+        passes.append(Pass(prepared.cache.positions[:kept].cpu(), torch.tensor([kept - 1]), run.adapter.shape.layers))
+    output: int = run.adapter.model.get_output_embeddings().weight.numel()
+    return pass_flops(run.adapter, passes) + 2 * output
+
+
+def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
+    """Operations of passes through the decoder's layers, without the output matrix."""
+    layers = list(adapter.decoder.layers)
+    weights = [sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers]
+    windows = [_window(adapter, layer) for layer in layers]
+    return sum(_one(adapter, one, weights, windows) for one in passes)
+
+
+def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
+    shape, rows = adapter.shape, len(one.slots)
+    whole = one.layers - one.ended
+    pairs = {window: one.pairs(window) for window in set(windows[:whole])}
+    linear = 2 * rows * sum(weights[:whole])
+    attention = 4 * shape.heads * shape.head_dim * sum(pairs[window] for window in windows[:whole])
+    if one.ended:
+        hidden = adapter.model.get_input_embeddings().weight.shape[1]
+        linear += 2 * rows * hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return linear + attention
+
+
+def _window(adapter: ModelAdapter, layer: Any) -> int | None:
+    """The layer's sliding window: its attention module's own, or else the model's."""
+    window: int | None = getattr(layer.self_attn, "sliding_window", adapter.model.config.__dict__.get("sliding_window"))
+    return window

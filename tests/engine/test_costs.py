@@ -1,0 +1,121 @@
+"""Operations and scored bytes against instruments: every matrix product the model ran, every pair it attended to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
+
+from samkv_rag import SamKV, SamKVEngine
+from samkv_rag.methods import CacheBlend, Method
+from samkv_rag.methods.passes import Pass
+from samkv_rag.model import attention
+from tests.cases import METHODS
+from tests.models import tiny_engine
+
+CHUNKS = [
+    "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles.",
+    "Ana Petrov studied chemistry in Bergen.",
+    "The company then moved to the coast, where it keeps a museum of old lamps that opens on every second Sunday.",
+]
+ASKED = "Where is Lumen Labs based?"
+WIRED = ["llama", "mistral-sliding", "qwen2-sliding", "gemma2", "phi3", "cohere2"]
+SOME = {name: METHODS[name] for name in ("full", "samkv", "samkv-pooled", "cacheblend", "prophetkv", "no_context")}
+
+
+def engine_of(wiring: str) -> SamKVEngine:
+    engine = tiny_engine(wiring)
+    engine.precompute(CHUNKS)
+    return engine
+
+
+@contextmanager
+def counting_pairs() -> Iterator[list[int]]:
+    """Hears every layer's attention that was carried out: visible (row, key) pairs, from the mask it had."""
+    heard: list[int] = []
+
+    def counted(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        out = attention.samkv_attention(module, query, key, value, mask, **options)  # raises where a pass ends
+        plan, rows, keys = attention._PLAN.get(), query.shape[2], key.shape[2]
+        if plan is not None:
+            mask, causal = plan.mask(rows, keys, options.get("sliding_window"))
+        else:
+            causal = mask is None and rows > 1
+        heard.append(rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum()))
+        return out
+
+    AttentionInterface.register(attention.NAME, counted)
+    try:
+        yield heard
+    finally:
+        AttentionInterface.register(attention.NAME, attention.samkv_attention)
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("wiring", WIRED)
+def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(wiring: str, name: str) -> None:
+    engine = engine_of(wiring)
+    shape, counter = engine.adapter.shape, FlopCounterMode(display=False)
+    with counting_pairs() as pairs, counter:
+        report = engine.answer(ASKED, CHUNKS, method=SOME[name], max_new_tokens=1).report
+    matrices = counter.get_flop_counts()["Global"]
+    products = sum(count for op, count in matrices.items() if str(op) in ("aten.mm", "aten.addmm"))
+    assert products and pairs
+    assert report.flops == products + 4 * shape.heads * shape.head_dim * sum(pairs)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 30])
+def test_pairs_are_those_of_the_whole_mask(window: int | None) -> None:
+    positions = torch.tensor([0, 1, 2, 5, 6, 9, 20, 21, 22])
+    slots = torch.tensor([1, 3, 6, 8])
+    visible = positions[None] <= positions[slots][:, None]
+    if window is not None:
+        visible &= positions[None] > positions[slots][:, None] - window
+    assert Pass(positions, slots, 1).pairs(window) == int(visible.sum())
+
+
+def test_keeping_less_costs_less_and_full_costs_most() -> None:
+    engine = engine_of("llama")
+    methods: list[str | Method] = ["no_context", SamKV(keep=0.15), SamKV(keep=0.5), "full"]
+    costs = [engine.answer(ASKED, CHUNKS, method=method, max_new_tokens=1).report.flops for method in methods]
+    assert costs == sorted(set(costs))
+
+
+@pytest.mark.parametrize("look", ["keys", "pooled", "mean", "bound"])
+def test_the_bytes_scored_are_the_summaries_and_the_entries_that_choosing_read(look: Any) -> None:
+    engine = engine_of("llama")
+    read: list[int] = []
+    report = engine.answer(ASKED, CHUNKS, method=SamKV(look=look), max_new_tokens=1).report
+    for key in engine.keys(CHUNKS):
+        known = engine.store.summary(key)
+        read.append(known.mean.nbytes + known.low.nbytes + known.high.nbytes + known.local_query.nbytes)
+    entries = report.kv_bytes_read
+    assert report.scored_bytes == (entries if look == "keys" else sum(read))
+
+
+def test_what_does_not_choose_scores_nothing() -> None:
+    engine = engine_of("llama")
+    for name in ("full", "reuse", "epic", "random", "anchors_only", "no_context"):
+        assert engine.answer(ASKED, CHUNKS, method=name, max_new_tokens=1).report.scored_bytes == 0
+
+
+def test_cacheblend_scores_the_keys_of_one_layer() -> None:
+    engine = engine_of("llama")
+    report = engine.answer(ASKED, CHUNKS, method=CacheBlend(), max_new_tokens=1).report
+    assert report.scored_bytes == report.chunk_tokens * engine.bytes_per_token // engine.adapter.shape.layers // 2
+
+
+def test_the_digest_is_that_of_the_ids_that_every_method_answers() -> None:
+    engine = engine_of("llama")
+    reports = [engine.answer(ASKED, CHUNKS, method=METHODS[name], max_new_tokens=1).report for name in METHODS]
+    ids = engine.plan_question(ASKED, CHUNKS).token_ids
+    expected = hashlib.sha256(b"".join(token.to_bytes(8, "little") for token in ids)).hexdigest()
+    assert {report.prompt_digest for report in reports} == {expected}
+    other = engine.answer(ASKED + "?", CHUNKS, max_new_tokens=1).report
+    assert other.prompt_digest != expected
