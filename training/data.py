@@ -16,9 +16,19 @@ from torch import Tensor
 
 from samkv_rag.eval import phrases, worlds
 from samkv_rag.eval.worlds import Question
+from training.pointing import ANSWER, BIND, FIND, Aim, Finder, Point, aim, name_end
+from training.real import Item, Library
 
 INSTRUCTION = "Answer from the passages in a few words, or say: not in the passages.\n\n"
-SHARES = {"one_hop": 0.34, "earlier_chunk": 0.24, "two_hop": 0.27, "two_hop_near": 0.05, "unanswerable": 0.10}
+SHARES = {
+    "read": 1.0,
+    "cloze": 0.3,
+    "one_hop": 0.34,
+    "earlier_chunk": 0.24,
+    "two_hop": 0.27,
+    "two_hop_near": 0.05,
+    "unanswerable": 0.10,
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,8 @@ class Sizes:
     """Limits of a batch: rows, context tokens, question tokens, context tokens that are supervised,
     most chunks per context, a factor on the share of two-hop questions,
     the share of facts that are asked for by the beginning of a sentence, and the share of relations in a world
-    (the smaller, the more things in a context are alike but for their names; with `alike` all of them)."""
+    (the smaller, the more things in a context are alike but for their names; with `alike` all of them).
+    With `real` the rows are real text from a library instead of worlds."""
 
     rows: int
     context: int
@@ -37,13 +48,15 @@ class Sizes:
     cloze: float = 0.0
     variety: float = 1.0
     alike: bool = False
+    real: bool = False
 
 
 @dataclass
 class Batch:
     """ids, positions [B, T]; mask [B, 1, U, T]; where, targets [N]; group: question number per target, or -1.
 
-    The first `split` places of a row are its context.
+    The first `split` places of a row are its context. `points` are for each kind the flat places [P] of tokens that
+    should look at `golds` [P, T].
     """
 
     ids: Tensor
@@ -54,6 +67,7 @@ class Batch:
     targets: Tensor
     group: Tensor
     tasks: list[str]
+    points: dict[str, tuple[Tensor, Tensor]]
 
 
 class Encoder:
@@ -86,8 +100,18 @@ class Encoder:
         return [self.head] + [self.between * (i > 0) + self(chunk) for i, chunk in enumerate(chunks)]
 
 
-def make_row(rng: random.Random, encode: Encoder, sizes: Sizes) -> tuple[list[list[int]], list[Question]]:
-    """The pieces of one context, as many chunks as fit, and its questions."""
+@dataclass(frozen=True)
+class Passage:
+    """Chunks of a context, what can be asked about them, and for each question what it should look at."""
+
+    chunks: list[str]
+    questions: list[Question]
+    aims: dict[int, Aim]
+    names: list[str]
+
+
+def draw_world(rng: random.Random, encode: Encoder, sizes: Sizes) -> Passage:
+    """As many chunks of a fresh world as fit, and its questions."""
     made = worlds.draft(
         rng.randrange(2**48), False, max(8, sizes.chunks + rng.randint(-2, 4)), sizes.variety, sizes.alike
     )
@@ -97,8 +121,25 @@ def make_row(rng: random.Random, encode: Encoder, sizes: Sizes) -> tuple[list[li
     while sum(lengths) > room and len(lengths) > 1:
         picked.pop()
         lengths.pop()
-    shown = worlds.show(made, rng, picked)
-    return [piece[: sizes.context] for piece in encode.context(shown.chunks)], shown.questions
+    shown, order = worlds.show(made, rng, picked), sorted(picked)
+    finder = Finder(encode.tokenizer, shown.chunks, len(encode.head), len(encode.between))
+    aims = {id(question): aim(finder, made, order, question) for question in shown.questions if question.needs}
+    return Passage(shown.chunks, shown.questions, aims, [entity.name for entity in made.entities])
+
+
+def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library) -> Passage:
+    """As many real passages as fit, their questions, and sentences to complete."""
+    chunks, items = library.draw(rng, sizes.chunks)
+    while len(chunks) > 1 and sum(len(encode.between + encode(chunk)) for chunk in chunks) > sizes.context - len(
+        encode.head
+    ):
+        chunks.pop()
+    kept = [item for item in items if item.passages[0] in chunks]
+    return Passage(chunks, [_as_question(item) for item in kept], {}, [])
+
+
+def _as_question(item: Item) -> Question:
+    return Question(item.text, item.answer, "read" if item.asked else "cloze")
 
 
 def _positions(rng: random.Random, pieces: list[list[int]], reach: int) -> list[int]:
@@ -133,6 +174,8 @@ _CLOZES = _endings()
 
 def _prompt(rng: random.Random, encode: Encoder, question: Question, cloze: float) -> list[int]:
     """Ids before the answer: the question in its form, or the beginning of a sentence that ends in the answer."""
+    if question.task == "cloze":
+        return encode("\n\n" + question.text)
     beginnings = _CLOZES.get((question.about[0], question.about[2]), []) if question.about else []
     if beginnings and rng.random() < cloze:
         name = question.about[1]
@@ -161,9 +204,11 @@ def _choose(rng: random.Random, questions: list[Question], two_hop: float) -> li
     return order
 
 
-def make_batch(rng: random.Random, encode: Encoder, sizes: Sizes, reach: int = 3000) -> Batch:
+def make_batch(
+    rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | None = None, reach: int = 3000
+) -> Batch:
     """A batch of fresh rows, no wider than its widest row."""
-    rows = [_Row(rng, encode, sizes, reach) for _ in range(sizes.rows)]
+    rows = [_Row(rng, encode, sizes, reach, library) for _ in range(sizes.rows)]
     split = max(len(row.context) for row in rows)
     length = split + max(len(row.asked) for row in rows)
     ids, positions = torch.full((sizes.rows, length), encode.pad), torch.zeros(sizes.rows, length, dtype=torch.long)
@@ -194,25 +239,54 @@ def make_batch(rng: random.Random, encode: Encoder, sizes: Sizes, reach: int = 3
         torch.tensor(targets),
         torch.tensor(group),
         tasks,
+        {kind: _points(rows, kind, split, length) for kind in (BIND, FIND, ANSWER)},
     )
+
+
+def _points(rows: list[_Row], kind: str, split: int, length: int) -> tuple[Tensor, Tensor]:
+    """Flat places of the tokens with points of this kind [P], and where each of them should look [P, T]."""
+    points = [(number, point) for number, row in enumerate(rows) for point in row.points if point.kind == kind]
+    at = torch.tensor([number * length + split * point.asked + point.at for number, point in points], dtype=torch.long)
+    golds = torch.zeros(len(points), length, dtype=torch.bool)
+    for number, (_, point) in enumerate(points):
+        golds[number, [gold + split * point.inner for gold in point.golds]] = True
+    return at, golds
 
 
 class _Row:
     """One context and its questions as lists: ids, positions, which question a token belongs to, what is supervised."""
 
-    def __init__(self, rng: random.Random, encode: Encoder, sizes: Sizes, reach: int) -> None:
-        pieces, questions = make_row(rng, encode, sizes)
+    def __init__(
+        self, rng: random.Random, encode: Encoder, sizes: Sizes, reach: int, library: Library | None = None
+    ) -> None:
+        drawn = draw_real(rng, encode, sizes, _needed(library)) if sizes.real else draw_world(rng, encode, sizes)
+        pieces = [piece[: sizes.context] for piece in encode.context(drawn.chunks)]
         self.context = [i for piece in pieces for i in piece][: sizes.context]
         *self.places, self.end = _positions(rng, pieces, reach)
         self.places = self.places[: sizes.context]
         self.asked, self.asked_places, self.owner = list[int](), list[int](), list[int]()
         self.where, self.targets, self.tasks = list[int](), list[int](), list[str]()
-        for question in _choose(rng, questions, sizes.two_hop):
+        self.points = list[Point]()
+        for question in _choose(rng, drawn.questions, sizes.two_hop):
             prompt = _prompt(rng, encode, question, sizes.cloze)
             answer = [*encode(" " + question.answer), encode.eos]
             if len(self.asked) + len(prompt) + len(answer) - 1 > sizes.asked:
                 break
+            self._point(question, drawn, encode, prompt)
             self._add(prompt, answer, question.task)
+
+    def _point(self, question: Question, drawn: Passage, encode: Encoder, prompt: list[int]) -> None:
+        """What the end of the question's prompt, and the values that state its answer, should look at."""
+        end, room = len(self.asked) + len(prompt) - 1, len(self.context)
+        found = drawn.aims.get(id(question), Aim([], [], []))
+        self.points += [point for point in found.bound if point.at < room]
+        for kind, places in ((ANSWER, found.answer), (FIND, found.find)):
+            inside = tuple(place for place in places if place < room)
+            if inside:
+                self.points.append(Point(kind, end, inside, asked=True))
+        named = name_end(encode.tokenizer, prompt, drawn.names)
+        if named is not None:
+            self.points.append(Point(BIND, end, (len(self.asked) + named,), asked=True, inner=True))
 
     def _add(self, prompt: list[int], answer: list[int], task: str) -> None:
         tokens = prompt + answer[:-1]
@@ -222,6 +296,12 @@ class _Row:
         self.asked_places += range(self.end, self.end + len(tokens))
         self.tasks.append(task)
         self.owner += [len(self.tasks)] * len(tokens)
+
+
+def _needed(library: Library | None) -> Library:
+    if library is None:
+        raise ValueError("a stage with `real = true` needs a [real] table in the configuration")
+    return library
 
 
 def _mask(owner: Tensor, context: int) -> Tensor:

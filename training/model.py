@@ -6,12 +6,16 @@ Rows are (context | questions): the context is causal; every question sees the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+Look = tuple[int, int, Tensor]
+"""Layer, head and flat token places [P]: where attention is to be seen."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,21 @@ class Attention(nn.Module):
             out = torch.cat([out, asked], dim=2)
         return cast(Tensor, self.o_proj(out.transpose(1, 2).reshape(rows, length, -1)))
 
+    def look(self, x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, head: int) -> Tensor:
+        """Attention logits [P, T] of one head at the flat places `at` [P] over all tokens of their rows."""
+        dim, length = self.shape.head_dim, x.shape[1]
+        group = head // (self.shape.heads // self.shape.kv_heads)
+        q_rows, k_rows = slice(head * dim, (head + 1) * dim), slice(group * dim, (group + 1) * dim)
+        keys = linear(x, self.k_proj.weight[k_rows], self.k_proj.bias[k_rows])
+        keys = rotate(keys[:, None], cos, sin)[:, 0]
+        asking = linear(x.flatten(0, 1)[at], self.q_proj.weight[q_rows], self.q_proj.bias[q_rows])
+        asking = rotate(asking, cos.flatten(0, 2)[at], sin.flatten(0, 2)[at])
+        found: Tensor = torch.zeros(len(at), length)
+        for row in range(x.shape[0]):
+            inside = (at // length == row).nonzero()[:, 0]
+            found = found.index_add(0, inside, asking[inside] @ keys[row].T)
+        return found * dim**-0.5
+
 
 class Mlp(nn.Module):
     """Gated feed-forward layer."""
@@ -112,14 +131,20 @@ class Decoder(nn.Module):
         half = torch.arange(0, shape.head_dim, 2) / shape.head_dim
         self.register_buffer("frequencies", shape.theta**-half, persistent=False)
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int) -> Tensor:
-        """Hidden states [B, T, hidden]."""
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int, looks: Sequence[Look] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states [B, T, hidden], and the logits of every look."""
         angles = positions[:, None, :, None].float() * self.frequencies
         cos, sin = angles.cos(), angles.sin()
         x: Tensor = self.embed_tokens(ids)
-        for layer in self.blocks:
+        found = dict[int, Tensor]()
+        for index, layer in enumerate(self.blocks):
+            for number, (where, head, at) in enumerate(looks):
+                if where == index:
+                    found[number] = layer.self_attn.look(layer.input_layernorm(x), cos, sin, at, head)
             x = layer(x, cos, sin, mask, split)
-        return cast(Tensor, self.norm(x))
+        return cast(Tensor, self.norm(x)), [found[number] for number in range(len(looks))]
 
 
 class Reader(nn.Module):
@@ -131,7 +156,12 @@ class Reader(nn.Module):
         self.model = Decoder(shape)
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int, where: Tensor) -> Tensor:
-        """Logits [N, vocab] at the N flat token places `where` of ids [B, T]; positions [B, T]; mask [B, 1, U, T]."""
-        hidden = self.model(ids, positions, mask, split)
-        return cast(Tensor, self.lm_head(hidden.flatten(0, 1)[where]))
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int, where: Tensor, looks: Sequence[Look] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits [N, vocab] at the N flat token places `where` of ids [B, T], and attention logits [P, T] of `looks`.
+
+        positions [B, T]; mask [B, 1, U, T].
+        """
+        hidden, found = self.model(ids, positions, mask, split, looks)
+        return cast(Tensor, self.lm_head(hidden.flatten(0, 1)[where])), found

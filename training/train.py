@@ -11,6 +11,7 @@ import random
 import sys
 import time
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch.nn.functional import cross_entropy
 from training.data import Batch, Encoder, Sizes, make_batch
 from training.initial import initialise
 from training.model import Reader, Shape
+from training.optimiser import Optimiser
+from training.real import Library
 from training.tokenizer import train_tokenizer
 
 CONFIG = Path(__file__).with_name("config.toml")
@@ -49,7 +52,8 @@ class Run:
         self.reader = Reader(Shape(vocab=config["vocab"], **config["shape"]))
         pieces = [self.encode.tokenizer.decode([i]) for i in range(config["vocab"])]
         initialise(self.reader, pieces, config["seed"])
-        self.optimiser = torch.optim.AdamW(_groups(self.reader, config["optimiser"]), betas=(0.9, 0.98))
+        self.optimiser = Optimiser(self.reader, config["optimiser"]["weight_decay"])
+        self.library = Library.of(config["real"]) if "real" in config else None
         self.step, self.stage, self.tokens, self.seconds = 0, 0, 0, 0.0
         self.correct: dict[str, float] = {}
         self.file = Path(config["folder"]) / "checkpoint.pt"
@@ -70,25 +74,58 @@ class Run:
             self.__dict__.update(state)
 
 
-def _groups(reader: Reader, options: dict[str, Any]) -> list[dict[str, Any]]:
-    matrices = [p for p in reader.parameters() if p.dim() > 1]
-    others = [p for p in reader.parameters() if p.dim() == 1]
-    return [{"params": matrices, "weight_decay": options["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-
-
 def rate_at(step: int, options: dict[str, Any]) -> float:
     """Learning rate: warm-up, plateau, linear fall over the last `decay` part."""
     left = (options["total"] - step) / (options["decay"] * options["total"])
     return float(options["rate"] * min(1.0, (step + 1) / options["warmup"]) * max(0.05, min(1.0, left)))
 
 
-def losses(reader: Reader, batch: Batch, rest_weight: float, plain_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted loss, loss of first answer tokens (the place to copy from), and per target whether its token wins."""
-    logits = reader(batch.ids, batch.positions, batch.mask, batch.split, batch.where)
+@dataclass
+class Losses:
+    """Mean losses of first answer tokens (the place to copy from), later ones, plain text, and pointing by kind;
+    `right`: per target whether its token wins; `hits`: by kind, the mean attention on what is pointed at."""
+
+    first: Tensor
+    rest: Tensor
+    plain: Tensor
+    points: dict[str, Tensor]
+    right: Tensor
+    hits: dict[str, float]
+
+    def total(self, options: dict[str, Any]) -> Tensor:
+        """The weighted sum that is minimised."""
+        pointing = torch.stack(list(self.points.values())).sum() if self.points else torch.zeros(())
+        texts = self.first + self.rest * float(options["rest_weight"]) + self.plain * float(options["plain_weight"])
+        return texts + pointing * float(options["point_weight"])
+
+
+def losses(reader: Reader, batch: Batch, heads: dict[str, tuple[int, int]]) -> Losses:
+    """All losses of a batch; `heads` says which (layer, head) is taught to look where."""
+    kinds = [kind for kind in heads if len(batch.points[kind][0])]
+    looks = [(*heads[kind], batch.points[kind][0]) for kind in kinds]
+    logits, found = reader(batch.ids, batch.positions, batch.mask, batch.split, batch.where, looks)
     each = cross_entropy(logits, batch.targets, reduction="none")
     answer, first = batch.group >= 0, _first(batch)
-    found, rest, plain = each[first].mean(), each[answer & ~first].mean(), each[~answer].mean()
-    return found + rest_weight * rest + plain_weight * plain, found.detach(), logits.argmax(-1) == batch.targets
+    masses = {kind: _mass(batch, kind, seen) for kind, seen in zip(kinds, found, strict=True)}
+    return Losses(
+        each[first].mean(),
+        each[answer & ~first].mean(),
+        each[~answer].mean(),
+        {kind: -mass.mean() for kind, mass in masses.items()},
+        logits.argmax(-1) == batch.targets,
+        {kind: float(mass.detach().exp().mean()) for kind, mass in masses.items()},
+    )
+
+
+def _mass(batch: Batch, kind: str, seen: Tensor) -> Tensor:
+    """Log of the attention [P] on the golds of each point, from the head's logits [P, T]."""
+    at, golds = batch.points[kind]
+    row, place = at // batch.ids.shape[1], at % batch.ids.shape[1]
+    visible = torch.arange(batch.ids.shape[1]) <= place[:, None]
+    asked = place >= batch.split
+    visible[asked] = batch.mask[row[asked], 0, place[asked] - batch.split]
+    seen = seen.masked_fill(~visible, -1e9)
+    return torch.logsumexp(seen.masked_fill(~golds, -1e9), -1) - torch.logsumexp(seen, -1)
 
 
 def _first(batch: Batch) -> Tensor:
@@ -124,21 +161,23 @@ def train_step(run: Run) -> dict[str, float]:
     rng = random.Random(f"{run.config['seed']}-{run.step}")
     stage = _choose_stage(rng, run)
     sizes = _sizes(run.config, stage)
-    batch = make_batch(rng, run.encode, sizes)
-    for group in run.optimiser.param_groups:
-        group["lr"] = rate_at(run.step, options)
-    loss, first, right = losses(run.reader, batch, options["rest_weight"], options["plain_weight"])
-    loss.backward()
+    batch = make_batch(rng, run.encode, sizes, run.library)
+    heads = {kind: (layer, head) for kind, (layer, head) in run.config["heads"].items()}
+    found = losses(run.reader, batch, heads)
+    total = found.total(options)
+    total.backward()
     torch.nn.utils.clip_grad_norm_(run.reader.parameters(), 1.0)
-    run.optimiser.step()
-    run.optimiser.zero_grad(set_to_none=True)
+    run.optimiser.step(rate_at(run.step, options))
     run.step, run.tokens = run.step + 1, run.tokens + int(batch.ids.ne(run.encode.pad).sum())
-    name, found = f"stage {stage}", float(right[_first(batch)].float().mean())
-    run.correct[name] = 0.9 * run.correct.get(name, found) + 0.1 * found
+    _follow(run.correct, f"stage {stage}", float(found.right[_first(batch)].float().mean()), 0.1)
     if stage == run.stage:
-        for task, share in exact_matches(batch, right).items():
-            run.correct[task] = 0.96 * run.correct.get(task, share) + 0.04 * share
-    return {"loss": loss.item(), "first": first.item()}
+        for name, share in (exact_matches(batch, found.right) | found.hits).items():
+            _follow(run.correct, name, share, 0.04)
+    return {"loss": total.item(), "first": found.first.item()}
+
+
+def _follow(means: dict[str, float], name: str, value: float, share: float) -> None:
+    means[name] = (1 - share) * means.get(name, value) + share * value
 
 
 def advance(run: Run) -> None:

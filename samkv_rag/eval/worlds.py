@@ -31,7 +31,8 @@ _PLACES = frozenset({"base", "moved", "origin"})
 class Question:
     """A question, its gold answer, its task, and the chunks it rests on as (document, chunk) positions.
 
-    `about` is (kind of thing, name, relation) where the question asks for a single fact, else empty.
+    `about` is (kind of thing, name, relation) where the question asks for a single fact, else empty; `subject` the
+    name of the thing whose fact is the answer, empty where the answer is that name.
     """
 
     text: str
@@ -39,6 +40,7 @@ class Question:
     task: str
     needs: frozenset[tuple[int, int]] = frozenset()
     about: tuple[str, ...] = ()
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _one_hop(rng: random.Random, made: Draft, entity: Entity, picked: frozenset[
         text = _ask(rng, relation, entity.name)
         if needs and needs <= picked:
             task, about = "one_hop" if len(needs) == 1 else "earlier_chunk", (entity.kind, entity.name, relation)
-            yield Question(text, entity.facts[relation], task, needs, about)
+            yield Question(text, entity.facts[relation], task, needs, about, entity.name)
         elif _silent(made, entity, relation, picked):
             yield Question(text, NOT_FOUND, "unanswerable")
 
@@ -185,7 +187,8 @@ def _two_hop(rng: random.Random, made: Draft, entity: Entity, picked: frozenset[
             needs = made.stated.get((id(other), second))
             text = _ask(rng, second, bridge)
             if needs and needs <= picked:
-                yield Question(text, value, "two_hop" if not first & needs else "two_hop_near", first | needs)
+                task = "two_hop" if not first & needs else "two_hop_near"
+                yield Question(text, value, task, first | needs, subject=other.name)
             elif rng.random() < 0.3 and _silent(made, other, second, picked):
                 yield Question(text, NOT_FOUND, "unanswerable")
 

@@ -1,0 +1,97 @@
+"""What heads are taught to look at: the tokens of the words that state the answer, and no others."""
+
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from training.data import Encoder, Sizes, draw_world, make_batch
+from training.export import WEIGHTS
+from training.model import Reader, Shape
+from training.optimiser import Optimiser, orthogonal
+from training.pointing import ANSWER, BIND, FIND, Finder, name_end
+from training.train import losses
+
+SIZES = Sizes(rows=3, context=400, asked=300, plain=8, chunks=8)
+HEADS = {BIND: (0, 1), FIND: (1, 0), ANSWER: (1, 1)}
+
+
+@pytest.fixture(scope="module")
+def encode() -> Encoder:
+    return Encoder(Tokenizer.from_file(str(WEIGHTS / "tokenizer.json")))
+
+
+def words_at(encode: Encoder, ids: list[int], first: int, count: int = 12) -> str:
+    return encode.tokenizer.decode(ids[first : first + count]).strip()
+
+
+def test_mentions_are_whole_words_at_their_tokens(encode: Encoder) -> None:
+    chunks = ["The Zastos pump costs 43 euros. The Zastosan pump does not.", "It replaced the Zastos pump in 1943."]
+    finder = Finder(encode.tokenizer, chunks, len(encode.head), len(encode.between))
+    ids = [i for piece in encode.context(chunks) for i in piece]
+    found = finder.mentions([0, 1], ["Zastos pump", "43"])
+    assert [mention.chunk for mention in found] == [0, 0, 1]
+    for mention, words in zip(found, ["Zastos pump", "43", "Zastos pump"], strict=True):
+        assert encode.tokenizer.decode(ids[mention.first : mention.last + 1]).strip() == words
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_aims_are_at_the_answer_in_the_chunks_that_state_it(encode: Encoder, seed: int) -> None:
+    passage = draw_world(random.Random(seed), encode, SIZES)
+    ids = [i for piece in encode.context(passage.chunks) for i in piece]
+    aimed = [(q, passage.aims[id(q)]) for q in passage.questions if id(q) in passage.aims]
+    assert any(aim.answer for _, aim in aimed)
+    for question, aim in aimed:
+        for place in aim.answer:
+            assert words_at(encode, ids, place).lower().startswith(question.answer.lower())
+        for point in aim.bound:
+            assert max(point.golds) < point.at
+        if question.task.startswith("two_hop") and aim.find:
+            ends = [encode.tokenizer.decode(ids[max(0, place - 11) : place + 1]) for place in aim.find]
+            assert all(text.endswith(question.subject) for text in ends)
+
+
+def test_unanswerable_questions_aim_at_nothing(encode: Encoder) -> None:
+    passage = draw_world(random.Random(3), encode, SIZES)
+    assert all(id(q) not in passage.aims for q in passage.questions if q.task == "unanswerable")
+
+
+def test_end_of_a_name_in_a_question(encode: Encoder) -> None:
+    prompt = encode.question("Who makes the Zastos pump?")
+    place = name_end(encode.tokenizer, prompt, ["Zastos pump", "Zastos", "Bogea scanner"])
+    assert place is not None
+    assert encode.tokenizer.decode(prompt[: place + 1]).endswith("Zastos pump")
+    assert name_end(encode.tokenizer, prompt, ["Bogea scanner"]) is None
+
+
+def test_every_point_sees_a_gold_and_looking_is_what_the_head_attends_to(encode: Encoder) -> None:
+    torch.manual_seed(0)
+    batch = make_batch(random.Random(1), encode, SIZES)
+    reader = Reader(Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32))
+    found = losses(reader, batch, HEADS)
+    assert set(found.hits) == set(HEADS)
+    assert all(0 < share < 1 for share in found.hits.values())
+    options = {"rest_weight": 0.5, "plain_weight": 0.3, "point_weight": 1.0}
+    optimiser, before = Optimiser(reader, 0.0), found.points[ANSWER].item()
+    for _ in range(30):
+        losses(reader, batch, HEADS).total(options).backward()
+        optimiser.step(3e-3)
+    assert losses(reader, batch, HEADS).points[ANSWER].item() < before
+
+
+def test_optimiser_has_every_weight_once() -> None:
+    reader = Reader(Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32))
+    held = [id(w) for part in Optimiser(reader, 0.1).parts for group in part.param_groups for w in group["params"]]
+    assert sorted(held) == sorted(id(w) for w in reader.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (2, 40, 16)])
+def test_orthogonal_steps_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    made = orthogonal(matrices)
+    weights = torch.einsum("nak,nab,nkb->nk", u, made, v)  # in the basis of the matrix it is diagonal
+    large = s > 0.1 * s[:, :1]
+    assert weights[large].min() > 0.6 and weights[large].max() < 1.3
+    assert torch.allclose(made, (u * weights[:, None]) @ v, atol=1e-4)

@@ -1,0 +1,80 @@
+"""Muon for the matrices inside the layers, AdamW for the rest.
+
+Muon's step is the nearest half-orthogonal matrix to the momentum (K. Jordan, 2024), scaled to the size of an AdamW step
+(Liu et al. 2025, arXiv 2502.16982). torch.optim.Muon computes it in bfloat16, one matrix at a time: on a processor
+without bfloat16 arithmetic that costs more than the rest of the update. Here equal shapes go together in fp32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz, from the post
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Roughly U V^T of every matrix U S V^T in [N, A, B]: singular values between 0.7 and 1.2."""
+    a, b, c = _COEFFICIENTS
+    x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    for _ in range(steps):
+        square = x @ x.mT
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x.mT.contiguous() if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal; for matrices only."""
+
+    def __init__(self, weights: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for weight in group["params"]:
+                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+                mean.lerp_(weight.grad, 1 - group["momentum"])
+                shapes[weight.shape].append((weight, weight.grad.lerp(mean, group["momentum"])))
+            for shape, pairs in shapes.items():
+                steps = orthogonal(torch.stack([mean for _, mean in pairs])) * (0.2 * max(shape) ** 0.5)
+                for (weight, _), change in zip(pairs, steps, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-group["lr"])
+
+
+class Optimiser:
+    """Both optimisers as one: what training needs of them."""
+
+    def __init__(self, model: nn.Module, weight_decay: float) -> None:
+        named = list(model.named_parameters())
+        inner = [w for name, w in named if w.dim() == 2 and "embed" not in name and "lm_head" not in name]
+        outer = [w for _, w in named if not any(w is one for one in inner)]
+        self.parts: list[torch.optim.Optimizer] = [
+            Muon(inner, 1e-3, weight_decay),
+            torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+
+    def step(self, rate: float) -> None:
+        """One update at this learning rate; the gradients are dropped."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The states of both."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Continue from `state_dict`."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)

@@ -1,0 +1,142 @@
+"""Where an answer's evidence stands among the tokens of a row: what some attention heads are taught to look at.
+
+Next-token loss alone teaches a small model very slowly which of many alike facts a question means. The generated
+worlds say where each fact stands, so three heads are also trained, by cross-entropy over what they may look at:
+
+bind    a stated value looks back at the name of the thing that it belongs to; the end of a question at the name in it
+find    the end of a question looks at the end of what answers it, or for two hops of the name that leads on
+answer  the end of a question looks at the beginning of the value that answers it, to copy it
+
+It is a training loss only: the model stays a plain Llama.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from samkv_rag.eval.worlds import Draft, Question
+
+BIND, FIND, ANSWER = "bind", "find", "answer"
+_STOP = re.compile(r"[.!?]\s")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A head of this `kind` at token `at` should look at one of `golds`.
+
+    `asked`: `at` counts in the question part; `inner`: so do `golds`.
+    """
+
+    kind: str
+    at: int
+    golds: tuple[int, ...]
+    asked: bool = False
+    inner: bool = False
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Words in a chunk: characters in the chunk, places of the first and the last token in the row."""
+
+    chunk: int
+    start: int
+    first: int
+    last: int
+
+
+class Finder:
+    """Finds words of the chunks among the tokens of a row."""
+
+    def __init__(self, tokenizer: Tokenizer, chunks: Sequence[str], head: int, between: int) -> None:
+        self.texts, self.starts, self.offsets = list(chunks), list[int](), list[list[int]]()
+        place = head
+        for number, chunk in enumerate(chunks):
+            place += between * (number > 0)
+            encoded = tokenizer.encode(chunk, add_special_tokens=False)
+            self.starts.append(place)
+            self.offsets.append([start for start, _ in encoded.offsets])
+            place += len(encoded.ids)
+
+    def mentions(self, chunks: Iterable[int], names: Sequence[str]) -> list[Mention]:
+        """Every whole-word mention of one of `names` in these chunks, in order."""
+        pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?!\w)", re.IGNORECASE)
+        found = list[Mention]()
+        for chunk in sorted(chunks):
+            for match in pattern.finditer(self.texts[chunk]):
+                first, last = (self._token(chunk, at) for at in (match.start(), match.end() - 1))
+                found.append(Mention(chunk, match.start(), first, last))
+        return found
+
+    def _token(self, chunk: int, character: int) -> int:
+        return self.starts[chunk] + bisect_right(self.offsets[chunk], character) - 1
+
+    def together(self, one: Mention, other: Mention) -> bool:
+        """True if both stand in the same sentence."""
+        low, high = sorted((one.start, other.start))
+        return one.chunk == other.chunk and not _STOP.search(self.texts[one.chunk], low, high)
+
+
+def name_end(tokenizer: Tokenizer, prompt: Sequence[int], names: Iterable[str]) -> int | None:
+    """The place in `prompt` of the last token of the longest of `names` that stands in it, or None."""
+    text = tokenizer.decode(list(prompt))
+    inside = max((name for name in names if name in text), key=len, default=None)
+    if inside is None:
+        return None
+    return next(end for end in range(len(prompt)) if inside in tokenizer.decode(list(prompt[: end + 1])))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a question should look at: first tokens of the answer, last tokens of the value or name that it asks of,
+    and the points that bind these to what they are stated of."""
+
+    answer: list[int]
+    find: list[int]
+    bound: list[Point]
+
+
+def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question: Question) -> Aim:
+    """The aim of a question on the chunks `order` of a world."""
+    needs = [order.index(place) for place in question.needs]
+    shorts = {entity.name: entity.short for entity in made.entities}
+    if not question.subject:
+        return Aim([value.first for value in finder.mentions(needs, [question.answer])], [], [])
+    values, bound = _evidence(finder, question.answer, needs, (question.subject, shorts[question.subject]))
+    found = values
+    if not question.about:
+        found, more = _first_hop(finder, made, order, question)
+        bound = bound + more
+    return Aim([value.first for value in values], [value.last for value in found], bound)
+
+
+def _first_hop(
+    finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question: Question
+) -> tuple[list[Mention], list[Point]]:
+    """Where it is stated that the thing named in a two-hop question leads to the thing whose fact is the answer."""
+    for entity in made.entities:
+        for relation, other in entity.links.items():
+            if other.name == question.subject and entity.name in question.text:
+                needs = [order.index(place) for place in made.stated[id(entity), relation]]
+                return _evidence(finder, other.name, needs, (entity.name, entity.short))
+    return [], []
+
+
+def _evidence(
+    finder: Finder, answer: str, needs: Sequence[int], subject: Sequence[str]
+) -> tuple[list[Mention], list[Point]]:
+    """Mentions of the answer that state it, best guess, and the points that bind them to their subject.
+
+    A mention counts if one of the subject's names stands before it in the needed chunks, in the same sentence if
+    there is such a one.
+    """
+    values, named = finder.mentions(needs, [answer]), finder.mentions(needs, subject)
+    before = {value: [name for name in named if name.first < value.first] for value in values}
+    stating = [value for value in values if before[value]]
+    close = [value for value in stating if finder.together(before[value][-1], value)]
+    points = [Point(BIND, at, (before[v][-1].last,)) for v in close or stating for at in {v.first, v.last}]
+    return close or stating, points
