@@ -23,6 +23,7 @@ from samkv_rag.methods.selection import (
     anchor_masks,
     choose,
     dynamic_share,
+    shortlist,
     split_recompute,
 )  # fmt: skip
 from samkv_rag.types import BLOCK, Selection
@@ -45,8 +46,10 @@ class SamKV:
     middle third (our choice).
     `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
     entries. "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
-    "mean", "bound": after that pass, every question token's attention to its mean key, or to the bound of its keys.
-    "keys" reads every entry of the retrieved chunks once, though it keeps few; the others read only what they keep.
+    "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
+    "two_stage": "bound" makes a shortlist of `candidates` times the budget, then "keys" over that alone decides.
+    "keys" reads every entry of the retrieved chunks once, though it keeps few; "two_stage" its shortlist; the others
+    read only what they keep.
     `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
     `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
     `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
@@ -61,7 +64,8 @@ class SamKV:
     local: int = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
-    look: Literal["keys", "pooled", "mean", "bound"] = "keys"
+    look: Literal["keys", "two_stage", "pooled", "mean", "bound"] = "keys"
+    candidates: float = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"
     frame: Literal["true", "adjacent"] = "true"
@@ -78,6 +82,8 @@ class SamKV:
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1 or not 0 <= self.recompute <= 1:
             raise SamKVError("keep and recompute are shares between 0 and 1.")
+        if self.candidates < 1:
+            raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
         if self.block < 1 or (self.block % BLOCK and self.look != "keys"):
             raise SamKVError(
                 f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
@@ -97,7 +103,7 @@ class SamKV:
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
         layers = self.selection_layers(run.adapter.shape.layers, run.adapter.selection_layers)
-        scores = self._scores(run, layers, anchors)
+        scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
@@ -116,15 +122,33 @@ class SamKV:
             raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
         return tuple(sorted({layer % n_layers for layer in layers}))
 
-    def _scores(self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor]) -> list[ChunkScores]:
-        sizes = self.block, self.initial, self.local
-        if self.look == "keys":
-            return pass_scores(run, layers, *sizes)
-        asked = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
+    def _scores(
+        self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
+    ) -> list[ChunkScores]:  # fmt: skip
+        if self.look in ("keys", "two_stage"):
+            return self._key_scores(run, layers, anchors, int(self.candidates * budget))
+        if self.look == "pooled":
+            generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1]).mean(2)
+            with run.stage("select"):
+                return self._pooled_scores(run, generic, layers)
+        return self._summary_scores(run, layers, anchors, self.look)
+
+    def _key_scores(
+        self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], limit: int
+    ) -> list[ChunkScores]:  # fmt: skip
+        seen = None
+        if self.look == "two_stage" and limit < sum(run.lengths):
+            seen = shortlist(self._summary_scores(run, layers, anchors, "bound"), run.lengths, limit, self.block)
+        return pass_scores(run, layers, self.block, self.initial, self.local, seen)
+
+    def _summary_scores(
+        self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], summary: str
+    ) -> list[ChunkScores]:  # fmt: skip
+        queries, positions = run.asking_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
         with run.stage("select"):
-            if self.look == "pooled":
-                return self._pooled_scores(run, asked.mean(2), layers)
-            return attention_scores(run, asked, layers, *sizes, frame=self.frame, summary=self.look)
+            return attention_scores(
+                run, queries, positions, layers, self.block, self.initial, self.local, frame=self.frame, summary=summary
+            )
 
     def _pooled_scores(self, run: Run, generic: Tensor, layers: tuple[int, ...]) -> list[ChunkScores]:
         queries = generic.expand(len(run.lengths), *generic.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,13 +48,13 @@ def chunk_scores(
 ) -> list[ChunkScores]:
     """Scores of every chunk's selection blocks on `layers`; `queries` `(C, L, H, D)` stand in the chunks' frames."""
     chosen = torch.tensor(layers, device=queries.device)
-    scores = []
-    for index, length in enumerate(run.lengths):
-        mean = run.summaries(index).mean[:, : -(-length // BLOCK)].to(queries.device)
-        fine = block_scores(queries[index, chosen], mean[chosen]).cpu()
-        merged = _merged(fine, length, block // BLOCK)
-        scores.append(ChunkScores(merged, _touched(length, merged.shape[1], block, initial, local)))
-    return scores
+    counts = [-(-length // BLOCK) for length in run.lengths]
+    means = [run.summaries(index).mean[layers, :count] for index, count in enumerate(counts)]
+    fine = block_scores(queries[:, chosen], torch.cat(means, 1).to(queries.device), counts).cpu()
+    parts = [
+        _merged(part, length, block // BLOCK) for part, length in zip(fine.split(counts, 1), run.lengths, strict=True)
+    ]
+    return _marked(run, parts, block, initial, local)
 
 
 def _merged(fine: Tensor, length: int, per: int) -> Tensor:
@@ -74,32 +75,45 @@ def _touched(length: int, blocks: int, block: int, initial: int, local: int) -> 
 
 
 def attention_scores(
-    run: Run, queries: Tensor, layers: tuple[int, ...], block: int, initial: int, local: int, *,
+    run: Run, queries: Tensor, positions: Tensor, layers: tuple[int, ...], block: int, initial: int, local: int, *,
     frame: str = "true", summary: str = "mean",
 ) -> list[ChunkScores]:  # fmt: skip
-    """Share of the question's attention that falls on every selection block, all chunks' blocks in one softmax.
+    """Share of the asking tokens' attention that falls on every selection block, all chunks' blocks in one softmax.
 
-    `queries` `(L, H, Q, D)` are the question tokens' own, position-free. A block is seen through its mean key ("mean")
-    or through the upper bound of its minimum and maximum (Quest; "bound").
+    `queries` `(L, H, Q, D)` are those of the tokens at `positions` `(Q,)`, position-free. A block is seen through its
+    mean key ("mean") or through the upper bound of its minimum and maximum (Quest; "bound").
     """
     chosen = torch.tensor(layers, device=queries.device)
-    turned = _tokens_turned(run, queries, frame)[:, chosen]
+    turned = _tokens_turned(run, queries[chosen], positions, frame)
     logits = [_logits(run, index, turned[index], chosen, summary) for index in range(len(run.lengths))]
-    shares = torch.cat(logits, -1).softmax(-1).mean((1, 2)).cpu()
+    shares = _weighed(torch.cat(logits, -1).softmax(-1).mean(1)).cpu()
     parts = [_summed(part, block // BLOCK) for part in shares.split([x.shape[-1] for x in logits], -1)]
     return _marked(run, parts, block, initial, local)
 
 
-def pass_scores(run: Run, layers: tuple[int, ...], block: int, initial: int, local: int) -> list[ChunkScores]:
-    """Share of attention that falls on every selection block in a pass of the question over ALL stored entries.
+def _weighed(attention: Tensor) -> Tensor:
+    """Attention `(N, Q, T)` -> `(N, T)`: half the weight is the asking tokens together, half the last one, the token
+    before the answer, which looks for it."""
+    return (attention.mean(1) + attention[:, -1]) / 2
 
-    Half the weight is the question's tokens together, half the last token before the answer, which looks for it. Reads
-    every chunk in full: for stores in memory; any block size.
+
+def pass_scores(
+    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor] | None = None
+) -> list[ChunkScores]:
+    """Share of attention that falls on every selection block in a pass of the question over the stored entries.
+
+    Reads the tokens `seen` of every chunk (sorted indices), all of them by default; what is not read scores 0. Any
+    block size.
     """
-    everything = [torch.arange(length) for length in run.lengths]
-    maps, columns = run.question_attention(everything, layers)
-    shares = (maps.mean(1) + maps[:, -1]) / 2
-    return _marked(run, [_summed(shares[:, column], block) for column in columns], block, initial, local)
+    seen = [torch.arange(length) for length in run.lengths] if seen is None else seen
+    maps, columns = run.question_attention(seen, layers)
+    shares = _weighed(maps)
+    parts = []
+    for length, tokens, column in zip(run.lengths, seen, columns, strict=True):
+        whole = torch.zeros(len(shares), length)
+        whole[:, tokens] = shares[:, column]
+        parts.append(_summed(whole, block))
+    return _marked(run, parts, block, initial, local)
 
 
 def _marked(run: Run, parts: list[Tensor], block: int, initial: int, local: int) -> list[ChunkScores]:
@@ -109,14 +123,14 @@ def _marked(run: Run, parts: list[Tensor], block: int, initial: int, local: int)
     ]
 
 
-def _tokens_turned(run: Run, queries: Tensor, frame: str) -> Tensor:
-    """`(L, H, Q, D)` position-free -> `(C, L, H, Q, D)`, each question token in each chunk's own frame."""
-    start, count = run.plan.question.start, queries.shape[2]
+def _tokens_turned(run: Run, queries: Tensor, positions: Tensor, frame: str) -> Tensor:
+    """`(N, H, Q, D)` position-free -> `(C, N, H, Q, D)`, each asking token in each chunk's own frame."""
+    behind = positions - run.plan.question.start
+    start = run.plan.question.start
     places = [start - c.start if frame == "true" else len(c.token_ids) for c in run.plan.chunks]
-    positions = (torch.tensor(places)[:, None] + torch.arange(count)).flatten()
-    repeated = queries.repeat(1, 1, len(places), 1)
-    turned = run.adapter.table(positions).rotate(repeated)
-    return turned.reshape(*turned.shape[:2], len(places), count, -1).permute(2, 0, 1, 3, 4)
+    table = run.adapter.table((torch.tensor(places)[:, None] + behind).flatten())
+    turned = table.rotate(queries.repeat(1, 1, len(places), 1))
+    return turned.reshape(*turned.shape[:2], len(places), len(positions), -1).permute(2, 0, 1, 3, 4)
 
 
 def _logits(run: Run, index: int, query: Tensor, chosen: Tensor, summary: str) -> Tensor:

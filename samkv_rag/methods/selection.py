@@ -115,6 +115,18 @@ def choose(
     return Choice(kept, list(anchors), per_layer, spread)
 
 
+def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int, block: int) -> list[Tensor]:
+    """Per chunk the sorted tokens of the best blocks of all chunks: whole blocks, best first, until `limit` tokens."""
+    values = [rank.amax(0) for rank in normalised(scores, per_chunk=False)]
+    queue = sorted((-float(value), index, at) for index, part in enumerate(values) for at, value in enumerate(part))
+    masks, left = [torch.zeros(length, dtype=torch.bool) for length in lengths], limit
+    for _, index, at in queue:
+        if left <= 0:
+            break
+        left -= _take(masks[index], at * block, block, block)
+    return [mask.nonzero()[:, 0] for mask in masks]
+
+
 def _top(rank: Tensor, scores: ChunkScores, anchors: Tensor, share: float, block: int) -> Tensor:
     """Bool `(N, B)`: each layer's best blocks among those the anchors do not already cover."""
     layers, blocks = rank.shape
