@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from samkv_rag.eval import worlds
 from samkv_rag.eval.worlds import Question
-from training.data import Encoder
 from training.export import WEIGHTS
+from training.passages import Encoder
 
 PER_CONTEXT = 4  # questions of one task about one context, at most
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.data import Encoder
+from training.passages import Encoder
 from training.train import CONFIG, load_encoder, read_config
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "weights"

@@ -20,10 +20,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from training.data import Batch, Encoder, Sizes, make_batch
+from training.data import Batch, make_batch
 from training.initial import initialise
 from training.model import Reader, Shape
 from training.optimiser import Optimiser
+from training.passages import Encoder, Sizes
 from training.real import Library
 from training.tokenizer import train_tokenizer
 

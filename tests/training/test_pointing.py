@@ -6,10 +6,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from training.data import Encoder, Sizes, draw_world, make_batch
+from training.data import make_batch
 from training.export import WEIGHTS
 from training.model import Reader, Shape
 from training.optimiser import Optimiser, orthogonal
+from training.passages import Encoder, Sizes, draw_world
 from training.pointing import ANSWER, BIND, FIND, Finder, name_end
 from training.train import losses
 

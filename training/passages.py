@@ -1,0 +1,168 @@
+"""What a training row is made of: chunks of a generated world or of real text, and what is asked about them."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from samkv_rag.eval import phrases, worlds
+from samkv_rag.eval.worlds import Question
+from training.pointing import Aim, Finder, aim
+from training.real import Item, Library
+
+INSTRUCTION = "Answer from the passages in a few words, or say: not in the passages.\n\n"
+SHARES = {
+    "read": 1.0,
+    "cloze": 0.3,
+    "one_hop": 0.34,
+    "earlier_chunk": 0.24,
+    "two_hop": 0.27,
+    "two_hop_near": 0.05,
+    "unanswerable": 0.10,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Limits of a batch: rows, context tokens, question tokens, context tokens that are supervised,
+    most chunks per context, a factor on the share of two-hop questions,
+    the share of facts that are asked for by the beginning of a sentence, and the share of relations in a world
+    (the smaller, the more things in a context are alike but for their names; with `alike` all of them).
+    With `real` the rows are real text from a library instead of worlds."""
+
+    rows: int
+    context: int
+    asked: int
+    plain: int
+    chunks: int
+    two_hop: float = 1.0
+    cloze: float = 0.0
+    variety: float = 1.0
+    alike: bool = False
+    real: bool = False
+
+
+class Encoder:
+    """Text to ids, piece by piece, without special tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.bos, self.eos, self.pad = (self.special(t) for t in ("<bos>", "<eos>", "<pad>"))
+        self.head = [self.bos, *self(INSTRUCTION)]
+        self.between = self("\n\n")
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def special(self, token: str) -> int:
+        """Id of a special token."""
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(f"the tokenizer has no {token}")
+        return int(found)
+
+    def question(self, text: str, whole: bool = True) -> list[int]:
+        """The question part of the prompt; as one piece, or with the question's text as a piece of its own."""
+        if whole:
+            return self(f"\n\nQuestion: {text}\nAnswer:")
+        return self("\n\nQuestion: ") + self(text) + self("\nAnswer:")
+
+    def context(self, chunks: list[str]) -> list[list[int]]:
+        """Ids of the instruction and of each chunk, the separator in front of all but the first."""
+        return [self.head] + [self.between * (i > 0) + self(chunk) for i, chunk in enumerate(chunks)]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Chunks of a context, what can be asked about them, and for each question what it should look at."""
+
+    chunks: list[str]
+    questions: list[Question]
+    aims: dict[int, Aim]
+    names: list[str]
+
+
+def draw_world(rng: random.Random, encode: Encoder, sizes: Sizes) -> Passage:
+    """As many chunks of a fresh world as fit, and its questions."""
+    made = worlds.draft(
+        rng.randrange(2**48), False, max(8, sizes.chunks + rng.randint(-2, 4)), sizes.variety, sizes.alike
+    )
+    picked = worlds.pick(made, rng, sizes.chunks if rng.random() < 0.7 else rng.randint(1, sizes.chunks))
+    lengths = [len(encode.between + encode(made.documents[d].chunks[c])) for d, c in picked]
+    room = sizes.context - len(encode.head)
+    while sum(lengths) > room and len(lengths) > 1:
+        picked.pop()
+        lengths.pop()
+    shown, order = worlds.show(made, rng, picked), sorted(picked)
+    finder = Finder(encode.tokenizer, shown.chunks, len(encode.head), len(encode.between))
+    aims = {id(question): aim(finder, made, order, question) for question in shown.questions if question.needs}
+    return Passage(shown.chunks, shown.questions, aims, [entity.name for entity in made.entities])
+
+
+def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | None) -> Passage:
+    """As many real passages as fit, their questions, and sentences to complete."""
+    if library is None:
+        raise ValueError("a stage with `real = true` needs a [real] table in the configuration")
+    chunks, items = library.draw(rng, sizes.chunks)
+    while len(chunks) > 1 and sum(len(encode.between + encode(chunk)) for chunk in chunks) > sizes.context - len(
+        encode.head
+    ):
+        chunks.pop()
+    kept = [item for item in items if item.passages[0] in chunks]
+    return Passage(chunks, [_as_question(item) for item in kept], {}, [])
+
+
+def _as_question(item: Item) -> Question:
+    return Question(item.text, item.answer, "read" if item.asked else "cloze")
+
+
+_ENDINGS = re.compile(r"\{(\w+)\}( \w+)?\.$")
+
+
+def _endings() -> dict[tuple[str, str], list[str]]:
+    """Beginnings of statements by (kind of thing, relation): all that comes before a value at the end."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind, templates in phrases.STATEMENTS.items():
+        for template in templates:
+            end = _ENDINGS.search(template)
+            if end and template.count("{") == 2:
+                found.setdefault((kind, end[1]), []).append(template[: end.start()].rstrip())
+    return found
+
+
+_CLOZES = _endings()
+
+
+def prompt(rng: random.Random, encode: Encoder, question: Question, cloze: float) -> list[int]:
+    """Ids before the answer: the question in its form, or the beginning of a sentence that ends in the answer."""
+    if question.task == "cloze":
+        return encode("\n\n" + question.text)
+    beginnings = _CLOZES.get((question.about[0], question.about[2]), []) if question.about else []
+    if beginnings and rng.random() < cloze:
+        name = question.about[1]
+        text = rng.choice(beginnings).format(s=name, p=f"{name}'s")
+        return encode("\n\n" + text[0].upper() + text[1:])
+    return encode.question(question.text, rng.random() < 0.7)
+
+
+def choose(rng: random.Random, questions: list[Question], two_hop: float) -> list[Question]:
+    """All questions, in an order whose beginning has the tasks in their shares."""
+    pools: dict[str, list[Question]] = {}
+    shares = {task: share * (two_hop if task.startswith("two_hop") else 1.0) for task, share in SHARES.items()}
+    for question in questions:
+        if shares[question.task] == 0:
+            continue
+        pools.setdefault(question.task, []).append(question)
+    order, unanswerable = list[Question](), 0
+    while pools and list(pools) != ["unanswerable"]:
+        task = rng.choices(list(pools), [shares[t] for t in pools])[0]
+        if task == "unanswerable" and unanswerable > SHARES[task] * len(order):
+            continue
+        unanswerable += task == "unanswerable"
+        order.append(pools[task].pop())
+        if not pools[task]:
+            del pools[task]
+    return order
