@@ -1,38 +1,30 @@
-"""The engine: plan -> load -> select -> recompute -> generate, one direction, one request at a time."""
+"""The engine: plan -> load -> select -> recompute -> generate, in one direction; requests share the generating."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.accounting import make_report
-from samkv_rag.calls import Call, check_length
+from samkv_rag.answering import Answering, MakePlan, OnText
+from samkv_rag.batch import Batch
+from samkv_rag.calls import Call
 from samkv_rag.errors import SamKVError
 from samkv_rag.ingest import Pending, Progress, ingest, reported
-from samkv_rag.methods import Method, Prepared, Run, SamKV, resolve_method
+from samkv_rag.methods import Method, SamKV, resolve_method
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.generation import (
-    Listener,
-    cut_at_stop,
-    finished_by_model,
-    generation_kwargs,
-    seeded,
-)  # fmt: skip
 from samkv_rag.model.loading import BUNDLED, ModelSource
 from samkv_rag.parity import ParityReport, check_parity
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.plan import Planner, Prompt
-from samkv_rag.store import ChunkKVStore, EntryError, StoreError, chunk_key
+from samkv_rag.store import ChunkKVStore, StoreError, chunk_key
 from samkv_rag.stream import AnswerStream
 from samkv_rag.turns import Turnstile
-from samkv_rag.types import Answer, FinishReason, MatchRecord, PromptPlan, Report, Usage
-
-MakePlan = Callable[[], PromptPlan]
+from samkv_rag.types import Answer, MatchRecord, PromptPlan
 
 
 class SamKVEngine:
@@ -40,14 +32,15 @@ class SamKVEngine:
 
     def __init__(
         self, source: ModelSource, store: ChunkKVStore, method: str | Method = "samkv", namespace: str = "default",
-        min_kept_tokens: int = 0,
+        min_kept_tokens: int = 0, max_batch: int = 8,
     ) -> None:  # fmt: skip
         self.source = source
         self.store = store
         self.method = resolve_method(method)
         self.namespace = namespace
         self.min_kept_tokens = min_kept_tokens
-        self._turn = Turnstile()
+        self._turn = Turnstile(max_batch)
+        self._batch = Batch(self._turn)
         self._unusable: set[str] = set()
         self._loading = threading.RLock()
         self._made_planner: Planner | None = None
@@ -57,16 +50,18 @@ class SamKVEngine:
         cls, model: Any = BUNDLED, tokenizer: Any = None, store: str | Path | ChunkKVStore = "./kv",
         method: str | Method | None = None, namespace: str = "default", device_map: Any = None, dtype: Any = "auto",
         model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "none",
+        max_batch: int = 8,
     ) -> SamKVEngine:  # fmt: skip
         """An engine over `model`: "bundled", a hub id, a folder, or a loaded model. Nothing is loaded yet.
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`; `method` a name or a method object (default `SamKV()`).
         Prompts with fewer chunk tokens than `min_kept_tokens` are not thinned. `sink_prefix="bos"` ingests chunks
-        behind a BOS token whose own entries are dropped.
+        behind a BOS token whose own entries are dropped. Up to `max_batch` answers are decoded together,
+        each with its cache in memory.
         """
         source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink_prefix)
         chunk_store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
-        return cls(source, chunk_store, method or SamKV(), namespace, min_kept_tokens)
+        return cls(source, chunk_store, method or SamKV(), namespace, min_kept_tokens, max_batch)
 
     # -- the model and its texts -------------------------------------------------------------------------------
 
@@ -142,17 +137,22 @@ class SamKVEngine:
         if isinstance(texts, str):
             raise SamKVError("precompute takes a list of texts, not one text; pass [text].")
         chunks = [self._chunk(stripped) for text in texts if (stripped := text.strip())]
+        self._store_chunks(chunks, self._turn, progress)
+        return [chunk.key for chunk in chunks]
+
+    def _store_chunks(
+        self, chunks: Sequence[Pending], turn: AbstractContextManager[None], progress: bool | Progress = False
+    ) -> None:
         pending = {chunk.key: chunk for chunk in chunks if not self._usable(chunk.key)}
         if pending:
             with reported(progress) as report:
                 ingest(
                     list(pending.values()), self.adapter, self.store,
-                    namespace=self.namespace, fingerprint=self.fingerprint, turn=self._turn, progress=report,
+                    namespace=self.namespace, fingerprint=self.fingerprint, turn=turn, progress=report,
                 )  # fmt: skip
         for chunk in chunks:
             self._unusable.discard(chunk.key)
             self._planner.matcher.add(chunk.key, MatchRecord.of(chunk.text))
-        return [chunk.key for chunk in chunks]
 
     def _chunk(self, text: str) -> Pending:
         ids = tuple(self._planner.encoder.chunk(text))
@@ -224,56 +224,20 @@ class SamKVEngine:
         return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled), timeout)
 
     def _answer(
-        self, make_plan: MakePlan, call: Call, on_text: Callable[[str], None] | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        self, make_plan: MakePlan, call: Call, on_text: OnText | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Answer:  # fmt: skip
-        self.load()
-        started = time.perf_counter()
-        with self._turn:
-            if cancelled():
-                raise SamKVError("The answer was cancelled before its turn came.")
-            run, prepared = self._prepare(make_plan, call)
-            listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
-            kwargs = generation_kwargs(self.adapter.model, self.tokenizer, call.options, listener, cancelled)
-            ready = time.perf_counter()
-            with seeded(call.options.seed):
-                ids = self.adapter.generate(prepared.ids, prepared.cache, **kwargs)
-        first = listener.first_token_at or time.perf_counter()
-        run.seconds["first_token"] += first - ready
-        answer = self._finish(ids, call, make_report(run, prepared, call.method.name, first - started), cancelled())
-        if not cancelled():
-            self._heal(run.plan)
-        return answer
+        answering = Answering(
+            self.adapter, self.tokenizer, self.store, self._turn, self._batch, self._unusable, self.min_kept_tokens,
+            self._heal,
+        )  # fmt: skip
+        return answering.answer(make_plan, call, on_text, cancelled)
 
-    def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:
-        """Plan and prepare; an entry that proves unusable while it is read becomes a miss."""
-        while True:
-            start = time.perf_counter()
-            plan = make_plan()
-            check_length(plan, call.options, self.adapter.model.config)
-            run = Run(plan, self.adapter, self.store, call.options.max_new_tokens, self.min_kept_tokens)
-            run.seconds["plan"] = time.perf_counter() - start
-            try:
-                return run, call.method.prepare(run) if plan.chunks else run.prefill()
-            except EntryError as error:
-                if error.key in self._unusable:
-                    raise
-                self._unusable.add(error.key)
-
-    def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
-        whole = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text = cut_at_stop(whole, call.options.stop)
-        ended = finished_by_model(self.adapter.model, ids) or text != whole
-        full = len(ids) >= call.options.max_new_tokens and not ended
-        reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
-        usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
-        return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason)
-
-    def _heal(self, plan: PromptPlan) -> None:
+    def _heal(self, plan: PromptPlan, turn: AbstractContextManager[None]) -> None:
         """Store again what was missed, after the answer is out; a full store is not the answer's problem."""
         with contextlib.suppress(StoreError):
             if plan.misses:
-                self.precompute(plan.misses)
+                self._store_chunks([self._chunk(text) for text in plan.misses], turn)
 
     # -- housekeeping ------------------------------------------------------------------------------------------
 

@@ -1,48 +1,137 @@
-"""One request in the model at a time, in the order in which they came."""
+"""Who may use the model, one use at a time, in the order in which they asked.
+
+A request uses it to prepare (first come, first served, at most `places` requests between preparation and last token);
+all requests that decode share one use per step; whatever is no request (a batch of ingestion, the self check) comes
+between. Three rules follow, and `tests/test_turns.py` holds them:
+
+- A newcomer waits for the step under way and for those who came before it, never for another's whole answer.
+- A step waits for those who asked before it: newcomers cannot starve who decodes.
+- What is no request waits until the requests that came before it are answered, and then goes ahead of later ones: an
+  answer is held up by one batch of ingestion at most, and ingestion by nobody who came later.
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+
+from samkv_rag.errors import SamKVError
+
+LOOK_UP_SECONDS = 0.1
+"""How often one who waits in line looks whether it has been cancelled."""
 
 
 class Turnstile:
-    """A fair lock: `with turnstile:` waits its turn, first come first served."""
+    """`with turnstile:` is for what is no request; `request()` and `step()` give the turns of requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 1) -> None:
+        if places < 1:
+            raise SamKVError("max_batch must be at least 1: the number of answers that are decoded together.")
         self._guard = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
+        self._waiting: list[_Turn] = []
         self._busy = False
+        self._places = places
+        self._numbers = itertools.count()
+        self._present: set[int] = set()
+        self._seated: set[int] = set()
 
     def __enter__(self) -> None:
         with self._guard:
-            if not self._busy:
-                self._busy = True
-                return
-            turn = threading.Event()
-            self._waiting.append(turn)
+            number = next(self._numbers)
+        self.wait(_Turn(lambda: not any(other < number for other in self._present)))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.give_back()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The turn of a decoding step."""
+        self.wait(_Turn(lambda: True))
         try:
-            turn.wait()
+            yield
+        finally:
+            self.give_back()
+
+    @contextmanager
+    def request(self, cancelled: Callable[[], bool] | None = None) -> Iterator[Request]:
+        """A request from its arrival to its last token. One that is `cancelled` while it waits raises `SamKVError`."""
+        with self._guard:
+            number = next(self._numbers)
+            self._present.add(number)
+        try:
+            yield Request(self, number, cancelled)
+        finally:
+            with self._guard:
+                self._present.discard(number)
+                self._seated.discard(number)
+                self._let_in()
+
+    def seat(self, number: int) -> _Turn:
+        """A turn that comes when there is a place for the request of this number, which then has it."""
+
+        def may() -> bool:
+            return number in self._seated or len(self._seated) < self._places
+
+        return _Turn(may, lambda: self._seated.add(number))
+
+    def wait(self, turn: _Turn, cancelled: Callable[[], bool] | None = None) -> None:
+        """Stand in line until the turn has come."""
+        try:
+            with self._guard:
+                self._waiting.append(turn)
+                self._let_in()
+            while not turn.come.wait(None if cancelled is None else LOOK_UP_SECONDS):
+                if cancelled is not None and cancelled():
+                    raise SamKVError("The answer was cancelled before its turn came.")
         except BaseException:
             self._abandon(turn)
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._pass_on()
-
-    def _pass_on(self) -> None:
+    def give_back(self) -> None:
+        """The turn is over."""
         with self._guard:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._busy = False
+            self._busy = False
+            self._let_in()
 
-    def _abandon(self, turn: threading.Event) -> None:
+    def _let_in(self) -> None:
+        """The first in line whose turn may come, if nobody is inside; called with the guard held."""
+        if self._busy:
+            return
+        turn = next((turn for turn in self._waiting if turn.may()), None)
+        if turn is not None:
+            self._waiting.remove(turn)
+            self._busy = True
+            turn.begin()
+            turn.come.set()
+
+    def _abandon(self, turn: _Turn) -> None:
         """An interrupted wait (ctrl-C) must not leave a turn that nobody takes."""
         with self._guard:
-            waiting = turn in self._waiting
-            if waiting:
+            if turn in self._waiting:
                 self._waiting.remove(turn)
-        if not waiting:
-            self._pass_on()
+        if turn.come.is_set():
+            self.give_back()
+
+
+class Request:
+    """One request's way through the turnstile; `with request:` is its turn to prepare."""
+
+    def __init__(self, turnstile: Turnstile, number: int, cancelled: Callable[[], bool] | None) -> None:
+        self._turnstile, self._number, self._cancelled = turnstile, number, cancelled
+
+    def __enter__(self) -> None:
+        self._turnstile.wait(self._turnstile.seat(self._number), self._cancelled)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._turnstile.give_back()
+
+
+class _Turn:
+    """One place in the line: whether it `may` come, and what begins with it."""
+
+    def __init__(self, may: Callable[[], bool], begin: Callable[[], None] = lambda: None) -> None:
+        self.may, self.begin = may, begin
+        self.come = threading.Event()

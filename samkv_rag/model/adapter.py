@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.attention import NAME, AttentionPlan, Observation, Observer, PassEnded, attention_plan
 from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.loop import Loop
 from samkv_rag.model.rotary import Rotary, RotaryTable
 from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
 
@@ -69,6 +70,7 @@ class ModelAdapter:
         self.rotary = Rotary(model)
         self.sink_prefix = tuple(sink_prefix)
         self.shape = self._measure()
+        self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length)
 
     @torch.inference_mode()
     def _measure(self) -> KVShape:
@@ -215,24 +217,18 @@ class ModelAdapter:
             )  # fmt: skip
         return out.logits[0, -1].float()  # type: ignore[no-any-return]
 
-    @torch.inference_mode()
-    def generate(self, ids: Sequence[int], cache: SlotCache | None, **generation: Any) -> list[int]:
-        """New token ids after `ids`, the kept tokens' ids; `cache` holds all of them but the last.
+    def empty_cache(self, room: int) -> SlotCache:
+        """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
+        shape = (self.shape.layers, self.shape.kv_heads, 0, self.shape.head_dim)
+        nothing = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return SlotCache(nothing, nothing, torch.arange(0, device=self.device), room)
 
-        All kept ids are handed over (transformers slices by the cache's length) so that logits processors such as a
-        repetition penalty see the context. Without a cache this is an ordinary `generate()`.
-        """
-        tokens = torch.tensor([list(ids)], device=self.device)
-        mask = torch.ones_like(tokens)
-        if cache is None:
-            out = self.model.generate(tokens, attention_mask=mask, **generation)
-            return out[0, tokens.shape[1] :].tolist()  # type: ignore[no-any-return]
-        positions = cache.positions[: tokens.shape[1]][None]
-        with attention_plan(AttentionPlan(cache.positions)):
-            out = self.model.generate(
-                tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, **generation
-            )
-        return out[0, tokens.shape[1] :].tolist()  # type: ignore[no-any-return]
+    def generate(self, ids: Sequence[int], cache: SlotCache | None, **generation: Any) -> list[int]:
+        """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
+        decoding = self.loop.begin(ids, cache, **generation)
+        while not decoding.ended:
+            self.loop.step([decoding])
+        return decoding.result()
 
 
 def _blocked(keys: Tensor, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,17 @@ class Observation:
 
 
 Observer = Callable[[Observation], None]
+
+
+class Plan(Protocol):
+    """How one pass attends."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
+        window: int | None,
+    ) -> Tensor:  # fmt: skip
+        """`query` `(B, H, Q, D)` over what the cache returned, `(B, G, T, D)` -> `(B, H, Q, D)`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -89,8 +100,21 @@ class AttentionPlan:
             visible &= keys[None, :] > queries[:, None] - window
         return visible, False
 
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
+        window: int | None,
+    ) -> Tensor:  # fmt: skip
+        """One layer of this pass; see `Plan`. Raises `PassEnded` at `last_layer`."""
+        self.seen.add(layer)
+        mask, causal = self.mask(query.shape[2], key.shape[2], window)
+        if self.observer is not None:
+            self.observer(Observation(layer, query, key, mask, causal, scale, softcap))
+        if layer == self.last_layer:
+            raise PassEnded
+        return attend(query, key, value, mask, causal, scale, softcap)
 
-_PLAN: ContextVar[AttentionPlan | None] = ContextVar("samkv_attention_plan", default=None)
+
+_PLAN: ContextVar[Plan | None] = ContextVar("samkv_attention_plan", default=None)
 
 
 class PassEnded(Exception):
@@ -98,11 +122,11 @@ class PassEnded(Exception):
 
 
 @contextmanager
-def attention_plan(plan: AttentionPlan) -> Iterator[AttentionPlan]:
+def attention_plan(plan: Plan) -> Iterator[None]:
     """Run model calls of this context (this thread, this task) under `plan`."""
     token = _PLAN.set(plan)
     try:
-        yield plan
+        yield
     finally:
         _PLAN.reset(token)
 
@@ -161,13 +185,7 @@ def samkv_attention(
     plan = _PLAN.get()
     if plan is None:
         return _without_plan(module, query, key, value, attention_mask, scaling, softcap, kwargs)
-    plan.seen.add(module.layer_idx)
-    mask, causal = plan.mask(query.shape[2], key.shape[2], sliding_window)
-    if plan.observer is not None:
-        plan.observer(Observation(module.layer_idx, query, key, mask, causal, scaling, softcap))
-    if module.layer_idx == plan.last_layer:
-        raise PassEnded
-    out = attend(query, key, value, mask, causal, scaling, softcap)
+    out = plan.attend(module.layer_idx, query, key, value, scaling, softcap, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -1,16 +1,15 @@
-"""From a caller's options to `generate()`: sampling, stop strings, streaming, cancelling, all transformers' own."""
+"""From a caller's options to transformers' own rules: sampling, stop strings, streaming, cancelling, grammars."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import TextStreamer
 
 from samkv_rag.errors import SamKVError
@@ -51,18 +50,16 @@ class Listener(TextStreamer):
     def __init__(
         self, tokenizer: Any, on_text: Callable[[str], None] | None, stop: Sequence[str], strip: bool = False
     ) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        super().__init__(tokenizer, skip_special_tokens=True)
         self.first_token_at: float | None = None
-        self._heard = 0
         self._on_text = on_text
         self._cutter = StopCutter(stop)
         self._strip = self._leading = strip
         self._trailing = ""
 
     def put(self, value: torch.Tensor) -> None:
-        if self._heard == 1:
+        if self.first_token_at is None:
             self.first_token_at = time.perf_counter()
-        self._heard += 1
         if self._on_text is not None:
             super().put(value)  # type: ignore[no-untyped-call]
 
@@ -140,9 +137,9 @@ class _Cancelled(StoppingCriteria):
 
 
 def generation_kwargs(
-    model: Any, tokenizer: Any, options: GenerationOptions, listener: Listener, cancelled: Callable[[], bool]
+    model: Any, tokenizer: Any, options: GenerationOptions, cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Keywords for `generate()`; what the caller did not set comes from the model's own generation config."""
+    """Keywords for `Loop.begin`; what the caller did not set comes from the model's own generation config."""
     config = copy.deepcopy(model.generation_config)
     config.max_new_tokens, config.max_length = options.max_new_tokens, None
     config.num_beams, config.num_return_sequences, config.use_cache = 1, 1, True
@@ -154,19 +151,15 @@ def generation_kwargs(
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
-    kwargs: dict[str, Any] = {
-        "generation_config": config,
-        "tokenizer": tokenizer,
-        "streamer": listener,
-        "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
-    }
-    if options.stop:
-        config.stop_strings = list(options.stop)
+    criteria, processors = StoppingCriteriaList([_Cancelled(cancelled)]), LogitsProcessorList()
+    stop, config.stop_strings = list(options.stop) or config.stop_strings, None
+    if stop:
+        criteria.append(StopStringCriteria(tokenizer, stop))
     if options.grammar is not None:
         guide = GrammarGuide(tokenizer, options.grammar, end_tokens(model))
-        kwargs["logits_processor"] = LogitsProcessorList([guide.mask])
-        kwargs["stopping_criteria"].append(guide.finished)
-    return kwargs
+        processors.append(guide.mask)
+        criteria.append(guide.finished)
+    return {"generation_config": config, "stopping_criteria": criteria, "logits_processor": processors}
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:
@@ -180,12 +173,6 @@ def finished_by_model(model: Any, token_ids: Sequence[int]) -> bool:
     return bool(token_ids) and token_ids[-1] in end_tokens(model)
 
 
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from `seed` inside the block, and leave the caller's random state as it was."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+def random_of(seed: int | None, device: torch.device) -> torch.Generator | None:
+    """Draws of one answer, the same ones whoever else decodes; without a seed torch's own (None)."""
+    return None if seed is None else torch.Generator(device).manual_seed(seed)

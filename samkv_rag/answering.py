@@ -1,0 +1,96 @@
+"""From a call to its answer: plan and prepare in turn, decode together with whoever else does, report, heal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from samkv_rag.accounting import make_report
+from samkv_rag.batch import Batch
+from samkv_rag.calls import Call, check_length
+from samkv_rag.errors import SamKVError
+from samkv_rag.methods import Prepared, Run
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.decoding import Decoding
+from samkv_rag.model.generation import Listener, cut_at_stop, finished_by_model, generation_kwargs, random_of
+from samkv_rag.store import ChunkKVStore, EntryError
+from samkv_rag.turns import Turnstile
+from samkv_rag.types import Answer, FinishReason, PromptPlan, Report, Usage
+
+MakePlan = Callable[[], PromptPlan]
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Answers calls with one model. `unusable` collects the keys of entries that could not be read; `heal` stores
+    again what a plan missed, in the turns that it is given."""
+
+    adapter: ModelAdapter
+    tokenizer: Any
+    store: ChunkKVStore
+    turnstile: Turnstile
+    batch: Batch
+    unusable: set[str]
+    min_kept_tokens: int
+    heal: Callable[[PromptPlan, AbstractContextManager[None]], None]
+
+    def answer(
+        self, make_plan: MakePlan, call: Call, on_text: OnText | None, cancelled: Callable[[], bool] | None
+    ) -> Answer:
+        """The answer to one call; `on_text` gets its pieces from whichever thread makes them."""
+        gone = cancelled or _never
+        started = time.perf_counter()
+        with self.turnstile.request(cancelled) as request:
+            with request:
+                if gone():
+                    raise SamKVError("The answer was cancelled before its turn came.")
+                run, prepared = self._prepare(make_plan, call)
+                listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
+                ready = time.perf_counter()
+                decoding = self._begin(prepared, call, listener, gone)
+            ids = self.batch.finish(decoding, self.adapter.loop.step)
+            first = listener.first_token_at or time.perf_counter()
+            run.seconds["first_token"] += first - ready
+            report = make_report(run, prepared, call.method.name, first - started)
+            del decoding, prepared  # the cache has done its work
+            if not gone():
+                self.heal(run.plan, request)
+        return self._finish(ids, call, report, gone())
+
+    def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:
+        """Plan and prepare; an entry that proves unusable while it is read becomes a miss."""
+        while True:
+            start = time.perf_counter()
+            plan = make_plan()
+            check_length(plan, call.options, self.adapter.model.config)
+            run = Run(plan, self.adapter, self.store, call.options.max_new_tokens, self.min_kept_tokens)
+            run.seconds["plan"] = time.perf_counter() - start
+            try:
+                return run, call.method.prepare(run) if plan.chunks else run.prefill()
+            except EntryError as error:
+                if error.key in self.unusable:
+                    raise
+                self.unusable.add(error.key)
+
+    def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Callable[[], bool]) -> Decoding:
+        return self.adapter.loop.begin(
+            prepared.ids, prepared.cache, listener, random_of(call.options.seed, self.adapter.device),
+            **generation_kwargs(self.adapter.model, self.tokenizer, call.options, gone),
+        )  # fmt: skip
+
+    def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
+        whole = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = cut_at_stop(whole, call.options.stop)
+        ended = finished_by_model(self.adapter.model, ids) or text != whole
+        full = len(ids) >= call.options.max_new_tokens and not ended
+        reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
+        usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
+        return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason)
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,70 @@
+"""The answers that are decoded together. Whoever asked for one of them drives the steps for all.
+
+Every caller waits for its own answer in its own thread; one of these threads takes the steps until its answer has
+ended, and another then takes over. A thread of the engine's own would need starting, closing, a new one after a fork,
+and a way to hear ctrl-C; here nothing runs when nobody waits, there is nothing to close, ctrl-C is raised in the
+thread that waits or drives, and a single caller computes in its own thread as in any other library. An interrupted
+step is taken again by the next driver (see `Loop.step`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from samkv_rag.model.decoding import Decoding
+from samkv_rag.turns import Turnstile
+
+Step = Callable[[Sequence[Decoding]], None]
+
+
+class Batch:
+    """Answers in the making, joined and left between steps; every step is a turn at the turnstile."""
+
+    def __init__(self, turnstile: Turnstile) -> None:
+        self._turnstile = turnstile
+        self._rows: list[Decoding] = []
+        self._driven = False
+        self._news = threading.Condition()
+
+    def finish(self, decoding: Decoding, step: Step) -> list[int]:
+        """Decode to the end beside all others that are here; returns the new token ids, or raises this one's error."""
+        with self._news:
+            self._rows.append(decoding)
+        try:
+            while not decoding.ended:
+                if self._take_over(decoding):
+                    self._drive(decoding, step)
+        finally:
+            with self._news:
+                self._rows.remove(decoding)
+        return decoding.result()
+
+    def _take_over(self, decoding: Decoding) -> bool:
+        """Wait for the end of the answer or for the end of who drives; True when it is on us to drive."""
+        with self._news:
+            self._news.wait_for(lambda: decoding.ended or not self._driven)
+            if decoding.ended:
+                return False
+            self._driven = True
+            return True
+
+    def _drive(self, decoding: Decoding, step: Step) -> None:
+        try:
+            while not decoding.ended:
+                with self._turnstile.step():
+                    step(self._unfinished())
+                self._tell()
+        finally:
+            with self._news:
+                self._driven = False
+                self._news.notify_all()
+
+    def _unfinished(self) -> list[Decoding]:
+        with self._news:
+            return [row for row in self._rows if not row.ended]
+
+    def _tell(self) -> None:
+        with self._news:
+            if any(row.ended for row in self._rows):
+                self._news.notify_all()

@@ -1,0 +1,126 @@
+"""Our own decoding loop: a forward for all answers in the making, each with its own cache, positions and rules.
+
+transformers' `generate()` serves one batch from beginning to end; here answers join and leave between steps. Every
+model that can be attached is served this way, alone or together: there is no second path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samkv_rag.model.attention import Plan, attention_plan
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.decoding import Decoding, Hearer, Rules
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPlan:
+    """One new token for each of several answers, row by row over its own cache: `key` and `value` of the pass are the
+    new tokens' alone `(B, G, 1, D)`, and are appended here.
+
+    Nothing is padded or copied, no row needs a mask for its neighbours, and its attention is to the bit what it is
+    when it is alone. What rows share is the reading of the weights: nearly all of a decoding step.
+    """
+
+    rows: Sequence[Decoding]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
+        window: int | None,
+    ) -> Tensor:  # fmt: skip
+        """One layer of the step; see `Plan`."""
+        out = []
+        for index, row in enumerate(self.rows):
+            own = slice(index, index + 1)
+            keys, values = row.cache.slot_layers[layer].update(key[own], value[own])
+            out.append(row.plan.attend(layer, query[own], keys, values, scale, softcap, window))
+        return torch.cat(out)
+
+
+class Loop:
+    """Begins answers of one model and takes steps for several of them; who may call it when is the caller's business.
+
+    `empty(room)` makes a cache for a prompt that has none. `apart` says that rows cannot share a forward: with longrope
+    the frequencies of a call are those of its longest position.
+    """
+
+    def __init__(self, model: Any, empty: Callable[[int], SlotCache], apart: bool) -> None:
+        self._model = model
+        self._empty = empty
+        self._apart = apart
+
+    @torch.inference_mode()
+    def begin(
+        self, ids: Sequence[int], cache: SlotCache | None, hearer: Hearer | None = None,
+        random: torch.Generator | None = None, **generation: Any,
+    ) -> Decoding:  # fmt: skip
+        """The first new token after `ids`, the kept tokens' ids; `cache` holds all of them but the last, None none.
+
+        All kept ids are handed over so that logits processors such as a repetition penalty see the context.
+        `generation` is what transformers' `generate()` takes. Raises what goes wrong.
+        """
+        tokens = torch.tensor([list(ids)], device=self._model.device)
+        rules = Rules.of(self._model, tokens, **generation)
+        if cache is None:
+            cache = self._empty(rules.max_length)
+        decoding = Decoding(tokens, cache, rules, hearer, random)
+        decoding.take(self._alone(decoding))
+        decoding.result()
+        return decoding
+
+    @torch.inference_mode()
+    def step(self, decodings: Sequence[Decoding]) -> None:
+        """One more token for each, in one forward; an error ends the answer that causes it and no other.
+
+        A step that was broken off (ctrl-C in the thread that takes it) can be taken again.
+        """
+        for decoding in decodings:
+            decoding.settle()
+        try:
+            logits = self._forward(decodings)
+        except Exception as error:
+            self._blame(decodings, error)
+            return
+        for row, decoding in enumerate(decodings):
+            decoding.take(logits[row : row + 1])
+
+    def _blame(self, decodings: Sequence[Decoding], error: Exception) -> None:
+        """A forward for several does not say whose fault it was: each has one of its own."""
+        if len(decodings) == 1:
+            decodings[0].fail(error)
+            return
+        for decoding in decodings:
+            self.step([decoding])
+
+    def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
+        if self._apart or len(decodings) == 1:
+            return torch.cat([self._alone(decoding) for decoding in decodings])
+        tokens, positions = (torch.cat(column) for column in zip(*(d.next for d in decodings), strict=True))
+        return self._logits(tokens, positions, RowsPlan(decodings), past_key_values=None, use_cache=False)
+
+    def _alone(self, decoding: Decoding) -> Tensor:
+        if self._apart:
+            self._renew(decoding)
+        return self._logits(*decoding.next, decoding.plan, past_key_values=decoding.cache, use_cache=True)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
+        """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers hands on as it is."""
+        dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
+        with attention_plan(plan):
+            out = self._model(tokens, position_ids=positions, attention_mask=dummy, logits_to_keep=1, **caching)
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+    def _renew(self, decoding: Decoding) -> None:
+        """Phi-3 wants all keys anew when the text outgrows the short frequencies: its class then drops the cache."""
+        _, positions = decoding.next
+        inputs = self._model.prepare_inputs_for_generation(
+            decoding.ids, next_sequence_length=positions.shape[1], past_key_values=decoding.cache,
+            position_ids=positions, use_cache=True,
+        )  # fmt: skip
+        if inputs.get("past_key_values") is None:
+            decoding.cache.crop_to(0)
