@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samkv_kernels.block_scores import block_scores
 from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods.scoring import personalised
 from samkv_rag.methods.selection import (
@@ -237,30 +236,6 @@ def test_the_bias_is_the_mean_of_the_other_chunks_weighted_by_their_cosine(partn
                     a, b = local[j, layer, head].double().numpy(), with_whom[layer, head].double().numpy()
                     want += abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) * a / 2
                 assert np.allclose(got[i, layer, head].numpy(), want, atol=1e-5)
-
-
-def brute_force_scores(query: Tensor, mean: Tensor, group_of: list[int]) -> np.ndarray:
-    layers, heads, dim = query.shape
-    q, m = query.double().numpy(), mean.double().numpy()
-    pairs = [[q[n, h] @ m[n, b, group_of[h]] for h in range(heads)] for n in range(layers) for b in range(m.shape[1])]
-    return np.array(pairs).mean(1).reshape(layers, -1) / dim**0.5
-
-
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
-def test_block_scores_are_the_mean_over_heads_of_query_times_mean_key(
-    layers: int, blocks: int, groups: int, repeat: int, dim: int
-) -> None:
-    query, mean = torch.randn(layers, groups * repeat, dim), torch.randn(layers, blocks, groups, dim)
-    consecutive = [head // repeat for head in range(groups * repeat)]
-    assert np.allclose(block_scores(query, mean).numpy(), brute_force_scores(query, mean, consecutive), atol=1e-5)
-
-
-def test_interleaved_head_groups_would_give_other_scores() -> None:
-    """The control of the test above: the grouping order of GQA matters."""
-    torch.manual_seed(0)
-    query, mean = torch.randn(1, 4, 8), torch.randn(1, 5, 2, 8)
-    wrong = brute_force_scores(query, mean, [0, 1, 0, 1])
-    assert not np.allclose(block_scores(query, mean).numpy(), wrong, atol=1e-2)
 
 
 @pytest.mark.parametrize(

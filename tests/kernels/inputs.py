@@ -1,0 +1,18 @@
+"""What the tests of references and kernels share: distances, tolerances, and the shapes that every kernel must take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+"""Largest distance (`far`) by the dtype of the results: a few units in the last place."""
+
+
+def far(got: Tensor, want: Tensor) -> float:
+    """The largest difference, over the largest magnitude in `want`; infinite where `got` is no number."""
+    assert got.shape == want.shape
+    if got.numel() == 0:
+        return 0.0
+    distance = (got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-30)
+    return float(distance.nan_to_num(torch.inf))
