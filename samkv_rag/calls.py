@@ -39,3 +39,8 @@ def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> N
             f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but the "
             f"model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
         )
+
+
+def short(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers from passages are short; a caller may ask for more."""
+    return {"max_new_tokens": 64, **generation}

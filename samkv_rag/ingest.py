@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.store import ChunkKVStore
+from samkv_rag.store import ChunkKVStore, estimate_bytes
 
 BATCH_TOKENS = 2048
 Progress = Callable[[int, int], None]
@@ -25,7 +25,7 @@ class Pending:
 
 def ingest(
     pending: Sequence[Pending], adapter: ModelAdapter, store: ChunkKVStore, *, namespace: str, fingerprint: str,
-    turn: AbstractContextManager[None], progress: Progress | None = None,
+    turn: AbstractContextManager[None], kv_dtype: str = "model", progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Prefill and store `pending`, long chunks with long ones; the model is released between batches.
 
@@ -43,10 +43,21 @@ def ingest(
         with turn:
             caches = adapter.ingest([chunk.text for chunk in batch], [chunk.token_ids for chunk in batch])
         for chunk, cache in zip(batch, caches, strict=True):
-            store.put(chunk.key, cache, namespace=namespace, fingerprint=fingerprint)
+            store.put(chunk.key, cache, namespace=namespace, fingerprint=fingerprint, kv_dtype=kv_dtype)
         done += sum(len(chunk.token_ids) for chunk in batch)
         if progress is not None:
             progress(done, total)
+
+
+def stored_bytes(sizes: Sequence[int], adapter: ModelAdapter, kv_dtype: str) -> int:
+    """About how many bytes chunks of `sizes` tokens take in the store."""
+    shape = adapter.shape
+    return sum(
+        estimate_bytes(
+            size, shape.layers, shape.kv_heads, shape.head_dim, adapter.dtype, heads=shape.heads, kv_dtype=kv_dtype
+        )
+        for size in sizes
+    )
 
 
 def _batches(pending: Sequence[Pending], size: int | None) -> Iterator[list[Pending]]:

@@ -28,6 +28,7 @@ Keep = Annotated[float | None, typer.Option("--keep", min=0.0, max=1.0, help="Sh
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Passages to retrieve; each brings the one before it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 Embed = Annotated[str, typer.Option("--embed-model", help='"hashing" (offline) or a sentence-transformers model.')]
+KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="How caches are stored: model bf16 fp16 int8 fp8.")]
 DEFAULT_STORE = Path(".samkv")
 
 
@@ -68,11 +69,12 @@ def ingest(
     model: Model = None,
     embed_model: Embed = "hashing",
     chunk_tokens: Annotated[int | None, typer.Option("--chunk-tokens", min=16, help="Longest chunk.")] = None,
+    kv_dtype: KVDtype = None,
 ) -> None:
     """Compute the caches of a folder's documents; only what changed is computed again."""
     from samkv_rag.cli.ingest import run
 
-    run(path, store, model, embed_model, chunk_tokens)
+    run(path, store, model, embed_model, chunk_tokens, kv_dtype)
 
 
 @app.command()
@@ -85,12 +87,13 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     store: Store = DEFAULT_STORE,
     show_context: Annotated[bool, typer.Option("--show-context", help="Print the passages too.")] = False,
+    kv_dtype: KVDtype = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question from the ingested documents."""
     from samkv_rag.cli.ask import Request, run
 
-    run(Request(question, method, keep, top_k, model, max_new_tokens, store, show_context, as_json))
+    run(Request(question, method, keep, top_k, model, max_new_tokens, store, show_context, as_json, kv_dtype))
 
 
 @app.command()

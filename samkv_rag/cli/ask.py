@@ -31,6 +31,7 @@ class Request:
     store: Path
     show_context: bool
     as_json: bool
+    kv_dtype: str | None = None
 
 
 def run(request: Request) -> None:
@@ -42,7 +43,7 @@ def run(request: Request) -> None:
     passages = index.retrieve(request.question, request.top_k)
     if request.show_context and not request.as_json:
         show(passages)
-    engine = open_engine(model, request.store)
+    engine = open_engine(model, request.store, request.kv_dtype or index.manifest.settings.kv_dtype)
     try:
         answer = _answer(engine, request, [passage.text for passage in passages])
     finally:

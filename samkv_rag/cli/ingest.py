@@ -15,7 +15,7 @@ from samkv_rag.retrieval.folder import Engine
 from samkv_rag.retrieval.loading import find_files
 
 
-def run(path: Path, store: Path, model: str | None, embed: str, chunk_size: int | None) -> None:
+def run(path: Path, store: Path, model: str | None, embed: str, chunk_size: int | None, kv_dtype: str | None) -> None:
     """Ingest `path` and tell what happened."""
     find_files(path)  # a wrong path is told before a store is made
     root = index_root(store)
@@ -23,18 +23,21 @@ def run(path: Path, store: Path, model: str | None, embed: str, chunk_size: int 
     model = model_name(model) if model else settings.model if settings else BUNDLED
     same_model = settings is not None and settings.model == model
     size = chunk_size or (settings.chunk_size if settings and same_model else chunk_tokens(model))
-    engine = open_engine(model, store)
+    stored_as = kv_dtype or (settings.kv_dtype if settings else "model")
+    engine = open_engine(model, store, stored_as)
     try:
-        report = ingest(engine, path, store, model, size, embed)
+        report = ingest(engine, path, store, model, size, embed, stored_as)
     finally:
         engine.close()
     tell(report)
 
 
-def ingest(engine: Engine, path: Path, store: Path, model: str, chunk_size: int, embed: str) -> IngestReport:
+def ingest(
+    engine: Engine, path: Path, store: Path, model: str, chunk_size: int, embed: str, kv_dtype: str = "model"
+) -> IngestReport:
     """Ingest with the estimate and the bar on stderr."""
     with progress_bar() as bar:
-        view = _View(bar, store)
+        view = _View(bar, store, kv_dtype)
         return ingest_folder(
             engine,
             path,
@@ -42,6 +45,7 @@ def ingest(engine: Engine, path: Path, store: Path, model: str, chunk_size: int,
             model=model,
             chunk_size=chunk_size,
             embed=embed,
+            kv_dtype=kv_dtype,
             on_plan=view.plan,
             on_progress=view.advance,
             on_wait=view.wait,
@@ -51,15 +55,16 @@ def ingest(engine: Engine, path: Path, store: Path, model: str, chunk_size: int,
 class _View:
     """The progress bar, started when the amount of work is known."""
 
-    def __init__(self, bar: Progress, store: Path) -> None:
-        self.bar, self.store, self.tokens = bar, store, 0
+    def __init__(self, bar: Progress, store: Path, kv_dtype: str) -> None:
+        self.bar, self.store, self.kv_dtype, self.tokens = bar, store, kv_dtype, 0
         self.task = bar.add_task("Ingesting", total=None, visible=False, tokens=0)
 
     def plan(self, plan: IngestPlan) -> None:
         free = shutil.disk_usage(_existing(self.store)).free
+        stored_as = "" if self.kv_dtype == "model" else f" in {self.kv_dtype}"
         self.bar.console.print(
             f"{plan.files} files, {plan.chunks} chunks, {plan.tokens:,} tokens: about {human_bytes(plan.kv_bytes)} of "
-            f"caches; {human_bytes(free)} free in {self.store}"
+            f"caches{stored_as}; {human_bytes(free)} free in {self.store}"
         )
         if plan.kv_bytes > free:
             self.bar.console.print("[yellow]That is more than is free; use --store on a larger disk.[/yellow]")

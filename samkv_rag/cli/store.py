@@ -44,6 +44,7 @@ def stats(folder: Path, as_json: bool) -> None:
     table = Table(title=f"Store {escape(str(folder))}", show_header=False)
     table.add_row("entries", f"{found.entries:,}")
     table.add_row("size", human_bytes(found.bytes))
+    table.add_row("stored as", ", ".join(f"{count:,} {name}" for name, count in found.kv_dtypes.items()) or "nothing")
     table.add_row("limit", "none" if found.max_bytes is None else human_bytes(found.max_bytes))
     table.add_row("hit rate", rate)
     table.add_row("evicted", f"{found.evictions:,}")

@@ -110,8 +110,9 @@ class Run:
         known, blocks = self._blocks[index], list(blocks)
         missing = [block for block in blocks if block not in known]
         if missing:
-            kv = self.store.read_blocks(str(self.plan.chunks[index].key), missing)
-            self.bytes_read += kv.numel() * kv.element_size()  # the store's own count is shared with other engines
+            stored = self.store.read_stored(str(self.plan.chunks[index].key), missing)
+            self.bytes_read += stored.nbytes  # the store's own count is shared with other engines
+            kv = stored.restored()
             known.update(zip(missing, kv.unbind(1), strict=True))
             if missing == blocks:
                 return unblocked(kv[:layers])

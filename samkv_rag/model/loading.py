@@ -18,11 +18,13 @@ from samkv_rag import reader
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.digests import file_digest, parameters_digest
+from samkv_rag.types import KV_DTYPES
 
 FORMAT_VERSION = 1
 BUNDLED = "bundled"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
+_CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8"}
 _TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 
 
@@ -32,7 +34,8 @@ class ModelSource:
 
     `model` is "bundled", a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
-    GPU if there is one. `sink_prefix` "bos" ingests chunks behind a BOS token whose own entries are dropped.
+    GPU if there is one. `sink_prefix` "bos" ingests chunks behind a BOS token whose own entries are dropped. `kv_dtype`
+    is how caches are stored.
     """
 
     model: Any = BUNDLED
@@ -41,6 +44,11 @@ class ModelSource:
     dtype: str | torch.dtype = "auto"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     sink_prefix: str = "none"
+    kv_dtype: str = "model"
+
+    def __post_init__(self) -> None:
+        if self.kv_dtype not in KV_DTYPES:
+            raise SamKVError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
 
     @property
     def name(self) -> str:
@@ -130,7 +138,7 @@ class ModelSource:
             "config": _config_digest(self.config),
             "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
             "dtype": str(self.resolved_dtype),
-            "kv_dtype": str(self.resolved_dtype),
+            "kv_dtype": str(_CACHED_AS.get(self.kv_dtype) or self.resolved_dtype),
             "sink_prefix": self.sink_ids,
             "format": FORMAT_VERSION,
         }

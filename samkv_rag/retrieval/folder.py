@@ -37,8 +37,7 @@ class Engine(Protocol):
     def store(self) -> Any: ...
     @property
     def fingerprint(self) -> str: ...
-    @property
-    def bytes_per_token(self) -> int: ...
+    def stored_bytes(self, sizes: Sequence[int]) -> int: ...
     def precompute(self, texts: Sequence[str], progress: Any = False) -> Sequence[str]: ...
     def forget(self, keys: Sequence[str]) -> Any: ...
 
@@ -90,6 +89,7 @@ def ingest_folder(
     model: str = "bundled",
     chunk_size: int = 128,
     embed: str = OFFLINE,
+    kv_dtype: str = "model",
     on_plan: Callable[[IngestPlan], None] = lambda plan: None,
     on_progress: Callable[[int, int], None] = lambda chunks, tokens: None,
     on_wait: Callable[[], None] = lambda: None,
@@ -101,7 +101,7 @@ def ingest_folder(
     `on_progress` is told the chunks and tokens of every finished batch, `on_wait` is called before waiting.
     """
     started = time.perf_counter()
-    settings = Settings(model, engine.fingerprint, chunk_size, embed)
+    settings = Settings(model, engine.fingerprint, chunk_size, embed, kv_dtype=kv_dtype)
     with generations.write_lock(root, on_wait):
         job = _Job(engine, path, _open(root, settings), settings)
         report = job.run(on_plan, on_progress)
@@ -184,7 +184,7 @@ class _Job:
 
     def _plan(self, splits: list[Split]) -> IngestPlan:
         sizes = [size for part in splits for size in part.sizes]
-        return IngestPlan(len(splits), len(sizes), sum(sizes), sum(sizes) * self.engine.bytes_per_token)
+        return IngestPlan(len(splits), len(sizes), sum(sizes), self.engine.stored_bytes(sizes))
 
     def _precompute(self, splits: list[Split], on_progress: Callable[[int, int], None]) -> list[tuple[str, ...]]:
         """Store keys, file by file; every batch is durable before the next begins."""

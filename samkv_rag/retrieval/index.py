@@ -36,6 +36,7 @@ class Settings:
     chunk_size: int
     embed: str
     format: int = FORMAT
+    kv_dtype: str = "model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,11 @@ class Terminal:
     def __init__(self) -> None:
         self.runner = CliRunner()
         self.engines: dict[str, FakeEngine] = {}
+        self.kv_dtypes: list[str] = []
         self.answers = {question.question: question.expected for question in questions()}
 
-    def open_engine(self, model: str, store: Path) -> FakeEngine:
+    def open_engine(self, model: str, store: Path, kv_dtype: str = "model") -> FakeEngine:
+        self.kv_dtypes.append(kv_dtype)
         engine = FakeEngine(store / "fake", answers=self.answers)
         return self.engines.setdefault(str(store.absolute()), engine)
 

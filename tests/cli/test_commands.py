@@ -153,6 +153,16 @@ def test_another_model_than_the_index_has_is_an_error(terminal: Terminal, docs: 
     assert "leave --model out" in plain(terminal("ask", "Where?", "--model", "other/model", code=1)[1])
 
 
+def test_how_caches_are_stored_is_remembered(terminal: Terminal, docs: Path) -> None:
+    assert "of caches in int8;" in plain(terminal("ingest", str(docs), "--kv-dtype", "int8")[1])
+    assert terminal.kv_dtypes == ["int8"]
+    assert "2 unchanged" in plain(terminal("ingest", str(docs))[1])
+    terminal("ask", "Where?")
+    terminal("ask", "Where?", "--kv-dtype", "fp8")
+    assert terminal.kv_dtypes == ["int8", "int8", "int8", "fp8"]
+    assert "2 changed" in plain(terminal("ingest", str(docs), "--kv-dtype", "model")[1])
+
+
 def test_a_missing_embedding_package_names_the_command(terminal: Terminal, docs: Path) -> None:
     _, err = terminal("ingest", str(docs), "--embed-model", "some/model", code=1)
     assert "pip install llama-index-embeddings-huggingface" in plain(err)

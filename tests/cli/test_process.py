@@ -57,7 +57,7 @@ def slow(self, texts, progress):
     print('computing', flush=True)
     time.sleep(60)
 FakeEngine.precompute = slow
-ingest.open_engine = lambda model, store: FakeEngine(store / 'fake')
+ingest.open_engine = lambda model, store, kv_dtype: FakeEngine(store / 'fake')
 from samkv_rag.cli import main
 main()
 """

@@ -40,7 +40,9 @@ def damage(folder: Path) -> None:
 def test_stats(terminal: Terminal, folder: Path) -> None:
     shown = json.loads(terminal("store", "--json")[0])
     assert shown["entries"] == 3 and shown["bytes"] > 0 and "hit_rate" in shown
-    assert "no look-ups yet" in terminal("store", "--store", str(folder))[0]
+    assert shown["kv_dtypes"] == {"fp32": 3}
+    table = terminal("store", "--store", str(folder))[0]
+    assert "no look-ups yet" in table and "3 fp32" in table
 
 
 def test_verify(terminal: Terminal, folder: Path) -> None:

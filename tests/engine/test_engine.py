@@ -66,9 +66,13 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
         "weights": fingerprint(bent), "rope": fingerprint(scaled),
         "dtype": fingerprint(build(WIRINGS["llama"](), torch.bfloat16)),
         "sink prefix": fingerprint(sink_prefix="bos"), "tokenizer": fingerprint(tokenizer=_with_one_token_more()),
+        "int8": fingerprint(kv_dtype="int8"), "fp8": fingerprint(kv_dtype="fp8"),
+        "half": fingerprint(kv_dtype="bf16"),
     }  # fmt: skip
     assert base not in others.values()
     assert len(set(others.values())) == len(others)
+    half = build(WIRINGS["llama"](), torch.bfloat16)
+    assert fingerprint(half, kv_dtype="bf16") == others["dtype"], "stored as the model computes, by either name"
     assert fingerprint(method="reuse") == fingerprint(tokenizer=tokenizer) == base, "never method or chat template"
 
 
@@ -180,6 +184,25 @@ def _harm(path: Path, how: str) -> None:
         return
     data[-len(data) // 3] ^= 4
     path.write_bytes(data[: len(data) // 2] if how == "truncate" else data)
+
+
+def test_caches_stored_otherwise_are_misses_and_live_side_by_side() -> None:
+    store = ChunkKVStore(":memory:")
+    plain, small = tiny_engine(store=store), tiny_engine(store=store, kv_dtype="int8")
+    plain.precompute(CHUNKS)
+    want = plain.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=8)
+    missed = small.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=8)
+    assert missed.report.misses == tuple(text[:60] for text in CHUNKS)
+    healed = small.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=8)
+    assert healed.report.misses == () and store.stats().kv_dtypes == {"fp32": 2, "int8": 2}
+    assert 0 < healed.report.kv_bytes_read < want.report.kv_bytes_read / 3
+    assert plain.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=8).token_ids == want.token_ids
+    assert small.stored_bytes([512]) < plain.stored_bytes([512]) / 2
+
+
+def test_an_unknown_kv_dtype_is_a_sentence() -> None:
+    with pytest.raises(SamKVError, match="kv_dtype is one of model, bf16, fp16, int8, fp8, not 'int4'"):
+        tiny_engine(kv_dtype="int4")
 
 
 def test_forgotten_chunks_are_misses() -> None:

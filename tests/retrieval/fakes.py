@@ -69,7 +69,6 @@ class FakeEngine:
 
     root: Path
     fingerprint: str = "fake"
-    bytes_per_token: int = 1024
     precomputed: list[str] = field(default_factory=list)
     tokenized: int = 0
     answers: dict[str, str] = field(default_factory=dict)
@@ -82,6 +81,9 @@ class FakeEngine:
     def tokenizer(self) -> Any:
         self.tokenized += 1
         return tokenizer
+
+    def stored_bytes(self, sizes: Sequence[int]) -> int:
+        return 1024 * sum(sizes)
 
     def precompute(self, texts: Sequence[str], progress: Any = False) -> list[str]:
         fresh = [text for text in texts if key_of(text) not in self.store]

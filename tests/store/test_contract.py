@@ -33,15 +33,6 @@ def test_blocks_come_in_the_order_asked(store: ChunkKVStore) -> None:
         assert torch.equal(store.read_blocks(A, blocks), chunk.kv[:, list(blocks)]), blocks
 
 
-def test_layers_come_in_the_order_asked(store: ChunkKVStore) -> None:
-    chunk = make_chunk(n_tokens=100, layers=5)
-    store.put(A, chunk)
-    for layers in ([], [0], [4], [1, 2, 3], [3, 0], [2, 2], range(5)):
-        assert torch.equal(store.read_blocks(A, None, layers), chunk.kv[list(layers)]), layers
-        assert torch.equal(store.read_blocks(A, [5, 1], layers), chunk.kv[list(layers)][:, [5, 1]]), layers
-    assert store.read_blocks(A, [2], [1]).is_contiguous()
-
-
 def test_counts_the_bytes_of_the_blocks_read(store: ChunkKVStore) -> None:
     chunk = make_chunk(n_tokens=100)
     store.put(A, chunk)

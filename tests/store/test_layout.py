@@ -44,6 +44,15 @@ def test_one_block_of_one_layer_is_contiguous(folder: Path) -> None:
     assert raw[at : at + size] == chunk.kv[2, 4].numpy().tobytes()
 
 
+def test_layers_come_in_the_order_asked(store: ChunkKVStore) -> None:
+    chunk = make_chunk(n_tokens=100, layers=5)
+    store.put(A, chunk)
+    for layers in ([], [0], [4], [1, 2, 3], [3, 0], [2, 2], range(5)):
+        assert torch.equal(store.read_blocks(A, None, layers), chunk.kv[list(layers)]), layers
+        assert torch.equal(store.read_blocks(A, [5, 1], layers), chunk.kv[list(layers)][:, [5, 1]]), layers
+    assert store.read_blocks(A, [2], [1]).is_contiguous()
+
+
 def test_the_system_is_asked_for_those_bytes_only(folder: Path) -> None:
     if not Path("/proc/self/io").exists():
         pytest.skip("this system does not count the bytes a process reads")
