@@ -30,6 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and n
 Embed = Annotated[str, typer.Option("--embed-model", help='"hashing" (offline) or a sentence-transformers model.')]
 KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="How caches are stored: model bf16 fp16 int8 fp8.")]
 DEFAULT_STORE = Path(".samkv")
+METHODS = "full,reuse,samkv,cacheblend,epic,multi_infllm,prophetkv,infoflow,random,anchors_only,no_context"
 
 
 def _version(wanted: bool) -> None:
@@ -102,6 +103,43 @@ def check(model: Model = None, as_json: Json = False) -> None:
     from samkv_rag.cli.check import run
 
     run(model, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[list[str], typer.Option("--data", help="A task, a question file or hub:NAME; may be repeated.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the records; the same one goes on where it stopped.")],
+    model: Model = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names, with options: samkv:look=bound,samkv.paper")
+    ] = METHODS,
+    keep: Annotated[str, typer.Option("--keep", help="Shares kept, or recomputed by methods that keep all.")] = "0.15",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each source.")] = 100,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", min=1, help="Chunks a question (tasks: 12; files: all).")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option("--chunk-tokens", min=16, help="Fill or cut chunks to this.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the generated tasks.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = None,
+) -> None:
+    """Answer questions by every method from the same prompts; resumes after a kill."""
+    from samkv_rag.cli.evaluate import Request, run
+
+    run(Request(model, data, methods, keep, limit, chunks, chunk_tokens, seed, max_new_tokens, out))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that samkv-rag eval wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Markdown file; pictures go beside it.")] = None,
+    pack: Annotated[Path | None, typer.Option("--pack", help="Write compact copies of the folders here.")] = None,
+) -> None:
+    """Tables with intervals, verdicts and pictures of evaluations."""
+    from samkv_rag.cli.report import run
+
+    run(folders, out, pack)
 
 
 OwnStore = Annotated[Path | None, typer.Option("--store", help="Folder with the caches and the index.")]

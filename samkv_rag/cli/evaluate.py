@@ -1,0 +1,86 @@
+"""`samkv-rag eval`: every method on the same questions, with a bar, to be stopped and resumed at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from samkv_rag.cli.console import notes
+from samkv_rag.cli.engine import BUNDLED, open_engine
+from samkv_rag.errors import SamKVError
+from samkv_rag.eval.records import Records
+from samkv_rag.eval.runfile import open_run
+from samkv_rag.eval.runner import Evaluation, evaluate
+from samkv_rag.eval.settings import settings
+from samkv_rag.eval.sources import Drawing, Source
+from samkv_rag.eval.tasks import ChunkSize
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's options, as typed."""
+
+    model: str | None
+    data: list[str]
+    methods: str
+    keep: str
+    limit: int
+    chunks: int | None
+    chunk_tokens: int | None
+    seed: int
+    max_new_tokens: int | None
+    out: Path
+
+
+def run(request: Request) -> None:
+    """Answer everything that is missing in `request.out`, and say how to see it."""
+    sources = [Source.of(spec) for part in request.data for spec in part.split(",") if spec]
+    chosen = settings(request.methods, _shares(request.keep))
+    model = request.model or BUNDLED
+    with open_engine(model, Path(":memory:")) as engine:
+        engine.load()
+
+        def count(text: str) -> int:
+            return len(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        size = ChunkSize(request.chunk_tokens, count) if request.chunk_tokens else None
+        drawing = Drawing(request.limit, request.seed, request.chunks, size)
+        wanted = Evaluation(sources, chosen, drawing, request.max_new_tokens)
+        arguments = {
+            "data": [[source.name, source.digest] for source in sources],
+            "settings": [one.label for one in chosen],
+            "limit": request.limit,
+            "chunks": request.chunks,
+            "chunk_tokens": request.chunk_tokens,
+            "seed": request.seed,
+            "max_new_tokens": request.max_new_tokens,
+        }
+        open_run(request.out, {"name": _shown(model), "fingerprint": engine.fingerprint}, arguments)
+        with _bar(wanted) as progress:
+            tasks = {s.name: progress.add_task(s.name, total=request.limit * len(chosen)) for s in sources}
+            evaluate(engine, wanted, Records(request.out), lambda name, done: progress.advance(tasks[name], done))
+    notes.print(f"Done. Tables and pictures: samkv-rag report {request.out}", soft_wrap=True)
+
+
+def _shown(model: str) -> str:
+    """A folder by its name alone: where it lies on this machine is nobody's business."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise SamKVError(f"--keep takes shares between 0 and 1 with commas between them, not {text!r}.") from error
+
+
+@contextmanager
+def _bar(wanted: Evaluation) -> Iterator[Progress]:
+    """Answers done of all, time spent and time left, a line for each source."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=notes) as progress:
+        yield progress

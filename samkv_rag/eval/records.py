@@ -1,0 +1,67 @@
+"""What was answered, one JSON line an answer, appended for good: a killed evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+
+RECORDS = "records.jsonl"
+SKIPPED = "skipped"
+"""Stands for the setting in the record of a question that could not be asked."""
+
+Record = Mapping[str, Any]
+
+
+class Records:
+    """The records of a folder, made when missing. A last line that a kill tore off is dropped from the file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / RECORDS
+        self.done: set[tuple[str, str]] = set()
+        self.digests: dict[str, str] = {}
+        self.path.touch()
+        _drop_torn_line(self.path)
+        for record in read_records(self.path):
+            self._note(record)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write and flush to the disk; what was appended before is never touched."""
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        for record in records:
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
+        self.done.add((record["id"], record["setting"]))
+        if "report" in record:
+            self.digests[record["id"]] = record["report"]["prompt_digest"]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All records of a file; raises `SamKVError` with the line that is damaged. A torn last line is left out."""
+    found = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SamKVError(
+                f"{path}, line {number} is damaged; delete that line, and the same command answers it again."
+            ) from error
+    return found
+
+
+def _drop_torn_line(path: Path) -> None:
+    whole = path.read_bytes()
+    if whole and not whole.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(whole.rfind(b"\n") + 1)

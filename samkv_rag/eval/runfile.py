@@ -1,0 +1,98 @@
+"""`run.json`: what an evaluation was run with, so that it is not continued with anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+
+RUN = "run.json"
+_MAY_CHANGE = ("limit",)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and threads: what else the results may depend on."""
+    import numpy
+    import torch
+    import transformers
+
+    from samkv_rag import __version__
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return {
+        "samkv_rag": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "device": gpu or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The short commit of the sources, a plus sign behind it when they were edited; empty outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        return done.stdout.strip()
+
+    if not (here / ".git").exists():
+        return ""
+    edited = git("status", "--porcelain", "-uno", "--", "samkv_rag", "kernels")
+    return git("rev-parse", "--short", "HEAD") + ("+" if edited else "")
+
+
+def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Write `run.json`, or see that it says the same; raises `SamKVError` with what differs.
+
+    More questions (`limit`) may be asked for later. Another environment may go on; each one is listed.
+    """
+    path = folder / RUN
+    wanted: dict[str, Any] = {"model": dict(model), "arguments": dict(arguments)}
+    told: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**wanted, "environments": []}
+    )
+    differing = [
+        f"{name} ({old!r} there, {wanted[part].get(name)!r} now)"
+        for part in ("model", "arguments")
+        for name, old in told[part].items()
+        if name not in _MAY_CHANGE and wanted[part].get(name) != old
+    ]
+    if differing:
+        raise SamKVError(
+            f"{folder} holds an evaluation with other settings: {'; '.join(differing)}. Use those again to go on with "
+            "it, or another folder for --out."
+        )
+    now = environment()
+    told["arguments"] = dict(arguments)
+    told["environments"] += [] if now in told["environments"] else [now]
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` of a folder says; raises `SamKVError` when there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise SamKVError(f"{folder} holds no readable {RUN}: it is not the --out of samkv-rag eval.") from error
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    """A kill leaves the old file or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

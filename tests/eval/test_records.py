@@ -1,0 +1,87 @@
+"""Records survive kills: whole lines stay for good, a torn one goes, another setting is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.eval.records import RECORDS, Records, read_records
+from samkv_rag.eval.runfile import open_run, read_run
+
+LINES = [
+    {"id": "é", "setting": "full", "report": {"prompt_digest": "1"}},
+    {"id": "a", "setting": "samkv@0.15", "report": {"prompt_digest": "2"}},
+    {"id": "b", "setting": "skipped", "why": "too long"},
+]
+
+
+def test_what_was_appended_is_known_to_the_next_process(tmp_path: Path) -> None:
+    Records(tmp_path).append(LINES[:2])
+    Records(tmp_path).append(LINES[2:])
+    found = Records(tmp_path)
+    assert found.done == {("é", "full"), ("a", "samkv@0.15"), ("b", "skipped")}
+    assert found.digests == {"é": "1", "a": "2"}
+    assert read_records(tmp_path / RECORDS) == LINES
+
+
+def whole(folder: Path) -> bytes:
+    Records(folder).append(LINES)
+    return (folder / RECORDS).read_bytes()
+
+
+@given(share=st.floats(0, 1))
+def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, share: float
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    data = whole(folder)
+    cut = data[: round(share * len(data))]
+    (folder / RECORDS).write_bytes(cut)
+    lines = cut.count(b"\n")
+    assert len(read_records(folder / RECORDS)) == lines, "a reader leaves the torn line out"
+    records = Records(folder)
+    assert len(records.done) == lines
+    records.append(LINES[lines:])
+    assert (folder / RECORDS).read_bytes() == data
+
+
+def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
+    whole(tmp_path)
+    path = tmp_path / RECORDS
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"a', 1))
+    with pytest.raises(SamKVError, match="line 2 is damaged"):
+        Records(tmp_path)
+
+
+MODEL, ARGUMENTS = {"name": "m", "fingerprint": "f"}, {"limit": 5, "seed": 0, "settings": ["full"]}
+
+
+def test_the_same_settings_go_on_and_more_questions_may_be_asked(tmp_path: Path) -> None:
+    open_run(tmp_path, MODEL, ARGUMENTS)
+    open_run(tmp_path, MODEL, ARGUMENTS | {"limit": 9})
+    told = read_run(tmp_path)
+    assert told["arguments"]["limit"] == 9 and len(told["environments"]) == 1
+    assert {"torch", "transformers", "commit", "device", "threads"} <= told["environments"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [({"fingerprint": "g"}, {}), ({}, {"seed": 1}), ({}, {"settings": ["full", "reuse"]})],
+)
+def test_other_settings_are_refused_with_what_differs(
+    tmp_path: Path, model: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    open_run(tmp_path, MODEL, ARGUMENTS)
+    (name,) = {**model, **arguments}
+    with pytest.raises(SamKVError, match=f"other settings: {name} .*another folder for --out"):
+        open_run(tmp_path, MODEL | model, ARGUMENTS | arguments)
+
+
+def test_a_folder_without_a_run_is_no_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(SamKVError, match="not the --out of samkv-rag eval"):
+        read_run(tmp_path)
