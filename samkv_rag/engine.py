@@ -11,9 +11,9 @@ from typing import Any
 
 from samkv_rag.answering import Answering, MakePlan, OnText
 from samkv_rag.batch import Batch
-from samkv_rag.calls import Call
+from samkv_rag.calls import Call, short
 from samkv_rag.errors import SamKVError
-from samkv_rag.ingest import Pending, Progress, ingest, reported
+from samkv_rag.ingest import Pending, Progress, ingest, reported, stored_bytes
 from samkv_rag.methods import Method, SamKV, resolve_method
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import BUNDLED, ModelSource
@@ -50,16 +50,17 @@ class SamKVEngine:
         cls, model: Any = BUNDLED, tokenizer: Any = None, store: str | Path | ChunkKVStore = "./kv",
         method: str | Method | None = None, namespace: str = "default", device_map: Any = None, dtype: Any = "auto",
         model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "none",
-        max_batch: int = 8,
+        kv_dtype: str = "model", max_batch: int = 8,
     ) -> SamKVEngine:  # fmt: skip
         """An engine over `model`: "bundled", a hub id, a folder, or a loaded model. Nothing is loaded yet.
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`; `method` a name or a method object (default `SamKV()`).
         Prompts with fewer chunk tokens than `min_kept_tokens` are not thinned. `sink_prefix="bos"` ingests chunks
-        behind a BOS token whose own entries are dropped. Up to `max_batch` answers are decoded together,
-        each with its cache in memory.
+        behind a BOS token whose own entries are dropped. `kv_dtype` is how caches are stored: "model", "bf16", "fp16",
+        "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded together, each with
+        its cache in memory.
         """
-        source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink_prefix)
+        source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink_prefix, kv_dtype)
         chunk_store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
         return cls(source, chunk_store, method or SamKV(), namespace, min_kept_tokens, max_batch)
 
@@ -91,6 +92,10 @@ class SamKVEngine:
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token at the cache's dtype (an 8B Llama: 131,072)."""
         return self.adapter.shape.bytes_per_token
+
+    def stored_bytes(self, sizes: Sequence[int]) -> int:
+        """About how many bytes chunks of `sizes` tokens take in the store, summaries and texts included."""
+        return stored_bytes(sizes, self.adapter, self.source.kv_dtype)
 
     @property
     def _planner(self) -> Planner:
@@ -148,7 +153,8 @@ class SamKVEngine:
             with reported(progress) as report:
                 ingest(
                     list(pending.values()), self.adapter, self.store,
-                    namespace=self.namespace, fingerprint=self.fingerprint, turn=turn, progress=report,
+                    namespace=self.namespace, fingerprint=self.fingerprint, kv_dtype=self.source.kv_dtype,
+                    turn=turn, progress=report,
                 )  # fmt: skip
         for chunk in chunks:
             self._unusable.discard(chunk.key)
@@ -179,14 +185,14 @@ class SamKVEngine:
         `generation`: max_new_tokens (64), temperature, top_p, top_k, seed, stop. Chunks that are not stored are
         prefilled, reported as misses, and stored for the next time.
         """
-        return self._answer(self._asked(question, chunks), self._call(method, keep, _short(generation), strip=True))
+        return self._answer(self._asked(question, chunks), self._call(method, keep, short(generation), strip=True))
 
     def stream_answer(
         self, question: str, chunks: Sequence[str], *, method: str | Method | None = None, keep: float | None = None,
         **generation: Any,
     ) -> AnswerStream:  # fmt: skip
         """As `answer`, in pieces: iterate, then `.answer`; `.close()` cancels within one token."""
-        return self._stream(self._asked(question, chunks), self._call(method, keep, _short(generation), strip=True))
+        return self._stream(self._asked(question, chunks), self._call(method, keep, short(generation), strip=True))
 
     def plan(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
         """Where known chunks stand in a prompt (a string or chat messages), and what its question is."""
@@ -256,8 +262,3 @@ class SamKVEngine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _short(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers from passages are short; a caller may ask for more."""
-    return {"max_new_tokens": 64, **generation}
