@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samkv_rag.eval.worlds import Question
 from training.passages import Encoder, Passage, Sizes, choose, draw_real, draw_world, prompt
-from training.pointing import ANSWER, BIND, FIND, Aim, Point, name_end
+from training.pointing import ANSWER, BIND, FIND, Point, name_end
 from training.real import Library
 
 
@@ -124,7 +124,7 @@ class _Row:
     def _point(self, question: Question, drawn: Passage, encode: Encoder, before: list[int]) -> None:
         """What the end of the question's prompt, and the values that state its answer, should look at."""
         end, room = len(self.asked) + len(before) - 1, len(self.context)
-        found = drawn.aims.get(id(question), Aim([], [], []))
+        found = drawn.aim(question)
         self.points += [point for point in found.bound if point.at < room]
         for kind, places in ((ANSWER, found.answer), (FIND, found.find)):
             inside = tuple(place for place in places if place < room)

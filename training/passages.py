@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tokenizers import Tokenizer
 
@@ -30,7 +32,8 @@ class Sizes:
     """Limits of a batch: rows, context tokens, question tokens, context tokens that are supervised,
     most chunks per context, a factor on the share of two-hop questions,
     the share of facts that are asked for by the beginning of a sentence, and the share of relations in a world
-    (the smaller, the more things in a context are alike but for their names; with `alike` all of them).
+    (the smaller, the more things in a context are alike but for their names; with `alike` all of them, and every
+    sentence names its subject unless `named` is False).
     With `real` the rows are real text from a library instead of worlds."""
 
     rows: int
@@ -42,6 +45,7 @@ class Sizes:
     cloze: float = 0.0
     variety: float = 1.0
     alike: bool = False
+    named: bool = True
     real: bool = False
 
 
@@ -81,14 +85,14 @@ class Passage:
 
     chunks: list[str]
     questions: list[Question]
-    aims: dict[int, Aim]
+    aim: Callable[[Question], Aim]
     names: list[str]
 
 
 def draw_world(rng: random.Random, encode: Encoder, sizes: Sizes) -> Passage:
     """As many chunks of a fresh world as fit, and its questions."""
     made = worlds.draft(
-        rng.randrange(2**48), False, max(8, sizes.chunks + rng.randint(-2, 4)), sizes.variety, sizes.alike
+        rng.randrange(2**48), False, max(8, sizes.chunks + rng.randint(-2, 4)), sizes.variety, sizes.alike, sizes.named
     )
     picked = worlds.pick(made, rng, sizes.chunks if rng.random() < 0.7 else rng.randint(1, sizes.chunks))
     lengths = [len(encode.between + encode(made.documents[d].chunks[c])) for d, c in picked]
@@ -98,8 +102,8 @@ def draw_world(rng: random.Random, encode: Encoder, sizes: Sizes) -> Passage:
         lengths.pop()
     shown, order = worlds.show(made, rng, picked), sorted(picked)
     finder = Finder(encode.tokenizer, shown.chunks, len(encode.head), len(encode.between))
-    aims = {id(question): aim(finder, made, order, question) for question in shown.questions if question.needs}
-    return Passage(shown.chunks, shown.questions, aims, [entity.name for entity in made.entities])
+    look = partial(aim, finder, made, order)
+    return Passage(shown.chunks, shown.questions, look, [entity.name for entity in made.entities])
 
 
 def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | None) -> Passage:
@@ -112,7 +116,7 @@ def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Librar
     ):
         chunks.pop()
     kept = [item for item in items if item.passages[0] in chunks]
-    return Passage(chunks, [_as_question(item) for item in kept], {}, [])
+    return Passage(chunks, [_as_question(item) for item in kept], lambda _: Aim([], [], []), [])
 
 
 def _as_question(item: Item) -> Question:

@@ -101,7 +101,9 @@ class Aim:
 
 
 def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question: Question) -> Aim:
-    """The aim of a question on the chunks `order` of a world."""
+    """The aim of a question on the chunks `order` of a world; of one that they do not answer: nothing."""
+    if not question.needs:
+        return Aim([], [], [])
     needs = [order.index(place) for place in question.needs]
     shorts = {entity.name: entity.short for entity in made.entities}
     if not question.subject:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from samkv_rag.eval import phrases
 from samkv_rag.eval.entities import Entity, make_entities, narrow
@@ -68,11 +69,13 @@ class Draft:
     stated: dict[tuple[int, str], frozenset[tuple[int, int]]]
 
 
-def draft(seed: int, held_out: bool = False, size: int = 14, variety: float = 1.0, alike: bool = False) -> Draft:
+def draft(
+    seed: int, held_out: bool = False, size: int = 14, variety: float = 1.0, alike: bool = False, named: bool = True
+) -> Draft:
     """Write a world of about `size` things; `held_out` worlds use only names that training never sees.
 
     With `variety` below 1 that share of relations occurs: short articles that say the same of many things.
-    In `alike` worlds all things are of one kind and every sentence names its subject.
+    In `alike` worlds all things are of one kind, and every sentence names its subject; unless `named`, few do.
     """
     rng = random.Random(f"{seed}-{held_out}-{size}")
     entities = make_entities(rng, size, held_out, alike)
@@ -81,7 +84,7 @@ def draft(seed: int, held_out: bool = False, size: int = 14, variety: float = 1.
     documents, start = list[Document](), 0
     while start < len(entities):
         count = rng.choice([1, 1, 2, 2, 3])
-        documents.append(write_document(rng, entities[start : start + count], alike))
+        documents.append(write_document(rng, entities[start : start + count], alike and named, alike and not named))
         start += count
     stated = {
         key: frozenset((number, chunk) for chunk in chunks)
@@ -111,12 +114,15 @@ def show(made: Draft, rng: random.Random, picked: list[tuple[int, int]]) -> Cont
 
 
 def examples(
-    seed: int, chunks: int, task: str, held_out: bool = True, size: int | None = None
+    seed: int, chunks: int, task: str, held_out: bool = True, size: int | None = None, **world: Any
 ) -> Iterator[tuple[list[str], str, str, str]]:
-    """Endless (chunks, question, answer, task) with exactly `chunks` chunks, one question per world."""
+    """Endless (chunks, question, answer, task) with exactly `chunks` chunks, one question per world.
+
+    `world`: variety, alike and named, as in `draft`.
+    """
     rng = random.Random(f"examples-{seed}-{chunks}-{task}")
     while True:
-        made = draft(rng.randrange(2**40), held_out, size or max(8, chunks))
+        made = draft(rng.randrange(2**40), held_out, size or max(8, chunks), **world)
         found = context(made, rng, chunks)
         fitting = [q for q in found.questions if q.task == task]
         if fitting and len(found.chunks) == chunks:

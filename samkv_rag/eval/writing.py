@@ -59,12 +59,19 @@ _BY_KIND = {kind: [(t, _fields(t)) for t in templates] for kind, templates in ph
 _POSSESSIVE = {"female": "Her", "male": "His"}
 
 
-def write_document(rng: random.Random, entities: list[Entity], always_named: bool = False) -> Document:
-    """Write most facts of `entities`, thing after thing, cut into chunks of about one random length."""
+def write_document(
+    rng: random.Random, entities: list[Entity], always_named: bool = False, terse: bool = False
+) -> Document:
+    """Write most facts of `entities`, thing after thing, cut into chunks of about one random length.
+
+    `always_named`: every sentence names its subject. `terse`: half as long chunks of facts alone, that name it rarely.
+    """
     page = _Page(Document(entities), rng.randint(100, 420), rng.choice([0.05, 0.2, 0.5]))
     chatty, headed = rng.choice([0.0, 0.0, 0.0, 0.15, 0.5]), rng.random() < 0.15
     if always_named:
         page.explicit_rate, chatty, headed = 1.0, 0.0, False
+    if terse:
+        page.limit, page.explicit_rate, chatty, headed = page.limit // 2, 0.05, 0.0, False
     for entity in entities:
         page.named_in = -9
         if headed:
