@@ -1,0 +1,56 @@
+"""`samkv-rag report`: the text and the pictures of evaluations, from their records alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from samkv_rag.cli.console import notes, out
+from samkv_rag.eval.markdown import document
+from samkv_rag.eval.plots import draw
+from samkv_rag.eval.results import Results, pack, read_results
+
+
+def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> None:
+    """Write the report of `folders` to `target` (default: report.md in the first), pictures in a folder beside it.
+
+    With `packed` only the compact copies are written.
+    """
+    if packed is not None:
+        for folder in folders:
+            notes.print(f"Packed: {pack(folder, packed)}", soft_wrap=True)
+        return
+    results = [read_results(folder) for folder in folders]
+    target = target or folders[0] / "report.md"
+    links = {one.name: [_link(target, path) for path in draw(one, pictures_of(target))] for one in results}
+    text = document(results, command_of(target), links)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+    out.print(text.partition("## Verdicts\n")[2].partition("\n## ")[0].strip(), markup=False, soft_wrap=True)
+    notes.print(f"Written: {target} and the pictures in {pictures_of(target)}", soft_wrap=True)
+
+
+def pictures_of(target: Path) -> Path:
+    """`docs/results.md` has its pictures in `docs/results/`."""
+    return target.with_suffix("")
+
+
+def command_of(target: Path) -> str:
+    """The command as the text tells it: without this machine's folders."""
+    return f"samkv-rag report FOLDER... --out {target.name}"
+
+
+def _link(target: Path, picture: Path) -> str:
+    return Path(os.path.relpath(picture, target.parent)).as_posix()
+
+
+def text_of(results: Sequence[Results], target: Path) -> str:
+    """The text that `run` writes, without drawing: the pictures' names follow from the evaluations'."""
+    from samkv_rag.eval.plots import AXES
+
+    links = {
+        one.name: [f"{target.stem}/{one.name}-{axis}.png" for axis in AXES] if any(t.ids for t in one.tasks) else []
+        for one in results
+    }
+    return document(results, command_of(target), links)

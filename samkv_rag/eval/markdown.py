@@ -1,0 +1,129 @@
+"""A report as Markdown: what was run, the verdicts, a table and its pictures for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from samkv_rag.eval.results import Results, TaskResults
+from samkv_rag.eval.statistics import Estimate
+from samkv_rag.eval.summary import Row, rows_of
+from samkv_rag.eval.tasks import TASKS
+from samkv_rag.eval.verdicts import Verdict, verdict
+
+_HEAD = """# Results
+
+Made by `{command}` from the records in these folders, never by hand.
+
+Every method answers the same token ids. Numbers in brackets are 95 % bootstrap intervals over questions. *asked*: the
+share that a method was told to keep, or to recompute where it keeps everything. *kept*: chunk tokens that stay
+resident. *recomputed*: chunk tokens times layers that were computed again, early full layers charged. The two differ:
+SamKV lowers what is kept, CacheBlend and its relatives only what is recomputed. EM and F1 are SQuAD's, in points.
+*- full*: the paired difference of F1 to full prefill; *right*: the same among the questions that full answers exactly.
+*first token*: median time from the call. *KV*: resident bytes of keys and values. *scored*: bytes that choosing read.
+*work*: operations up to the first token, as a share of full's. `anchors_only`, `random` and `no_context` are controls.
+"""
+_TITLES = (
+    "method", "asked", "kept %", "recomputed %", "EM", "F1", "F1 - full", "F1 - full, right", "first token", "KV",
+    "scored", "work %",
+)  # fmt: skip
+
+Pictures = Mapping[str, Sequence[str]]
+"""Links to the pictures of each evaluation, by its name."""
+
+
+def document(results: Sequence[Results], command: str, pictures: Pictures) -> str:
+    """The whole text."""
+    judged = [
+        (one, task, rows, _judged(task, rows)) for one in results for task in one.tasks for rows in [rows_of(task)]
+    ]
+    parts = [_HEAD.format(command=command), "## Verdicts\n", _verdicts([(o, t, v) for o, t, _, v in judged])]
+    for one in results:
+        parts += [f"## {one.name}\n", _told(one)]
+        parts += [f"![{one.name}]({link})\n" for link in pictures.get(one.name, ())]
+        parts += [_section(task, rows, found) for own, task, rows, found in judged if own is one]
+    return "\n".join(parts)
+
+
+def _judged(task: TaskResults, rows: Sequence[Row]) -> Verdict:
+    known = TASKS.get(task.task)
+    return verdict(rows, known.margin if known else 1.0)
+
+
+def _verdicts(judged: Sequence[tuple[Results, TaskResults, Verdict]]) -> str:
+    """The word of each task; beside it what the difference alone says, whether or not the task can tell."""
+    lines = [f"| {one.name} | {task.task} | {found.word} | {found.difference} |" for one, task, found in judged]
+    head = "| evaluation | task | 15 % kept, no accuracy lost | difference to full alone |"
+    return "\n".join([head, "|---|---|---|---|", *lines, ""])
+
+
+def _told(one: Results) -> str:
+    """What was run, on what."""
+    arguments, model = one.run["arguments"], one.run["model"]
+    where = "; ".join(_environment(found) for found in one.run["environments"])
+    chunks = arguments["chunks"] or "12 (tasks) or all (files)"
+    size = f"of up to {arguments['chunk_tokens']} tokens" if arguments["chunk_tokens"] else "of their own length"
+    return (
+        f"Model `{model['name']}` (fingerprint `{model['fingerprint'][:12]}`), {chunks} chunks {size}, seed "
+        f"{arguments['seed']}. {where}.\n"
+    )
+
+
+def _environment(found: Mapping[str, Any]) -> str:
+    commit = f", commit {found['commit']}" if found["commit"] else ""
+    versions = f"torch {found['torch']}, transformers {found['transformers']}, Python {found['python']}"
+    return f"{found['device']}, {found['threads']} thread(s), {versions}{commit}"
+
+
+def _section(task: TaskResults, rows: Sequence[Row], found: Verdict) -> str:
+    known = TASKS.get(task.task)
+    tokens = f"{task.of('prompt_tokens', 'full').mean():,.0f} prompt tokens" if task.ids else "no prompts"
+    left = [f"{task.skipped} did not fit the model"] * bool(task.skipped)
+    left += [f"{task.unfinished} unfinished"] * bool(task.unfinished)
+    outside = f" ({', '.join(left)}: left out)" if left else ""
+    lines = [f"### {task.task}\n", f"{len(task.ids):,} questions{outside}, on average {tokens}.\n"]
+    lines += [f"Across chunks: {known.cross}\n"] if known else []
+    return "\n".join([*lines, f"**{found.word.capitalize()}.** {found.text}\n", table(rows)])
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; work is relative to the first row's, which is full's."""
+    lines = [_line(_TITLES), _line(["---"] * len(_TITLES))]
+    lines += [_line(_cells(row, rows[0].flops)) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(row: Row, full_flops: float) -> list[str]:
+    return [
+        f"`{row.method}`",
+        "" if row.ratio is None else f"{row.ratio:.0%}",
+        f"{100 * row.kept:.1f}",
+        f"{100 * row.recomputed:.1f}",
+        _spread(row.em),
+        _spread(row.f1),
+        "" if row.setting == "full" else _spread(row.minus_full, "+"),
+        "" if row.setting == "full" else _spread(row.where_full_is_right, "+"),
+        f"{row.ttft * 1000:.0f} ms",
+        _bytes(row.kv_bytes),
+        _bytes(row.scored_bytes) if row.scored_bytes else "0",
+        f"{100 * row.flops / full_flops:.1f}" if full_flops else "",
+    ]
+
+
+def _spread(found: Estimate, sign: str = "") -> str:
+    if found.n == 0:
+        return "none"
+    value, low, high = (format(100 * part + 0, f"{sign}.1f") for part in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

@@ -1,0 +1,95 @@
+"""What the numbers of a task say about the claim, in sentences that are computed, not written.
+
+The claim: keeping 15 % of the chunk tokens loses no accuracy. It holds on a task when the lower end of the paired
+difference of F1 to full prefill lies above the margin that the task allows, and the controls at the same share lie
+clearly below. Where full itself is weak, or where reuse loses nothing, a task cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from samkv_rag.eval.results import REFERENCE
+from samkv_rag.eval.summary import CONTROLS, OURS, Row
+
+KEEP = 0.15
+WEAK = 0.20
+NEEDED_LOSS = 0.05
+ENOUGH = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`word` is "holds", "open", "missed" or "cannot tell"; `difference` the first three by the paired difference alone
+    ("none" without one); `text` says it with its numbers."""
+
+    word: str
+    difference: str
+    text: str
+
+
+def verdict(rows: Sequence[Row], margin: float) -> Verdict:
+    """Of one task whose goal allows to lose `margin` points of F1."""
+    by_name = {row.setting: row for row in rows}
+    full, ours = by_name[REFERENCE], by_name.get(f"{OURS}@{KEEP:g}")
+    if full.f1.n == 0:
+        return Verdict("cannot tell", "none", "No question was answered by all methods.")
+    if full.f1.value < WEAK:
+        return Verdict(
+            "cannot tell",
+            "none" if ours is None else _goal(ours, margin)[0],
+            f"This task cannot tell: full prefill itself reaches {_points(full.f1.value)} F1 with this model, below "
+            f"{_points(WEAK)}.",
+        )
+    if ours is None:
+        return Verdict("cannot tell", "none", f"This run cannot tell: {OURS} was not asked to keep {KEEP:.0%}.")
+    word, text = _goal(ours, margin)
+    reuse = by_name.get("reuse")
+    lost = None if reuse is None else -reuse.minus_full.value
+    if lost is not None and lost < NEEDED_LOSS:
+        return Verdict(
+            "cannot tell",
+            word,
+            f"This task cannot tell whether chunks must see each other: reuse, where they do not, loses only "
+            f"{_points(lost)} points. What it shows is selection: {text} {_controls(by_name, ours)}{_few(ours)}",
+        )
+    without = "" if lost is None else f"Reuse loses {_points(lost)} points. "
+    return Verdict(word, word, f"{text[0].upper()}{text[1:]} {without}{_controls(by_name, ours)}{_few(ours)}")
+
+
+def _goal(ours: Row, margin: float) -> tuple[str, str]:
+    gap = ours.minus_full
+    found = (
+        f"at {KEEP:.0%} kept the paired difference of F1 to full is {_signed(gap.value)} points "
+        f"[{_signed(gap.low)}, {_signed(gap.high)}]"
+    )
+    if gap.low >= -margin / 100:
+        return "holds", f"{found}, not below -{margin:g}: the goal is met."
+    if gap.high < -margin / 100:
+        return "missed", f"{found}, below -{margin:g}: the goal is missed."
+    return "open", f"{found}, which reaches below -{margin:g}: the goal is not shown, nor its opposite."
+
+
+def _controls(by_name: dict[str, Row], ours: Row) -> str:
+    """The best control, and whether its interval and ours are apart."""
+    labels = [f"{name}@{KEEP:g}" for name in CONTROLS] + list(CONTROLS)
+    found = [by_name[label] for label in labels if label in by_name]
+    if not found:
+        return "No control was run. "
+    best = max(found, key=lambda row: row.f1.value)
+    apart = "apart from" if best.f1.high < ours.f1.low else "NOT apart from"
+    return f"The best control ({best.setting}) reaches {_points(best.f1.value)} F1, {apart} ours. "
+
+
+def _few(ours: Row) -> str:
+    n = ours.f1.n
+    return f"({n:,} questions.)" if n >= ENOUGH else f"({n:,} questions; the goal asks for {ENOUGH:,}.)"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share + 0:.1f}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share + 0:+.1f}"
