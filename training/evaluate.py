@@ -14,6 +14,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from samkv_rag.eval import worlds
+from samkv_rag.eval.tasks.worlds import WORLD
 from samkv_rag.eval.worlds import Question
 from training.export import WEIGHTS
 from training.passages import Encoder
@@ -77,21 +79,28 @@ def answered(
     return [bool(right[places.start - 1 : places.stop - 1].all()) for places in answers]
 
 
+def contexts(task: str, chunks: int, held_out: bool) -> Iterator[tuple[list[str], list[Question]]]:
+    """Endless contexts of exactly `chunks` chunks with questions of `task`, on the worlds that it is asked on."""
+    rng = random.Random(f"evaluate-{chunks}-{task}")
+    while True:
+        made = worlds.draft(rng.randrange(2**40), held_out, max(8, chunks), **WORLD.get(task, {}))
+        shown = worlds.context(made, rng, chunks)
+        questions = [question for question in shown.questions if question.task == task][:PER_CONTEXT]
+        if questions and len(shown.chunks) == chunks:
+            yield shown.chunks, questions
+
+
 def score(folder: Path, chunks: int, count: int, held_out: bool = True) -> dict[tuple[str, str], tuple[int, int]]:
     """(right, asked) by (task, method) over at least `count` questions a task, on contexts of exactly `chunks`."""
     model, encode = load(folder)
     right, asked = Counter[tuple[str, str]](), Counter[str]()
-    rng = random.Random(f"evaluate-{chunks}")
-    while min(asked[task] for task in worlds.TASKS) < count:
-        shown = worlds.context(worlds.draft(rng.randrange(2**40), held_out, max(8, chunks)), rng, chunks)
-        by_task = [[q for q in shown.questions if q.task == t][:PER_CONTEXT] for t in worlds.TASKS if asked[t] < count]
-        questions = [q for group in by_task for q in group]
-        if len(shown.chunks) != chunks or not questions:
-            continue
-        asked.update(q.task for q in questions)
-        for method in ("full", "reuse"):
-            flags = answered(model, encode, shown.chunks, questions, method == "reuse")
-            right.update((q.task, method) for q, flag in zip(questions, flags, strict=True) if flag)
+    for task in worlds.TASKS:
+        for texts, questions in contexts(task, chunks, held_out):
+            asked[task] += len(questions)
+            for method in ("full", "reuse"):
+                right[task, method] += sum(answered(model, encode, texts, questions, method == "reuse"))
+            if asked[task] >= count:
+                break
     return {(task, method): (right[task, method], asked[task]) for task in worlds.TASKS for method in ("full", "reuse")}
 
 
@@ -100,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path, default=WEIGHTS)
     parser.add_argument("--n", type=int, default=300)
-    parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--seen-names", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -34,10 +34,10 @@ class Shown:
         return bool(self.made.stated.get((id(entity), relation), frozenset()) & set(self.picked))
 
 
-def shown_worlds(rng: random.Random, chunks: int, size: int) -> Iterator[Shown]:
-    """Endless held-out worlds of about `size` things, exactly `chunks` chunks of each shown."""
+def shown_worlds(rng: random.Random, chunks: int, size: int, alike: bool = False) -> Iterator[Shown]:
+    """Endless held-out worlds of about `size` things, all of one kind if `alike`; exactly `chunks` chunks are shown."""
     while True:
-        made = draft(rng.randrange(2**40), held_out=True, size=size)
+        made = draft(rng.randrange(2**40), held_out=True, size=size, alike=alike)
         picked = tuple(sorted(pick(made, rng, chunks)))
         if len(picked) == chunks:
             yield Shown(made, picked)

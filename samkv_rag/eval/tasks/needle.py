@@ -15,7 +15,7 @@ def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
     """Questions for one fact whose chunk names its subject. Only facts asked from the subject: many things may have
     one value in common, and the filling, sentences of other worlds, does not say anything of this subject."""
     rng = random.Random(f"needle-{seed}-{chunks}")
-    for shown in shown_worlds(rng, chunks, max(8, chunks)):
+    for shown in shown_worlds(rng, chunks, max(8, chunks), alike=True):
         asked = questions(rng, shown.made, frozenset(shown.picked))
         fitting = [q for q in asked if q.task == "one_hop" and q.about]
         if fitting:
