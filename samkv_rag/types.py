@@ -139,16 +139,28 @@ class PromptPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """Why tokens were kept, per chunk: `anchors`, the sorted indices of those kept for their place; `scores` fp32
+    `(n_i,)`, each token the score of its block of `block` tokens. What a method scores by is its own affair; larger is
+    better, and all chunks of a prompt compare."""
+
+    anchors: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which tokens of each chunk stay, and which of those are computed again: sorted indices into the chunk.
 
     `recomputed` is a subset of `kept`, chunk by chunk. `notes` says what the user should know (an anchor that was
-    trimmed, a chunk that got nothing).
+    trimmed, a chunk that got nothing). `ranking` says why, where the method ranks blocks.
     """
 
     kept: tuple[Tensor, ...]
     recomputed: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()
+    ranking: Ranking | None = None
 
     @classmethod
     def all_of(cls, plan: PromptPlan, recompute: bool = True) -> Selection:

@@ -98,6 +98,24 @@ def ask(
 
 
 @app.command()
+def explain(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("explain.html"),
+    methods: Annotated[str, typer.Option("--methods", help="As for eval: samkv:look=bound,full")] = "samkv,full",
+    keep: Keep = None,
+    top_k: TopK = 5,
+    model: Model = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
+    store: Store = DEFAULT_STORE,
+    kv_dtype: KVDtype = None,
+) -> None:
+    """Write a page that shows what each method kept of every passage, and what it answered."""
+    from samkv_rag.cli.explain import Request, run
+
+    run(Request(question, out, methods, keep, top_k, model, max_new_tokens, store, kv_dtype))
+
+
+@app.command()
 def check(model: Model = None, as_json: Json = False) -> None:
     """Test that reuse is exact on a model: the parity gate."""
     from samkv_rag.cli.check import run

@@ -36,11 +36,8 @@ class Request:
 
 def run(request: Request) -> None:
     """Answer on stdout, the cost on stderr; with `as_json` one object on stdout."""
-    if not request.question.strip():
-        raise SamKVError('The question is empty; write it in quotes: samkv-rag ask "Where is ...?"')
-    index = ChunkIndex.open(index_root(request.store))
-    model = _model(request, index)
-    passages = index.retrieve(request.question, request.top_k)
+    index, passages = found(request.question, request.store, request.top_k)
+    model = model_of(index, request.store, request.model)
     if request.show_context and not request.as_json:
         show(passages)
     engine = open_engine(model, request.store, request.kv_dtype or index.manifest.settings.kv_dtype)
@@ -54,13 +51,20 @@ def run(request: Request) -> None:
         tell(answer.report)
 
 
-def _model(request: Request, index: ChunkIndex) -> str:
+def found(question: str, store: Path, top_k: int) -> tuple[ChunkIndex, list[Passage]]:
+    """The store's index, and its passages for a question in prompt order."""
+    if not question.strip():
+        raise SamKVError('The question is empty; write it in quotes: samkv-rag ask "Where is ...?"')
+    index = ChunkIndex.open(index_root(store))
+    return index, list(index.retrieve(question, top_k))
+
+
+def model_of(index: ChunkIndex, store: Path, wanted: str | None) -> str:
     """The model that the index was made for; another one has none of its caches."""
     made_for = index.manifest.settings.model
-    if request.model and model_name(request.model) != made_for:
+    if wanted and model_name(wanted) != made_for:
         raise SamKVError(
-            f"{request.store} holds the caches of {made_for}: leave --model out, or ingest again with "
-            f"--model {request.model}."
+            f"{store} holds the caches of {made_for}: leave --model out, or ingest again with --model {wanted}."
         )
     return made_for
 

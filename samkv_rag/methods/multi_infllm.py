@@ -40,4 +40,5 @@ class MultiInfLLM:
             everyone = [1.0] * len(scores)
             choice = choose(scores, anchors, budget, self.block, shares=everyone, per_chunk=False, fill=True)
             kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
-        return run.recompute(Selection(kept, tuple(tokens[:0] for tokens in kept)))
+        nothing = tuple(tokens[:0] for tokens in kept)
+        return run.recompute(Selection(kept, nothing, ranking=choice.ranking(self.block)))

@@ -110,7 +110,7 @@ class SamKV:
             kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
             again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
-        return run.recompute(Selection(kept, again, notes), rows, self.theta)
+        return run.recompute(Selection(kept, again, notes, choice.ranking(self.block)), rows, self.theta)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_rag.types import Ranking
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkScores:
@@ -30,6 +32,11 @@ class Choice:
     anchors: list[Tensor]
     per_layer: list[Tensor]
     value: list[Tensor]
+
+    def ranking(self, block: int) -> Ranking:
+        """The anchors and the blocks' ranks, for whoever wants to see why."""
+        anchors = tuple((mask & kept).nonzero()[:, 0] for mask, kept in zip(self.anchors, self.kept, strict=True))
+        return Ranking(anchors, tuple(self.value), block)
 
 
 def anchor_masks(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 
@@ -27,6 +28,28 @@ class Encoder:
         if self._control_ids.intersection(ids):
             ids = [token for character in text for token in self._encode(character)]
         return [token for token in ids if token not in self._control_ids]
+
+    def chunk_texts(self, text: str) -> list[str]:
+        """The piece of `text` that each of its `chunk(text)` tokens stands for; together they are `text`.
+
+        A character that takes several tokens stands with the last of them. Tokenizers that do not tell where their
+        tokens stand give what each token decodes to.
+        """
+        ids = self.chunk(text)
+        starts = self._starts(text) if getattr(self.tokenizer, "is_fast", False) else []
+        if len(starts) != len(ids):
+            return [self.tokenizer.decode([token]) for token in ids]
+        cuts = [0, *starts[1:], len(text)]
+        return [text[left:right] for left, right in pairwise(cuts)] if ids else []
+
+    def _starts(self, text: str) -> list[int]:
+        """Where every token of the disarmed text begins."""
+        starts, base = list[int](), 0
+        for piece in self._disarmed(text):
+            found = self.tokenizer(piece, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+            starts += [base + left for left, _ in found["offset_mapping"]]
+            base += len(piece)
+        return starts
 
     @cached_property
     def prefix(self) -> list[int]:

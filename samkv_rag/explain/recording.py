@@ -1,0 +1,26 @@
+"""A method that remembers what it chose: the very selection that an answer rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from samkv_rag.methods import Method, Prepared, Run
+from samkv_rag.types import PromptPlan, Selection
+
+
+@dataclass(frozen=True)
+class Recording:
+    """`method`, answering as it does. `last` holds the plan and the selection of its latest run, nothing before it and
+    for a prompt without chunks."""
+
+    method: Method
+    last: list[tuple[PromptPlan, Selection]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    def prepare(self, run: Run) -> Prepared:
+        prepared = self.method.prepare(run)
+        self.last[:] = [(run.plan, prepared.selection)]
+        return prepared
