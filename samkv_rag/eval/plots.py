@@ -11,14 +11,19 @@ from typing import Any
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.results import REFERENCE, Results
 from samkv_rag.eval.summary import CONTROLS, OURS, Row, rows_of
+from samkv_rag.eval.verdicts import KEEP
 
 # Okabe and Ito's colours, told apart by people with any kind of colour vision; a marker of its own for each method too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_COLOURS = {
+    "full": "#000000", "samkv": "#0072B2", "reuse": "#D55E00", "cacheblend": "#E69F00", "epic": "#56B4E9",
+    "multi_infllm": "#009E73", "prophetkv": "#CC79A7", "infoflow": "#8C6D31",
+}  # fmt: skip
 _MARKERS = "osD^vP*X<>hd"
+_LINES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _GREY = "#777777"
 
 AXES: dict[str, tuple[str, Callable[[Row], float]]] = {
-    "kept": ("chunk tokens kept, %", lambda row: 100 * row.kept),
+    "kept": ("chunk tokens kept, % (who keeps all: side by side)", lambda row: 100 * row.kept),
     "recomputed": ("chunk tokens x layers recomputed, %", lambda row: 100 * row.recomputed),
     "ttft": ("time to the first token, ms (median)", lambda row: 1000 * row.ttft),
 }
@@ -57,33 +62,50 @@ def _figure(title: str, axis: str, panels: Sequence[tuple[str, int, Sequence[Row
 
 
 def _look(method: str, methods: Sequence[str]) -> dict[str, Any]:
-    """Controls in grey and dashed, SamKV thick, everything else in a colour and a marker of its own."""
-    number = methods.index(method)
-    word = method.partition(":")[0].partition(".")[0]
-    control = word in CONTROLS
+    """A colour for each method's class, a marker and a line for each of its variants; controls grey and dotted."""
+    number, word = methods.index(method), _word(method)
+    variant = [one for one in methods if _word(one) == word].index(method)
     return {
-        "color": _GREY if control else _COLOURS[number % len(_COLOURS)],
+        "color": _COLOURS.get(word, _GREY),
         "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": ":" if control else "-",
+        "linestyle": ":" if word in CONTROLS else _LINES[variant % len(_LINES)],
         "linewidth": 2.2 if method == OURS else 1.1,
         "zorder": 4 if word == OURS else 3,
     }
 
 
+def _word(method: str) -> str:
+    return method.partition(":")[0].partition(".")[0]
+
+
+def _points(rows: Sequence[Row], axis: str) -> dict[str, list[tuple[float, Row]]]:
+    """Places and rows of every method. Against what is kept, a method that keeps everything has one row, that which
+    recomputes 15 %, and these stand side by side behind 100 % instead of on one another."""
+    x_of = AXES[axis][1]
+    found: dict[str, list[tuple[float, Row]]] = {}
+    for row in rows:
+        found.setdefault(row.method, []).append((x_of(row), row))
+    if axis == "kept":
+        whole = [method for method, own in found.items() if all(x == 100 for x, _ in own)]
+        for place, method in enumerate(whole):
+            own = [row for _, row in found[method] if row.ratio in (None, KEEP)] or [found[method][0][1]]
+            found[method] = [(100 + 2.5 * place, own[0])]
+    return {method: sorted(own, key=lambda point: point[0]) for method, own in found.items()}
+
+
 def _panel(place: Any, title: str, rows: Sequence[Row], axis: str, looks: dict[str, dict[str, Any]]) -> None:
-    label, x_of = AXES[axis]
+    label = AXES[axis][0]
     full = next(row for row in rows if row.setting == REFERENCE)
     place.axhspan(100 * full.f1.low, 100 * full.f1.high, color=_GREY, alpha=0.18, linewidth=0, zorder=1)
     place.axhline(100 * full.f1.value, color=_GREY, linewidth=1, zorder=2)
-    for method in dict.fromkeys(row.method for row in rows):
-        own = sorted((row for row in rows if row.method == method), key=x_of)
-        value = [100 * row.f1.value for row in own]
-        below = [max(0.0, 100 * (row.f1.value - row.f1.low)) for row in own]
-        above = [max(0.0, 100 * (row.f1.high - row.f1.value)) for row in own]
+    for method, points in _points(rows, axis).items():
+        xs, own = [x for x, _ in points], [row.f1 for _, row in points]
+        value = [100 * f1.value for f1 in own]
+        below = [max(0.0, 100 * (f1.value - f1.low)) for f1 in own]
+        above = [max(0.0, 100 * (f1.high - f1.value)) for f1 in own]
         place.errorbar(
-            list(map(x_of, own)), value, yerr=[below, above], label=method, markersize=5, capsize=2, elinewidth=0.8,
-            **looks[method],
-        )  # fmt: skip
+            xs, value, yerr=[below, above], label=method, markersize=5, capsize=2, elinewidth=0.8, **looks[method]
+        )
     place.set_title(title, fontsize=10)
     place.set_xlabel(label, fontsize=9)
     place.set_ylabel("F1", fontsize=9)
