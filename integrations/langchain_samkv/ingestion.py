@@ -20,6 +20,9 @@ MIN_CHARS = 32
 """Shorter texts are not cached: they would be found by chance inside ordinary sentences."""
 
 
+_PAGE = 1000
+
+
 class Keeper:
     """Caches texts for document ids in one collection; an id is the owner of its text's cache."""
 
@@ -112,7 +115,7 @@ def stored_documents(store: VectorStore, ids: Sequence[str] | None = None) -> li
         store = getattr(store, "inner")  # noqa: B009
     if ids is not None:
         return store.get_by_ids(ids)
-    for listing in (_in_memory, _faiss, _chroma):
+    for listing in (_in_memory, _faiss, _chroma, _qdrant, _postgres):
         documents = listing(store)
         if documents is not None:
             return documents
@@ -139,3 +142,27 @@ def _chroma(store: Any) -> list[Document] | None:
     entries = store.get(include=["documents"])
     pairs = zip(entries["ids"], entries["documents"], strict=True)
     return [Document(id=id, page_content=text) for id, text in pairs if text]
+
+
+def _qdrant(store: Any) -> list[Document] | None:
+    scroll = getattr(getattr(store, "client", None), "scroll", None)
+    if scroll is None or not hasattr(store, "content_payload_key"):
+        return None
+    found, page = list[Document](), None
+    while True:
+        points, page = scroll(store.collection_name, limit=_PAGE, offset=page, with_payload=True)
+        texts = [(point.id, (point.payload or {}).get(store.content_payload_key)) for point in points]
+        found += [Document(id=str(id), page_content=text) for id, text in texts if text]
+        if page is None:
+            return found
+
+
+def _postgres(store: Any) -> list[Document] | None:
+    """PGVector in its synchronous mode; an asynchronous one is given `ids`."""
+    rows = getattr(store, "EmbeddingStore", None)
+    if rows is None or getattr(store, "async_mode", True):
+        return None
+    with store.session_maker() as session:
+        collection = store.get_collection(session)
+        entries = session.query(rows.id, rows.document).filter(rows.collection_id == collection.uuid)
+        return [Document(id=id, page_content=text) for id, text in entries if text]

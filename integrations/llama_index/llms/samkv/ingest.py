@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, NoReturn
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
@@ -18,6 +19,8 @@ from llama_index.llms.samkv.nodes import Cacheable, ModeName, texts_of
 from samkv_rag import SamKVEngine, SamKVError
 
 EngineSource = SamKVEngine | SamKVFields
+
+_ALL = 2**31 - 1
 
 
 def engine_of(llm: EngineSource) -> SamKVEngine:
@@ -119,9 +122,15 @@ def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
 
 
 def _nodes_of_store(store: BasePydanticVectorStore) -> list[BaseNode]:
+    """All nodes of a store. Qdrant's lists the first 9999 unless told otherwise; PostgreSQL's wants a list of ids,
+    and takes an empty one for all."""
+    unlimited = {"limit": _ALL} if "limit" in signature(store.get_nodes).parameters else {}
     try:
-        return list(store.get_nodes())
-    except (NotImplementedError, TypeError, ValueError) as error:
+        try:
+            return list(store.get_nodes(None, None, **unlimited))
+        except AssertionError:
+            return list(store.get_nodes([], None, **unlimited))
+    except (NotImplementedError, TypeError, ValueError, AssertionError) as error:
         raise SamKVError(
             f"{type(store).__name__} does not hand out its nodes ({error}); pass the docstore or the nodes instead."
         ) from error
