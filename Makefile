@@ -19,7 +19,7 @@ find_python = $(shell for p in python3.11 python3.12 python3 python; do \
 PYTHON ?= $(find_python)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-root lint format typecheck reader bench clean
+.PHONY: help demo test test-root lint format typecheck reader bench results clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,7 +74,10 @@ reader: $(VENV)/dev.stamp  ## train the bundled reader again (minutes on a GPU, 
 
 bench: export OMP_NUM_THREADS = $(THREADS)
 bench: $(VENV)/dev.stamp  ## run every benchmark; rows are appended to benchmarks/results/*.csv
-	@set -e; for name in matcher ttft accuracy; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+	@set -e; for name in matcher ttft; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+
+results: $(VENV)/dev.stamp  ## write docs/results.md and its pictures from the records in benchmarks/results/eval
+	$(VENV)/bin/samkv-rag report $(sort $(dir $(wildcard benchmarks/results/eval/*/run.json))) --out docs/results.md
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
