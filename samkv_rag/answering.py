@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from samkv_rag.accounting import make_report
 from samkv_rag.batch import Batch
 from samkv_rag.calls import Call, check_length
 from samkv_rag.errors import SamKVError
+from samkv_rag.library import Library
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.decoding import Decoding
@@ -26,17 +26,15 @@ OnText = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """Answers calls with one model. `unusable` collects the keys of entries that could not be read; `heal` stores
-    again what a plan missed, in the turns that it is given."""
+    """Answers calls with one model, from the chunks of one library."""
 
     adapter: ModelAdapter
     tokenizer: Any
     store: ChunkKVStore
     turnstile: Turnstile
     batch: Batch
-    unusable: set[str]
+    library: Library
     min_kept_tokens: int
-    heal: Callable[[PromptPlan, AbstractContextManager[None]], None]
 
     def answer(
         self, make_plan: MakePlan, call: Call, on_text: OnText | None, cancelled: Callable[[], bool] | None
@@ -53,13 +51,14 @@ class Answering:
                 ready = time.perf_counter()
                 decoding = self._begin(prepared, call, listener, gone)
             ids = self.batch.finish(decoding, self.adapter.loop.step)
+            left = gone()
             first = listener.first_token_at or time.perf_counter()
             run.seconds["first_token"] += first - ready
             report = make_report(run, prepared, call.method.name, first - started)
             del decoding, prepared  # the cache has done its work
-            if not gone():
-                self.heal(run.plan, request)
-        return self._finish(ids, call, report, gone())
+            if not left:
+                self.library.heal(run.plan, request)
+        return self._finish(ids, call, report, left)
 
     def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:
         """Plan and prepare; an entry that proves unusable while it is read becomes a miss."""
@@ -67,14 +66,15 @@ class Answering:
             start = time.perf_counter()
             plan = make_plan()
             check_length(plan, call.options, self.adapter.model.config)
-            run = Run(plan, self.adapter, self.store, call.options.max_new_tokens, self.min_kept_tokens)
+            room, least = call.options.max_new_tokens, self.min_kept_tokens
+            run = Run(plan, self.adapter, self.store, room, least, self.library.fingerprint)
             run.seconds["plan"] = time.perf_counter() - start
             try:
                 return run, call.method.prepare(run) if plan.chunks else run.prefill()
             except EntryError as error:
-                if error.key in self.unusable:
+                if error.key in self.library.unusable:
                     raise
-                self.unusable.add(error.key)
+                self.library.unusable.add(error.key)
 
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Callable[[], bool]) -> Decoding:
         return self.adapter.loop.begin(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,17 @@ from samkv_rag.answering import Answering, MakePlan, OnText
 from samkv_rag.batch import Batch
 from samkv_rag.calls import Call, short
 from samkv_rag.errors import SamKVError
-from samkv_rag.ingest import Pending, Progress, ingest, reported, stored_bytes
+from samkv_rag.ingest import Progress, stored_bytes
+from samkv_rag.library import Library
 from samkv_rag.methods import Method, SamKV, resolve_method
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import BUNDLED, ModelSource
 from samkv_rag.parity import ParityReport, check_parity
-from samkv_rag.prompt.encoding import Encoder
-from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.plan import Planner, Prompt
-from samkv_rag.store import ChunkKVStore, StoreError, chunk_key
+from samkv_rag.store import ChunkKVStore
 from samkv_rag.stream import AnswerStream
 from samkv_rag.turns import Turnstile
-from samkv_rag.types import Answer, MatchRecord, PromptPlan
+from samkv_rag.types import Answer, PromptPlan
 
 
 class SamKVEngine:
@@ -41,9 +38,8 @@ class SamKVEngine:
         self.min_kept_tokens = min_kept_tokens
         self._turn = Turnstile(max_batch)
         self._batch = Batch(self._turn)
-        self._unusable: set[str] = set()
         self._loading = threading.RLock()
-        self._made_planner: Planner | None = None
+        self._library = Library(source, store, namespace, self._loading)
 
     @classmethod
     def from_pretrained(
@@ -99,37 +95,7 @@ class SamKVEngine:
 
     @property
     def _planner(self) -> Planner:
-        with self._loading:
-            if self._made_planner is None:
-                self._made_planner = self._make_planner()
-            return self._made_planner
-
-    def _make_planner(self) -> Planner:
-        matcher = Matcher(self._text_of)
-        for key, record in self.store.records(self.namespace):
-            matcher.add(key, record)
-        return Planner(Encoder(self.tokenizer), matcher, self._key, self._stored_ids)
-
-    def _key(self, token_ids: Sequence[int]) -> str:
-        return chunk_key(token_ids, self.fingerprint, self.namespace)
-
-    def _usable(self, key: str) -> bool:
-        return key not in self._unusable and key in self.store
-
-    def _stored_ids(self, key: str) -> Sequence[int] | None:
-        if key in self._unusable:
-            return None
-        try:
-            ids: list[int] = self.store.summary(key).token_ids.tolist()
-        except StoreError:
-            return None
-        return ids
-
-    def _text_of(self, key: str) -> str | None:
-        try:
-            return self.store.summary(key).text
-        except StoreError:
-            return None
+        return self._library.planner
 
     # -- ingestion ---------------------------------------------------------------------------------------------
 
@@ -141,38 +107,17 @@ class SamKVEngine:
         """
         if isinstance(texts, str):
             raise SamKVError("precompute takes a list of texts, not one text; pass [text].")
-        chunks = [self._chunk(stripped) for text in texts if (stripped := text.strip())]
-        self._store_chunks(chunks, self._turn, progress)
+        chunks = self._library.chunks(texts)
+        self._library.add(chunks, self._turn, progress)
         return [chunk.key for chunk in chunks]
-
-    def _store_chunks(
-        self, chunks: Sequence[Pending], turn: AbstractContextManager[None], progress: bool | Progress = False
-    ) -> None:
-        pending = {chunk.key: chunk for chunk in chunks if not self._usable(chunk.key)}
-        if pending:
-            with reported(progress) as report:
-                ingest(
-                    list(pending.values()), self.adapter, self.store,
-                    namespace=self.namespace, fingerprint=self.fingerprint, kv_dtype=self.source.kv_dtype,
-                    turn=turn, progress=report,
-                )  # fmt: skip
-        for chunk in chunks:
-            self._unusable.discard(chunk.key)
-            self._planner.matcher.add(chunk.key, MatchRecord.of(chunk.text))
-
-    def _chunk(self, text: str) -> Pending:
-        ids = tuple(self._planner.encoder.chunk(text))
-        return Pending(text, self._key(ids), ids)
 
     def keys(self, texts: Sequence[str]) -> list[str]:
         """The keys that `precompute` of the same texts gives; nothing is computed or stored."""
-        return [self._chunk(stripped).key for text in texts if (stripped := text.strip())]
+        return [chunk.key for chunk in self._library.chunks(texts)]
 
     def forget(self, keys: Sequence[str]) -> int:
         """Delete entries; returns how many there were."""
-        for key in keys:
-            self._planner.matcher.discard(key)
-        return self.store.delete(list(keys))
+        return self._library.remove(keys)
 
     # -- answering ---------------------------------------------------------------------------------------------
 
@@ -233,17 +178,11 @@ class SamKVEngine:
         self, make_plan: MakePlan, call: Call, on_text: OnText | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Answer:  # fmt: skip
+        self.load()
         answering = Answering(
-            self.adapter, self.tokenizer, self.store, self._turn, self._batch, self._unusable, self.min_kept_tokens,
-            self._heal,
-        )  # fmt: skip
+            self.adapter, self.tokenizer, self.store, self._turn, self._batch, self._library, self.min_kept_tokens
+        )
         return answering.answer(make_plan, call, on_text, cancelled)
-
-    def _heal(self, plan: PromptPlan, turn: AbstractContextManager[None]) -> None:
-        """Store again what was missed, after the answer is out; a full store is not the answer's problem."""
-        with contextlib.suppress(StoreError):
-            if plan.misses:
-                self._store_chunks([self._chunk(text) for text in plan.misses], turn)
 
     # -- housekeeping ------------------------------------------------------------------------------------------
 

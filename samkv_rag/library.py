@@ -1,0 +1,105 @@
+"""The chunk texts an engine knows: their keys, their caches in the store, and where they stand in prompts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from samkv_rag.ingest import Pending, Progress, ingest, reported
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.loading import ModelSource
+from samkv_rag.prompt.encoding import Encoder
+from samkv_rag.prompt.matcher import Matcher
+from samkv_rag.prompt.plan import Planner
+from samkv_rag.store import ChunkKVStore, StoreError, chunk_key
+from samkv_rag.types import MatchRecord, PromptPlan
+
+
+class Library:
+    """One namespace of a store, for one model. Reads the tokenizer and the store's texts on first use, under `loading`.
+
+    `unusable` holds the keys of entries that could not be read: they count as missing until they are stored again.
+    """
+
+    def __init__(
+        self, source: ModelSource, store: ChunkKVStore, namespace: str, loading: AbstractContextManager[bool]
+    ) -> None:
+        self.unusable: set[str] = set()
+        self._source, self._store, self._namespace = source, store, namespace
+        self._loading = loading
+        self._planner: Planner | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's, beside which the store keeps what was measured of it."""
+        return self._source.fingerprint
+
+    @property
+    def planner(self) -> Planner:
+        """What finds the known texts in a prompt."""
+        with self._loading:
+            if self._planner is None:
+                self._planner = self._make_planner()
+            return self._planner
+
+    def _make_planner(self) -> Planner:
+        matcher = Matcher(self._text_of)
+        for key, record in self._store.records(self._namespace):
+            matcher.add(key, record)
+        return Planner(Encoder(self._source.loaded_tokenizer), matcher, self._key, self._stored_ids)
+
+    def _key(self, token_ids: Sequence[int]) -> str:
+        return chunk_key(token_ids, self._source.fingerprint, self._namespace)
+
+    def _stored_ids(self, key: str) -> Sequence[int] | None:
+        if key in self.unusable:
+            return None
+        try:
+            ids: list[int] = self._store.summary(key).token_ids.tolist()
+        except StoreError:
+            return None
+        return ids
+
+    def _text_of(self, key: str) -> str | None:
+        try:
+            return self._store.summary(key).text
+        except StoreError:
+            return None
+
+    def chunks(self, texts: Sequence[str]) -> list[Pending]:
+        """The texts stripped, encoded and with their keys; empty ones are left out."""
+        encode = self.planner.encoder.chunk
+        whole = [(stripped, tuple(encode(stripped))) for text in texts if (stripped := text.strip())]
+        return [Pending(text, self._key(ids), ids) for text, ids in whole]
+
+    def add(
+        self, chunks: Sequence[Pending], turn: AbstractContextManager[None], progress: bool | Progress = False
+    ) -> None:
+        """Store the caches of `chunks` that are not stored; see `SamKVEngine.precompute`. Loads the model for those."""
+        pending = {chunk.key: chunk for chunk in chunks if chunk.key in self.unusable or chunk.key not in self._store}
+        if pending:
+            with reported(progress) as report:
+                ingest(
+                    list(pending.values()), self._adapter, self._store, namespace=self._namespace,
+                    fingerprint=self._source.fingerprint, kv_dtype=self._source.kv_dtype, turn=turn, progress=report,
+                )  # fmt: skip
+        for chunk in chunks:
+            self.unusable.discard(chunk.key)
+            self.planner.matcher.add(chunk.key, MatchRecord.of(chunk.text))
+
+    @property
+    def _adapter(self) -> ModelAdapter:
+        with self._loading:
+            return self._source.adapter
+
+    def heal(self, plan: PromptPlan, turn: AbstractContextManager[None]) -> None:
+        """Store again what a plan missed; a full store is not the answer's problem."""
+        with contextlib.suppress(StoreError):
+            self.add(self.chunks(plan.misses), turn)
+
+    def remove(self, keys: Sequence[str]) -> int:
+        """Delete entries; returns how many there were."""
+        for key in keys:
+            self.planner.matcher.discard(key)
+        return self._store.delete(list(keys))
