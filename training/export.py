@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from training.passages import Encoder
 from training.train import CONFIG, load_encoder, read_config
 
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "weights"
 
 
@@ -53,6 +54,7 @@ def export(config: dict[str, Any], folder: Path = WEIGHTS) -> None:
     """Save model (bfloat16 would lose accuracy at this size, so float32) and tokenizer in `folder`."""
     load_reader(config).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(config["folder"]) / "tokenizer")
+    tokenizer.chat_template = TEMPLATE.read_text()
     tokenizer.save_pretrained(folder)
 
 

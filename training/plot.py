@@ -10,6 +10,7 @@ from typing import Any
 from training.train import CONFIG, read_config
 
 TASKS = ("one_hop", "two_hop", "earlier_chunk", "unanswerable")
+HEADS = ("bind", "find", "answer")
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -19,26 +20,31 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def plot(lines: list[dict[str, Any]], target: Path) -> None:
-    """Loss of the first answer token and exact match per task over tokens; stages as vertical lines."""
+    """Loss of the first answer token, exact match per task, and how much of their attention the taught heads give to
+    what they should look at, over tokens; stages as vertical lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True)
+    figure, (above, below, lowest) = pyplot.subplots(3, 1, figsize=(8, 9), sharex=True)
     tokens = [line["tokens"] / 1e6 for line in lines]
     above.plot(tokens, [line["first"] for line in lines])
     above.set_ylabel("loss, first answer token (nats)")
     for task in TASKS:
         below.plot(tokens, [line["exact"].get(task) for line in lines], label=task)
+    for head in HEADS:
+        lowest.plot(tokens, [line["exact"].get(head) for line in lines], label=head)
     for before, after in zip(lines, lines[1:], strict=False):
         if before["stage"] != after["stage"]:
-            for axis in (above, below):
+            for axis in (above, below, lowest):
                 axis.axvline(after["tokens"] / 1e6, color="grey", linewidth=0.5)
     below.set_ylabel("exact match, present stage")
-    below.set_xlabel("tokens seen (millions)")
-    below.set_ylim(0, 1)
-    below.legend()
+    lowest.set_ylabel("attention of taught heads on target")
+    lowest.set_xlabel("tokens seen (millions)")
+    for axis in (below, lowest):
+        axis.set_ylim(0, 1)
+        axis.legend()
     figure.tight_layout()
     figure.savefig(target, dpi=100)
 
