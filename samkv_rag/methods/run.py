@@ -54,13 +54,15 @@ class Run:
     """One prompt under one method. Reads go through here, so that the report counts what really happened."""
 
     def __init__(
-        self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore, room: int = 0, min_kept_tokens: int = 0
-    ) -> None:
+        self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore, room: int = 0, min_kept_tokens: int = 0,
+        fingerprint: str | None = None,
+    ) -> None:  # fmt: skip
         self.plan = plan
         self.adapter = adapter
         self.store = store
         self.room = room
         self.min_kept_tokens = min_kept_tokens
+        self.fingerprint = fingerprint
         self.question_pass_tokens = 0
         self.bytes_read = 0
         self.scored_bytes = 0

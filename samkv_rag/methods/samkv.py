@@ -42,8 +42,8 @@ class SamKV:
     `keep`: kept chunk tokens / chunk tokens, anchors included; a hard ceiling on the union over the layers.
     `recompute`: recomputed / kept, chosen by block rank ("score") or from the head of every kept run (`recompute_by`).
     `block`: tokens per selection block, a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
-    `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as measured for the model, else the
-    middle third (our choice).
+    `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
+    profile`), else as its config notes (`samkv_selection_layers`), else the middle third (our choice).
     `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
     entries. "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
     "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
@@ -102,7 +102,8 @@ class SamKV:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        layers = self.selection_layers(run.adapter.shape.layers, run.adapter.selection_layers)
+        measured, remarks = _measured_layers(run) if self.layers is None else (None, ())
+        layers = self.selection_layers(run.adapter.shape.layers, measured)
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
@@ -110,7 +111,8 @@ class SamKV:
             kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
             again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
-        return run.recompute(Selection(kept, again, notes, choice.ranking(self.block)), rows, self.theta)
+        selection = Selection(kept, again, (*remarks, *notes), choice.ranking(self.block))
+        return run.recompute(selection, rows, self.theta)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -179,3 +181,13 @@ class SamKV:
             scores, anchors, budget, self.block,
             shares=shares, per_chunk=self.per_chunk, fill=self.fill, filtered=self.filtered,
         )  # fmt: skip
+
+
+def _measured_layers(run: Run) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """The selection layers in the store's profile of the model, else those its config notes; None where nobody has
+    measured. With a remark when the profile is damaged and was passed over."""
+    try:
+        profile = None if run.fingerprint is None else run.store.profiles.get(run.fingerprint)
+    except ValueError as error:
+        return run.adapter.selection_layers, (f"{error} and was not used: run samkv-rag profile again",)
+    return (run.adapter.selection_layers if profile is None else profile.layers), ()

@@ -14,6 +14,7 @@ from samkv_rag.store.errors import MissingEntry, StoreError
 from samkv_rag.store.keys import check_key, is_key
 from samkv_rag.store.layout import check_chunk
 from samkv_rag.store.memory import MemoryBackend
+from samkv_rag.store.profiles import Profiles
 from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
@@ -47,6 +48,7 @@ class ChunkKVStore:
         self._backend: Backend = (
             MemoryBackend(max_bytes) if str(path) == MEMORY else _on_disk(Path(path), max_bytes, summary_cache_bytes)
         )
+        self.profiles = Profiles(None if str(path) == MEMORY else Path(path).expanduser().absolute())
 
     @property
     def store_id(self) -> str:

@@ -1,0 +1,79 @@
+"""`models/`: what was measured of a model, beside its fingerprint; one small file each, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
+
+FOLDER = "models"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """`layers`: the selection layers that were chosen for the model. `measured`: how, for people to read."""
+
+    layers: tuple[int, ...]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Profiles:
+    """The profiles of a store; without a folder they are gone with the process."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = None if folder is None else folder / FOLDER
+        self._held: dict[str, ModelProfile] = {}
+
+    def put(self, fingerprint: str, profile: ModelProfile) -> None:
+        """Keep `profile`, replacing the one before; StoreError, StoreFull."""
+        if self._folder is None:
+            self._held[fingerprint] = profile
+            return
+        facts = {"version": VERSION, "fingerprint": fingerprint, **asdict(profile)}
+        with sentences(self._folder.parent):
+            make_folder(self._folder)
+            with PendingFile(self._folder) as file:
+                file.write(json.dumps({**facts, "check": _check(facts)}, indent=1).encode())
+                file.sync()
+                file.publish(self._path(fingerprint))
+            sync_folder(self._folder)
+
+    def get(self, fingerprint: str) -> ModelProfile | None:
+        """The profile of the model with this fingerprint, None when there is none; ValueError for a damaged file."""
+        if self._folder is None:
+            return self._held.get(fingerprint)
+        try:
+            written = self._path(fingerprint).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(f"{self._path(fingerprint)} cannot be read ({error.strerror})") from error
+        profile = _parsed(written, fingerprint)
+        if profile is None:
+            raise ValueError(f"{self._path(fingerprint)} is damaged")
+        return profile
+
+    def _path(self, fingerprint: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{fingerprint}.json"
+
+
+def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
+    try:
+        facts = json.loads(written)
+        sound = facts.pop("check") == _check(facts) and facts["version"] == VERSION
+        layers, measured = tuple(facts["layers"]), dict(facts["measured"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = all(isinstance(layer, int) and layer >= 0 for layer in layers) and layers
+    return ModelProfile(layers, measured) if sound and whole and facts["fingerprint"] == fingerprint else None
+
+
+def _check(facts: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
