@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.passes import Pass
 from samkv_rag.model.adapter import ModelAdapter, unblocked
 from samkv_rag.model.cache import Blend, SlotCache
@@ -19,25 +20,6 @@ from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan, Selection
 
 Stage = Literal["plan", "load", "select", "recompute", "first_token"]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The kept tokens of a prompt in order: position, token id, and the index of the owning chunk (-1: glue)."""
-
-    positions: Tensor
-    ids: tuple[int, ...]
-    owner: Tensor
-
-    @property
-    def glue(self) -> Tensor:
-        """Slots of the glue, always computed fresh."""
-        return (self.owner < 0).nonzero()[:, 0]
-
-    def columns(self, chunks: int) -> list[Tensor]:
-        """For every chunk, where its tokens stand among the chunk tokens of all."""
-        owner = self.owner[self.owner >= 0]
-        return [(owner == index).nonzero()[:, 0] for index in range(chunks)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +89,25 @@ class Run:
     def load(self, index: int, blocks: Sequence[int], layers: int | None = None) -> tuple[Tensor, Tensor]:
         """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks and the first `layers` layers.
 
-        Each block is read once a run, all layers of it.
+        Each layer of a block is read once a run, and no layer that nobody asked for.
         """
+        layers = self.adapter.shape.layers if layers is None else layers
         known, blocks = self._blocks[index], list(blocks)
-        missing = [block for block in blocks if block not in known]
-        if missing:
-            stored = self.store.read_stored(str(self.plan.chunks[index].key), missing)
-            self.bytes_read += stored.nbytes  # the store's own count is shared with other engines
-            kv = stored.restored()
-            known.update(zip(missing, kv.unbind(1), strict=True))
-            if missing == blocks:
-                return unblocked(kv[:layers])
+        depths = {block: len(known[block]) if block in known else 0 for block in blocks}
+        for depth in sorted({depth for depth in depths.values() if depth < layers}):
+            missing = [block for block in depths if depths[block] == depth]
+            kv = self._read(index, missing, range(depth, layers))
+            if missing == blocks and depth == 0:
+                known.update(zip(missing, kv.unbind(1), strict=True))
+                return unblocked(kv)
+            for block, deeper in zip(missing, kv.unbind(1), strict=True):
+                known[block] = torch.cat([known[block], deeper]) if depth else deeper
         return unblocked(torch.stack([known[block][:layers] for block in blocks], 1))
+
+    def _read(self, index: int, blocks: Sequence[int], layers: Sequence[int]) -> Tensor:
+        stored = self.store.read_stored(str(self.plan.chunks[index].key), blocks, layers)
+        self.bytes_read += stored.nbytes  # the store's own count is shared with other engines
+        return stored.restored()
 
     # -- running the model -------------------------------------------------------------------------------------
 
@@ -135,11 +124,13 @@ class Run:
         return Layout(torch.cat(positions), tuple(ids), torch.cat(owner))
 
     def assemble(
-        self, kept: Sequence[Tensor], layout: Layout, room: int = 0, last_layer: int | None = None
-    ) -> SlotCache:
+        self, kept: Sequence[Tensor], layout: Layout, room: int = 0, last_layer: int | None = None,
+        replaced: Sequence[Tensor] | None = None,
+    ) -> SlotCache:  # fmt: skip
         """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
 
-        It has the layers up to `last_layer`, all of them by default.
+        It has the layers up to `last_layer`, all of them by default. Chunk tokens `replaced` are about to be computed
+        and written over before anybody looks: they are not read, and stay empty too.
         """
         shape, total = self.adapter.shape, len(layout.ids)
         layers = shape.layers if last_layer is None else last_layer + 1
@@ -148,8 +139,12 @@ class Run:
             values = torch.zeros_like(keys)
             for index, inside in enumerate(kept):
                 slots = (layout.owner == index).nonzero()[:, 0]
+                inside = inside[: len(slots)]
+                if replaced is not None:
+                    stays = ~torch.isin(inside, replaced[index])
+                    slots, inside = slots[stays], inside[stays]
                 if len(slots):
-                    keys[:, :, slots], values[:, :, slots] = self._tokens(index, inside[: len(slots)], layers)
+                    keys[:, :, slots], values[:, :, slots] = self._tokens(index, inside, layers)
             table = self.adapter.table(layout.positions)
             return self.adapter.assemble(keys, values, layout.positions, table, room)
 
@@ -198,7 +193,7 @@ class Run:
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
         layout = self.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
-            layout = _with_question(layout, question.token_ids)
+            layout = with_question(layout, question.token_ids)
         self.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
         before = self.bytes_read
         cache = self.assemble(kept, layout, last_layer=last_layer)
@@ -220,12 +215,12 @@ class Run:
         """ONE forward over the glue and `selection.recomputed` at true positions; the rest of what is kept is reused.
 
         `rows[layer]` gives for every kept chunk token (in prompt order) whether that layer stores it; `theta` below 1
-        or "cosine" fuses chunk entries instead of overwriting them.
+        or "cosine" fuses chunk entries instead of overwriting them. What every layer overwrites is not read.
         """
         layout = self.layout(selection.kept)
-        return self._recompute_into(
-            self.assemble(selection.kept, layout, self.room + 1), layout, selection, rows, theta
-        )
+        replaced = selection.recomputed if rows is None and theta == 1.0 else None
+        cache = self.assemble(selection.kept, layout, self.room + 1, replaced=replaced)
+        return self._recompute_into(cache, layout, selection, rows, theta)
 
     def _recompute_into(
         self, cache: SlotCache, layout: Layout, selection: Selection, rows: Sequence[Tensor | None] | None = None,
@@ -285,11 +280,3 @@ class Run:
         self.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
         self.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
         return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))
-
-
-def _with_question(layout: Layout, ids: Sequence[int]) -> Layout:
-    """The layout with question tokens behind it that do not stand in the prompt."""
-    start = int(layout.positions[-1]) + 1
-    positions = torch.cat([layout.positions, torch.arange(start, start + len(ids))])
-    owner = torch.cat([layout.owner, torch.full((len(ids),), -1)])
-    return Layout(positions, (*layout.ids, *ids), owner)

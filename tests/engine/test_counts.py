@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,18 +108,51 @@ def test_the_bytes_read_are_the_reports(engine: SamKVEngine, name: str) -> None:
 
 @pytest.mark.parametrize("look", ["pooled", "mean", "bound"])
 @pytest.mark.parametrize("keep", [0.0, 0.05, 0.15, 0.5, 1.0])
-def test_selecting_by_summaries_reads_the_blocks_of_kept_tokens_and_no_others(
-    engine: SamKVEngine, keep: float, look: Any
+@pytest.mark.parametrize("recompute", [0.0, 1 / 3, 1.0])
+def test_selecting_by_summaries_reads_the_blocks_of_reused_tokens_and_no_others(
+    engine: SamKVEngine, keep: float, look: Any, recompute: float
 ) -> None:
-    run, shape = prepared_run(engine, SamKV(keep=keep, look=look))
-    blocks = sum(len(torch.unique(kept // BLOCK)) for kept in run[1].selection.kept)
-    per_block = BLOCK * shape
-    assert run[0].bytes_read == blocks * per_block
+    (run, prepared), shape = prepared_run(engine, SamKV(keep=keep, look=look, recompute=recompute))
+    assert run.bytes_read == blocks_of(reused(prepared)) * BLOCK * shape
+    assert run.bytes_read == 0 or recompute < 1, "what is computed again is not read"
 
 
-def test_selecting_by_a_pass_over_all_entries_reads_each_of_them_once(engine: SamKVEngine) -> None:
-    run, shape = prepared_run(engine, SamKV(look="keys"))
-    assert run[0].bytes_read == sum(-(-len(chunk) // BLOCK) for chunk in CHUNKS) * BLOCK * shape
+@pytest.mark.parametrize("method", [SamKV(theta=0.9), SamKV(look="pooled", aligned=True)], ids=["fused", "aligned"])
+def test_what_is_only_partly_replaced_is_read(engine: SamKVEngine, method: Method) -> None:
+    (run, prepared), shape = prepared_run(engine, method)
+    assert run.bytes_read >= blocks_of(prepared.selection.kept) * BLOCK * shape > 0
+
+
+@pytest.mark.parametrize("recompute", [0.0, 1.0])
+@pytest.mark.parametrize("layers", [(0,), (1, 2), (3,)])
+def test_selecting_by_a_pass_over_all_entries_reads_the_layers_up_to_the_last_it_looks_at(
+    engine: SamKVEngine, layers: tuple[int, ...], recompute: float
+) -> None:
+    (run, prepared), shape = prepared_run(engine, SamKV(look="keys", layers=layers, recompute=recompute))
+    everything = sum(-(-len(chunk) // BLOCK) for chunk in CHUNKS)
+    deep = layers[-1] + 1
+    layers_read = everything * deep + blocks_of(reused(prepared)) * (4 - deep)
+    assert run.bytes_read == layers_read * BLOCK * shape // 4
+
+
+def test_what_is_written_over_need_not_even_be_sound(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of an entry that is recomputed whole reaches the model: tokens that were not read are poisoned here."""
+    want = engine.answer(ASKED, CHUNKS, method=SamKV(keep=1.0), max_new_tokens=4).token_ids
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **how: torch.full(shape, float("nan"), **how))
+    (run, prepared), _ = prepared_run(engine, SamKV(keep=1.0))
+    monkeypatch.undo()
+    got = engine.adapter.generate(prepared.ids, prepared.cache, max_new_tokens=4, do_sample=False)
+    assert tuple(got) == want and run.bytes_read == 0
+
+
+def reused(prepared: Any) -> list[torch.Tensor]:
+    selection = prepared.selection
+    return [kept[~torch.isin(kept, again)] for kept, again in zip(selection.kept, selection.recomputed, strict=True)]
+
+
+def blocks_of(tokens: Sequence[torch.Tensor]) -> int:
+    """Storage blocks that hold these tokens of each chunk."""
+    return sum(len(torch.unique(inside // BLOCK)) for inside in tokens)
 
 
 def prepared_run(engine: SamKVEngine, method: Method) -> tuple[Any, int]:

@@ -164,17 +164,27 @@ def test_a_miss_is_reported_and_healed() -> None:
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
 def test_a_damaged_block_is_a_miss_with_the_answer_of_full(harm: str, tmp_path: Path) -> None:
     engine = tiny_engine(store=ChunkKVStore(tmp_path))
-    key, _ = engine.precompute(CHUNKS)
-    want = engine.answer(ASKED, CHUNKS, method="full", max_new_tokens=8)
-    assert want.report.misses == ()
+    (key,) = engine.precompute(CHUNKS[:1])
+    want, reused = (engine.answer(ASKED, CHUNKS[:1], method=method, max_new_tokens=8) for method in ("full", "reuse"))
+    assert want.report.misses == reused.report.misses == ()
     _harm(next(tmp_path.rglob(f"{key}.kv.*")), harm)
-    hurt = engine.answer(ASKED, CHUNKS, method=EVERYTHING, max_new_tokens=8)
+    hurt = engine.answer(ASKED, CHUNKS[:1], method="reuse", max_new_tokens=8)
     assert hurt.report.misses == (CHUNKS[0][:60],)
     assert hurt.token_ids == want.token_ids
-    healed = engine.answer(ASKED, CHUNKS, method=EVERYTHING, max_new_tokens=8)
+    healed = engine.answer(ASKED, CHUNKS[:1], method="reuse", max_new_tokens=8)
     assert healed.report.misses == ()
-    assert healed.token_ids == want.token_ids
+    assert healed.token_ids == reused.token_ids
     assert engine.store.verify() == []
+
+
+def test_a_damaged_block_that_is_written_over_does_no_harm(tmp_path: Path) -> None:
+    engine = tiny_engine(store=ChunkKVStore(tmp_path))
+    key, _ = engine.precompute(CHUNKS)
+    want = engine.answer(ASKED, CHUNKS, method="full", max_new_tokens=8)
+    _harm(next(tmp_path.rglob(f"{key}.kv.*")), "flip")
+    got = engine.answer(ASKED, CHUNKS, method=EVERYTHING, max_new_tokens=8)
+    assert got.token_ids == want.token_ids and got.report.misses == () and got.report.kv_bytes_read == 0
+    assert engine.store.verify() == [key]
 
 
 def _harm(path: Path, how: str) -> None:
