@@ -1,0 +1,110 @@
+"""Decoding: milliseconds per token and tokens per second of 1, 4 and 8 answers, together and one after another, over
+whole caches and over kept ones. `python -m benchmarks.decode`
+
+On a random 12 x 768 Llama, over caches of random keys and values of a prompt's size: what stands in them does not
+change the time. All variants take turns in one process. It refuses to report when answers decoded together differ
+from those decoded alone. The number that counts is the ratio within one run. `--clock cpu` counts the processor's
+time instead of the wall's: with one thread the same on an idle machine, and usable on a busy one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.rows import spread, where, write_rows
+from benchmarks.shapes import random_model
+from samkv_rag.errors import SamKVError
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.decoding import Decoding
+
+KEPT = {"full cache": 1.0, "kept 15 %": 0.15}
+ORDERS = ("together", "one after another")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+Seen = dict[tuple[str, str], list[float]]
+
+
+def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) -> Decoding:
+    """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`."""
+    generator, count = torch.Generator().manual_seed(seed), round(kept * tokens)
+    ids = torch.randint(3, adapter.model.config.vocab_size, (count,), generator=generator).tolist()
+    positions = torch.linspace(0, tokens - 1, count).long()[:-1]
+    shape = (2, adapter.shape.layers, adapter.shape.kv_heads, count - 1, adapter.shape.head_dim)
+    keys, values = torch.randn(shape, generator=generator)
+    cache = adapter.assemble(keys, values, positions, adapter.table(positions), room=new + 2)
+    return adapter.loop.begin(ids, cache, max_new_tokens=new + 1, do_sample=False)
+
+
+def finish(adapter: ModelAdapter, groups: Sequence[Sequence[Decoding]], clock: Callable[[], float]) -> float:
+    """Seconds until all answers have ended, one group after another, the members of each together."""
+    start = clock()
+    for group in groups:
+        while going := [row for row in group if not row.ended]:
+            adapter.loop.step(going)
+    return clock() - start
+
+
+def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock: Callable[[], float]) -> Seen:
+    """Seconds of every variant (cache, order). Raises `SamKVError` when what is decoded depends on the company."""
+    seen: Seen = {}
+    for cache, kept in KEPT.items():
+        said = []
+        for order in ORDERS[: 1 if answers == 1 else 2]:
+            made = [begin(adapter, tokens, kept, new, seed) for seed in range(answers)]
+            groups = [made] if order == "together" else [[row] for row in made]
+            seen[cache, order] = [finish(adapter, groups, clock)]
+            said.append([row.result() for row in made])
+        if said[0] != said[-1]:
+            raise SamKVError("Answers decoded together differ from those decoded alone: no times are reported.")
+    return seen
+
+
+def table(tokens: int, answers: int, new: int, clock: str, seen: Seen) -> list[dict[str, Any]]:
+    """One row per variant: time per token of all answers, throughput, and the gain over the slowest variant."""
+    slowest = spread(seen["full cache", ORDERS[0 if answers == 1 else 1]])["median_ms"]
+    out = []
+    for (cache, order), seconds in seen.items():
+        timing = spread([value / (answers * new) for value in seconds])
+        out.append(
+            {"model": "random", "tokens": tokens, "cache": cache, "answers": answers, "order": order}
+            | {name.replace("_ms", "_ms_per_token"): value for name, value in timing.items()}
+            | {"tokens_per_second": 1e3 / timing["median_ms"], "faster": slowest / spread(seconds)["median_ms"]}
+            | {"new_tokens": new, "clock": clock, "rounds": len(seconds)}
+            | where()
+        )
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--new", type=int, default=8, help="tokens decoded for each answer")
+    parser.add_argument("--answers", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--dry", action="store_true", help="print only, write no CSV rows")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    adapter, clock = random_model(), CLOCKS[options.clock]
+    one_round(adapter, options.tokens, 1, 1, clock)
+    seen: dict[int, Seen] = {answers: defaultdict(list) for answers in options.answers}
+    for _ in range(options.rounds):
+        for answers, times in seen.items():
+            for variant, seconds in one_round(adapter, options.tokens, answers, options.new, clock).items():
+                times[variant] += seconds
+    found = [row for n, times in seen.items() for row in table(options.tokens, n, options.new, options.clock, times)]
+    for row in found:
+        print(" ".join(f"{key}={row[key]:.3g}" if isinstance(row[key], float) else f"{key}={row[key]}"
+                       for key in list(row)[1:10]))  # fmt: skip
+    if not options.dry:
+        print("written to", write_rows("decode", found).name)
+
+
+if __name__ == "__main__":
+    main()
