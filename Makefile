@@ -74,7 +74,7 @@ reader: $(VENV)/dev.stamp  ## train the bundled reader again (minutes on a GPU, 
 
 bench: export OMP_NUM_THREADS = $(THREADS)
 bench: $(VENV)/dev.stamp  ## run every benchmark; rows are appended to benchmarks/results/*.csv
-	@set -e; for name in matcher ttft; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+	@set -e; for name in matcher ttft decode; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
 
 results: $(VENV)/dev.stamp  ## write docs/results.md and its pictures from the records in benchmarks/results/eval
 	$(VENV)/bin/samkv-rag report $(sort $(dir $(wildcard benchmarks/results/eval/*/run.json))) --out docs/results.md
