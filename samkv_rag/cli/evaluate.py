@@ -60,9 +60,11 @@ def run(request: Request) -> None:
             "max_new_tokens": request.max_new_tokens,
         }
         open_run(request.out, {"name": _shown(model), "fingerprint": engine.fingerprint}, arguments)
-        with _bar(wanted) as progress:
+        with _bar() as progress:
             tasks = {s.name: progress.add_task(s.name, total=request.limit * len(chosen)) for s in sources}
             evaluate(engine, wanted, Records(request.out), lambda name, done: progress.advance(tasks[name], done))
+            for task in tasks.values():  # a file may hold fewer questions than were asked for
+                progress.update(task, total=progress.tasks[task].completed)
     notes.print(f"Done. Tables and pictures: samkv-rag report {request.out}", soft_wrap=True)
 
 
@@ -79,7 +81,7 @@ def _shares(text: str) -> list[float]:
 
 
 @contextmanager
-def _bar(wanted: Evaluation) -> Iterator[Progress]:
+def _bar() -> Iterator[Progress]:
     """Answers done of all, time spent and time left, a line for each source."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=notes) as progress:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ _MAY_CHANGE = ("limit",)
 
 def environment() -> dict[str, Any]:
     """Versions, device and threads: what else the results may depend on."""
-    import numpy
     import torch
-    import transformers
 
     from samkv_rag import __version__
 
@@ -29,8 +28,8 @@ def environment() -> dict[str, Any]:
         "samkv_rag": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
+        "transformers": version("transformers"),
+        "numpy": version("numpy"),
         "device": gpu or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "commit": _commit(),
