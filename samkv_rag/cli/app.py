@@ -123,6 +123,25 @@ def check(model: Model = None, as_json: Json = False) -> None:
     run(model, as_json)
 
 
+@app.command()
+def profile(
+    model: Model = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="A task or a question file, as for eval; may be repeated.")
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each source.")] = 20,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks a question.")] = None,
+    keep: Annotated[float, typer.Option("--keep", min=0.0, max=1.0, help="Share of the passages to keep.")] = 0.15,
+    kv_dtype: KVDtype = None,
+    as_json: Json = False,
+) -> None:
+    """Measure on which layers a model should choose blocks; its answers from this store then use them."""
+    from samkv_rag.cli.profile import Request, run
+
+    run(Request(model, data or [], store, limit, chunks, keep, kv_dtype, as_json))
+
+
 @app.command("eval")
 def evaluate(
     data: Annotated[list[str], typer.Option("--data", help="A task, a question file or hub:NAME; may be repeated.")],

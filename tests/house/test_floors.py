@@ -34,6 +34,7 @@ FLOORS = {
     "samkv_rag.demo": 5,
     "samkv_rag.eval": 5,
     "samkv_rag.explain": 5,
+    "samkv_rag.profiling": 5,
     "samkv_rag.retrieval": 5,
     "langchain_samkv": 6,
     "llama_index.llms.samkv": 6,

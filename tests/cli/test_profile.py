@@ -1,0 +1,37 @@
+"""`samkv-rag profile` from the command line, with the bundled reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from samkv_rag import ChunkKVStore, SamKVEngine
+from samkv_rag.cli.app import app
+
+ROWS = [
+    {"question": f"Where is Firm {n} based?", "answers": ["Oslo"], "passages": [{"text": "Firm 1 is based in Oslo."}]}
+    for n in range(2)
+]
+
+
+def test_it_shows_a_table_and_keeps_the_layers_beside_the_models_fingerprint(tmp_path: Path) -> None:
+    data, store = tmp_path / "mine.jsonl", tmp_path / "store"
+    data.write_text("\n".join(json.dumps({"id": str(n), **row}) for n, row in enumerate(ROWS)))
+    args = ["profile", "--data", str(data), "--store", str(store), "--keep", "0.5"]
+    shown = CliRunner().invoke(app, args)
+    assert shown.exit_code == 0, shown.output
+    assert "2 questions" in shown.stdout and "Selection layers: " in shown.stdout
+    printed = CliRunner().invoke(app, [*args, "--json"])
+    found = json.loads(printed.stdout)
+    assert found["questions"] == 2 and found["by"] == "agreement"
+    with SamKVEngine.from_pretrained("bundled", store=ChunkKVStore(store)) as engine:
+        kept = engine.store.profiles.get(engine.fingerprint)
+        assert kept is not None and list(kept.layers) == found["layers"]
+        assert len(engine.store) == 0, "measuring leaves no caches behind"
+
+
+def test_data_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["profile", "--data", "nowhere.jsonl", "--store", str(tmp_path / "store")])
+    assert done.exit_code == 1 and "neither a file nor a task" in done.stderr.replace("\n", " ")
