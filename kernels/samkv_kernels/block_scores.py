@@ -65,7 +65,7 @@ def _grouped(query: Tensor, keys: Tensor) -> Tensor:
     layers, heads, count, dim = query.shape
     keys = keys.float().transpose(1, 2)
     by_group = query.reshape(layers, keys.shape[1], heads // keys.shape[1] * count, dim)
-    return (by_group @ keys.transpose(-1, -2)).view(layers, heads, count, -1)
+    return (by_group @ keys.transpose(-1, -2)).view(layers, heads, count, keys.shape[2])
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:

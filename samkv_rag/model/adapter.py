@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from samkv_rag.errors import UnsupportedModel
+from samkv_kernels.backend import Backend, BackendError, choose
+from samkv_kernels.rope_gather import Stored, rope_gather
+from samkv_rag.errors import SamKVError, UnsupportedModel
 from samkv_rag.model.attention import NAME, AttentionPlan, Observation, Observer, PassEnded, attention_plan
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.loop import Loop
@@ -41,10 +43,15 @@ class KVShape:
 
 
 class ModelAdapter:
-    """A decoder-only transformers model, attached. Raises `UnsupportedModel` when it cannot be served exactly."""
+    """A decoder-only transformers model, attached. Raises `UnsupportedModel` when it cannot be served exactly.
 
-    def __init__(self, model: Any, sink_prefix: Sequence[int] = ()) -> None:
+    `wanted` is "auto", "torch" or "triton", None what the environment says; `backend` is what it came to.
+    """
+
+    def __init__(self, model: Any, sink_prefix: Sequence[int] = (), wanted: str | None = None) -> None:
         _refuse_what_is_not_exact(model)
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.backend = _backend(self.device, wanted)
         model.eval()
         before = model.config._attn_implementation
         model.set_attn_implementation(NAME)
@@ -65,7 +72,6 @@ class ModelAdapter:
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
         self.model = model
         self.decoder = model.get_decoder()
-        self.device: torch.device = model.get_input_embeddings().weight.device
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.rotary = Rotary(model)
         self.sink_prefix = tuple(sink_prefix)
@@ -152,8 +158,10 @@ class ModelAdapter:
 
     def assemble(self, keys: Tensor, values: Tensor, positions: Tensor, table: RotaryTable, room: int) -> SlotCache:
         """A cache of position-free `keys` and `values` `(L, G, T, D)` turned to `positions` `(T,)`."""
-        turned = table.rotate(keys.to(self.device)).to(self.dtype)
-        return SlotCache(turned, values.to(self.device, self.dtype), positions.to(self.device), room)
+        stored = Stored(*(x.to(self.device)[:, None] for x in (keys, values)))  # one block that holds all tokens
+        rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
+        turned, kept = rope_gather(stored, rows, table.angles(len(keys)), self.dtype, room, self.backend)
+        return SlotCache(turned, kept, positions.to(self.device))
 
     @torch.inference_mode()
     def observe(
@@ -161,7 +169,7 @@ class ModelAdapter:
     ) -> None:
         """Run the tokens at `slots` over `cache`, writing their entries; `observer` sees the layers up to the last."""
         slots = slots.to(self.device)
-        plan = AttentionPlan(cache.positions, slots, observer, last_layer)
+        plan = AttentionPlan(cache.positions, slots, observer, last_layer, self.backend)
         with cache.writing(slots):
             self.forward(ids, cache.positions[slots], cache, plan)
 
@@ -198,7 +206,7 @@ class ModelAdapter:
         """
         slots = slots.to(self.device)
         everything = len(slots) == cache.get_seq_length()
-        plan = AttentionPlan(cache.positions, None if everything else slots, last_layer=last_layer)
+        plan = AttentionPlan(cache.positions, None if everything else slots, None, last_layer, self.backend)
         with cache.writing(slots, rows, blend):
             self.forward(ids, cache.positions[slots], cache, plan)
 
@@ -219,9 +227,9 @@ class ModelAdapter:
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
-        shape = (self.shape.layers, self.shape.kv_heads, 0, self.shape.head_dim)
-        nothing = torch.empty(shape, dtype=self.dtype, device=self.device)
-        return SlotCache(nothing, nothing, torch.arange(0, device=self.device), room)
+        shape = (self.shape.layers, self.shape.kv_heads, room, self.shape.head_dim)
+        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        return SlotCache(keys, values, torch.arange(0, device=self.device))
 
     def generate(self, ids: Sequence[int], cache: SlotCache | None, **generation: Any) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
@@ -256,6 +264,13 @@ def _summary(text: str, ids: Sequence[int], keys: Tensor, local_query: Tensor, d
         for parts in zip(*((x.mean(2), x.amin(2), x.amax(2)) for x in per_block), strict=True)
     )
     return ChunkSummary(text, torch.tensor(ids, dtype=torch.int32), mean, low, high, local_query.to(dtype).cpu())
+
+
+def _backend(device: torch.device, wanted: str | None) -> Backend:
+    try:
+        return choose(device, wanted)
+    except BackendError as error:
+        raise SamKVError(str(error)) from error
 
 
 def _refuse_what_is_not_exact(model: Any) -> None:

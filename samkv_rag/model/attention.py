@@ -20,32 +20,29 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from samkv_kernels.backend import Backend
+from samkv_kernels.sparse_attention import Spans, attention_shares, masked_attention, sparse_attention
+
 NAME = "samkv"
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, bool `mask` `(Q, T)`
-    (None with `causal` or when everything is visible), score scale and soft cap."""
+    """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, which keys each
+    query sees, score scale and soft cap."""
 
     layer: int
     query: Tensor
     key: Tensor
-    mask: Tensor | None
-    causal: bool
+    spans: Spans
     scale: float | None
     softcap: float | None
+    backend: Backend
 
     def weights(self, rows: Tensor) -> Tensor:
         """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch."""
-        query = self.query[:, :, rows]
-        scores = attention_scores(query, self.key, self.scale, self.softcap)
-        visible = self.mask
-        if self.causal:
-            visible = torch.ones(self.query.shape[2], self.key.shape[2], dtype=torch.bool, device=query.device).tril()
-        if visible is not None:
-            scores = scores.masked_fill(~visible[rows], float("-inf"))
-        return scores.softmax(-1)[0].mean(0)
+        query, spans = self.query[:1, :, rows], self.spans.rows(rows)
+        return attention_shares(query, self.key[:1], spans, self.scale, self.softcap, self.backend)[0]
 
 
 Observer = Callable[[Observation], None]
@@ -62,43 +59,50 @@ class Plan(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the queries of a pass see: `spans`; `mask` is the same, bool `(Q, T)`, where SDPA needs one, and `plain`
+    says that it does not: every query sees all keys, or with `causal` those up to its own index."""
+
+    spans: Spans
+    mask: Tensor | None
+    plain: bool
+    causal: bool
+
+
 @dataclass(slots=True)
 class AttentionPlan:
     """What one pass needs to know: the position of every cache slot, which slots are queries, who listens.
 
-    `slots` None means the queries are the last live slots (ingestion, decoding). `observer` sees every
-    layer's query and keys. With `last_layer` the pass ends there
-    (`PassEnded`), once that layer's keys are stored and observed.
+    `slots` None means the queries are the last live slots (ingestion, decoding). `observer` sees every layer's query
+    and keys. With `last_layer` the pass ends there (`PassEnded`), once that layer's keys are stored and observed.
     """
 
     positions: Tensor
     slots: Tensor | None = None
     observer: Observer | None = None
     last_layer: int | None = None
+    backend: Backend = "torch"
     seen: set[int] = field(default_factory=set)
     _shape: tuple[int, int] = (0, 0)
-    _masks: dict[int | None, tuple[Tensor | None, bool]] = field(default_factory=dict)
+    _sights: dict[int | None, Sight] = field(default_factory=dict)
 
-    def mask(self, n_query: int, n_key: int, window: int | None) -> tuple[Tensor | None, bool]:
-        """(bool mask `(Q, T)` or None, is_causal) for queries of this pass; made once a pass, not once a layer."""
+    def sight(self, n_query: int, n_key: int, window: int | None) -> Sight:
+        """What queries of this pass see in a layer with this sliding window; made once a pass, not once a layer."""
         if self._shape != (n_query, n_key):
             self._shape = (n_query, n_key)
-            self._masks.clear()
-        if window not in self._masks:
-            self._masks[window] = self._make_mask(n_query, n_key, window)
-        return self._masks[window]
+            self._sights.clear()
+        if window not in self._sights:
+            self._sights[window] = self._make_sight(n_query, n_key, window)
+        return self._sights[window]
 
-    def _make_mask(self, n_query: int, n_key: int, window: int | None) -> tuple[Tensor | None, bool]:
-        if window is None and self.slots is None and n_query == 1:
-            return None, False
-        if window is None and n_query == n_key:
-            return None, True
-        keys = self.positions[:n_key]
+    def _make_sight(self, n_query: int, n_key: int, window: int | None) -> Sight:
         queries = self.positions[n_key - n_query : n_key] if self.slots is None else self.positions[self.slots]
-        visible = keys[None, :] <= queries[:, None]
-        if window is not None:
-            visible &= keys[None, :] > queries[:, None] - window
-        return visible, False
+        spans = Spans.causal(queries[None], self.positions[None, :n_key], window)
+        causal = window is None and n_query == n_key and n_query > 1
+        plain = causal or (window is None and n_query == 1 and (self.slots is None or n_key == 1))
+        mask = None if plain or self.backend == "triton" else spans.mask(n_key)[0]
+        return Sight(spans, mask, plain, causal)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
@@ -106,12 +110,14 @@ class AttentionPlan:
     ) -> Tensor:  # fmt: skip
         """One layer of this pass; see `Plan`. Raises `PassEnded` at `last_layer`."""
         self.seen.add(layer)
-        mask, causal = self.mask(query.shape[2], key.shape[2], window)
+        sight = self.sight(query.shape[2], key.shape[2], window)
         if self.observer is not None:
-            self.observer(Observation(layer, query, key, mask, causal, scale, softcap))
+            self.observer(Observation(layer, query, key, sight.spans, scale, softcap, self.backend))
         if layer == self.last_layer:
             raise PassEnded
-        return attend(query, key, value, mask, causal, scale, softcap)
+        if softcap is None and (sight.plain or sight.mask is not None):
+            return _sdpa(query, key, value, sight.mask, sight.causal, scale)
+        return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
 
 
 _PLAN: ContextVar[Plan | None] = ContextVar("samkv_attention_plan", default=None)
@@ -131,42 +137,12 @@ def attention_plan(plan: Plan) -> Iterator[None]:
         _PLAN.reset(token)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    softcap: float | None,
-) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     """Attention of `(B, H, Q, D)` over `(B, G, T, D)` -> `(B, H, Q, D)`; consecutive heads share a key head."""
     grouped = query.shape[1] != key.shape[1]
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
-    return _attend_with_softcap(query, key, value, mask, causal, scale, softcap)
-
-
-def _attend_with_softcap(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None, softcap: float
-) -> Tensor:
-    """SDPA has no soft cap: scores in fp32, as the model's eager attention computes them."""
-    scores = attention_scores(query, key, scale, softcap)
-    value = value.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ value.float()).to(query.dtype)
-
-
-def attention_scores(query: Tensor, key: Tensor, scale: float | None, softcap: float | None) -> Tensor:
-    """Scores before the mask, fp32 `(B, H, Q, T)`; consecutive heads share a key head."""
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = query.float() @ key.float().transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
 def samkv_attention(
@@ -196,9 +172,9 @@ def _without_plan(
     if softcap is None:
         out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
         return out, None
-    causal = mask is None and query.shape[2] > 1
-    out = attend(query, key, value, mask, causal, scaling, softcap)
-    return out.transpose(1, 2).contiguous(), None
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    return masked_attention(query, key, value, mask, scaling, softcap).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, samkv_attention)

@@ -44,12 +44,11 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.length = keys.shape[-2]
+        self.length = length
         self.lazy_initialization(keys, values)
-        self._keys = self._buffer(keys, room)
-        self._values = self._buffer(values, room)
+        self._keys, self._values = keys[None], values[None]
         self.slots: Tensor | None = None
         self.rows: Tensor | None = None
         self.blend: Blend | None = None
@@ -57,12 +56,6 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-
-    @staticmethod
-    def _buffer(x: Tensor, room: int) -> Tensor:
-        buffer = x.new_empty(1, x.shape[0], x.shape[1] + room, x.shape[2])
-        buffer[0, :, : x.shape[1]] = x
-        return buffer
 
     def _live(self) -> tuple[Tensor, Tensor]:
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
@@ -132,12 +125,14 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """Kept tokens of a prompt at their true positions, with room to decode.
 
-    `keys` and `values` are `(L, G, T, D)`, keys already turned to `positions` `(T,)`, which are sorted.
-    `positions` of the cache covers the free slots too: what follows the prompt runs on from its last position.
+    `keys` and `values` are `(L, G, T + room, D)`, keys already turned to `positions` `(T,)`, which are sorted; they
+    become the cache's own buffers. `positions` of the cache covers the free slots too: what follows the prompt runs on
+    from its last position.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor, room: int) -> None:
-        self.slot_layers = [SlotLayer(k, v, room) for k, v in zip(keys, values, strict=True)]
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        room = keys.shape[2] - len(positions)
+        self.slot_layers = [SlotLayer(k, v, len(positions)) for k, v in zip(keys, values, strict=True)]
         super().__init__(layers=list(self.slot_layers))
         last = int(positions[-1]) + 1 if len(positions) else 0
         following = torch.arange(last, last + room, device=positions.device)

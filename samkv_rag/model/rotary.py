@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from samkv_kernels.rope_gather import Angles
 from samkv_rag.errors import UnsupportedModel
 
 PROBE_POSITION = 17
@@ -35,15 +36,38 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class RotaryTable:
-    """Angles of one list of positions for all layers; made by `Rotary.table`."""
+    """Angles of one list of positions for all layers; made by `Rotary.table`. `which` names layers' groups, or -1."""
 
     groups: tuple[_Group, ...]
+    which: tuple[int, ...]
     apply: Callable[..., tuple[Tensor, Tensor]]
+    interleaved: bool
+    positions: Tensor
 
     def at(self, rows: Tensor) -> RotaryTable:
         """The angles of some rows of this table; unlike a new call they keep the frequencies of this one."""
         groups = tuple(replace(g, cos=g.cos[:, rows], sin=g.sin[:, rows]) for g in self.groups)
-        return replace(self, groups=groups)
+        return replace(self, groups=groups, positions=self.positions[rows])
+
+    def angles(self, layers: int) -> Angles:
+        """How `rotate` turns the first `layers` layers, as `rope_gather` takes it: scales are in its cos and sin."""
+        pairs = [self._pairs(group) for group in self.groups]
+        if not pairs:
+            nothing = torch.empty(1, len(self.positions), 0, device=self.positions.device)
+            return Angles(nothing, nothing)
+        cos, sin = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        table = None if set(self.which) == {0} else torch.tensor(self.which[:layers], dtype=torch.int32)
+        return Angles(cos, sin, None if table is None else table.to(cos.device), self.interleaved)
+
+    def _pairs(self, group: _Group) -> tuple[Tensor, Tensor]:
+        """cos and sin `(1, T, W / 2)`, a pair once: the turns of vectors (1, 0)."""
+        width = group.cos.shape[-1]
+        first = slice(0, width, 2) if self.interleaved else slice(0, width // 2)
+        second = slice(1, width, 2) if self.interleaved else slice(width // 2, width)
+        ones = torch.zeros_like(group.cos)[:, None]
+        ones[..., first] = group.scale
+        turned = self.apply(ones[:0], ones, group.cos, group.sin)[1][:, 0]
+        return turned[..., first], turned[..., second]
 
     def rotate(self, x: Tensor) -> Tensor:
         """`x` `(L, N, T, D)` position-free -> the same shape in fp32, turned to the table's positions.
@@ -98,6 +122,7 @@ class Rotary:
                 "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
             )
         self._apply = _rotation_of(decoder)
+        self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
         self.kinds = self._probe(model)
 
     @property
@@ -112,13 +137,17 @@ class Rotary:
     def _table(self, positions: Tensor, kinds: tuple[str, ...]) -> RotaryTable:
         turning = [layer for layer, kind in enumerate(kinds) if kind == "rope"]
         types = {self._type_of(layer) for layer in turning}
-        groups = []
+        groups, which = list[_Group](), [-1] * len(kinds)
         for layer_type in sorted(types, key=str):
             layers = [layer for layer in turning if self._type_of(layer) == layer_type]
             cos, sin, scale = self._angles(positions, layer_type)
             index = torch.tensor(layers, device=positions.device)
+            for layer in layers:
+                which[layer] = len(groups)
             groups.append(_Group(index, len(layers) == len(kinds), cos, sin, scale))
-        return RotaryTable(tuple(groups), self._apply)
+        if len({group.cos.shape[-1] for group in groups}) > 1:
+            raise UnsupportedModel("Layers of this model turn unlike parts of their heads; use a model with one kind.")
+        return RotaryTable(tuple(groups), tuple(which), self._apply, self._interleaved, positions)
 
     def _type_of(self, layer: int) -> str | None:
         return self._types[layer] if self._types else None
@@ -172,6 +201,18 @@ def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
             "Use another model, or call it through transformers directly."
         )
     return function  # type: ignore[no-any-return]
+
+
+def _turns_neighbours(apply: Callable[..., tuple[Tensor, Tensor]], name: str) -> bool:
+    """True if a model turns pairs (2 i, 2 i + 1), False if (i, i + W / 2): where the first of four dimensions goes."""
+    one = torch.tensor([1.0, 0, 0, 0]).view(1, 1, 1, 4)
+    turned = apply(one[:0], one, torch.full((1, 1, 4), 0.6), torch.full((1, 1, 4), 0.8))[1].flatten().abs()
+    for partner, neighbours in ((1, True), (2, False)):
+        expected = torch.zeros(4).index_fill(0, torch.tensor([partner]), 0.8)
+        expected[0] = 0.6
+        if torch.allclose(turned, expected):
+            return neighbours
+    raise UnsupportedModel(f"{name} turns its keys in pairs we do not know; use a model with plain rotary attention.")
 
 
 def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:

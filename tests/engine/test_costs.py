@@ -44,10 +44,11 @@ def counting_pairs() -> Iterator[list[int]]:
         out = attention.samkv_attention(module, query, key, value, mask, **options)  # raises where a pass ends
         plan, rows, keys = attention._PLAN.get(), query.shape[2], key.shape[2]
         if plan is not None:
-            mask, causal = plan.mask(rows, keys, options.get("sliding_window"))
+            spans = plan.sight(rows, keys, options.get("sliding_window")).spans
+            heard.append(int((spans.last - spans.first + 1).sum()))
         else:
             causal = mask is None and rows > 1
-        heard.append(rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum()))
+            heard.append(rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum()))
         return out
 
     AttentionInterface.register(attention.NAME, counted)

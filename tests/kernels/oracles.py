@@ -44,3 +44,25 @@ def logits(query: Tensor, mean: Tensor, counts: list[int], group_of: list[int]) 
         q = query[chunk_of[block], layer, head, token].double()
         out[layer, head, token, block] = q @ mean[layer, block, group_of[head]].double() / math.sqrt(dim)
     return out
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, query_at: Tensor, key_at: Tensor, window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output `(B, H, Q, D)`, and weights averaged over heads `(B, Q, T)`, by positions `(B, Q)` and `(B, T)`."""
+    batch, heads, asked, dim = query.shape
+    rep = heads // key.shape[1]
+    out, shares = torch.zeros(query.shape, dtype=torch.float64), torch.zeros(batch, asked, key.shape[2]).double()
+    for one, head, row in product(range(batch), range(heads), range(asked)):
+        here = int(query_at[one, row])
+        near = -math.inf if window is None else here - window
+        seen = [slot for slot, at in enumerate(key_at[one].tolist()) if near < at <= here]
+        if not seen:
+            continue
+        scores = key[one, head // rep, seen].double() @ query[one, head, row].double() / math.sqrt(dim)
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        weights = scores.softmax(0)
+        out[one, head, row] = weights @ value[one, head // rep, seen].double()
+        shares[one, row, seen] += weights / heads
+    return out, shares

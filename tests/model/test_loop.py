@@ -172,12 +172,12 @@ def test_positions_that_count_slots_would_be_visible(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("wiring", SLIDING)
 def test_a_mask_without_the_window_would_be_visible(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    want, right = alone(wiring), AttentionPlan.mask
+    want, right = alone(wiring), AttentionPlan.sight
 
     def boundless(self: AttentionPlan, n_query: int, n_key: int, window: int | None) -> Any:
         return right(self, n_query, n_key, window if n_query > 1 else None)
 
-    monkeypatch.setattr(AttentionPlan, "mask", boundless)
+    monkeypatch.setattr(AttentionPlan, "sight", boundless)
     assert staggered(wiring) != want
 
 

@@ -1,8 +1,8 @@
 """Scores of block summaries, all chunks and layers in one launch.
 
 A program takes a tile of query rows (token by token, the heads that share a key head side by side, so that any group
-size fills it) against a tile of one chunk's blocks. Products are summed in fp32 without tf32: few they are, and
-selection should not depend on the backend.
+size fills it) against a tile of one chunk's blocks. Products are summed in fp32, each made of three tf32 ones, which
+is exact to a few units in the last place: selection should not depend on the backend.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
+from samkv_kernels.jit.launching import on_device, require_one_device
 
-ROWS, BLOCKS = 32, 32
+ROWS, BLOCKS, STEP = 32, 32, 32
 WARPS = 4
 
 
 @triton.jit(do_not_specialize=["count", "total"])
 def logits_kernel(
     query, low, high, out, starts, count, total, scale, query_strides, low_strides, high_strides,
-    GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, BOUND: tl.constexpr,
+    GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, BOUND: tl.constexpr,
     ROWS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(count * REP, ROWS)
@@ -36,21 +36,22 @@ def logits_kernel(
     token = row // REP
     block = tl.load(starts + chunk) + (tl.program_id(0) // tiles) * BLOCKS + tl.arange(0, BLOCKS)
     stop = tl.load(starts + chunk + 1)
-    at = tl.arange(0, WIDE)
-    asks = (token < count)[:, None] & (at < DIM)[None, :]
-    known = (block < stop)[:, None] & (at < DIM)[None, :]
     place = chunk.to(tl.int64) * query_strides[0] + layer * query_strides[1]
     place += head * query_strides[2] + token * query_strides[3]
-    q = tl.load(query + place[:, None] + at[None, :], mask=asks, other=0).to(tl.float32)
     near = layer * high_strides[0] + block * high_strides[1] + group * high_strides[2]
-    k = tl.load(high + near[:, None] + at[None, :], mask=known, other=0).to(tl.float32)
-    if BOUND:
-        far = layer * low_strides[0] + block * low_strides[1] + group * low_strides[2]
-        other = tl.load(low + far[:, None] + at[None, :], mask=known, other=0).to(tl.float32)
-        scores = tl.dot(tl.maximum(q, 0.0), tl.trans(k), input_precision="ieee")
-        scores += tl.dot(tl.minimum(q, 0.0), tl.trans(other), input_precision="ieee")
-    else:
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    far = layer * low_strides[0] + block * low_strides[1] + group * low_strides[2]
+    scores = tl.zeros((ROWS, BLOCKS), tl.float32)
+    for start in range(0, DIM, STEP):
+        at = start + tl.arange(0, STEP)
+        asks = (token < count)[:, None] & (at < DIM)[None, :]
+        known = (block < stop)[:, None] & (at < DIM)[None, :]
+        q = tl.load(query + place[:, None] + at[None, :], mask=asks, other=0).to(tl.float32)
+        k = tl.load(high + near[:, None] + at[None, :], mask=known, other=0).to(tl.float32)
+        if BOUND:
+            least = tl.load(low + far[:, None] + at[None, :], mask=known, other=0).to(tl.float32)
+            scores = tl.dot(tl.minimum(q, 0.0), tl.trans(least), scores, input_precision="tf32x3")
+            q = tl.maximum(q, 0.0)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision="tf32x3")
     target = ((layer * GROUPS * REP + head) * count + token) * total
     shown = (token < count)[:, None] & (block < stop)[None, :]
     tl.store(out + target[:, None] + block[None, :], scores * scale, mask=shown)
@@ -72,7 +73,7 @@ def logits(query: Tensor, low: Tensor, high: Tensor, counts: Sequence[int], boun
         logits_kernel[grid](
             query, low, high, out, starts, count, total, 1 / math.sqrt(dim),
             query.stride()[:4], low.stride()[:3], high.stride()[:3],
-            GROUPS=groups, REP=rep, DIM=dim, WIDE=power_of_2(dim, 16), BOUND=bound, ROWS=ROWS, BLOCKS=BLOCKS,
+            GROUPS=groups, REP=rep, DIM=dim, STEP=STEP, BOUND=bound, ROWS=ROWS, BLOCKS=BLOCKS,
             num_warps=WARPS,
         )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -133,3 +134,6 @@ def _require_readable(keys: Tensor, blocks: list[Tensor]) -> None:
         raise ValueError("stored keys and values need contiguous heads; call .contiguous() on the blocks")
     if any(x.device != keys.device and not x.is_pinned() for x in blocks):
         raise ValueError(f"stored blocks must be on {keys.device} or in pinned memory; call .pin_memory() on them")
+    fp8 = torch.float8_e4m3fn in (blocks[0].dtype, blocks[1].dtype)
+    if fp8 and keys.is_cuda and torch.cuda.get_device_capability(keys.device) < (8, 9):
+        raise ValueError("fp8 blocks need a GPU of compute capability 8.9 or newer; store them as int8")

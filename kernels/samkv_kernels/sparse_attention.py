@@ -1,0 +1,106 @@
+"""Attention over kept tokens: every query sees an interval of a compact cache whose slots are sorted by position.
+
+What is causal in original positions, gaps and all, is then an interval of compact indices, and so is a sliding
+window: `Spans` holds them, made once for all layers. Requests of unlike lengths need nothing more: padded, the rows too
+many see nothing; packed behind each other (B = 1), each one's spans lie in its own part. Consecutive query heads share
+a key head (H = G * rep).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_kernels.backend import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The keys each query sees: those from `first` to `last`, int32 `(B, Q)`; none where `last` is below `first`."""
+
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def causal(cls, query_at: Tensor, key_at: Tensor, window: int | None = None) -> Spans:
+        """Queries at positions `(B, Q)` over keys at sorted positions `(B, T)`: those not behind them, and of these
+        the ones less than `window` before them."""
+        after = torch.searchsorted(key_at.contiguous(), query_at.contiguous(), right=True)
+        if window is None:
+            return cls(torch.zeros_like(after, dtype=torch.int32), (after - 1).int())
+        first = torch.searchsorted(key_at.contiguous(), (query_at - window).contiguous(), right=True)
+        return cls(first.int(), (after - 1).int())
+
+    def rows(self, index: Tensor) -> Spans:
+        """The spans of some queries."""
+        return Spans(self.first[:, index], self.last[:, index])
+
+    def mask(self, keys: int) -> Tensor:
+        """Bool `(B, Q, keys)`: True where a query sees a key."""
+        at = torch.arange(keys, device=self.first.device)
+        return (at >= self.first[..., None]) & (at <= self.last[..., None])
+
+
+def sparse_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None, softcap: float | None = None,
+    backend: Backend = "torch",
+) -> Tensor:  # fmt: skip
+    """`softmax(softcap * tanh(q . k * scale / softcap)) v` over each query's span, zeros where it is empty.
+
+    `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)` in the query's dtype. `scale` is by
+    default `1 / sqrt(D)`; `softcap` None leaves scores as they are.
+    """
+    _check(query, key, spans)
+    if backend == "triton":
+        from samkv_kernels.jit.sparse_attention import attend
+
+        return attend(query, key, value, spans, _scale(query, scale), softcap)
+    return masked_attention(query, key, value, spans.mask(key.shape[2])[:, None], scale, softcap)
+
+
+def attention_shares(
+    query: Tensor, key: Tensor, spans: Spans, scale: float | None = None, softcap: float | None = None,
+    backend: Backend = "torch",
+) -> Tensor:  # fmt: skip
+    """The weights of `sparse_attention`, averaged over heads: fp32 `(B, Q, T)`. What a question finds in ALL keys."""
+    _check(query, key, spans)
+    if backend == "triton":
+        from samkv_kernels.jit.sparse_attention import shares
+
+        return shares(query, key, spans, _scale(query, scale), softcap)
+    return _weights(query, key, spans.mask(key.shape[2])[:, None], scale, softcap).mean(1)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
+) -> Tensor:
+    """`sparse_attention` under a bool `mask` that broadcasts to `(B, H, Q, T)`, in fp32 throughout."""
+    batch, heads, count, dim = query.shape
+    groups, total = key.shape[1:3]
+    weights = _weights(query, key, mask, scale, softcap).view(batch, groups, heads // groups * count, total)
+    return (weights @ value.float()).view(batch, heads, count, dim).to(query.dtype)
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None) -> Tensor:
+    """fp32 `(B, H, Q, T)`; zeros for a query that sees nothing."""
+    batch, heads, count, dim = query.shape
+    by_group = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * count, dim)
+    scores = (by_group @ key.float().transpose(-1, -2)).view(batch, heads, count, key.shape[2]) * _scale(query, scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        return scores.softmax(-1)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0)
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return float(query.shape[-1] ** -0.5) if scale is None else scale
+
+
+def _check(query: Tensor, key: Tensor, spans: Spans) -> None:
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads evenly")
+    if spans.first.shape[-1] != query.shape[2]:
+        raise ValueError(f"{query.shape[2]} queries have spans for {spans.first.shape[-1]}")
