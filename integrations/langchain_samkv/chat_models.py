@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
@@ -17,6 +17,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_samkv.answers import ChunkWriter, result_of
+from langchain_samkv.described import Described
 from langchain_samkv.messages import Roles, converted
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS, Request, traced
 from langchain_samkv.structured import structured
@@ -28,7 +29,7 @@ from samkv_rag.types import PromptPlan
 _DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep")
 
 
-class ChatSamKV(BaseChatModel):
+class ChatSamKV(Described):
     """A local Hugging Face model that reads retrieved chunks from their caches instead of computing them again.
 
     Setup:
@@ -68,7 +69,7 @@ class ChatSamKV(BaseChatModel):
             print(chunk.text, end="")
         ```
         The model works in a thread of its own; the event loop is never blocked, and a cancelled task frees the model.
-        Calls from many tasks or threads are answered one after another, first come first served.
+        Calls from many tasks or threads are prepared first come first served and decoded together.
 
     Tool calling:
         ```python

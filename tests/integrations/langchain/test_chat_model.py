@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.load import dumpd, dumps, loads
 from langchain_core.messages import AIMessage
 
 from langchain_samkv import ChatSamKV
-from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag import SamKV, SamKVEngine, SamKVError
 from tests.integrations.langchain.conftest import roomy_model
 from tests.models import byte_tokenizer
 
@@ -42,6 +43,25 @@ def test_a_loaded_model_with_its_tokenizer() -> None:
     llm = ChatSamKV(model=roomy_model(), tokenizer=byte_tokenizer(chat=True), kv_store=":memory:", max_tokens=4)
     assert llm.invoke("Hello").usage_metadata["output_tokens"] == 4
     assert llm.engine.min_kept_tokens == 512 and llm.get_num_tokens("four") == 4
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
+def test_a_saved_model_is_made_again_unless_it_was_given_objects(tmp_path: Path, engine: SamKVEngine) -> None:
+    llm = ChatSamKV(model="bundled", kv_store=str(tmp_path), keep=0.3, stop=["x"], namespace="ada")
+    text = dumps(llm)
+    again = loads(text, allowed_objects=[ChatSamKV], valid_namespaces=["langchain_samkv"])
+    assert again.to_json() == llm.to_json() and again.asdict() == llm.asdict() and "secret" not in text
+    assert (again.keep, again.stop, again.namespace) == (0.3, ["x"], "ada")
+    for given in (ChatSamKV(engine=engine), ChatSamKV(model=roomy_model()), ChatSamKV(method=SamKV(keep=0.5))):
+        assert dumpd(given)["type"] == "not_implemented"
+
+
+def test_the_profile_says_what_the_model_can_do() -> None:
+    named, loaded = ChatSamKV(model="no/such-model"), ChatSamKV(model=roomy_model(), tokenizer=byte_tokenizer())
+    for llm in (named, loaded):
+        assert llm.profile is not None and llm.profile["tool_calling"] and not llm.profile["image_inputs"]
+    assert "max_input_tokens" not in named.profile and loaded.profile["max_input_tokens"] == 8192
+    assert ChatSamKV(profile={"max_input_tokens": 9}).profile == {"max_input_tokens": 9}
 
 
 def test_fields_reach_the_engine(engine: SamKVEngine) -> None:

@@ -1,4 +1,4 @@
-"""LangChain's own suites for chat models, nothing overridden."""
+"""LangChain's own suites for chat models; what must be overridden says why."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ class TestUnit(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "bundled", "kv_store": ":memory:"}
+
+    @pytest.mark.xfail(
+        strict=True, raises=ValueError,
+        reason="It loads with allowed_objects='all', which is langchain-core's own list of partner classes; "
+        "test_a_saved_model_is_made_again_unless_it_was_given_objects does the same with [ChatSamKV].",
+    )  # fmt: skip
+    def test_serdes(self, model: BaseChatModel, snapshot: Any) -> None:
+        super().test_serdes(model, snapshot)
 
 
 @pytest.mark.slow

@@ -1,0 +1,45 @@
+"""What LangChain asks about the model besides answers: how it is saved, and what it can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel, ModelProfile
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+
+
+class Described(BaseChatModel):
+    """A chat model that is saved by its fields (`langchain_core.load.dumps`) when they are all plain.
+
+    There are no secrets in them. `loads` with `allowed_objects=[ChatSamKV]` and
+    `valid_namespaces=["langchain_samkv"]` makes the model again; it opens the same cache store.
+    """
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """A loaded model, an engine, a store or a method that were given as objects cannot be saved."""
+        given = [getattr(self, name) for name in ("model", "method", "kv_store", "device_map", "dtype")]
+        plain = all(value is None or isinstance(value, str | int | dict) for value in given)
+        return (
+            super().to_json() if plain and not getattr(self, "given_engine", None) else self.to_json_not_implemented()
+        )
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        """Text only; tools and structured output of any model, by grammar. The window is known of a loaded model."""
+        profile = ModelProfile(
+            text_inputs=True, image_inputs=False, audio_inputs=False, video_inputs=False, pdf_inputs=False,
+            text_outputs=True, image_outputs=False, audio_outputs=False, video_outputs=False, reasoning_output=False,
+            tool_calling=True, tool_choice=True, tool_call_streaming=True, structured_output=True, open_weights=True,
+        )  # fmt: skip
+        positions = _positions(getattr(self, "model", None))
+        return profile if positions is None else {**profile, "max_input_tokens": positions}
+
+
+def _positions(model: Any) -> int | None:
+    """The positions of a loaded model; a name is not looked up, for making a chat model loads nothing."""
+    config = getattr(model, "config", None)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    return int(found) if found else None
