@@ -11,7 +11,7 @@ THREADS ?= 1
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training)
+SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training notebooks)
 
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 find_python = $(shell for p in python3.11 python3.12 python3 python; do \
@@ -19,7 +19,7 @@ find_python = $(shell for p in python3.11 python3.12 python3 python; do \
 PYTHON ?= $(find_python)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-root lint format typecheck reader bench results clean
+.PHONY: help demo test test-root lint format typecheck reader bench notebooks results clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,7 +74,11 @@ reader: $(VENV)/dev.stamp  ## train the bundled reader again (minutes on a GPU, 
 
 bench: export OMP_NUM_THREADS = $(THREADS)
 bench: $(VENV)/dev.stamp  ## run every benchmark; rows are appended to benchmarks/results/*.csv
-	@set -e; for name in matcher ttft decode; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+	@set -e; for name in matcher ttft decode integrations; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+
+notebooks: export OMP_NUM_THREADS = $(THREADS)
+notebooks: $(VENV)/dev.stamp  ## run the notebooks and keep what they show
+	$(PY) -m notebooks.execute
 
 results: $(VENV)/dev.stamp  ## write docs/results.md and its pictures from the records in benchmarks/results/eval
 	$(VENV)/bin/samkv-rag report $(sort $(dir $(wildcard benchmarks/results/eval/*/run.json))) --out docs/results.md
