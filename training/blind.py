@@ -12,6 +12,7 @@ from collections import defaultdict
 
 from samkv_rag.eval import worlds
 from samkv_rag.eval.entities import Entity
+from samkv_rag.eval.tasks.worlds import WORLD
 from samkv_rag.eval.worlds import Draft
 
 Picked = frozenset[tuple[int, int]]
@@ -47,15 +48,19 @@ def _bridges(made: Draft, picked: Picked, entity: Entity, needs: Picked) -> int:
 
 def main(worlds_each: int = 150) -> None:
     """Print one JSON line per number of chunks."""
-    for chunks in (4, 8, 16):
-        rng = random.Random(f"evaluate-{chunks}")
-        totals: dict[str, list[float]] = defaultdict(list)
-        for _ in range(worlds_each):
-            made = worlds.draft(rng.randrange(2**40), True, max(8, chunks))
-            for task, values in chances(made, frozenset(worlds.pick(made, rng, chunks))).items():
-                totals[task] += values
-        means = {task: round(sum(values) / len(values), 3) for task, values in totals.items()}
+    for chunks in (4, 8, 16, 32):
+        means = {task: round(blind(task, chunks, worlds_each), 3) for task in ("one_hop", "two_hop", "earlier_chunk")}
         print(json.dumps({"chunks": chunks} | means))
+
+
+def blind(task: str, chunks: int, count: int) -> float:
+    """The mean chance of the blind answer to a question of `task`, over `count` worlds that it is asked on."""
+    rng = random.Random(f"evaluate-{chunks}")
+    values = list[float]()
+    for _ in range(count):
+        made = worlds.draft(rng.randrange(2**40), True, max(8, chunks), **WORLD.get(task, {}))
+        values += chances(made, frozenset(worlds.pick(made, rng, chunks)))[task]
+    return sum(values) / len(values)
 
 
 if __name__ == "__main__":
