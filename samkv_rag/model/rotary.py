@@ -122,8 +122,9 @@ class Rotary:
                 "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
             )
         self._apply = _rotation_of(decoder)
-        self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
+        self._interleaved = False  # which the probe does not need to know
         self.kinds = self._probe(model)
+        self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
 
     @property
     def depends_on_length(self) -> bool:
