@@ -54,7 +54,7 @@ class Keeper:
             await asyncio.to_thread(self._hold, texts, holder)
             yield
         finally:
-            self._release([holder])
+            await asyncio.to_thread(self._release, [holder])
 
     def _hold(self, texts: Sequence[str], holder: str) -> None:
         if worth := self.worth(texts):

@@ -121,6 +121,8 @@ async def test_async_adding_leaves_the_event_loop_free(store: ChunkKVVectorStore
     workers = set()
     inner = engine.precompute
     engine.precompute = lambda *args: workers.add(threading.get_ident()) or inner(*args)  # type: ignore[method-assign]
+    release = engine.store.release
+    engine.store.release = lambda *args: workers.add(threading.get_ident()) or release(*args)  # type: ignore[method-assign]
     await store.aadd_documents(documents(a=TEXTS[0]))
     await store.aadd_texts([TEXTS[1]], ids=["b"])
     assert threading.get_ident() not in workers and len(engine.store) == 2

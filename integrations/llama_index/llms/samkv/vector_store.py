@@ -85,7 +85,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
         try:
             ids = await self._inner.async_add(nodes, **kwargs)
         except BaseException:
-            self._ledger.undo(entered)
+            await asyncio.to_thread(self._ledger.undo, entered)
             raise
         await asyncio.to_thread(self._ledger.settle, entered)
         return ids
