@@ -26,7 +26,7 @@ from samkv_rag.store.quantise import KVForm, StoredBlocks
 from samkv_rag.types import ChunkKV, ChunkSummary
 
 FORMAT = "samkv-chunk"
-VERSION = "1"
+VERSION = "2"
 _FIELD = b'"checksum":"'
 _BLANK = b"0" * 32
 _PARTS = ("token_ids", "mean", "low", "high", "local_query")

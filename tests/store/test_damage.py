@@ -139,7 +139,7 @@ def test_an_older_or_newer_file_format(store: ChunkKVStore, folder: Path, monkey
     store.put(C, make_chunk())
     monkeypatch.undo()
     store.close()
-    with ChunkKVStore(folder) as again, pytest.raises(DamagedEntry, match="format samkv-chunk 9, not samkv-chunk 1"):
+    with ChunkKVStore(folder) as again, pytest.raises(DamagedEntry, match="format samkv-chunk 9, not samkv-chunk 2"):
         again.summary(C)
 
 

@@ -30,7 +30,7 @@ def test_entries_are_ordinary_safetensors_files(folder: Path) -> None:
     with safe_open(file_of(folder, A, "summary"), "pt") as summary:
         assert torch.equal(summary.get_tensor("mean"), chunk.summary.mean)
         facts = summary.metadata()
-    assert facts["key"] == A and facts["namespace"] == "ns" and facts["fingerprint"] == "fp" and facts["version"] == "1"
+    assert facts["key"] == A and facts["namespace"] == "ns" and facts["fingerprint"] == "fp" and facts["version"] == "2"
 
 
 def test_one_block_of_one_layer_is_contiguous(folder: Path) -> None:
