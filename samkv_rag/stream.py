@@ -139,7 +139,7 @@ class AnswerStream:
         self._cancelled.set()
 
     def close(self) -> None:
-        """Stop decoding at the next token and wait until the engine is free for the next caller."""
+        """Stop decoding at the next token, or waiting for a turn, and wait until the engine has let go of it."""
         self.cancel()
         self._thread.join()
 

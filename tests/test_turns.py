@@ -12,21 +12,13 @@ import pytest
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.turns import Turnstile
-
-SOON = 5.0
+from tests.waiting import SOON, wait_until
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.001)
 
 
 def queue_up(turnstile: Turnstile, order: list[str], name: str, turn: AbstractContextManager[None]) -> threading.Thread:

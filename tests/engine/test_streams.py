@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from samkv_rag import SamKVEngine
 from samkv_rag.methods import Prepared, Run
 from tests.models import tiny_engine
+from tests.waiting import wait_until
 
 CHUNKS = [
     "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles.",
@@ -25,13 +24,6 @@ def engine() -> SamKVEngine:
     engine = tiny_engine()
     engine.precompute(CHUNKS)
     return engine
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from samkv_rag.model.cache import SlotCache
 from samkv_rag.stream import AnswerStream
 from samkv_rag.types import Answer
 from tests.models import tiny_engine
+from tests.waiting import SOON, wait_until
 
 CHUNKS = [
     "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles.",
@@ -28,7 +28,6 @@ CHUNKS = [
 ]
 ASKED = "Where is Lumen Labs based?"
 LONG = 600
-SOON = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +35,6 @@ def engine() -> SamKVEngine:
     engine = tiny_engine()
     engine.precompute(CHUNKS)
     return engine
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
 
 
 def at_once(*work: Callable[[], None]) -> None:
