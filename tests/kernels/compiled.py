@@ -1,0 +1,112 @@
+"""Compiles kernels ahead of time for GPUs that are not there; prints what the machine code says of them, as JSON.
+
+`python -m tests.kernels.compiled FOLDER '[["attend", "bf16", 90], ...]'`; see `test_compiled`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from samkv_kernels.jit import block_scores, rope_gather, sparse_attention
+
+_TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_COUNTED = ("LDGSTS", "UTMALDG", "HGMMA", "HMMA", "STG", "STL", "LDL")
+_THREE, _FOUR, _FIVE = (("i32",) * count for count in (3, 4, 5))
+_HEADS, _REP, _DIM = 8, 4, 128  # an 8B Llama's
+
+
+def compiled(kernel: Any, arguments: Mapping[str, Any], constants: Mapping[str, Any], sm: int, folder: Path) -> Any:
+    """What became of `kernel` with arguments of the types named; `constants` hold warps and stages too."""
+    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items() if name not in options}
+    signature = {name: arguments.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, fixed, _aligned(kernel.arg_names, signature))
+    made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    path = folder / "kernel.cubin"
+    path.write_bytes(made.asm["cubin"])
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", _dump("--dump-resource-usage", path))
+    assert usage is not None
+    sass = _dump("--dump-sass", path)
+    counts = {name: len(re.findall(rf"\b{name}\b", sass)) for name in _COUNTED}
+    wide = len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", sass))
+    facts = {"registers": int(usage[1]), "stack": int(usage[2]), "shared": made.metadata.shared, "wide_stores": wide}
+    return {**facts, **counts}
+
+
+def _aligned(names: list[str], signature: Mapping[str, Any]) -> dict[Any, Any]:
+    """Pointers and strides are divisible by 16, as torch makes them."""
+    aligned: list[tuple[int, ...]] = []
+    for name, kind in signature.items():
+        if isinstance(kind, tuple):
+            aligned += [(names.index(name), index) for index, part in enumerate(kind) if part != "constexpr"]
+        elif kind.startswith("*"):
+            aligned.append((names.index(name),))
+    return {path: [["tt.divisibility", 16]] for path in aligned}
+
+
+def _dump(what: str, path: Path) -> str:
+    return subprocess.run([_TOOL, what, path], capture_output=True, text=True, check=True).stdout
+
+
+def attention(name: str, sm: int, folder: Path) -> Any:
+    kernel = getattr(sparse_attention, f"{name}_kernel")
+    types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), "*bf16")
+    types |= {"out": "*bf16" if name == "attend" else "*fp32", "normaliser": "*fp32", "first": "*i32", "last": "*i32"}
+    types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
+    types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
+    tile = sparse_attention.tiles(torch.bfloat16, _DIM, 4096)
+    if name == "shares":
+        tile["ROWS"] = 64
+    constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": _DIM, "WIDE": _DIM, "SOFTCAP": False, "DOT": tl.bfloat16, **tile}
+    return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
+
+
+def logits(kind: str, sm: int, folder: Path) -> Any:
+    types = {"query": "*fp32", "low": "*bf16", "high": "*bf16", "out": "*fp32", "starts": "*i32"}
+    types |= {"count": "i32", "total": "i32", "scale": "fp32"}
+    strides = {"query_strides": _FOUR, "low_strides": _THREE, "high_strides": _THREE}
+    constants = {
+        "GROUPS": _HEADS, "REP": _REP, "DIM": _DIM, "STEP": block_scores.STEP, "BOUND": kind == "bound",
+        "ROWS": block_scores.ROWS, "BLOCKS": block_scores.BLOCKS, "num_warps": block_scores.WARPS,
+    }  # fmt: skip
+    return compiled(block_scores.logits_kernel, {**types, **strides}, constants, sm, folder)
+
+
+def gather(kind: str, sm: int, folder: Path) -> Any:
+    source = {"bf16": "*bf16", "int8": "*i8", "fp8": "*fp8e4nv"}[kind]
+    types: dict[str, Any] = dict.fromkeys(("keys", "values"), source)
+    types |= dict.fromkeys(("key_scale", "key_zero", "value_scale", "out_keys", "out_values"), "*bf16")
+    types |= {"rows": "*i32", "cos": "*fp32", "sin": "*fp32", "table": "*i32", "slots": "i32"}
+    types |= dict.fromkeys(("key_strides", "value_strides"), (*_FOUR, "constexpr"))
+    types |= dict.fromkeys(("key_scale_strides", "key_zero_strides", "value_scale_strides"), _FIVE)
+    constants = {
+        "SIZE": 16, "DIM": _DIM, "HALF": _DIM // 2, "WIDE": _DIM, "WIDE_HALF": _DIM // 2, "WIDE_REST": 0,
+        "TOKENS": rope_gather.TOKENS, "INTERLEAVED": False, "BY_LAYER": False, "KEY_SCALED": kind != "bf16",
+        "KEY_ZERO": kind == "int8", "VALUE_SCALED": kind != "bf16", "num_warps": rope_gather.WARPS,
+    }  # fmt: skip
+    return compiled(rope_gather.gather_kernel, {**types, "out_strides": _FOUR}, constants, sm, folder)
+
+
+def case(name: str, variant: str, sm: int, folder: Path) -> Any:
+    if name == "gather":
+        return gather(variant, sm, folder)
+    return logits(variant, sm, folder) if name == "logits" else attention(name, sm, folder)
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    os.environ["TRITON_CACHE_DIR"] = str(where)
+    print(json.dumps([case(name, variant, sm, where) for name, variant, sm in json.loads(sys.argv[2])]))

@@ -1,0 +1,76 @@
+"""Machine code for GPUs that are not there: what the compiler made of every kernel, for compute capability 8.0 and 9.0.
+
+That a kernel compiles says little. These read the machine code: registers spilled to memory, loads that wait for each
+other instead of running ahead of the loop, and products that do not use the matrix unit are all slow and all silent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed: pip install 'samkv-rag[triton]'", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+
+# What is compiled: (kernel, variant), and the compute capability.
+ATTENTION = [("attend", "bf16", 90), ("attend", "bf16", 80), ("normaliser", "bf16", 90), ("shares", "bf16", 90)]
+SCORES = [("logits", "mean", 80), ("logits", "bound", 90)]
+GATHER = [("gather", "bf16", 90), ("gather", "int8", 80), ("gather", "fp8", 90)]
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Every case compiled in a process of its own, which does not interpret and shares no cache."""
+    cases = [*ATTENTION, *SCORES, *GATHER]
+    command = [sys.executable, "-m", "tests.kernels.compiled", str(tmp_path_factory.mktemp("code")), json.dumps(cases)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, json.loads(done.stdout), strict=True))
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.mark.parametrize("case", [*ATTENTION, *SCORES, *GATHER])
+def test_registers_suffice(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    code = codes[case]
+    # Two registers of the largest tile do not fit on 8.0, outside the loop.
+    spilled = 8 if case == ("attend", "bf16", 80) else 0
+    assert code["stack"] <= spilled
+    assert code["registers"] <= 255
+
+
+@pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
+def test_loads_run_ahead_of_the_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    assert codes[case]["LDGSTS"] + codes[case]["UTMALDG"] > 0
+
+
+@pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
+def test_products_use_the_matrix_unit(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    hopper = case[2] == 90 and case[0] != "logits"  # wgmma takes no tile of 32 rows
+    assert codes[case]["HGMMA" if hopper else "HMMA"] > 0
+
+
+@pytest.mark.parametrize("case", [case for case in ATTENTION if case[0] == "attend"])
+def test_tiles_fit_the_shared_memory(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    assert codes[case]["shared"] <= {80: 163, 90: 227}[case[2]] * 1024
+
+
+@pytest.mark.parametrize("case", GATHER)
+def test_the_gather_moves_sixteen_bytes_at_a_time(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    assert codes[case]["wide_stores"] == codes[case]["STG"] > 0
+
+
+def test_code_without_a_loop_has_no_loads_that_run_ahead(codes: dict[Any, dict[str, Any]]) -> None:
+    """Negative control: the count above is not one of all loads."""
+    assert all(codes[case]["LDGSTS"] + codes[case]["UTMALDG"] == 0 for case in GATHER)

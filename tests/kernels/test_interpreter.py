@@ -1,0 +1,61 @@
+"""The kernels' own tests once more, on the CPU. Triton decides when it decorates a function whether it will interpret
+it, so that this takes a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENGINE = """
+from samkv_rag import SamKV, SamKVEngine
+from samkv_rag.model.adapter import ModelAdapter
+from tests.cases import WIRINGS
+from tests.models import build, byte_tokenizer
+
+def answers(wiring, wanted):
+    adapter = ModelAdapter(build(WIRINGS[wiring]()), wanted=wanted)
+    engine = SamKVEngine.from_pretrained(adapter.model, tokenizer=byte_tokenizer(), store=":memory:")
+    engine.source.__dict__["adapter"] = adapter
+    chunks = ["the first of two chunks", "and the second one"]
+    engine.precompute(chunks)
+    methods = [SamKV(recompute=1 / 3), SamKV(look="bound", keep=0.5, recompute=0.0), SamKV(look="pooled", keep=0.4)]
+    found = [engine.answer("what?", chunks, method=method, max_new_tokens=3) for method in methods]
+    assert {answer.report.backend for answer in found} == {wanted}
+    return [answer.token_ids for answer in found]
+
+for wiring in ("gemma2", "phi3", "glm4"):
+    assert answers(wiring, "triton") == answers(wiring, "torch"), wiring
+print("same answers")
+"""
+
+
+def interpreted(*command: str) -> str:
+    """What a Python that interprets Triton kernels prints."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def triton_is_there() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: pip install 'samkv-rag[triton]'")
+
+
+def test_the_kernels_pass_in_the_interpreter() -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "0"]
+    printed = interpreted("-m", "pytest", *options, str(ROOT / "tests" / "kernels" / "test_kernels.py"))
+    summary = re.search(r"(\d+) passed, 1 skipped", printed)
+    assert summary is not None and int(summary[1]) >= 20, printed  # pinned memory takes a GPU
+
+
+def test_the_engine_answers_alike_with_either_backend() -> None:
+    assert "same answers" in interpreted("-c", ENGINE)
