@@ -48,6 +48,8 @@ class SamKV:
     entries. "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
     "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
     "two_stage": "bound" makes a shortlist of `candidates` times the budget, then "keys" over that alone decides.
+    Occurrences of the answer kept whole (bundled reader, 12 chunks, keep 15 %, n = 60; one-hop, subject in an earlier
+    chunk): keys .73, .63; two_stage .65, .49; bound .50, .30; pooled without anchors .17, .16; random blocks .07, .12.
     "keys" reads every entry of the retrieved chunks once, though it keeps few; "two_stage" its shortlist; the others
     read only what they keep.
     `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
