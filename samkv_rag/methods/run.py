@@ -176,33 +176,39 @@ class Run:
             queries = self.adapter.question_queries(ids, fresh, asked, cache, last)
             return queries, layout.positions[fresh][asked]
 
-    def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def question_attention(
+        self, kept: Sequence[Tensor], layers: Sequence[int], joint: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
 
         Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
-        order, and for every chunk the columns of its tokens.
+        order, and for every chunk the columns of its tokens. With `joint` these tokens are not read but computed in
+        the same pass, so that they have seen each other.
         """
-        layout, cache = self._asking(kept, max(layers), to_the_end=True)
+        layout, cache = self._asking(kept, max(layers), to_the_end=True, joint=joint)
         with self.stage("select"):
-            fresh, asked, ids = self._question_rows(layout)
+            fresh, asked, ids = self._question_rows(layout, joint)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
             return maps.cpu(), layout.columns(len(kept))
 
-    def _asking(self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False) -> tuple[Layout, SlotCache]:
+    def _asking(
+        self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False, joint: bool = False
+    ) -> tuple[Layout, SlotCache]:
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
         layout = self.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
             layout = with_question(layout, question.token_ids)
-        self.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
+        self.passes.append(Pass(layout.positions, layout.slots(joint), last_layer + 1, ended=True))
+        self.chunk_token_layers += sum(map(len, kept)) * (last_layer + 1) if joint else 0
         before = self.bytes_read
-        cache = self.assemble(kept, layout, last_layer=last_layer)
+        cache = self.assemble(kept, layout, last_layer=last_layer, replaced=kept if joint else None)
         self.scored_bytes += self.bytes_read - before
         return layout, cache
 
-    def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
-        """Slots to run (the glue), which of those rows ask (the question, and glue behind the last chunk), ids."""
-        fresh, question = layout.glue, self.plan.question
+    def _question_rows(self, layout: Layout, joint: bool = False) -> tuple[Tensor, Tensor, list[int]]:
+        """Slots to run (the glue, or all), which of those rows ask (the question, and glue behind the chunks), ids."""
+        fresh, question = layout.slots(joint), self.plan.question
         at, chunks_end = layout.positions[fresh], max((chunk.stop for chunk in self.plan.chunks), default=0)
         inside = (at >= question.start) & (at < question.start + len(question.token_ids))
         asked = (inside | (at >= max(question.start, chunks_end))).nonzero()[:, 0]

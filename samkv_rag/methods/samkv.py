@@ -48,6 +48,9 @@ class SamKV:
     entries. "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
     "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
     "two_stage": "bound" makes a shortlist of `candidates` times the budget, then "keys" over that alone decides.
+    "joint": "keys" makes that shortlist, whose tokens are then computed together up to the last selection layer, so
+    that they have seen each other before the question chooses among them (ours: an entry whose chunk says only "the
+    company" cannot be found by the company's name as long as it has not seen it).
     Occurrences of the answer kept whole (bundled reader, 12 chunks, keep 15 %, n = 60; one-hop, subject in an earlier
     chunk): keys .73, .63; two_stage .65, .49; bound .50, .30; pooled without anchors .17, .16; random blocks .07, .12.
     "keys" reads every entry of the retrieved chunks once, though it keeps few; "two_stage" its shortlist; the others
@@ -66,7 +69,7 @@ class SamKV:
     local: int = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
-    look: Literal["keys", "two_stage", "pooled", "mean", "bound"] = "keys"
+    look: Literal["keys", "joint", "two_stage", "pooled", "mean", "bound"] = "keys"
     candidates: float = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"
@@ -86,7 +89,7 @@ class SamKV:
             raise SamKVError("keep and recompute are shares between 0 and 1.")
         if self.candidates < 1:
             raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
-        if self.block < 1 or (self.block % BLOCK and self.look != "keys"):
+        if self.block < 1 or (self.block % BLOCK and self.look not in ("keys", "joint")):
             raise SamKVError(
                 f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
             )
@@ -129,7 +132,7 @@ class SamKV:
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
     ) -> list[ChunkScores]:  # fmt: skip
-        if self.look in ("keys", "two_stage"):
+        if self.look in ("keys", "joint", "two_stage"):
             return self._key_scores(run, layers, anchors, int(self.candidates * budget))
         if self.look == "pooled":
             generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1]).mean(2)
@@ -140,10 +143,15 @@ class SamKV:
     def _key_scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], limit: int
     ) -> list[ChunkScores]:  # fmt: skip
-        seen = None
-        if self.look == "two_stage" and limit < sum(run.lengths):
-            seen = shortlist(self._summary_scores(run, layers, anchors, "bound"), run.lengths, limit, self.block)
-        return pass_scores(run, layers, self.block, self.initial, self.local, seen)
+        sizes = self.block, self.initial, self.local
+        if self.look == "keys" or limit >= sum(run.lengths) and self.look == "two_stage":
+            return pass_scores(run, layers, *sizes)
+        if self.look == "joint":
+            first = pass_scores(run, layers, *sizes)
+        else:
+            first = self._summary_scores(run, layers, anchors, "bound")
+        seen = shortlist(first, run.lengths, limit, self.block)
+        return pass_scores(run, layers, *sizes, seen, joint=self.look == "joint")
 
     def _summary_scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], summary: str

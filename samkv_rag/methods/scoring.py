@@ -98,15 +98,16 @@ def _weighed(attention: Tensor) -> Tensor:
 
 
 def pass_scores(
-    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor] | None = None
-) -> list[ChunkScores]:
+    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor] | None = None,
+    joint: bool = False,
+) -> list[ChunkScores]:  # fmt: skip
     """Share of attention that falls on every selection block in a pass of the question over the stored entries.
 
-    Reads the tokens `seen` of every chunk (sorted indices), all of them by default; what is not read scores 0. Any
-    block size.
+    Looks at the tokens `seen` of every chunk (sorted indices), all of them by default; what it does not look at scores
+    0. With `joint` they are computed in that pass instead of read. Any block size.
     """
     seen = [torch.arange(length) for length in run.lengths] if seen is None else seen
-    maps, columns = run.question_attention(seen, layers)
+    maps, columns = run.question_attention(seen, layers, joint)
     shares = _weighed(maps)
     parts = []
     for length, tokens, column in zip(run.lengths, seen, columns, strict=True):

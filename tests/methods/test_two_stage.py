@@ -1,4 +1,4 @@
-"""Two-stage selection against a search by hand: summaries make the shortlist, the keys of the shortlist decide."""
+"""Selection in two stages against a search by hand: a shortlist from summaries or stored keys, then a second look."""
 
 from __future__ import annotations
 
@@ -147,9 +147,9 @@ def test_what_is_not_on_the_shortlist_is_not_read(candidates: float) -> None:
     listed: list[tuple[Tensor, ...]] = []
     original = run.question_attention
 
-    def spy(kept: tuple[Tensor, ...], layers: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+    def spy(kept: tuple[Tensor, ...], layers: tuple[int, ...], joint: bool) -> tuple[Tensor, list[Tensor]]:
         listed.append(kept)
-        return original(kept, layers)
+        return original(kept, layers, joint)
 
     run.question_attention = spy  # type: ignore[method-assign]
     method = SamKV(keep=0.2, look="two_stage", candidates=candidates, layers=(3,))
@@ -177,6 +177,49 @@ def test_the_shortlist_is_the_best_blocks_taken_whole(lengths: list[int], limit:
     want = best_blocks(values, tuple(lengths), limit)
     assert blocks_read(tuple(got)) == set(want)
     assert sum(map(len, got)) == sum(min(BLOCK, lengths[chunk] - at * BLOCK) for chunk, at in want)
+
+
+@pytest.mark.parametrize("wiring", SOME)
+def test_a_joint_pass_over_everything_attends_as_full_prefill_does(wiring: str) -> None:
+    case = prompted(wiring)
+    run, everything = run_of(case), [torch.arange(length) for length in LENGTHS]
+    joint, columns = run.question_attention(everything, LAYERS, joint=True)
+    chunk_places = [p for chunk in case.plan.chunks for p in range(chunk.start, chunk.stop)]
+    want = torch.from_numpy(full_attention(wiring, case)[:, :, chunk_places])
+    assert torch.cat(columns).tolist() == list(range(sum(LENGTHS)))
+    assert torch.allclose(joint.double(), want, atol=2e-5)
+    assert run.bytes_read == 0
+    assert run.chunk_token_layers == sum(LENGTHS) * (max(LAYERS) + 1)
+
+
+def test_stored_entries_are_not_what_a_joint_pass_computes() -> None:
+    """The control of the test above: chunks that have not seen each other get other attention."""
+    everything = [torch.arange(length) for length in LENGTHS]
+    joint, _ = run_of(prompted("llama")).question_attention(everything, LAYERS, joint=True)
+    stored, _ = run_of(prompted("llama")).question_attention(everything, LAYERS)
+    assert not torch.allclose(joint, stored, atol=2e-3)
+
+
+def full_attention(wiring: str, case: Prompted) -> np.ndarray:
+    """Attention of the asking tokens in transformers' own forward pass over the whole prompt, averaged over heads."""
+    with torch.inference_mode():
+        maps = oracles.stock(wiring)(torch.tensor([case.plan.token_ids]), output_attentions=True).attentions
+    return np.stack([maps[layer][0].double().mean(0)[case.plan.question.start :].numpy() for layer in LAYERS])
+
+
+@pytest.mark.parametrize("candidates", [1.0, 2.0])
+def test_a_joint_look_decides_on_a_shortlist_of_stored_keys(candidates: float) -> None:
+    case, keep = prompted("llama"), 0.2
+    budget = int(keep * sum(LENGTHS))
+    first = pass_scores(run_of(case), LAYERS, BLOCK, 0, 0)
+    seen = shortlist(first, LENGTHS, int(candidates * budget), BLOCK)
+    decided = pass_scores(run_of(case), LAYERS, BLOCK, 0, 0, seen, joint=True)
+    values = standardised_best([part.blocks.double().numpy() for part in decided])
+    want = set(best_blocks(values, LENGTHS, budget))
+    method = SamKV(keep=keep, look="joint", candidates=candidates, layers=LAYERS)
+    selection = case.prepare(method).selection
+    assert blocks_read(selection.kept) == want
+    assert sum(map(len, selection.kept)) == budget
 
 
 def test_a_shortlist_shorter_than_the_budget_is_refused() -> None:
