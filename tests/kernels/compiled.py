@@ -62,7 +62,7 @@ def _dump(what: str, path: Path) -> str:
 
 
 def attention(name: str, sm: int, folder: Path) -> Any:
-    kernel = getattr(sparse_attention, f"{name}_kernel")
+    kernel = sparse_attention.shares_kernel if name == "shares" else sparse_attention.attend_kernel
     types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), "*bf16")
     types |= {"out": "*bf16" if name == "attend" else "*fp32", "normaliser": "*fp32", "first": "*i32", "last": "*i32"}
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
@@ -71,6 +71,8 @@ def attention(name: str, sm: int, folder: Path) -> Any:
     if name == "shares":
         tile["ROWS"] = 64
     constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": _DIM, "WIDE": _DIM, "SOFTCAP": False, "DOT": tl.bfloat16, **tile}
+    if name != "shares":
+        constants["NORMALISER"] = name == "normaliser"
     return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
 
 

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 # What is compiled: (kernel, variant), and the compute capability.
 ATTENTION = [("attend", "bf16", 90), ("attend", "bf16", 80), ("normaliser", "bf16", 90), ("shares", "bf16", 90)]
-SCORES = [("logits", "mean", 80), ("logits", "bound", 90)]
-GATHER = [("gather", "bf16", 90), ("gather", "int8", 80), ("gather", "fp8", 90)]
+SCORES = [("logits", "bound", 90)]
+GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_a_wrong_turn_would_be_seen() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "layers", "groups", "rep", "asked", "dim"),
-    [([3, 0, 34], 1, 2, 7, 5, 96), ([1], 2, 1, 1, 1, 32), ([2, 1], 1, 1, 16, 3, 64), ([0, 0], 1, 2, 2, 1, 64)],
+    [([3, 33], 1, 1, 7, 5, 80), ([1], 2, 2, 1, 1, 32), ([2, 0, 1], 1, 1, 16, 1, 64), ([0, 0], 1, 2, 2, 1, 64)],
 )
 def test_block_scores(counts: list[int], layers: int, groups: int, rep: int, asked: int, dim: int) -> None:
     query = torch.randn(len(counts), layers, groups * rep, asked, dim, device=DEVICE)

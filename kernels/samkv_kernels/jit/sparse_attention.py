@@ -46,8 +46,9 @@ def _span(first, last, spans_at, token, asks):
 def attend_kernel(
     query, key, value, out, first, last, n_query, span_stride, scale, cap, q_strides, k_strides, v_strides, o_strides,
     GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr,
 ):  # fmt: skip
+    # NORMALISER: what `out` gets is each row's log2 of its sum of exponentials, and values are not read.
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
     token, head, asks = _rows(tl.program_id(0), n_query, group, REP, ROWS)
@@ -73,45 +74,18 @@ def attend_kernel(
         weights = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weights, 1)
-        v = tl.load(values + slot.to(tl.int64)[:, None] * v_strides[2], mask=there, other=0).to(DOT)
-        acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
+        if not NORMALISER:
+            v = tl.load(values + slot.to(tl.int64)[:, None] * v_strides[2], mask=there, other=0).to(DOT)
+            acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
         highest = higher
-    # A row that sees nothing has weighed what its neighbours see.
-    result = tl.where((stop >= start)[:, None], acc / tl.where(total == 0, 1.0, total)[:, None], 0.0)
+    total = tl.where(total == 0, 1.0, total)
     place = batch * o_strides[0] + head.to(tl.int64) * o_strides[1] + token.to(tl.int64) * o_strides[2]
-    tl.store(out + place[:, None] + at, result.to(out.dtype.element_ty), mask=asks[:, None] & real)
-
-
-@triton.jit(do_not_specialize=["n_query"])
-def normaliser_kernel(
-    query, key, out, first, last, n_query, span_stride, scale, cap, q_strides, k_strides,
-    GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    batch = (tl.program_id(1) // GROUPS).to(tl.int64)
-    group = tl.program_id(1) % GROUPS
-    token, head, asks = _rows(tl.program_id(0), n_query, group, REP, ROWS)
-    start, stop = _span(first, last, batch * span_stride, token, asks)
-    at = tl.arange(0, WIDE)[None, :]
-    real = at < DIM
-    place = batch * q_strides[0] + head.to(tl.int64) * q_strides[1] + token.to(tl.int64) * q_strides[2]
-    q = tl.load(query + place[:, None] + at, mask=asks[:, None] & real, other=0).to(DOT)
-    keys = key + batch * k_strides[0] + group * k_strides[1] + at
-    highest = tl.full((ROWS,), _UNSEEN, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    end = tl.max(stop, 0) + 1
-    for index in range(tl.min(start, 0), end, KEYS):
-        slot = index + tl.arange(0, KEYS)
-        there = (slot < end)[:, None] & real
-        k = tl.load(keys + slot.to(tl.int64)[:, None] * k_strides[2], mask=there, other=0).to(DOT)
-        scores = _scores(q, k, scale, cap, SOFTCAP)
-        seen = (slot[None, :] >= start[:, None]) & (slot[None, :] <= stop[:, None])
-        scores = tl.where(seen, scores, _UNSEEN)
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(scores - higher[:, None]), 1)
-        highest = higher
-    result = highest + tl.log2(tl.where(total == 0, 1.0, total))
-    tl.store(out + (batch * GROUPS * REP + head) * n_query + token, result, mask=asks)
+    if NORMALISER:
+        tl.store(out + place, highest + tl.log2(total), mask=asks)
+    else:
+        # A row that sees nothing has weighed what its neighbours see.
+        result = tl.where((stop >= start)[:, None], acc / total[:, None], 0.0)
+        tl.store(out + place[:, None] + at, result.to(out.dtype.element_ty), mask=asks[:, None] & real)
 
 
 @triton.jit(do_not_specialize=["n_query", "n_key"])
@@ -178,7 +152,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
         attend_kernel[(triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])](
             query, key, value, out, first, last, count, stride, scale, softcap or 1.0,
             query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
-            **sizes(query, key, softcap), **tile,
+            **sizes(query, key, softcap), **tile, NORMALISER=False,
         )  # fmt: skip
     return out
 
@@ -198,9 +172,10 @@ def shares(query: Tensor, key: Tensor, spans: Spans, scale: float, softcap: floa
     two["ROWS"] = min(two["ROWS"], 32 if query.dtype == torch.float32 else 64)
     strides = query.stride()[:3], key.stride()[:3]
     with on_device(query):
-        normaliser_kernel[(triton.cdiv(rows, one["ROWS"]), batch * key.shape[1])](
-            query, key, levels, first, last, count, stride, scale, softcap or 1.0, *strides, **fixed, **one
-        )
+        attend_kernel[(triton.cdiv(rows, one["ROWS"]), batch * key.shape[1])](
+            query, key, key, levels, first, last, count, stride, scale, softcap or 1.0,
+            *strides, strides[1], levels.stride(), **fixed, **one, NORMALISER=True,
+        )  # fmt: skip
         shares_kernel[(triton.cdiv(total, two["KEYS"]), triton.cdiv(count, two["ROWS"]), batch)](
             query, key, levels, out, first, last, count, total, stride, scale, softcap or 1.0, *strides, **fixed, **two
         )
