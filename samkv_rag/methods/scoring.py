@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from samkv_kernels.block_scores import block_scores
+from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores
 from samkv_rag.types import BLOCK
@@ -47,10 +46,9 @@ def chunk_scores(
     run: Run, queries: Tensor, layers: tuple[int, ...], block: int, initial: int, local: int
 ) -> list[ChunkScores]:
     """Scores of every chunk's selection blocks on `layers`; `queries` `(C, L, H, D)` stand in the chunks' frames."""
-    chosen = torch.tensor(layers, device=queries.device)
-    counts = [-(-length // BLOCK) for length in run.lengths]
-    means = [run.summaries(index).mean[layers, :count] for index, count in enumerate(counts)]
-    fine = block_scores(queries[:, chosen], torch.cat(means, 1).to(queries.device), counts).cpu()
+    chosen, counts = torch.tensor(layers, device=queries.device), _counts(run)
+    means = _joined(run, "mean", layers, queries.device)
+    fine = block_scores(queries[:, chosen], means, counts, run.adapter.backend).cpu()
     parts = [
         _merged(part, length, block // BLOCK) for part, length in zip(fine.split(counts, 1), run.lengths, strict=True)
     ]
@@ -83,11 +81,15 @@ def attention_scores(
     `queries` `(L, H, Q, D)` are those of the tokens at `positions` `(Q,)`, position-free. A block is seen through its
     mean key ("mean") or through the upper bound of its minimum and maximum (Quest; "bound").
     """
-    chosen = torch.tensor(layers, device=queries.device)
-    turned = _tokens_turned(run, queries[chosen], positions, frame)
-    logits = [_logits(run, index, turned[index], chosen, summary) for index in range(len(run.lengths))]
-    shares = _weighed(torch.cat(logits, -1).softmax(-1).mean(1)).cpu()
-    parts = [_summed(part, block // BLOCK) for part in shares.split([x.shape[-1] for x in logits], -1)]
+    chosen, counts = torch.tensor(layers, device=queries.device), _counts(run)
+    turned = _tokens_turned(run, queries, positions, frame)[:, chosen]
+    if summary == "mean":
+        logits = block_logits(turned, _joined(run, "mean", layers, turned.device), counts, run.adapter.backend)
+    else:
+        low, high = (_joined(run, name, layers, turned.device) for name in ("low", "high"))
+        logits = bound_logits(turned, low, high, counts, run.adapter.backend)
+    shares = _weighed(logits.softmax(-1).mean(1)).cpu()
+    parts = [_summed(part, block // BLOCK) for part in shares.split(counts, -1)]
     return _marked(run, parts, block, initial, local)
 
 
@@ -125,7 +127,7 @@ def _marked(run: Run, parts: list[Tensor], block: int, initial: int, local: int)
 
 
 def _tokens_turned(run: Run, queries: Tensor, positions: Tensor, frame: str) -> Tensor:
-    """`(N, H, Q, D)` position-free -> `(C, N, H, Q, D)`, each asking token in each chunk's own frame."""
+    """`(L, H, Q, D)` position-free -> `(C, L, H, Q, D)`, each asking token in each chunk's own frame."""
     behind = positions - run.plan.question.start
     start = run.plan.question.start
     places = [start - c.start if frame == "true" else len(c.token_ids) for c in run.plan.chunks]
@@ -134,24 +136,15 @@ def _tokens_turned(run: Run, queries: Tensor, positions: Tensor, frame: str) -> 
     return turned.reshape(*turned.shape[:2], len(places), len(positions), -1).permute(2, 0, 1, 3, 4)
 
 
-def _logits(run: Run, index: int, query: Tensor, chosen: Tensor, summary: str) -> Tensor:
-    """`(N, H, Q, B)`: scaled scores of `query` `(N, H, Q, D)` against the block summaries of a chunk."""
-    known, length = run.summaries(index), run.lengths[index]
-    blocks = -(-length // BLOCK)
-    low, high, mean = (
-        x[:, :blocks].to(query.device)[chosen].float().transpose(1, 2) for x in (known.low, known.high, known.mean)
-    )
-    if summary == "mean":
-        return _grouped(query, mean)
-    return _grouped(query.clamp(min=0), high) + _grouped(query.clamp(max=0), low)
+def _counts(run: Run) -> list[int]:
+    """Storage blocks of every chunk."""
+    return [-(-length // BLOCK) for length in run.lengths]
 
 
-def _grouped(query: Tensor, keys: Tensor) -> Tensor:
-    """`(N, H, Q, D)` against `(N, G, T, D)` -> `(N, H, Q, T)`, scaled; consecutive heads share a key head."""
-    layers, heads, _, dim = query.shape
-    by_group = query.reshape(layers, keys.shape[1], heads // keys.shape[1], -1, dim)
-    scores: Tensor = by_group @ keys[:, :, None].transpose(-1, -2)
-    return scores.flatten(1, 2) / math.sqrt(dim)
+def _joined(run: Run, name: str, layers: tuple[int, ...], device: torch.device) -> Tensor:
+    """One kind of summary (mean, low, high) of all chunks' blocks behind each other, on `layers`: `(N, B, G, D)`."""
+    parts = [getattr(run.summaries(index), name)[layers, :count] for index, count in enumerate(_counts(run))]
+    return torch.cat(parts, 1).to(device)
 
 
 def _summed(fine: Tensor, per: int) -> Tensor:
