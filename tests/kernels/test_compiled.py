@@ -19,6 +19,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'samkv-rag[triton]'", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 # What is compiled: (kernel, variant), and the compute capability.

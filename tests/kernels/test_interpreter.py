@@ -26,11 +26,11 @@ def answers(wiring, wanted):
     chunks = ["the first of two chunks", "and the second one"]
     engine.precompute(chunks)
     methods = [SamKV(recompute=1 / 3), SamKV(look="bound", keep=0.5, recompute=0.0), SamKV(look="pooled", keep=0.4)]
-    found = [engine.answer("what?", chunks, method=method, max_new_tokens=3) for method in methods]
+    found = [engine.answer("what?", chunks, method=method, max_new_tokens=2) for method in methods]
     assert {answer.report.backend for answer in found} == {wanted}
     return [answer.token_ids for answer in found]
 
-for wiring in ("gemma2", "phi3", "glm4"):
+for wiring in ("gemma2", "glm4"):
     assert answers(wiring, "triton") == answers(wiring, "torch"), wiring
 print("same answers")
 """
@@ -50,6 +50,7 @@ def triton_is_there() -> None:
         pytest.skip("triton is not installed: pip install 'samkv-rag[triton]'")
 
 
+@pytest.mark.slow
 def test_the_kernels_pass_in_the_interpreter() -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "0"]
     printed = interpreted("-m", "pytest", *options, str(ROOT / "tests" / "kernels" / "test_kernels.py"))
@@ -57,5 +58,7 @@ def test_the_kernels_pass_in_the_interpreter() -> None:
     assert summary is not None and int(summary[1]) >= 20, printed  # pinned memory takes a GPU
 
 
+@pytest.mark.slow
 def test_the_engine_answers_alike_with_either_backend() -> None:
+    """Soft caps, windows and turned halves (Gemma 2); turned neighbours of half a head (GLM-4)."""
     assert "same answers" in interpreted("-c", ENGINE)
