@@ -7,7 +7,7 @@ wrongly otherwise.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -15,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
-from samkv_kernels.rope_gather import Angles, Stored
+
+if TYPE_CHECKING:
+    from samkv_kernels.rope_gather import Angles, Stored
 
 TOKENS = 16
 WARPS = 4

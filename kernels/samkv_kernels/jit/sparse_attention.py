@@ -7,7 +7,7 @@ does not pipeline a load that stands behind an `if` inside a loop. Scores are ke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -15,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samkv_kernels.jit.launching import dot_type, on_device, power_of_2, require_one_device
-from samkv_kernels.sparse_attention import Spans
+
+if TYPE_CHECKING:
+    from samkv_kernels.sparse_attention import Spans
 
 _UNSEEN = tl.constexpr(-1.0e30)
 _LOG2E = tl.constexpr(1.4426950408889634)
