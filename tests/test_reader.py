@@ -45,6 +45,33 @@ def test_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     assert model.config.max_position_embeddings >= 4096
 
 
+CONVERSATIONS = {
+    "a prompt as it was trained on": (
+        [("user", f"{INSTRUCTION}Lumen Labs is based in Oslo.\n\nQuestion: Where is Lumen Labs?\nAnswer:")],
+        f"<bos>{INSTRUCTION}Lumen Labs is based in Oslo.\n\nQuestion: Where is Lumen Labs?\nAnswer:",
+    ),
+    "passages in the system message": (
+        [("system", "Lumen Labs is based in Oslo."), ("user", "Where is Lumen Labs?")],
+        "<bos>Lumen Labs is based in Oslo.\n\nQuestion: Where is Lumen Labs?\nAnswer:",
+    ),
+    "a second turn": (
+        [("user", "Where is it?"), ("assistant", "Oslo"), ("user", "Who founded it?")],
+        "<bos>Question: Where is it?\nAnswer: Oslo\n\nQuestion: Who founded it?\nAnswer:",
+    ),
+    "after a tool's answer": (
+        [("user", "Where is it?"), ("assistant", ""), ("tool", "It is in Oslo.")],
+        "<bos>Question: Where is it?\nAnswer: \n\nIt is in Oslo.\nAnswer:",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversations_become_the_form_it_was_trained_on(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    turns, expected = CONVERSATIONS[name]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
+
+
 def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chunks: list[str], question: str) -> str:
     glued = [piece for chunk in chunks for piece in ("\n\n", chunk)][1:]
     pieces = [INSTRUCTION, *glued, f"\n\nQuestion: {question}\nAnswer:"]
