@@ -176,20 +176,30 @@ class Run:
             queries = self.adapter.question_queries(ids, fresh, asked, cache, last)
             return queries, layout.positions[fresh][asked]
 
-    def question_attention(
-        self, kept: Sequence[Tensor], layers: Sequence[int], joint: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
+    def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
 
         Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
-        order, and for every chunk the columns of its tokens. With `joint` these tokens are not read but computed in
-        the same pass, so that they have seen each other.
+        order, and for every chunk the columns of its tokens.
         """
-        layout, cache = self._asking(kept, max(layers), to_the_end=True, joint=joint)
+        layout, cache = self._asking(kept, max(layers), to_the_end=True)
         with self.stage("select"):
-            fresh, asked, ids = self._question_rows(layout, joint)
+            fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
             return maps.cpu(), layout.columns(len(kept))
+
+    def joint_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """As `question_attention`, with the `kept` tokens computed in the same pass, not read: they see each other.
+
+        Returns the question's attention `(N, Q, T)`, theirs among themselves `(N, T, T)`, and the columns.
+        """
+        layout, cache = self._asking(kept, max(layers), to_the_end=True, joint=True)
+        with self.stage("select"):
+            fresh, asked, ids = self._question_rows(layout, joint=True)
+            own = layout.owner >= 0
+            rows = torch.cat([asked, own.nonzero()[:, 0]])
+            maps = self.adapter.question_attention(ids, fresh, rows, cache, layers)[:, :, own].cpu()
+            return maps[:, : len(asked)], maps[:, len(asked) :], layout.columns(len(kept))
 
     def _asking(
         self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False, joint: bool = False

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Prepared, Run
-from samkv_rag.methods.scoring import attention_scores, chunk_scores, pass_scores, personalised, turned_to_chunks
+from samkv_rag.methods.scoring import (
+    attention_scores,
+    chunk_scores,
+    joint_scores,
+    pass_scores,
+    personalised,
+    turned_to_chunks,
+)
 from samkv_rag.methods.selection import (
     Choice,
     ChunkScores,
@@ -49,8 +56,9 @@ class SamKV:
     "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
     "two_stage": "bound" makes a shortlist of `candidates` times the budget, then "keys" over that alone decides.
     "joint": "keys" makes that shortlist, whose tokens are then computed together up to the last selection layer, so
-    that they have seen each other before the question chooses among them (ours: an entry whose chunk says only "the
-    company" cannot be found by the company's name as long as it has not seen it).
+    that they have seen each other before the question chooses among them; what the chosen attend to in other chunks
+    counts too (ours: an entry whose chunk says only "the company" cannot be found by the company's name as long as it
+    has not seen it, and is worth nothing without it).
     Occurrences of the answer kept whole (bundled reader, 12 chunks, keep 15 %, n = 60; one-hop, subject in an earlier
     chunk): keys .73, .63; two_stage .65, .49; bound .50, .30; pooled without anchors .17, .16; random blocks .07, .12.
     "keys" reads every entry of the retrieved chunks once, though it keeps few; "two_stage" its shortlist; the others
@@ -87,6 +95,10 @@ class SamKV:
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1 or not 0 <= self.recompute <= 1:
             raise SamKVError("keep and recompute are shares between 0 and 1.")
+        if self.aligned and self.look == "joint":
+            raise SamKVError(
+                'aligned needs one ranking per selection layer; look="joint" has one more. Choose another look.'
+            )
         if self.candidates < 1:
             raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
         if self.block < 1 or (self.block % BLOCK and self.look not in ("keys", "joint")):
@@ -151,7 +163,7 @@ class SamKV:
         else:
             first = self._summary_scores(run, layers, anchors, "bound")
         seen = shortlist(first, run.lengths, limit, self.block)
-        return pass_scores(run, layers, *sizes, seen, joint=self.look == "joint")
+        return (joint_scores if self.look == "joint" else pass_scores)(run, layers, *sizes, seen)
 
     def _summary_scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], summary: str

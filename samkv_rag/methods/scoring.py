@@ -100,17 +100,40 @@ def _weighed(attention: Tensor) -> Tensor:
 
 
 def pass_scores(
-    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor] | None = None,
-    joint: bool = False,
-) -> list[ChunkScores]:  # fmt: skip
+    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor] | None = None
+) -> list[ChunkScores]:
     """Share of attention that falls on every selection block in a pass of the question over the stored entries.
 
-    Looks at the tokens `seen` of every chunk (sorted indices), all of them by default; what it does not look at scores
-    0. With `joint` they are computed in that pass instead of read. Any block size.
+    Reads the tokens `seen` of every chunk (sorted indices), all of them by default; what is not read scores 0. Any
+    block size.
     """
     seen = [torch.arange(length) for length in run.lengths] if seen is None else seen
-    maps, columns = run.question_attention(seen, layers, joint)
-    shares = _weighed(maps)
+    maps, columns = run.question_attention(seen, layers)
+    return _placed(run, _weighed(maps), seen, columns, block, initial, local)
+
+
+def joint_scores(
+    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor]
+) -> list[ChunkScores]:
+    """As `pass_scores` over tokens that are computed together in that pass, with one row more: support.
+
+    Support of a block is the attention that tokens of other chunks pay it on the layers below the last, each weighed by
+    the question's attention to that token on the last: what the evidence needs of the other chunks (attention rollout
+    of one step, Abnar and Zuidema 2020, over cross-chunk attention alone).
+    """
+    asked, among, columns = run.joint_attention(seen, layers)
+    shares = _weighed(asked)
+    for column in columns:
+        among[:, column[:, None], column] = 0
+    below = among[:-1] if len(layers) > 1 else among
+    support = shares[-1] @ below.mean(0)
+    return _placed(run, torch.cat([shares, support[None]]), seen, columns, block, initial, local)
+
+
+def _placed(
+    run: Run, shares: Tensor, seen: Sequence[Tensor], columns: Sequence[Tensor], block: int, initial: int, local: int
+) -> list[ChunkScores]:
+    """Shares `(N, T)` of the tokens seen, summed over every chunk's blocks."""
     parts = []
     for length, tokens, column in zip(run.lengths, seen, columns, strict=True):
         whole = torch.zeros(len(shares), length)

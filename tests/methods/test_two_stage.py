@@ -147,9 +147,9 @@ def test_what_is_not_on_the_shortlist_is_not_read(candidates: float) -> None:
     listed: list[tuple[Tensor, ...]] = []
     original = run.question_attention
 
-    def spy(kept: tuple[Tensor, ...], layers: tuple[int, ...], joint: bool) -> tuple[Tensor, list[Tensor]]:
+    def spy(kept: tuple[Tensor, ...], layers: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         listed.append(kept)
-        return original(kept, layers, joint)
+        return original(kept, layers)
 
     run.question_attention = spy  # type: ignore[method-assign]
     method = SamKV(keep=0.2, look="two_stage", candidates=candidates, layers=(3,))
@@ -183,43 +183,71 @@ def test_the_shortlist_is_the_best_blocks_taken_whole(lengths: list[int], limit:
 def test_a_joint_pass_over_everything_attends_as_full_prefill_does(wiring: str) -> None:
     case = prompted(wiring)
     run, everything = run_of(case), [torch.arange(length) for length in LENGTHS]
-    joint, columns = run.question_attention(everything, LAYERS, joint=True)
-    chunk_places = [p for chunk in case.plan.chunks for p in range(chunk.start, chunk.stop)]
-    want = torch.from_numpy(full_attention(wiring, case)[:, :, chunk_places])
+    asked, among, columns = run.joint_attention(everything, LAYERS)
+    places = [p for chunk in case.plan.chunks for p in range(chunk.start, chunk.stop)]
+    want = full_attention(wiring, case)[:, :, places]
     assert torch.cat(columns).tolist() == list(range(sum(LENGTHS)))
-    assert torch.allclose(joint.double(), want, atol=2e-5)
+    assert torch.allclose(asked.double(), want[:, case.plan.question.start :], atol=2e-5)
+    assert torch.allclose(among.double(), want[:, places], atol=2e-5)
     assert run.bytes_read == 0
     assert run.chunk_token_layers == sum(LENGTHS) * (max(LAYERS) + 1)
+
+
+def full_attention(wiring: str, case: Prompted) -> Tensor:
+    """Attention `(N, T, T)` of transformers' own forward pass over the whole prompt, averaged over heads."""
+    with torch.inference_mode():
+        maps = oracles.stock(wiring)(torch.tensor([case.plan.token_ids]), output_attentions=True).attentions
+    return torch.stack([maps[layer][0].double().mean(0) for layer in LAYERS])
 
 
 def test_stored_entries_are_not_what_a_joint_pass_computes() -> None:
     """The control of the test above: chunks that have not seen each other get other attention."""
     everything = [torch.arange(length) for length in LENGTHS]
-    joint, _ = run_of(prompted("llama")).question_attention(everything, LAYERS, joint=True)
+    joint, _, _ = run_of(prompted("llama")).joint_attention(everything, LAYERS)
     stored, _ = run_of(prompted("llama")).question_attention(everything, LAYERS)
     assert not torch.allclose(joint, stored, atol=2e-3)
 
 
-def full_attention(wiring: str, case: Prompted) -> np.ndarray:
-    """Attention of the asking tokens in transformers' own forward pass over the whole prompt, averaged over heads."""
-    with torch.inference_mode():
-        maps = oracles.stock(wiring)(torch.tensor([case.plan.token_ids]), output_attentions=True).attentions
-    return np.stack([maps[layer][0].double().mean(0)[case.plan.question.start :].numpy() for layer in LAYERS])
+def joint_shares(case: Prompted, layers: tuple[int, ...], seen: list[Tensor]) -> list[np.ndarray]:
+    """The question's attention to every block, and as a last row what it looks at needs of the other chunks."""
+    asked, among, columns = (x for x in run_of(case).joint_attention(seen, layers))
+    owner = {int(column): chunk for chunk, part in enumerate(columns) for column in part}
+    place = {
+        int(column): int(token)
+        for part, tokens in zip(columns, seen, strict=True)
+        for column, token in zip(part, tokens, strict=True)
+    }
+    shares, attention = weighed(asked.double().numpy()), among.double().numpy()
+    below = layers[:-1] or layers
+    parts = [np.zeros((len(layers) + 1, -(-length // BLOCK))) for length in LENGTHS]
+    for to in range(shares.shape[1]):
+        support = sum(
+            shares[-1, by] * attention[n, by, to] / len(below)
+            for by in range(shares.shape[1])
+            for n in range(len(below))
+            if owner[by] != owner[to]
+        )
+        parts[owner[to]][:, place[to] // BLOCK] += [*shares[:, to], support]
+    return parts
 
 
-@pytest.mark.parametrize("candidates", [1.0, 2.0])
-def test_a_joint_look_decides_on_a_shortlist_of_stored_keys(candidates: float) -> None:
+@pytest.mark.parametrize(("layers", "candidates"), [((1, 3), 1.0), ((1, 2, 3), 2.0), ((2,), 2.0)])
+def test_a_joint_look_decides_on_a_shortlist_of_stored_keys(layers: tuple[int, ...], candidates: float) -> None:
     case, keep = prompted("llama"), 0.2
     budget = int(keep * sum(LENGTHS))
-    first = pass_scores(run_of(case), LAYERS, BLOCK, 0, 0)
-    seen = shortlist(first, LENGTHS, int(candidates * budget), BLOCK)
-    decided = pass_scores(run_of(case), LAYERS, BLOCK, 0, 0, seen, joint=True)
-    values = standardised_best([part.blocks.double().numpy() for part in decided])
-    want = set(best_blocks(values, LENGTHS, budget))
-    method = SamKV(keep=keep, look="joint", candidates=candidates, layers=LAYERS)
-    selection = case.prepare(method).selection
-    assert blocks_read(selection.kept) == want
+    seen = shortlist(pass_scores(run_of(case), layers, BLOCK, 0, 0), LENGTHS, int(candidates * budget), BLOCK)
+    want = best_blocks(standardised_best(joint_shares(case, layers, seen)), LENGTHS, budget)
+    selection = case.prepare(SamKV(keep=keep, look="joint", candidates=candidates, layers=layers)).selection
+    assert blocks_read(selection.kept) == set(want)
     assert sum(map(len, selection.kept)) == budget
+
+
+def test_support_can_choose_otherwise() -> None:
+    """The control of the test above: without the last row other blocks would be kept."""
+    case, seen = prompted("llama"), [torch.arange(length) for length in LENGTHS]
+    shares = joint_shares(case, LAYERS, seen)
+    with_it, without = (standardised_best(parts) for parts in (shares, [part[:-1] for part in shares]))
+    assert set(best_blocks(with_it, LENGTHS, 49)) != set(best_blocks(without, LENGTHS, 49))
 
 
 def test_a_shortlist_shorter_than_the_budget_is_refused() -> None:
@@ -227,3 +255,5 @@ def test_a_shortlist_shorter_than_the_budget_is_refused() -> None:
         SamKV(look="two_stage", candidates=0.5)
     with pytest.raises(SamKVError, match="multiple of 16"):
         SamKV(look="two_stage", block=5)
+    with pytest.raises(SamKVError, match="one ranking per selection layer"):
+        SamKV(look="joint", aligned=True)
