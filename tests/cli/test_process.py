@@ -49,8 +49,10 @@ sys.meta_path.insert(0, Hide())
     assert done.returncode == 1 and hidden in last and "pip install 'samkv-rag[cli]'" in last, done.stderr
 
 
+# A suite that a shell runs in the background ignores ctrl-C, and so would its children: the child hears it again.
 CHILD = """
-import sys, time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import samkv_rag.cli.ingest as ingest
 from tests.retrieval.fakes import FakeEngine
 def slow(self, texts, progress):
