@@ -51,18 +51,16 @@ class SamKV:
     `block`: tokens per selection block, a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
     profile`), else as its config notes (`samkv_selection_layers`), else the middle third (our choice).
-    `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
-    entries. "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
+    `look`: what scores a block. "keys": the attention it gets in a pass of the question over all stored entries.
+    "joint" (our default): "keys" makes a shortlist of `candidates` times the budget, whose tokens are then computed
+    together up to the last selection layer, so that they have seen each other before the question chooses among them;
+    what the chosen attend to in other chunks counts too. An entry whose chunk says only "the company" cannot be found
+    by the company's name as long as it has not seen it, and is worth nothing without it.
+    "two_stage": "bound" makes the shortlist, then "keys" over that alone decides.
+    "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
     "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
-    "two_stage": "bound" makes a shortlist of `candidates` times the budget, then "keys" over that alone decides.
-    "joint": "keys" makes that shortlist, whose tokens are then computed together up to the last selection layer, so
-    that they have seen each other before the question chooses among them; what the chosen attend to in other chunks
-    counts too (ours: an entry whose chunk says only "the company" cannot be found by the company's name as long as it
-    has not seen it, and is worth nothing without it).
-    Occurrences of the answer kept whole (bundled reader, 12 chunks, keep 15 %, n = 60; one-hop, subject in an earlier
-    chunk): keys .73, .63; two_stage .65, .49; bound .50, .30; pooled without anchors .17, .16; random blocks .07, .12.
-    "keys" reads every entry of the retrieved chunks once, though it keeps few; "two_stage" its shortlist; the others
-    read only what they keep.
+    "joint" and "keys" read every entry of the retrieved chunks once, though they keep few; "two_stage" its shortlist;
+    the others read only what they keep.
     `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
     `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
     `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
@@ -77,7 +75,7 @@ class SamKV:
     local: int = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
-    look: Literal["keys", "joint", "two_stage", "pooled", "mean", "bound"] = "keys"
+    look: Literal["joint", "keys", "two_stage", "pooled", "mean", "bound"] = "joint"
     candidates: float = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"
@@ -155,14 +153,15 @@ class SamKV:
     def _key_scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], limit: int
     ) -> list[ChunkScores]:  # fmt: skip
-        sizes = self.block, self.initial, self.local
-        if self.look == "keys" or limit >= sum(run.lengths) and self.look == "two_stage":
+        sizes, everything = (self.block, self.initial, self.local), limit >= sum(run.lengths)
+        if self.look == "keys" or self.look == "two_stage" and everything:
             return pass_scores(run, layers, *sizes)
-        if self.look == "joint":
-            first = pass_scores(run, layers, *sizes)
+        if everything:
+            seen = [torch.arange(length) for length in run.lengths]
+        elif self.look == "joint":
+            seen = shortlist(pass_scores(run, layers, *sizes), run.lengths, limit, self.block)
         else:
-            first = self._summary_scores(run, layers, anchors, "bound")
-        seen = shortlist(first, run.lengths, limit, self.block)
+            seen = shortlist(self._summary_scores(run, layers, anchors, "bound"), run.lengths, limit, self.block)
         return (joint_scores if self.look == "joint" else pass_scores)(run, layers, *sizes, seen)
 
     def _summary_scores(

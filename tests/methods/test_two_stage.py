@@ -122,7 +122,7 @@ def test_with_everything_on_the_shortlist_the_scores_are_those_of_all_keys(wirin
     listed = pass_scores(run_of(case), LAYERS, BLOCK, 8, 8, everything)
     assert all(torch.equal(a.blocks, b.blocks) for a, b in zip(whole, listed, strict=True))
     for keep, candidates in ((0.2, 5.0), (0.5, 2.0)):
-        keys = case.prepare(SamKV(keep=keep, layers=LAYERS)).selection.kept
+        keys = case.prepare(SamKV(keep=keep, look="keys", layers=LAYERS)).selection.kept
         staged = SamKV(keep=keep, look="two_stage", candidates=candidates, layers=LAYERS)
         assert all(torch.equal(a, b) for a, b in zip(keys, case.prepare(staged).selection.kept, strict=True))
 
@@ -132,7 +132,10 @@ def test_a_shortlist_of_less_can_choose_otherwise() -> None:
     case = prompted("llama")
     kept = [
         [tokens.tolist() for tokens in case.prepare(method).selection.kept]
-        for method in (SamKV(keep=0.2, layers=LAYERS), SamKV(keep=0.2, look="two_stage", candidates=1.0, layers=LAYERS))
+        for method in (
+            SamKV(keep=0.2, look="keys", layers=LAYERS),
+            SamKV(keep=0.2, look="two_stage", candidates=1.0, layers=LAYERS),
+        )
     ]
     assert kept[0] != kept[1]
 
@@ -164,7 +167,7 @@ def test_what_is_not_on_the_shortlist_is_not_read(candidates: float) -> None:
 def test_all_keys_read_everything() -> None:
     """The control of the test above."""
     run = run_of(prompted("llama"))
-    SamKV(keep=0.2, layers=(3,)).prepare(run)
+    SamKV(keep=0.2, look="keys", layers=(3,)).prepare(run)
     assert run.bytes_read == BLOCK * adapter("llama").shape.bytes_per_token * sum(-(-n // BLOCK) for n in LENGTHS)
 
 
