@@ -202,7 +202,9 @@ async def test_a_time_out_frees_the_model(llm: ChatSamKV) -> None:
     assert slow.invoke("Hello", timeout=None, max_tokens=2).usage_metadata["output_tokens"] == 2
 
 
-async def test_waiting_for_others_counts_for_a_time_out(llm: ChatSamKV) -> None:
+async def test_waiting_for_others_counts_for_a_time_out() -> None:
+    engine = SamKVEngine.from_pretrained(roomy_model(), byte_tokenizer(chat=True), ":memory:", max_batch=1)
+    llm = ChatSamKV(engine=engine, max_tokens=2)
     first = llm.stream("Hello", max_tokens=LONG)
     next(first)
     started = time.monotonic()
