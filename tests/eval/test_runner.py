@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from samkv_rag import SamKVEngine
+from samkv_rag.cli.app import app
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.records import RECORDS, Records, read_records
@@ -150,8 +152,7 @@ def test_an_item_is_what_the_file_says(tmp_path: Path) -> None:
 
 def command(out: Path, source: Path) -> list[str]:
     options = ["--methods", "samkv,reuse", "--keep", "0.15,0.5", "--limit", "12", "--max-new-tokens", "4"]
-    code = "from samkv_rag.cli import main; main()"
-    return [sys.executable, "-c", code, "eval", "--data", str(source), "--out", str(out), *options]
+    return ["eval", "--data", str(source), "--out", str(out), *options]
 
 
 def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -159,7 +160,8 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pa
     questions(tmp_path, 12, words=8)
     killed, whole = (command(tmp_path / name, tmp_path / "mills.jsonl") for name in ("killed", "whole"))
     path = tmp_path / "killed" / RECORDS
-    child = subprocess.Popen(killed, cwd=ROOT, stderr=subprocess.DEVNULL)
+    code = "from samkv_rag.cli import main; main()"
+    child = subprocess.Popen([sys.executable, "-c", code, *killed], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         while child.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 6):
             time.sleep(0.005)
@@ -171,7 +173,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pa
     with path.open("ab") as file:
         file.write(b'{"id": "mills-')
     for arguments in (killed, whole):
-        subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+        assert CliRunner().invoke(app, arguments).exit_code == 0
     assert path.read_bytes().startswith(at_the_kill[: at_the_kill.rfind(b"\n") + 1])
 
     def what(name: str) -> list[Any]:
@@ -179,5 +181,5 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pa
         return [(r["id"], r["setting"], r["prediction"], r["report"]["prompt_digest"]) for r in records]
 
     assert what("killed") == what("whole") and len(what("whole")) == 12 * 4
-    other = subprocess.run([*killed, "--seed", "5"], cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 1 and "holds an evaluation with other settings" in other.stderr
+    other = CliRunner().invoke(app, [*killed, "--seed", "5"])
+    assert other.exit_code == 1 and "holds an evaluation with other settings" in " ".join(other.output.split())
