@@ -1,4 +1,4 @@
-"""Draw docs/result.png from the committed CSV rows. `python -m benchmarks.plot`"""
+"""Draw docs/result.png from the committed CSV rows and records. `python -m benchmarks.plot`"""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
 
 from benchmarks.rows import RESULTS  # noqa: E402
+from samkv_rag.eval.results import read_results  # noqa: E402
+from samkv_rag.eval.summary import rows_of  # noqa: E402
 
 PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
-COLOURS = {"full": "#8d99ae", "reuse": "#e0a458", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5"}
+COLOURS = {
+    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv keys": "#6a4c93", "samkv keys 1/3": "#b39cd0",
+    "cacheblend": "#7f9c57", "reuse": "#e0a458",
+}  # fmt: skip
+ANSWERED = {
+    "full": "full", "samkv@0.15": "samkv", "samkv:look=keys@0.15": "samkv keys", "samkv.paper@0.15": "samkv paper",
+    "cacheblend@0.15": "cacheblend", "epic@0.15": "epic", "reuse": "reuse", "random@0.15": "random",
+}  # fmt: skip
+TASK = RESULTS / "eval" / "earlier12"
 Row = Mapping[str, str]
 
 
@@ -50,12 +60,28 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
     axes.set_title("kept in memory while answering", fontsize=10)
 
 
+def draw_answers(axes: Any, folder: Path) -> None:
+    """Bars of F1 with 95 % intervals where the subject of the answer stands in an earlier chunk."""
+    task = read_results(folder).tasks[0]
+    found = {row.setting: row.f1 for row in rows_of(task)}
+    for place, (setting, label) in enumerate(ANSWERED.items()):
+        value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
+        colour = COLOURS.get(label, "#c9cdd4")
+        axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
+    axes.set_xticks(range(len(ANSWERED)), [label.replace(" ", "\n") for label in ANSWERED.values()], fontsize=8)
+    axes.set_ylabel("F1")
+    axes.set_title(
+        f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
+    )
+
+
 def main() -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), dpi=130)
+    figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110)
     rows = latest("ttft", "model", "tokens", "method")
     draw_ttft(left, rows, "4096")
     draw_resident(right, rows, "4096")
-    for axes in (left, right):
+    draw_answers(lower, TASK)
+    for axes in (left, right, lower):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     PICTURE.parent.mkdir(exist_ok=True)

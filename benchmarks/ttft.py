@@ -17,7 +17,7 @@ import torch
 from benchmarks.rows import spread, where, write_rows
 from benchmarks.shapes import random_model, random_prompt
 from samkv_rag.accounting import make_report
-from samkv_rag.methods import Full, Method, Reuse, Run, SamKV
+from samkv_rag.methods import CacheBlend, Full, Method, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import ModelSource
 from samkv_rag.parity import check_parity
@@ -29,7 +29,10 @@ METHODS: dict[str, Method] = {
     "reuse": Reuse(),
     "samkv": SamKV(),
     "samkv 1/3": SamKV(recompute=1 / 3),
-    "samkv 1/10": SamKV(recompute=1 / 10),
+    "samkv keys": SamKV(look="keys"),
+    "samkv keys 1/3": SamKV(look="keys", recompute=1 / 3),
+    "samkv keys 1/10": SamKV(look="keys", recompute=1 / 10),
+    "cacheblend": CacheBlend(),
 }
 
 
