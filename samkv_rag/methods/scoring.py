@@ -126,7 +126,7 @@ def joint_scores(
     for column in columns:
         among[:, column[:, None], column] = 0
     below = among[:-1] if len(layers) > 1 else among
-    support = shares[-1] @ below.mean(0)
+    support = below.mean(0).T.mv(shares[-1])
     return _placed(run, torch.cat([shares, support[None]]), seen, columns, block, initial, local)
 
 

@@ -83,12 +83,19 @@ def test_pairs_are_those_of_the_whole_mask(window: int | None) -> None:
 
 def test_keeping_less_costs_less_and_full_costs_most() -> None:
     engine = engine_of("llama")
-    methods: list[str | Method] = ["no_context", SamKV(keep=0.15), SamKV(keep=0.5), "full"]
+    methods: list[str | Method] = ["no_context", *(SamKV(keep=keep, look="keys") for keep in (0.15, 0.5)), "full"]
     costs = [engine.answer(ASKED, CHUNKS, method=method, max_new_tokens=1).report.flops for method in methods]
     assert costs == sorted(set(costs))
 
 
-@pytest.mark.parametrize("look", ["keys", "pooled", "mean", "bound"])
+def test_computing_a_shortlist_together_costs_more_than_looking_at_keys() -> None:
+    engine = engine_of("llama")
+    methods: list[str | Method] = [SamKV(look="keys"), *(SamKV(look="joint", candidates=n) for n in (1, 2, 3)), "full"]
+    costs = [engine.answer(ASKED, CHUNKS, method=method, max_new_tokens=1).report.flops for method in methods]
+    assert costs == sorted(set(costs))
+
+
+@pytest.mark.parametrize("look", ["joint", "keys", "pooled", "mean", "bound"])
 def test_the_bytes_scored_are_the_summaries_and_the_entries_that_choosing_read(look: Any) -> None:
     engine = engine_of("llama")
     read: list[int] = []
@@ -97,7 +104,7 @@ def test_the_bytes_scored_are_the_summaries_and_the_entries_that_choosing_read(l
         known = engine.store.summary(key)
         read.append(known.mean.nbytes + known.low.nbytes + known.high.nbytes + known.local_query.nbytes)
     entries = report.kv_bytes_read
-    assert report.scored_bytes == (entries if look == "keys" else sum(read))
+    assert report.scored_bytes == (entries if look in ("joint", "keys") else sum(read))
 
 
 def test_what_does_not_choose_scores_nothing() -> None:
