@@ -49,7 +49,8 @@ def test_what_a_layer_would_keep_is_what_samkv_keeps_with_it(
     engine: SamKVEngine, looked: Looked, layers: tuple[int, ...]
 ) -> None:
     plan = engine.plan_question(ITEM.question, CHUNKS)
-    selection = SamKV(keep=0.3, layers=layers).prepare(Run(plan, engine.adapter, engine.store, 1)).selection
+    method = SamKV(keep=0.3, look="keys", layers=layers)
+    selection = method.prepare(Run(plan, engine.adapter, engine.store, 1)).selection
     assert [mask.nonzero()[:, 0].tolist() for mask in looked.kept(layers)] == [t.tolist() for t in selection.kept]
 
 
