@@ -18,11 +18,11 @@ from samkv_rag.eval.summary import rows_of  # noqa: E402
 
 PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
 COLOURS = {
-    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv keys": "#6a4c93", "samkv keys 1/3": "#b39cd0",
+    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv joint": "#6a4c93",
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
 }  # fmt: skip
 ANSWERED = {
-    "full": "full", "samkv@0.15": "samkv", "samkv:look=keys@0.15": "samkv keys", "samkv.paper@0.15": "samkv paper",
+    "full": "full", "samkv@0.15": "samkv", "samkv:look=joint@0.15": "samkv joint", "samkv.paper@0.15": "samkv paper",
     "cacheblend@0.15": "cacheblend", "epic@0.15": "epic", "reuse": "reuse", "random@0.15": "random",
 }  # fmt: skip
 TASK = RESULTS / "eval" / "earlier12"
@@ -43,7 +43,7 @@ def draw_ttft(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> No
         spread = [[median - low], [high - median]]
         axes.bar(place, median, 0.7, yerr=spread, capsize=3, color=COLOURS[method], ecolor="#444444")
         axes.annotate(f"{float(row['full_over']):.1f}x", (place, high), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found])
+    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=8)
     axes.set_ylabel("seconds to the first token")
     axes.set_title(f"12 x 768 Llama, {tokens} prompt tokens, one CPU thread", fontsize=10)
 
@@ -55,7 +55,7 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
         share = 100 * float(row["kv_resident"])
         axes.bar(place, share, 0.7, color=COLOURS[method])
         axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found])
+    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=8)
     axes.set_ylabel("% of full prefill's K and V")
     axes.set_title("kept in memory while answering", fontsize=10)
 

@@ -29,9 +29,9 @@ METHODS: dict[str, Method] = {
     "reuse": Reuse(),
     "samkv": SamKV(),
     "samkv 1/3": SamKV(recompute=1 / 3),
-    "samkv keys": SamKV(look="keys"),
-    "samkv keys 1/3": SamKV(look="keys", recompute=1 / 3),
-    "samkv keys 1/10": SamKV(look="keys", recompute=1 / 10),
+    "samkv 1/10": SamKV(recompute=1 / 10),
+    "samkv joint": SamKV(look="joint"),
+    "samkv joint 1/3": SamKV(look="joint", recompute=1 / 3),
     "cacheblend": CacheBlend(),
 }
 

@@ -116,7 +116,7 @@ METHODS: dict[str, Method] = {
     "samkv-pooled": SamKV(look="pooled", initial=8, local=8),
     "samkv-means": SamKV(look="mean"),
     "samkv-bounds": SamKV(look="bound"),
-    "samkv-keys": SamKV(look="keys"),
+    "samkv-joint": SamKV(look="joint", candidates=2.0),
     "samkv-two-stage": SamKV(look="two_stage", candidates=2.0),
     "samkv-adjacent": SamKV(look="pooled", frame="adjacent", partner="local"),
     "samkv-aligned": SamKV(look="pooled", dynamic=True, fill=False, aligned=True, layers=(1, 3)),

@@ -40,19 +40,19 @@ from samkv_rag.types import BLOCK, Selection
 class SamKV:
     """Sparse chunk caches with selective recompute. The defaults are what was measured best; `paper()` is the paper's.
 
-    What differs, and what decided it (exact match on held-out worlds, bundled reader, 12 chunks, keep 15 %):
-    attention in a pass over all stored entries instead of the pooled query (two-hop 0.20 against 0.05, one-hop 0.25
-    against 0.05, n = 40); no anchors, which take most of 15 % where chunks are short (two-hop 0.40 against 0.30 with
-    4 + 4 tokens, one-hop 0.42 against 0.27, n = 60; full prefill 0.48 and 0.40). That reader tells things of one kind
-    apart badly (see its card): this shows which selection finds what is asked for, not yet that accuracy holds.
+    What differs, and what decided it (F1 on held-out worlds, bundled reader, keep 15 %, docs/results.md): attention in
+    a pass over all stored entries instead of the pooled query (one-hop 53 against 7, two-hop 53 against 4, subject in
+    an earlier chunk 21 against 1; full prefill 72, 68, 73); no anchors, which take most of 15 % where chunks are short
+    (on the first bundled reader two-hop 40 against 30 with 4 + 4 tokens, n = 60). `look="joint"` gets 48, 44 and 51,
+    but its first token takes four times as long: it is not the default.
 
     `keep`: kept chunk tokens / chunk tokens, anchors included; a hard ceiling on the union over the layers.
     `recompute`: recomputed / kept, chosen by block rank ("score") or from the head of every kept run (`recompute_by`).
     `block`: tokens per selection block, a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
     profile`), else as its config notes (`samkv_selection_layers`), else the middle third (our choice).
-    `look`: what scores a block. "keys": the attention it gets in a pass of the question over all stored entries.
-    "joint" (our default): "keys" makes a shortlist of `candidates` times the budget, whose tokens are then computed
+    `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
+    entries. "joint": "keys" makes a shortlist of `candidates` times the budget, whose tokens are then computed
     together up to the last selection layer, so that they have seen each other before the question chooses among them;
     what the chosen attend to in other chunks counts too. An entry whose chunk says only "the company" cannot be found
     by the company's name as long as it has not seen it, and is worth nothing without it.
@@ -75,7 +75,7 @@ class SamKV:
     local: int = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
-    look: Literal["joint", "keys", "two_stage", "pooled", "mean", "bound"] = "joint"
+    look: Literal["keys", "joint", "two_stage", "pooled", "mean", "bound"] = "keys"
     candidates: float = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"

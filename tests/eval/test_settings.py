@@ -31,7 +31,7 @@ REFUSED = {
     "samkv.prepare": "no recipe",
     "samkv:kept=1": "it has: keep, recompute",
     "reuse:keep=1": "it has: none",
-    "samkv:look=far": "choose one of joint, keys",
+    "samkv:look=far": "choose one of keys",
     "samkv:keep=much": "could not convert",
     "samkv:bias=yes": "true or false",
     "samkv:keep=2": "between 0 and 1",
