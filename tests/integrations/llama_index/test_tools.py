@@ -260,7 +260,10 @@ def test_a_function_agent_reads_chunks_from_its_tool(monkeypatch: pytest.MonkeyP
     assert result.response.content == recorder.asked[1].answer.text.lstrip()
 
 
-def test_a_react_agent_reads_chunks_from_a_query_engine(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_react_agent_reads_chunks_from_a_query_engine(
+    llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
     from tests.integrations.llama_index.test_modes import wrapped_index
 
     engine = wrapped_index(llm).as_query_engine(similarity_top_k=2)
@@ -272,7 +275,7 @@ def test_a_react_agent_reads_chunks_from_a_query_engine(llm: SamKVLLM, monkeypat
     force_some(llm, monkeypatch, answers)
 
     async def run() -> Any:
-        return await ReActAgent(tools=[tool], llm=llm, streaming=False).run("Where was Lumen Labs founded?")
+        return await ReActAgent(tools=[tool], llm=llm, streaming=streaming).run("Where was Lumen Labs founded?")
 
     assert str(asyncio.run(run())) == "In Bergen."
     assert recorder.asked[1].answer.report.chunk_tokens > 0
@@ -286,6 +289,11 @@ def force_some(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch, texts: Any) -> No
         text, made = next(texts, None), stream(prompt, **options)
         if text is None:
             return made
-        return AnswerStream(lambda emit, cancelled: replace(made.answer, text=text))
+
+        def answer(emit: Any, cancelled: Any) -> Any:
+            emit(text)
+            return replace(made.answer, text=text)
+
+        return AnswerStream(answer)
 
     monkeypatch.setattr(llm.engine, "stream", ask)
