@@ -93,11 +93,10 @@ def _reference(engine: SamKVEngine, plan: PromptPlan, answer: tuple[int, ...]) -
     adapter, last = engine.adapter, plan.segments[-1]
     written = replace(plan, segments=(*plan.segments[:-1], replace(last, token_ids=last.token_ids + answer)))
     run = Run(written, adapter, engine.store)
-    layout = run.layout([torch.arange(length) for length in run.lengths])
-    tokens, shape = len(layout.ids), adapter.shape
-    empty = torch.zeros(shape.layers, shape.kv_heads, tokens, shape.head_dim, dtype=adapter.dtype)
-    cache = adapter.assemble(empty, empty.clone(), layout.positions, adapter.table(layout.positions), 0)
+    everything = [torch.arange(length) for length in run.lengths]
+    layout, layers = run.layout(everything), range(adapter.shape.layers)
+    cache = run.assemble(everything, layout, replaced=everything)
     rows = torch.arange(plan.n_tokens - 1, max(plan.n_tokens, plan.n_tokens + len(answer) - 1))
-    maps = adapter.question_attention(layout.ids, torch.arange(tokens), rows, cache, range(shape.layers))
+    maps = adapter.question_attention(layout.ids, layout.slots(everything=True), rows, cache, layers)
     mean = maps.mean((0, 1)).cpu()[layout.owner >= 0]
     return list(mean.split(run.lengths))
