@@ -19,6 +19,7 @@ from langchain_core.vectorstores import VectorStore
 
 from langchain_samkv import ChatSamKV, ChunkKVStore, ChunkKVVectorStore, SamKVEngine, precompute
 from tests.integrations.langchain.conftest import roomy_model
+from tests.integrations.stores import conftest as stores
 from tests.integrations.stores.conftest import WHY
 from tests.integrations.stores.embeddings import SIZE, WordVectors
 from tests.models import byte_tokenizer
@@ -44,19 +45,11 @@ class WordEmbeddings(WordVectors, Embeddings):
 
 
 @dataclass
-class Place:
-    """Where one test's data lives, its embedding, and what must be closed before it is opened again."""
+class Place(stores.Place):
+    """A place with its embedding and the ids of its texts."""
 
-    folder: Path
-    database: Callable[[], Path]
-    table: str
     embedding: WordEmbeddings = field(default_factory=WordEmbeddings)
     ids: list[str] = field(default_factory=lambda: [str(uuid4()) for _ in TEXTS])
-    close: list[Callable[[], Any]] = field(default_factory=list)
-
-    def leave(self) -> None:
-        while self.close:
-            self.close.pop()()
 
 
 # -- the stores ----------------------------------------------------------------------------------------------------
@@ -104,11 +97,8 @@ STORES = [faiss, chroma, qdrant, postgres]
 
 
 @pytest.fixture
-def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    table = "c" + "".join(letter if letter.isalnum() else "_" for letter in tmp_path.name.lower())[-40:]
-    made = Place(tmp_path, lambda: request.getfixturevalue("database"), table)
-    yield made
-    made.leave()
+def place(place: stores.Place) -> Place:
+    return Place(place.folder, place.database, place.table, place.close)
 
 
 def opened(place: Place) -> SamKVEngine:

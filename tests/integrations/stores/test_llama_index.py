@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +19,7 @@ from llama_index.llms.samkv import ChunkKVStore, ChunkKVVectorStore, SamKVLLM, p
 from llama_index.llms.samkv.ingest import nodes_in
 from tests.integrations.llama_index.conftest import settings
 from tests.integrations.llama_index.kit import TEXTS, documents, make_engine, make_llm, nodes
-from tests.integrations.stores.conftest import WHY
+from tests.integrations.stores.conftest import WHY, Place
 from tests.integrations.stores.embeddings import SIZE, WordVectors
 
 QUESTION = "From which platform does the night train to Turin leave?"
@@ -45,20 +43,6 @@ class Embedding(BaseEmbedding):
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return self._vectors.of(query)
-
-
-@dataclass
-class Place:
-    """Where one test's data lives, and what must be closed before it is opened again."""
-
-    folder: Path
-    database: Callable[[], Path]
-    table: str
-    close: list[Callable[[], Any]] = field(default_factory=list)
-
-    def leave(self) -> None:
-        while self.close:
-            self.close.pop()()
 
 
 # -- the stores ----------------------------------------------------------------------------------------------------
@@ -101,14 +85,6 @@ def postgres(place: Place) -> BasePydanticVectorStore:
 
 STORES = [faiss, chroma, qdrant, postgres]
 TEXT_KEEPING = [chroma, qdrant, postgres]
-
-
-@pytest.fixture
-def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    table = "t" + "".join(letter if letter.isalnum() else "_" for letter in tmp_path.name.lower())[-40:]
-    made = Place(tmp_path, lambda: request.getfixturevalue("database"), table)
-    yield made
-    made.leave()
 
 
 @pytest.fixture
