@@ -25,6 +25,8 @@ app.add_typer(store_app, name="store")
 Store = Annotated[Path, typer.Option("--store", help="Folder with the caches and the index.", envvar="SAMKV_STORE")]
 Model = Annotated[str | None, typer.Option("--model", help='"bundled", a Hugging Face id or a folder.')]
 Keep = Annotated[float | None, typer.Option("--keep", min=0.0, max=1.0, help="Share of the retrieved tokens to keep.")]
+Question = Annotated[str, typer.Argument(help="The question, in quotes.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Passages to retrieve; each brings the one before it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 Embed = Annotated[str, typer.Option("--embed-model", help='"hashing" (offline) or a sentence-transformers model.')]
@@ -80,12 +82,12 @@ def ingest(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    question: Question,
     method: Annotated[str, typer.Option("--method", help="samkv, full, reuse, ...")] = "samkv",
     keep: Keep = None,
     top_k: TopK = 5,
     model: Model = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
+    max_new_tokens: MaxNewTokens = 64,
     store: Store = DEFAULT_STORE,
     show_context: Annotated[bool, typer.Option("--show-context", help="Print the passages too.")] = False,
     kv_dtype: KVDtype = None,
@@ -99,13 +101,13 @@ def ask(
 
 @app.command()
 def explain(
-    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    question: Question,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("explain.html"),
     methods: Annotated[str, typer.Option("--methods", help="As for eval: samkv:look=bound,full")] = "samkv,full",
     keep: Keep = None,
     top_k: TopK = 5,
     model: Model = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
+    max_new_tokens: MaxNewTokens = 64,
     store: Store = DEFAULT_STORE,
     kv_dtype: KVDtype = None,
 ) -> None:
