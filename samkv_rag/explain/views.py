@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,9 +120,7 @@ def explain(
 
 
 def _resolved(method: str | Method, keep: float | None) -> tuple[str, Method]:
-    from dataclasses import fields, is_dataclass, replace
-
-    made, given = (parse(method)) if isinstance(method, str) else (method, {"keep": None})
+    made, given = parse(method) if isinstance(method, str) else (method, {"keep": None})
     label = method if isinstance(method, str) else made.name
     if keep is None or "keep" in given or not is_dataclass(made) or "keep" not in {f.name for f in fields(made)}:
         return label, made
