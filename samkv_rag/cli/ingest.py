@@ -60,6 +60,7 @@ class _View:
         self.task = bar.add_task("Ingesting", total=None, visible=False, tokens=0)
 
     def plan(self, plan: IngestPlan) -> None:
+        """Say what will be computed and how much room it takes."""
         free = shutil.disk_usage(_existing(self.store)).free
         stored_as = "" if self.kv_dtype == "model" else f" in {self.kv_dtype}"
         self.bar.console.print(

@@ -80,6 +80,7 @@ class _Family:
         self.index = None
 
     def discard(self, key: str, record: MatchRecord) -> None:
+        """Forget that `key` holds this text; KeyError where it does not."""
         tails = self.members[record.length]
         digests = tails[record.tail]
         keys = tuple(other for other in digests.pop(record.digest) if other != key)

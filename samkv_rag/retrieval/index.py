@@ -90,6 +90,7 @@ class _FaissStore(FaissMapVectorStore):
         super().__init__(faiss_index=faiss_index)
 
     def add(self, nodes: Sequence[BaseNode], **_: Any) -> list[str]:
+        """Add the vectors of `nodes` under new numbers; returns the ids of the nodes."""
         first = max(self._faiss_id_to_node_id_map, default=-1) + 1
         numbers = np.arange(first, first + len(nodes), dtype=np.int64)
         vectors = np.array([node.get_embedding() for node in nodes], dtype=np.float32)

@@ -40,6 +40,7 @@ class ProseReader(BaseReader):
         return [Document(text=self.to_text(source), metadata=extra_info or {})]
 
     def to_text(self, source: str) -> str:
+        """The text of an HTML page, a paragraph for every block; scripts and the like are left out."""
         """The paragraphs of `source`."""
         return unwrap(source)
 
@@ -93,6 +94,7 @@ class HtmlProse(ProseReader):
     """HTML without scripts, styles and menus; every block element is a paragraph of its own."""
 
     def to_text(self, source: str) -> str:
+        """The text of an HTML page, a paragraph for every block; scripts and the like are left out."""
         from bs4 import BeautifulSoup
 
         soup = BeautifulSoup(source, "html.parser")
