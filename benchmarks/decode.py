@@ -9,7 +9,6 @@ time instead of the wall's: with one thread the same on an idle machine, and usa
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import spread, where, write_rows
+from benchmarks.harness import options_of, publish
+from benchmarks.rows import spread, where
 from benchmarks.shapes import random_model
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.adapter import ModelAdapter
@@ -64,7 +64,7 @@ def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock:
     return seen
 
 
-def table(tokens: int, answers: int, new: int, clock: str, seen: Seen) -> list[dict[str, Any]]:
+def table(tokens: int, answers: int, new: int, clock: str, seen: Seen, device: str = "cpu") -> list[dict[str, Any]]:
     """One row per variant: time per token of all answers, throughput, and the gain over the slowest variant."""
     slowest = spread(seen["full cache", ORDERS[0 if answers == 1 else 1]])["median_ms"]
     out = []
@@ -75,35 +75,29 @@ def table(tokens: int, answers: int, new: int, clock: str, seen: Seen) -> list[d
             | {name.replace("_ms", "_ms_per_token"): value for name, value in timing.items()}
             | {"tokens_per_second": 1e3 / timing["median_ms"], "faster": slowest / spread(seconds)["median_ms"]}
             | {"new_tokens": new, "clock": clock, "rounds": len(seconds)}
-            | where()
+            | where(device)
         )
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = options_of(__doc__, rounds=3, devices=True)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--new", type=int, default=8, help="tokens decoded for each answer")
     parser.add_argument("--answers", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--dry", action="store_true", help="print only, write no CSV rows")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    adapter, clock = random_model(), CLOCKS[options.clock]
+    adapter, clock = random_model(device=options.device), CLOCKS[options.clock]
     one_round(adapter, options.tokens, 1, 1, clock)
     seen: dict[int, Seen] = {answers: defaultdict(list) for answers in options.answers}
     for _ in range(options.rounds):
         for answers, times in seen.items():
             for variant, seconds in one_round(adapter, options.tokens, answers, options.new, clock).items():
                 times[variant] += seconds
-    found = [row for n, times in seen.items() for row in table(options.tokens, n, options.new, options.clock, times)]
-    for row in found:
-        print(" ".join(f"{key}={row[key]:.3g}" if isinstance(row[key], float) else f"{key}={row[key]}"
-                       for key in list(row)[1:10]))  # fmt: skip
-    if not options.dry:
-        print("written to", write_rows("decode", found).name)
+    for answers, times in seen.items():
+        found = table(options.tokens, answers, options.new, options.clock, times, options.device)
+        publish("decode", found, 10, options.dry)
 
 
 if __name__ == "__main__":

@@ -20,42 +20,15 @@ from typing import Any
 
 import torch
 from llama_index.core.llms import ChatMessage
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from benchmarks.prompts import conversation, word_tokenizer
 from benchmarks.rows import spread, where, write_rows
-from benchmarks.shapes import CPU_LLAMA, random_model
+from benchmarks.shapes import random_model
 from langchain_samkv import ChatSamKV
 from llama_index.llms.samkv import SamKVLLM
 from samkv_rag import ChunkKVStore, SamKVEngine
 
-CHUNKS = 4
-QUESTION = "w7 w11 w13 w17 ?"
 GOAL = 0.03
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
-)
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, so that a text has as many tokens as it has words."""
-    special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "system", "user", "assistant", "?"]
-    words = [f"w{number}" for number in range(CPU_LLAMA.vocab_size - len(special))]
-    vocab = {word: number for number, word in enumerate([*special, *words])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", chat_template=TEMPLATE
-    )
-
-
-def conversation(tokens: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Chunk texts of `tokens` tokens together, and the messages that hold them."""
-    draw = random.Random(tokens)
-    chunks = [" ".join(f"w{draw.randrange(20000)}" for _ in range(tokens // CHUNKS)) for _ in range(CHUNKS)]
-    system = "w1 w2 w3\n\n" + "\n\n".join(chunks)
-    return chunks, [{"role": "system", "content": system}, {"role": "user", "content": QUESTION}]
 
 
 def ways(engine: SamKVEngine, messages: list[dict[str, str]]) -> dict[str, Callable[[], Iterator[Any]]]:

@@ -129,7 +129,7 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
         times = spread(each)
         reached = case.moved / times["median_ms"] / 1e6
         rows.append(
-            where() | {"kernel": case.name, "backend": way, "error": f"{error:.2e}", **times, "gb_per_s": reached}
+            where("cuda") | {"kernel": case.name, "backend": way, "error": f"{error:.2e}", **times, "gb_per_s": reached}
         )
     print(
         f"{case.name:28s} error {error:.1e}  {rows[0]['median_ms']:8.3f} ms, reference {rows[1]['median_ms']:8.3f} ms"

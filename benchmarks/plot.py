@@ -18,12 +18,13 @@ from samkv_rag.eval.summary import rows_of  # noqa: E402
 
 PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
 COLOURS = {
-    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv joint": "#6a4c93",
+    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv before": "#6a4c93",
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
 }  # fmt: skip
 ANSWERED = {
-    "full": "full", "samkv@0.15": "samkv", "samkv:look=joint@0.15": "samkv joint", "samkv.paper@0.15": "samkv paper",
-    "cacheblend@0.15": "cacheblend", "epic@0.15": "epic", "reuse": "reuse", "random@0.15": "random",
+    "full": "full", "samkv@0.15": "samkv", "samkv:settle=before@0.15": "samkv before",
+    "samkv.paper@0.15": "samkv paper", "cacheblend@0.15": "cacheblend", "epic@0.15": "epic", "reuse": "reuse",
+    "random@0.15": "random",
 }  # fmt: skip
 TASK = RESULTS / "eval" / "earlier12"
 Row = Mapping[str, str]
@@ -64,11 +65,12 @@ def draw_answers(axes: Any, folder: Path) -> None:
     """Bars of F1 with 95 % intervals where the subject of the answer stands in an earlier chunk."""
     task = read_results(folder).tasks[0]
     found = {row.setting: row.f1 for row in rows_of(task)}
-    for place, (setting, label) in enumerate(ANSWERED.items()):
+    shown = {setting: label for setting, label in ANSWERED.items() if setting in found}
+    for place, (setting, label) in enumerate(shown.items()):
         value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
         colour = COLOURS.get(label, "#c9cdd4")
         axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
-    axes.set_xticks(range(len(ANSWERED)), [label.replace(" ", "\n") for label in ANSWERED.values()], fontsize=8)
+    axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=8)
     axes.set_ylabel("F1")
     axes.set_title(
         f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10

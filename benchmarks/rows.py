@@ -17,9 +17,9 @@ import transformers
 RESULTS = Path(__file__).parent / "results"
 
 
-def where() -> dict[str, Any]:
-    """Date, commit, versions, processor or GPU, threads: the columns every row shares."""
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+def where(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Date, commit, versions, the processor or GPU it ran on, threads: the columns every row shares."""
+    gpu = torch.cuda.get_device_name(0) if torch.device(device).type == "cuda" else ""
     return {
         "date": datetime.date.today().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
@@ -38,9 +38,14 @@ def _git(*arguments: str) -> str:
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile in milliseconds."""
-    ordered = sorted(value * 1e3 for value in seconds)
+    return quantiles([value * 1e3 for value in seconds], "ms")
+
+
+def quantiles(values: Sequence[float], unit: str) -> dict[str, float]:
+    """Median, 20th and 80th percentile of `values`, with their `unit` in the names."""
+    ordered = sorted(values)
     low, high = ordered[int(0.2 * (len(ordered) - 1))], ordered[round(0.8 * (len(ordered) - 1))]
-    return {"median_ms": statistics.median(ordered), "p20_ms": low, "p80_ms": high}
+    return {f"median_{unit}": statistics.median(ordered), f"p20_{unit}": low, f"p80_{unit}": high}
 
 
 def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:

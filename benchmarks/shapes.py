@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.loading import ModelSource
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import PromptPlan, Question, Segment
 
@@ -15,14 +16,31 @@ CPU_LLAMA = LlamaConfig(
     vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
     num_key_value_heads=4, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, max_position_embeddings=131072, bos_token_id=1, eos_token_id=2,
+    pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+)  # fmt: skip
 
 
-def random_model(config: Any = CPU_LLAMA, dtype: torch.dtype = torch.float32) -> ModelAdapter:
-    """A random model of `config`'s shape that never ends an answer by itself."""
+def random_model(
+    config: Any = CPU_LLAMA, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> ModelAdapter:
+    """A random model of `config`'s shape, made where it runs, that never ends an answer by itself."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = None
     return ModelAdapter(model)
+
+
+def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
+    """The model of a label: "random" is 12 x 768 in float32, "8b" the shape of Llama-3.1-8B in bfloat16, "bundled" the reader."""
+    if label == "bundled":
+        return ModelSource(device_map=str(device)).adapter
+    if label == "8b":
+        return random_model(LLAMA_8B, torch.bfloat16, device)
+    return random_model(device=device)
 
 
 def random_prompt(

@@ -6,44 +6,22 @@ exactness gate is red. The number that counts is the ratio within one run.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.rows import spread, where, write_rows
-from benchmarks.shapes import random_model, random_prompt
-from samkv_rag.accounting import make_report
-from samkv_rag.methods import CacheBlend, Full, Method, Reuse, Run, SamKV
+from benchmarks.harness import gated, in_turns, options_of, publish
+from benchmarks.rows import spread, where
+from benchmarks.shapes import model_named, random_prompt
+from benchmarks.systems import METHODS, first_token
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.loading import ModelSource
-from samkv_rag.parity import check_parity
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import PromptPlan, Report
 
-METHODS: dict[str, Method] = {
-    "full": Full(),
-    "reuse": Reuse(),
-    "samkv": SamKV(),
-    "samkv 1/3": SamKV(recompute=1 / 3),
-    "samkv 1/10": SamKV(recompute=1 / 10),
-    "samkv joint": SamKV(look="joint"),
-    "samkv joint 1/3": SamKV(look="joint", recompute=1 / 3),
-    "cacheblend": CacheBlend(),
-}
-
-
-def first_token(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: Method) -> Report:
-    """Prepare and generate one token; the report's `ttft_seconds` is the whole of it."""
-    start = time.perf_counter()
-    run = Run(plan, adapter, store, room=1)
-    prepared = method.prepare(run)
-    with run.stage("first_token"):
-        adapter.generate(prepared.ids, prepared.cache, max_new_tokens=1, do_sample=False)
-    return make_report(run, prepared, method.name, time.perf_counter() - start)
+Seen = dict[str, list[Report | float]]
 
 
 def stock(adapter: ModelAdapter, plan: PromptPlan) -> float:
@@ -52,26 +30,26 @@ def stock(adapter: ModelAdapter, plan: PromptPlan) -> float:
     tokens = torch.tensor([plan.token_ids], device=adapter.device)
     start = time.perf_counter()
     with torch.inference_mode():
-        adapter.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=1, do_sample=False)
+        kwargs = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 1, "do_sample": False}
+        adapter.model.generate(tokens, **kwargs).tolist()
     seconds = time.perf_counter() - start
     adapter.model.set_attn_implementation("samkv")
     return seconds
 
 
-def measure(adapter: ModelAdapter, chunks: int, chunk_tokens: int, rounds: int) -> dict[str, list[Report | float]]:
-    """Reports of every method (and stock seconds), `rounds` interleaved rounds after one that warms up."""
+def measure(
+    adapter: ModelAdapter, chunks: int, chunk_tokens: int, rounds: int, systems: Sequence[str] = tuple(METHODS)
+) -> Seen:
+    """Reports of every system (and stock seconds), `rounds` interleaved rounds after one that warms up."""
     store = ChunkKVStore(":memory:")
     plan = random_prompt(adapter, store, chunks, chunk_tokens)
-    seen: dict[str, list[Report | float]] = defaultdict(list)
-    for number in range(rounds + 1):
-        results: dict[str, Report | float] = {"stock": stock(adapter, plan)}
-        results |= {name: first_token(adapter, store, plan, method) for name, method in METHODS.items()}
-        for name, result in results.items() if number else ():
-            seen[name].append(result)
-    return seen
+    ways: dict[str, Callable[[], Report | float]] = {"stock": lambda: stock(adapter, plan)}
+    for name in systems:
+        ways[name] = partial(first_token, adapter, store, plan, METHODS[name])
+    return in_turns(ways, rounds)
 
 
-def rows(label: str, tokens: int, seen: dict[str, list[Report | float]]) -> list[dict[str, Any]]:
+def rows(label: str, tokens: int, seen: Seen, device: str = "cpu") -> list[dict[str, Any]]:
     """One row per method: times, ratios to full in the same run, kept, recomputed, resident K/V."""
     seconds = {name: [r if isinstance(r, float) else r.ttft_seconds for r in found] for name, found in seen.items()}
     full = spread(seconds["full"])["median_ms"]
@@ -81,7 +59,7 @@ def rows(label: str, tokens: int, seen: dict[str, list[Report | float]]) -> list
         timing = spread(seconds[name])
         row = {"model": label, "tokens": tokens, "method": name, **timing, "full_over": full / timing["median_ms"]}
         row |= _shares(report) if isinstance(report, Report) else dict.fromkeys(_SHARES, "")
-        out.append(row | {"rounds": len(found)} | where())
+        out.append(row | {"rounds": len(found)} | where(device))
     return out
 
 
@@ -101,28 +79,21 @@ def _shares(report: Report) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--models", nargs="+", default=["bundled", "random"], choices=["bundled", "random"])
+    parser = options_of(__doc__, rounds=5, devices=True)
+    parser.add_argument("--models", nargs="+", default=["bundled", "random"], choices=["bundled", "random", "8b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096])
-    parser.add_argument("--dry", action="store_true", help="print only, write no CSV rows")
+    parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    systems = [name for name in METHODS if name == "full" or name in options.systems]
     for label in options.models:
-        adapter = random_model() if label == "random" else ModelSource().adapter
-        gate = check_parity(adapter)
-        print(f"{label}: exactness gate green (recompute {gate.recompute_error:.0e}, reuse {gate.reuse_error:.0e})")
+        adapter = gated(label, model_named(label, options.device))
         for tokens in options.tokens:
             if tokens + 64 > adapter.model.config.max_position_embeddings:
                 print(f"{label} has too few positions for {tokens} tokens, skipped")
                 continue
-            found = rows(label, tokens, measure(adapter, 8, tokens // 8, options.rounds))
-            for row in found:
-                print(" ".join(f"{key}={row[key]:.3g}" if isinstance(row[key], float) else str(row[key])
-                               for key in list(row)[:14]))  # fmt: skip
-            if not options.dry:
-                print("written to", write_rows("ttft", found).name)
+            seen = measure(adapter, 8, tokens // 8, options.rounds, systems)
+            publish("ttft", rows(label, tokens, seen, options.device), 14, options.dry)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""What the benchmarks share: options, the exactness gate, turns in one process, and how rows are shown and kept."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.rows import write_rows
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.parity import check_parity
+
+T = TypeVar("T")
+
+
+def options_of(doc: str | None, rounds: int, devices: bool = False) -> argparse.ArgumentParser:
+    """The options that every benchmark has, `--device` where it runs on a GPU too."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dry", action="store_true", help="print only, write no CSV rows")
+    if devices:
+        parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    return parser
+
+
+def gated(label: str, adapter: ModelAdapter) -> ModelAdapter:
+    """The adapter, once reuse has been shown to be exact on it. `ParityError`: nothing may be reported of it."""
+    gate = check_parity(adapter)
+    print(f"{label}: exactness gate green (recompute {gate.recompute_error:.0e}, reuse {gate.reuse_error:.0e})")
+    return adapter
+
+
+def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int, warm_ups: int = 1) -> dict[str, list[T]]:
+    """What every way returns, way by way, `rounds` interleaved rounds after those that warm up."""
+    seen: dict[str, list[T]] = defaultdict(list)
+    for number in range(rounds + warm_ups):
+        for name, way in ways.items():
+            result = way()
+            if number >= warm_ups:
+                seen[name].append(result)
+    return dict(seen)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def publish(name: str, rows: Sequence[Mapping[str, Any]], shown: int, dry: bool) -> None:
+    """Print the first `shown` columns of every row; append the rows to `results/<name>.csv` unless `dry`."""
+    for row in rows:
+        print(" ".join(f"{key}={_short(row[key])}" for key in list(row)[:shown]))
+    if not dry and rows:
+        print("written to", write_rows(name, rows).name)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,31 @@
+"""The systems that are compared, and the way of one question through one of them up to its first token."""
+
+from __future__ import annotations
+
+import time
+
+from samkv_rag.accounting import make_report
+from samkv_rag.methods import CacheBlend, Full, Method, Reuse, Run, SamKV
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.store import ChunkKVStore
+from samkv_rag.types import PromptPlan, Report
+
+METHODS: dict[str, Method] = {
+    "full": Full(),
+    "reuse": Reuse(),
+    "samkv": SamKV(),
+    "samkv 1/3": SamKV(recompute=1 / 3),
+    "samkv 1/10": SamKV(recompute=1 / 10),
+    "samkv before": SamKV(settle="before"),
+    "cacheblend": CacheBlend(),
+}
+
+
+def first_token(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: Method) -> Report:
+    """Prepare and generate one token; the report's `ttft_seconds` is the whole of it."""
+    start = time.perf_counter()
+    run = Run(plan, adapter, store, room=1)
+    prepared = method.prepare(run)
+    with run.stage("first_token"):
+        adapter.generate(prepared.ids, prepared.cache, max_new_tokens=1, do_sample=False)
+    return make_report(run, prepared, method.name, time.perf_counter() - start)
