@@ -35,7 +35,10 @@ def random_model(
 
 
 def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
-    """The model of a label: "random" is 12 x 768 in float32, "8b" the shape of Llama-3.1-8B in bfloat16, "bundled" the reader."""
+    """The model of a label.
+
+    "random" is 12 x 768 in float32, "8b" the shape of Llama-3.1-8B in bfloat16, "bundled" the reader.
+    """
     if label == "bundled":
         return ModelSource(device_map=str(device)).adapter
     if label == "8b":

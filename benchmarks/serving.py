@@ -1,0 +1,161 @@
+"""Answers within a fixed budget of keys and values: how many fit, and tokens a second. `python -m benchmarks.serving`
+
+Every system serves as many questions over the same chunks as fit `--budget` MiB: caches that answers hold, buffers
+with their room included, plus the largest cache that preparing one more takes. They are prepared one after another,
+then decoded together to the end. All systems take turns in one process, on a random 12 x 768 Llama. Nothing is
+reported when the exactness gate is red, when the budget was exceeded, or when an answer in float32 differs from itself alone.
+
+`decode_full_over` compares decoding alone, what the budget decides; `full_over` the whole, preparing included. The
+budget counts keys and values, as servers do: `benchmarks.memory` measures all that an answer takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.decode import finish
+from benchmarks.harness import gated, in_turns, options_of, publish
+from benchmarks.rows import quantiles, where
+from benchmarks.shapes import model_named, random_prompt
+from benchmarks.systems import METHODS
+from samkv_rag.methods import Method, Run
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.decoding import Decoding
+from samkv_rag.store import ChunkKVStore
+from samkv_rag.types import PromptPlan, Question
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An answer whose first token is there, and the bytes of the largest cache that preparing it took."""
+
+    decoding: Decoding
+    peak: int
+
+    @property
+    def held(self) -> int:
+        """Bytes of the buffers that hold its keys and values, room included."""
+        layers = self.decoding.cache.slot_layers
+        storages = [x.untyped_storage() for layer in layers for x in (layer.keys, layer.values) if x is not None]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one system did with the budget, in seconds, bytes and new tokens."""
+
+    answers: int
+    tokens: int
+    preparing: float
+    decoding: float
+    held: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One prompt's chunks, asked about again and again by one model within `budget` bytes, `new` tokens an answer."""
+
+    adapter: ModelAdapter
+    store: ChunkKVStore
+    plan: PromptPlan
+    budget: int
+    new: int
+
+    def question(self, number: int) -> PromptPlan:
+        """The plan with another question of random ids."""
+        draws, last = torch.Generator().manual_seed(number), self.plan.segments[-1]
+        vocab = self.adapter.model.config.vocab_size
+        ids = tuple(torch.randint(3, vocab, (len(last.token_ids),), generator=draws).tolist())
+        segments = (*self.plan.segments[:-1], replace(last, token_ids=ids))
+        return PromptPlan(segments, Question("", ids, last.start))
+
+    def begin(self, method: Method, number: int) -> Begun:
+        """Prepare an answer up to its first token."""
+        run = Run(self.question(number), self.adapter, self.store, room=self.new)
+        prepared = method.prepare(run)
+        loop = self.adapter.loop
+        decoding = loop.begin(prepared.ids, prepared.cache, max_new_tokens=self.new, do_sample=False)
+        return Begun(decoding, run.kv_bytes_peak)
+
+    def fitting(self, one: Begun, most: int) -> int:
+        """How many answers like `one` fit: all but the last hold their caches while the last is prepared."""
+        largest = max(one.held, one.peak)
+        if largest > self.budget:
+            raise SystemExit(f"One answer takes {largest / MIB:.0f} MiB: the budget is too small, nothing is reported.")
+        return min(most, (self.budget - largest) // one.held + 1)
+
+    def serve(self, method: Method, answers: int, alone: Sequence[int]) -> Served:
+        """Prepare `answers` answers, decode them together; the first must say what it says `alone`."""
+        start = time.perf_counter()
+        begun = [self.begin(method, number) for number in range(answers)]
+        preparing, held = time.perf_counter() - start, sum(one.held for one in begun)
+        decoding = finish(self.adapter, [[one.decoding for one in begun]], time.perf_counter)
+        said = [one.decoding.result() for one in begun]
+        if held > self.budget:
+            raise SystemExit(f"{held / MIB:.0f} MiB were held: the budget was exceeded, nothing is reported.")
+        if self.adapter.dtype == torch.float32 and said[0] != alone:
+            raise SystemExit("An answer decoded with others differs from itself alone: nothing is reported.")
+        return Served(answers, sum(map(len, said)), preparing, decoding, held)
+
+
+def measure(bench: Bench, systems: Sequence[str], rounds: int, most: int) -> dict[str, list[Served]]:
+    """What every system did, `rounds` interleaved rounds; one answer alone of each warms up."""
+    ways = {}
+    for name in systems:
+        one = bench.begin(METHODS[name], 0)
+        answers = bench.fitting(one, most)
+        finish(bench.adapter, [[one.decoding]], time.perf_counter)
+        ways[name] = partial(bench.serve, METHODS[name], answers, one.decoding.result())
+    return in_turns(ways, rounds, warm_ups=0)
+
+
+def rows(label: str, tokens: int, bench: Bench, seen: dict[str, list[Served]], device: str) -> list[dict[str, Any]]:
+    """One row per system: answers that fit, tokens a second while decoding and in all, and their ratios to full."""
+    out = []
+    full = {key: timing[f"median_{key}"] for key, timing in _rates(seen["full"]).items()}
+    for name, found in seen.items():
+        rates = _rates(found)
+        row: dict[str, Any] = {"model": label, "tokens": tokens, "budget_mib": bench.budget / MIB, "method": name}
+        row |= {"answers": found[0].answers, "held_mib": found[0].held / MIB, **rates["decode_tps"], **rates["tps"]}
+        row["decode_full_over"] = rates["decode_tps"]["median_decode_tps"] / full["decode_tps"]
+        row["full_over"] = rates["tps"]["median_tps"] / full["tps"]
+        out.append(row | {"new_tokens": bench.new, "rounds": len(found)} | where(device))
+    return out
+
+
+def _rates(found: Sequence[Served]) -> dict[str, dict[str, float]]:
+    """Tokens a second of decoding alone (every answer's first token is prepared) and of the whole."""
+    decoding = [(one.tokens - one.answers) / one.decoding for one in found]
+    whole = [one.tokens / (one.preparing + one.decoding) for one in found]
+    return {"decode_tps": quantiles(decoding, "decode_tps"), "tps": quantiles(whole, "tps")}
+
+
+def main() -> None:
+    parser = options_of(__doc__, rounds=3, devices=True)
+    parser.add_argument("--model", default="random", choices=["random", "8b"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024])
+    parser.add_argument("--budget", type=int, default=64, help="MiB of keys and values")
+    parser.add_argument("--new", type=int, default=32, help="tokens of every answer")
+    parser.add_argument("--most", type=int, default=64, help="answers at once, however small")
+    parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    adapter, store = gated(options.model, model_named(options.model, options.device)), ChunkKVStore(":memory:")
+    systems = [name for name in METHODS if name == "full" or name in options.systems]
+    for tokens in options.tokens:
+        plan = random_prompt(adapter, store, 8, tokens // 8)
+        bench = Bench(adapter, store, plan, options.budget * MIB, options.new)
+        seen = measure(bench, systems, options.rounds, options.most)
+        publish("serving", rows(options.model, tokens, bench, seen, options.device), 14, options.dry)
+
+
+if __name__ == "__main__":
+    main()
