@@ -3,7 +3,8 @@
 Every system serves as many questions over the same chunks as fit `--budget` MiB: caches that answers hold, buffers
 with their room included, plus the largest cache that preparing one more takes. They are prepared one after another,
 then decoded together to the end. All systems take turns in one process, on a random 12 x 768 Llama. Nothing is
-reported when the exactness gate is red, when the budget was exceeded, or when an answer in float32 differs from itself alone.
+reported when the exactness gate is red, when the budget was exceeded, or when an answer (in float32) differs from what
+it is alone.
 
 `decode_full_over` compares decoding alone, what the budget decides; `full_over` the whole, preparing included. The
 budget counts keys and values, as servers do: `benchmarks.memory` measures all that an answer takes.
