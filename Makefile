@@ -11,6 +11,8 @@ THREADS ?= 1
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# All but kernels, which needs a GPU.
+BENCHMARKS ?= matcher ttft stages tiers reads scores decode serving memory ingestion integrations
 SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training notebooks)
 
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -73,8 +75,8 @@ reader: $(VENV)/dev.stamp  ## train the bundled reader again (minutes on a GPU, 
 	$(PY) -m training.train
 
 bench: export OMP_NUM_THREADS = $(THREADS)
-bench: $(VENV)/dev.stamp  ## run every benchmark; rows are appended to benchmarks/results/*.csv
-	@set -e; for name in matcher ttft decode integrations; do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+bench: $(VENV)/dev.stamp  ## run the benchmarks (docs/benchmarks.md), or BENCHMARKS="ttft memory"; rows go to benchmarks/results
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m benchmarks.$$name; done
 
 notebooks: export OMP_NUM_THREADS = $(THREADS)
 notebooks: $(VENV)/dev.stamp  ## run the notebooks and keep what they show

@@ -68,8 +68,9 @@ class Asked:
         """The queries in every chunk's frame: `(C, L, H, Q, D)`."""
         behind = torch.arange(self.asked) + self.chunks * self.size
         places = behind - self.size * torch.arange(self.chunks)[:, None]
-        turned = self.adapter.table(places.flatten()).rotate(self.queries.repeat(1, 1, self.chunks, 1))
-        return turned.unflatten(2, (self.chunks, self.asked)).permute(2, 0, 1, 3, 4)
+        turned: Tensor = self.adapter.table(places.flatten()).rotate(self.queries.repeat(1, 1, self.chunks, 1))
+        apart: Tensor = turned.unflatten(2, (self.chunks, self.asked))
+        return apart.permute(2, 0, 1, 3, 4)
 
     def summaries(self) -> Tensor:
         """Logits `(L, H, Q, B)` over block means."""
