@@ -31,13 +31,13 @@ KEEP = 0.15
 def random_chunk(tokens: int, seed: int) -> ChunkKV:
     """A chunk's cache of random numbers, fp32."""
     draws, config = torch.Generator().manual_seed(seed), CPU_LLAMA
-    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    layers, heads = config.num_hidden_layers, config.num_key_value_heads or config.num_attention_heads
     width, blocks = config.hidden_size // config.num_attention_heads, -(-tokens // BLOCK)
-    per_block = torch.randn(3, layers, blocks, heads, width, generator=draws)
+    mean, low, high = torch.randn(3, layers, blocks, heads, width, generator=draws)
     query = torch.randn(layers, config.num_attention_heads, width, generator=draws)
     ids = torch.randint(0, config.vocab_size, (tokens,), generator=draws)
     kv = torch.randn(layers, blocks, 2, heads, BLOCK, width, generator=draws)
-    return ChunkKV(ChunkSummary("x" * 4 * tokens, ids, *per_block, query), kv)
+    return ChunkKV(ChunkSummary("x" * 4 * tokens, ids, mean, low, high, query), kv)
 
 
 def fill(folder: Path, chunks: int, tokens: int, kv_dtype: str) -> list[str]:
