@@ -115,7 +115,7 @@ def rows(
 
 
 def main() -> None:
-    parser = options_of(__doc__, rounds=5, devices=True)
+    parser = options_of(__doc__, rounds=3, devices=True)
     parser.add_argument("--model", default="random", choices=["bundled", "random", "8b"])
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--chunk-tokens", type=int, default=512)

@@ -110,7 +110,7 @@ def rows(label: str, tokens: int, seen: dict[Case, list[Report]], device: str = 
 
 
 def main() -> None:
-    parser = options_of(__doc__, rounds=5, devices=True)
+    parser = options_of(__doc__, rounds=3, devices=True)
     parser.add_argument("--model", default="random", choices=["bundled", "random", "8b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
