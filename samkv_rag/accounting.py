@@ -6,6 +6,8 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
+import torch
+
 from samkv_rag.flops import answer_flops
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.types import Report
@@ -19,6 +21,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     plan, selection = run.plan, prepared.selection
     kept = sum(map(len, selection.kept))
     recomputed = sum(map(len, selection.recomputed))
+    reused = kept - sum(int(torch.isin(*both).sum()) for both in zip(selection.kept, selection.recomputed, strict=True))
     glue = plan.n_tokens - plan.chunk_tokens
     per_token = run.adapter.shape.bytes_per_token
     return Report(
@@ -28,16 +31,18 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         chunk_tokens=plan.chunk_tokens,
         dropped_tokens=plan.chunk_tokens - kept,
         kept_tokens=kept,
-        reused_tokens=kept - recomputed,
+        reused_tokens=reused,
         recomputed_tokens=recomputed,
+        recomputed_dropped_tokens=recomputed + reused - kept,
         fresh_tokens=glue + recomputed,
         question_pass_tokens=run.question_pass_tokens,
         kept_ratio=_share(kept, plan.chunk_tokens, empty=1.0),
         recompute_ratio=_share(recomputed, kept),
         recomputed_layers_ratio=_share(run.chunk_token_layers, plan.chunk_tokens * run.adapter.shape.layers),
         kv_bytes_resident=len(prepared.ids) * per_token,
+        kv_bytes_peak=max(run.kv_bytes_peak, len(prepared.ids) * per_token),
         kv_bytes_full=plan.n_tokens * per_token,
-        kv_bytes_read=run.bytes_read,
+        kv_bytes_read=run.entries.bytes_read,
         scored_bytes=run.scored_bytes,
         flops=answer_flops(run, prepared),
         ttft_seconds=ttft_seconds,

@@ -153,8 +153,9 @@ class Ranking:
 class Selection:
     """Which tokens of each chunk stay, and which of those are computed again: sorted indices into the chunk.
 
-    `recomputed` is a subset of `kept`, chunk by chunk. `notes` says what the user should know (an anchor that was
-    trimmed, a chunk that got nothing). `ranking` says why, where the method ranks blocks.
+    `recomputed` is a subset of `kept`, chunk by chunk, unless what is kept was settled after recomputing. `notes` says
+    what the user should know (an anchor that was trimmed, a chunk that got nothing). `ranking` says why, where the
+    method ranks blocks.
     """
 
     kept: tuple[Tensor, ...]
@@ -184,11 +185,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one answer cost. prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed.
+    """What one answer cost. prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed, less
+    `recomputed_dropped_tokens`, which were computed for what others see in them and did not stay.
 
     `fresh_tokens` are glue tokens plus recomputed ones plus missed chunks: all that entered layer 0 for the
     answer itself (the question pass is counted apart). `recomputed_layers_ratio`: chunk tokens times layers that were
-    computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype;
+    computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype:
+    `kv_bytes_resident` from the first token on, `kv_bytes_peak` the most of one pass before it;
     seconds are wall clock. `scored_bytes` are what choosing read: the block summaries of the chunks it scored, the
     entries that the question's pass ran over, the keys that CacheBlend compared. `flops` are the operations up to the
     first new token (`samkv_rag.flops`). `prompt_digest` is that of the prompt's token ids, the same for every method.
@@ -202,12 +205,14 @@ class Report:
     kept_tokens: int
     reused_tokens: int
     recomputed_tokens: int
+    recomputed_dropped_tokens: int
     fresh_tokens: int
     question_pass_tokens: int
     kept_ratio: float
     recompute_ratio: float
     recomputed_layers_ratio: float
     kv_bytes_resident: int
+    kv_bytes_peak: int
     kv_bytes_full: int
     kv_bytes_read: int
     scored_bytes: int

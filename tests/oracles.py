@@ -142,9 +142,12 @@ def stock_logits(
     return out.logits[0].float()  # type: ignore[no-any-return]
 
 
-def greedy(model: Any, ids: Sequence[int], positions: Tensor, past: Cache, count: int) -> list[int]:
-    """`count` tokens decoded by hand, every mask made from true positions."""
-    token = int(stock_logits(model, ids, positions, past)[-1].argmax())
+def greedy(
+    model: Any, ids: Sequence[int], positions: Tensor, past: Cache, count: int, before: Tensor | None = None
+) -> list[int]:
+    """`count` tokens decoded by hand, every mask made from true positions; `past` holds entries at `before`."""
+    token = int(stock_logits(model, ids, positions, past, before)[-1].argmax())
+    positions = positions if before is None else torch.cat([before, positions])
     out = [token]
     while len(out) < count:
         following = positions[-1:] + 1
@@ -152,6 +155,32 @@ def greedy(model: Any, ids: Sequence[int], positions: Tensor, past: Cache, count
         positions = torch.cat([positions, following])
         out.append(token)
     return out
+
+
+@torch.no_grad()
+def stock_attention(wiring: str, plan: PromptPlan, kept: Kept, layers: Sequence[int]) -> Tensor:
+    """Attention `(N, T, T)` of ONE stock forward over `kept` with stored entries, averaged over heads."""
+    model = stock(wiring)
+    at = kept.positions
+    visible, near = (
+        at[None, :] <= at[:, None],
+        at[None, :] > at[:, None] - (getattr(model.config, "sliding_window", None) or math.inf),
+    )
+    out = model(
+        torch.tensor([kept.ids]), position_ids=at[None], past_key_values=frozen_cache(wiring, plan, kept),
+        attention_mask=hand_made_mask(model, visible, near), output_attentions=True,
+    )  # fmt: skip
+    return torch.stack([out.attentions[layer][0].double().mean(0) for layer in layers])
+
+
+def thinned(past: Cache, slots: Tensor) -> Cache:
+    """A cache of the entries of `past` at `slots`."""
+    layers = []
+    for old in past.layers:
+        layer = DynamicLayer()
+        layer.update(old.keys[:, :, slots], old.values[:, :, slots])
+        layers.append(layer)
+    return Cache(layers=layers)
 
 
 class FrozenLayer(DynamicLayer):

@@ -22,10 +22,6 @@ class Layout:
         """Slots of the glue, always computed fresh."""
         return (self.owner < 0).nonzero()[:, 0]
 
-    def slots(self, everything: bool) -> Tensor:
-        """All slots, or those of the glue."""
-        return torch.arange(len(self.ids)) if everything else self.glue
-
     def columns(self, chunks: int) -> list[Tensor]:
         """For every chunk, where its tokens stand among the chunk tokens of all."""
         owner = self.owner[self.owner >= 0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.selection import best_tokens
 from samkv_rag.types import Selection
 
 
@@ -30,6 +31,5 @@ class ProphetKV:
 
 def top_tokens(kept: tuple[Tensor, ...], value: Tensor, columns: list[Tensor], share: float) -> Selection:
     """Everything kept, the `share` of the tokens with the highest `value` `(T,)` recomputed."""
-    best = torch.zeros(len(value), dtype=torch.bool)
-    best[value.argsort(descending=True, stable=True)[: int(share * len(value))]] = True
-    return Selection(kept, tuple(tokens[best[column]] for tokens, column in zip(kept, columns, strict=True)))
+    best = best_tokens([value[column] for column in columns], int(share * len(value)))
+    return Selection(kept, tuple(tokens[part] for tokens, part in zip(kept, best, strict=True)))

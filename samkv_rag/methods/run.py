@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.passes import Pass
-from samkv_rag.model.adapter import ModelAdapter, unblocked
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.attention import Observation, Observer
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.store import ChunkKVStore
-from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan, Selection
+from samkv_rag.types import ChunkSummary, PromptPlan, Selection
 
 Stage = Literal["plan", "load", "select", "recompute", "first_token"]
 
@@ -42,22 +44,25 @@ class Run:
         self.plan = plan
         self.adapter = adapter
         self.store = store
+        self.entries = Entries(plan, adapter, store)
         self.room = room
         self.min_kept_tokens = min_kept_tokens
         self.fingerprint = fingerprint
         self.question_pass_tokens = 0
-        self.bytes_read = 0
         self.scored_bytes = 0
+        self.kv_bytes_peak = 0
         self.passes: list[Pass] = []
-        self._summarised: dict[int, ChunkSummary] = {}
         self.chunk_token_layers = 0
         self.seconds: dict[str, float] = defaultdict(float)
-        self._blocks: list[dict[int, Tensor]] = [{} for _ in plan.chunks]
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of every chunk in the prompt."""
         return [len(chunk.token_ids) for chunk in self.plan.chunks]
+
+    @property
+    def _chunks_end(self) -> int:
+        return max((chunk.stop for chunk in self.plan.chunks), default=0)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
@@ -77,37 +82,13 @@ class Run:
 
     def summaries(self, index: int) -> ChunkSummary:
         """The small part of chunk `index`: block summaries and local query."""
-        if index not in self._summarised:
-            known = self._summarised[index] = self.store.summary(str(self.plan.chunks[index].key))
-            self.scored_bytes += sum(x.nbytes for x in (known.mean, known.low, known.high, known.local_query))
-        return self._summarised[index]
+        known, new = self.entries.summary(index)
+        self.scored_bytes += sum(x.nbytes for x in (known.mean, known.low, known.high, known.local_query)) if new else 0
+        return known
 
     def local_query(self, index: int) -> Tensor:
         """The local query of chunk `index`, fp32 `(L, H, D)`, position-free."""
         return self.summaries(index).local_query.to(self.adapter.device, torch.float32)
-
-    def load(self, index: int, blocks: Sequence[int], layers: int | None = None) -> tuple[Tensor, Tensor]:
-        """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks and the first `layers` layers.
-
-        Each layer of a block is read once a run, and no layer that nobody asked for.
-        """
-        layers = self.adapter.shape.layers if layers is None else layers
-        known, blocks = self._blocks[index], list(blocks)
-        depths = {block: len(known[block]) if block in known else 0 for block in blocks}
-        for depth in sorted({depth for depth in depths.values() if depth < layers}):
-            missing = [block for block in depths if depths[block] == depth]
-            kv = self._read(index, missing, range(depth, layers))
-            if missing == blocks and depth == 0:
-                known.update(zip(missing, kv.unbind(1), strict=True))
-                return unblocked(kv)
-            for block, deeper in zip(missing, kv.unbind(1), strict=True):
-                known[block] = torch.cat([known[block], deeper]) if depth else deeper
-        return unblocked(torch.stack([known[block][:layers] for block in blocks], 1))
-
-    def _read(self, index: int, blocks: Sequence[int], layers: Sequence[int]) -> Tensor:
-        stored = self.store.read_stored(str(self.plan.chunks[index].key), blocks, layers)
-        self.bytes_read += stored.nbytes  # the store's own count is shared with other engines
-        return stored.restored()
 
     # -- running the model -------------------------------------------------------------------------------------
 
@@ -144,17 +125,10 @@ class Run:
                     stays = ~torch.isin(inside, replaced[index])
                     slots, inside = slots[stays], inside[stays]
                 if len(slots):
-                    keys[:, :, slots], values[:, :, slots] = self._tokens(index, inside, layers)
+                    keys[:, :, slots], values[:, :, slots] = self.entries.tokens(index, inside, layers)
+            self.kv_bytes_peak = max(self.kv_bytes_peak, keys.nbytes + values.nbytes)
             table = self.adapter.table(layout.positions)
             return self.adapter.assemble(keys, values, layout.positions, table, room)
-
-    def _tokens(self, index: int, inside: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        blocks = torch.unique(inside // BLOCK)
-        keys, values = self.load(index, blocks.tolist(), layers)
-        if len(inside) == int(inside[-1]) + 1:  # all tokens up to the last: views instead of copies
-            return keys[:, :, : len(inside)], values[:, :, : len(inside)]
-        rows = torch.searchsorted(blocks, inside // BLOCK) * BLOCK + inside % BLOCK
-        return keys[:, :, rows], values[:, :, rows]
 
     def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> Tensor:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
@@ -188,40 +162,26 @@ class Run:
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
             return maps.cpu(), layout.columns(len(kept))
 
-    def joint_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """As `question_attention`, with the `kept` tokens computed in the same pass, not read: they see each other.
-
-        Returns the question's attention `(N, Q, T)`, theirs among themselves `(N, T, T)`, and the columns.
-        """
-        layout, cache = self._asking(kept, max(layers), to_the_end=True, joint=True)
-        with self.stage("select"):
-            fresh, asked, ids = self._question_rows(layout, joint=True)
-            own = layout.owner >= 0
-            rows = torch.cat([asked, own.nonzero()[:, 0]])
-            maps = self.adapter.question_attention(ids, fresh, rows, cache, layers)[:, :, own].cpu()
-            return maps[:, : len(asked)], maps[:, len(asked) :], layout.columns(len(kept))
-
     def _asking(
-        self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False, joint: bool = False
-    ) -> tuple[Layout, SlotCache]:
+        self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False
+    ) -> tuple[Layout, SlotCache]:  # fmt: skip
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
         layout = self.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
             layout = with_question(layout, question.token_ids)
-        self.passes.append(Pass(layout.positions, layout.slots(joint), last_layer + 1, ended=True))
-        self.chunk_token_layers += sum(map(len, kept)) * (last_layer + 1) if joint else 0
-        before = self.bytes_read
-        cache = self.assemble(kept, layout, last_layer=last_layer, replaced=kept if joint else None)
-        self.scored_bytes += self.bytes_read - before
+        self.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
+        before = self.entries.bytes_read
+        cache = self.assemble(kept, layout, last_layer=last_layer)
+        self.scored_bytes += self.entries.bytes_read - before
         return layout, cache
 
-    def _question_rows(self, layout: Layout, joint: bool = False) -> tuple[Tensor, Tensor, list[int]]:
-        """Slots to run (the glue, or all), which of those rows ask (the question, and glue behind the chunks), ids."""
-        fresh, question = layout.slots(joint), self.plan.question
-        at, chunks_end = layout.positions[fresh], max((chunk.stop for chunk in self.plan.chunks), default=0)
+    def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
+        """Slots to run (the glue), which of those rows ask (the question, and glue behind the chunks), their ids."""
+        fresh, question = layout.glue, self.plan.question
+        at = layout.positions[fresh]
         inside = (at >= question.start) & (at < question.start + len(question.token_ids))
-        asked = (inside | (at >= max(question.start, chunks_end))).nonzero()[:, 0]
+        asked = (inside | (at >= max(question.start, self._chunks_end))).nonzero()[:, 0]
         self.question_pass_tokens += len(fresh)
         return fresh, asked, [layout.ids[slot] for slot in fresh.tolist()]
 
@@ -236,24 +196,58 @@ class Run:
         layout = self.layout(selection.kept)
         replaced = selection.recomputed if rows is None and theta == 1.0 else None
         cache = self.assemble(selection.kept, layout, self.room + 1, replaced=replaced)
-        return self._recompute_into(cache, layout, selection, rows, theta)
+        slots = self._fresh(layout, selection)
+        masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
+        self._recompute_into(cache, layout, slots, masks, theta)
+        cache.crop_to(len(layout.ids) - 1)
+        return Prepared(cache, layout.ids, selection)
 
-    def _recompute_into(
-        self, cache: SlotCache, layout: Layout, selection: Selection, rows: Sequence[Tensor | None] | None = None,
+    def recompute_and_settle(
+        self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Tensor, list[Tensor]], Selection],
         theta: float | Literal["cosine"] = 1.0,
     ) -> Prepared:  # fmt: skip
+        """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
+
+        `settle(attention, columns)` gets what the tokens behind the chunks, from the question on, attended to in this
+        very pass, averaged over heads: fp32 `(N, Q, T)` for the N `layers` and all T chunk tokens, and each chunk's
+        columns in it. The rest is dropped before the first token is generated.
+        """
+        whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
+        layout = self.layout(whole.kept)
+        cache = self.assemble(whole.kept, layout, self.room + 1, replaced=again if theta == 1.0 else None)
+        slots = self._fresh(layout, whole)
+        asked, maps = self._answering_rows(layout.positions[slots]), list[Tensor]()
+
+        def look(seen: Observation) -> None:
+            if seen.layer in layers:
+                maps.append(seen.weights(asked.to(self.adapter.device)))
+
+        self._recompute_into(cache, layout, slots, theta=theta, observer=look)
+        with self.stage("select"):
+            attention = torch.stack(maps)[:, :, layout.owner >= 0].cpu()
+            selection = settle(attention, layout.columns(len(whole.kept)))
+            thinned = self.layout(selection.kept)
+            cache.keep(torch.searchsorted(layout.positions, thinned.positions))
+            cache.crop_to(len(thinned.ids) - 1)
+        return Prepared(cache, thinned.ids, selection)
+
+    def _answering_rows(self, at: Tensor) -> Tensor:
+        """Which rows of a pass, at positions `at`, lead up to the answer: those from the question on that stand behind
+        all chunks, or else the last."""
+        start = self.plan.question.start if self.plan.question.in_prompt else 0
+        return (at >= min(max(start, self._chunks_end), int(at[-1]))).nonzero()[:, 0]
+
+    def _recompute_into(
+        self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None = None,
+        theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None,
+    ) -> None:  # fmt: skip
         with self.stage("recompute"):
-            fresh = self._fresh(layout, selection)
-            slots = fresh.nonzero()[:, 0]
             ids = [layout.ids[slot] for slot in slots.tolist()]
             owned = (layout.owner[slots] >= 0).to(self.adapter.device)
             self.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
             self.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers))
-            masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
             blend = None if theta == 1.0 else Blend(theta, owned)
-            self.adapter.recompute(ids, slots, cache, masks, blend)
-            cache.crop_to(len(layout.ids) - 1)
-        return Prepared(cache, layout.ids, selection)
+            self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer)
 
     def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
         """Every chunk token kept and computed up to layer `check`; `choose` then says which go on above it.
@@ -275,14 +269,17 @@ class Run:
             self.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
             self.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
             self.scored_bytes += stored[0][:, :, layout.owner >= 0].nbytes
-        return self._recompute_into(cache, layout, selection)
+        self._recompute_into(cache, layout, self._fresh(layout, selection))
+        cache.crop_to(len(layout.ids) - 1)
+        return Prepared(cache, layout.ids, selection)
 
     @staticmethod
     def _fresh(layout: Layout, selection: Selection) -> Tensor:
+        """Slots that are computed: the glue and what is recomputed."""
         fresh = layout.owner < 0
         for index, (kept, again) in enumerate(zip(selection.kept, selection.recomputed, strict=True)):
             fresh[layout.owner == index] = torch.isin(kept, again)
-        return fresh
+        return fresh.nonzero()[:, 0]
 
     def _stored(self, row: Tensor | None, layout: Layout, slots: Tensor) -> Tensor | None:
         if row is None:
@@ -294,5 +291,6 @@ class Run:
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
         self.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
+        self.kv_bytes_peak = self.plan.n_tokens * self.adapter.shape.bytes_per_token
         self.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
         return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))

@@ -18,49 +18,50 @@ from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
     chunk_scores,
-    joint_scores,
     pass_scores,
     personalised,
+    surrounded,
     turned_to_chunks,
-)
+    weighed,
+)  # fmt: skip
 from samkv_rag.methods.selection import (
     Choice,
     ChunkScores,
     aligned_rows,
     anchor_masks,
+    best_tokens,
     choose,
     dynamic_share,
     shortlist,
     split_recompute,
 )  # fmt: skip
-from samkv_rag.types import BLOCK, Selection
+from samkv_rag.types import BLOCK, Ranking, Selection
 
 
 @dataclass(frozen=True)
 class SamKV:
-    """Sparse chunk caches with selective recompute. The defaults are what was measured best; `paper()` is the paper's.
+    """The default selects what stays in two looks; `paper()` is the recipe of the paper.
 
-    What differs, and what decided it (F1 on held-out worlds, bundled reader, keep 15 %, docs/results.md): attention in
-    a pass over all stored entries instead of the pooled query (one-hop 53 against 7, two-hop 53 against 4, subject in
-    an earlier chunk 21 against 1; full prefill 72, 68, 73); no anchors, which take most of 15 % where chunks are short
-    (on the first bundled reader two-hop 40 against 30 with 4 + 4 tokens, n = 60). `look="joint"` gets 48, 44 and 51,
-    but its first token takes four times as long: it is not the default.
+    What differs: the question looks twice, at entries instead of summaries. First at the stored entries: the tokens it
+    attends to are recomputed, and see all stored entries while they are. Then, in that same pass, at what came of it:
+    what it attends to now stays (with what surrounds it), the rest is dropped before the first token. The paper
+    chooses once, by a pooled query against block means, and what it recomputes sees only what it keeps.
 
-    `keep`: kept chunk tokens / chunk tokens, anchors included; a hard ceiling on the union over the layers.
-    `recompute`: recomputed / kept, chosen by block rank ("score") or from the head of every kept run (`recompute_by`).
-    `block`: tokens per selection block, a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
+    `keep`: kept chunk tokens / chunk tokens, a hard ceiling. `recompute`: recomputed tokens / that number, chosen by
+    rank ("score") or from the head of every chosen run (`recompute_by`).
+    `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
+    then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
+    `around`: after the recompute, tokens before and behind a looked-at one that are as good as itself.
+    `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
+    at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
-    profile`), else as its config notes (`samkv_selection_layers`), else the middle third (our choice).
+    profile`), else as its config notes (`samkv_selection_layers`), else the middle third (our choice). What stays is
+    settled on the upper half of all layers.
     `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
-    entries. "joint": "keys" makes a shortlist of `candidates` times the budget, whose tokens are then computed
-    together up to the last selection layer, so that they have seen each other before the question chooses among them;
-    what the chosen attend to in other chunks counts too. An entry whose chunk says only "the company" cannot be found
-    by the company's name as long as it has not seen it, and is worth nothing without it.
-    "two_stage": "bound" makes the shortlist, then "keys" over that alone decides.
+    entries. "two_stage": "bound" makes a shortlist of `candidates` times the budget, "keys" over that alone decides.
     "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
     "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
-    "joint" and "keys" read every entry of the retrieved chunks once, though they keep few; "two_stage" its shortlist;
-    the others read only what they keep.
+    With `settle="before"`, "keys" reads every entry, "two_stage" its shortlist, the others only what they keep.
     `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
     `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
     `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
@@ -70,12 +71,14 @@ class SamKV:
 
     keep: float = 0.15
     recompute: float = 1.0
-    block: int = 16
+    settle: Literal["before", "after"] = "after"
+    around: tuple[int, ...] = (8, 16)
+    block: int | None = None
     initial: int = 0
     local: int = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
-    look: Literal["keys", "joint", "two_stage", "pooled", "mean", "bound"] = "keys"
+    look: Literal["keys", "two_stage", "pooled", "mean", "bound"] = "keys"
     candidates: float = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"
@@ -93,21 +96,30 @@ class SamKV:
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1 or not 0 <= self.recompute <= 1:
             raise SamKVError("keep and recompute are shares between 0 and 1.")
-        if self.aligned and self.look == "joint":
-            raise SamKVError(
-                'aligned needs one ranking per selection layer; look="joint" has one more. Choose another look.'
-            )
+        if self.aligned and self.settle == "after":
+            raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
         if self.candidates < 1:
             raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
-        if self.block < 1 or (self.block % BLOCK and self.look not in ("keys", "joint")):
+        if len(self.around) != 2 or min(self.around) < 0:
+            raise SamKVError("around is two numbers of tokens: before and behind, such as (8, 16).")
+        if self.block is not None and (self.block < 1 or (self.block % BLOCK and self.look != "keys")):
             raise SamKVError(
                 f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
             )
 
+    @property
+    def _block(self) -> int:
+        """Tokens of a selection block."""
+        if self.block is not None:
+            return self.block
+        return 1 if self.look == "keys" and self.settle == "after" else BLOCK
+
     @classmethod
     def paper(cls, keep: float = 0.15) -> SamKV:
         """The paper's recipe: the pooled query, dynamic shares, scores compared chunk by chunk, no filling up."""
-        return cls(keep=keep, look="pooled", initial=16, local=16, dynamic=True, per_chunk=True, fill=False)
+        return cls(
+            keep=keep, settle="before", look="pooled", initial=16, local=16, dynamic=True, per_chunk=True, fill=False
+        )
 
     def prepare(self, run: Run) -> Prepared:
         """Score, select within the budget, recompute; everything kept and recomputed skips the question's pass."""
@@ -125,9 +137,26 @@ class SamKV:
             choice = self._choose(scores, anchors, budget)
             kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
             again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
+            remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
-        selection = Selection(kept, again, (*remarks, *notes), choice.ranking(self.block))
-        return run.recompute(selection, rows, self.theta)
+        if self.settle == "after":
+            return self._settle(run, again, budget, remarks)
+        return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
+
+    def _settle(self, run: Run, again: tuple[Tensor, ...], budget: int, notes: tuple[str, ...]) -> Prepared:
+        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
+
+        Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
+        """
+        none = tuple(tokens[:0] for tokens in again)
+
+        def settle(attention: Tensor, columns: list[Tensor]) -> Selection:
+            shares = weighed(attention).mean(0)
+            values = tuple(surrounded(shares[column], *self.around) for column in columns)
+            return Selection(best_tokens(values, budget), again, notes, Ranking(none, values, 1))
+
+        n_layers = run.adapter.shape.layers
+        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -142,7 +171,7 @@ class SamKV:
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
     ) -> list[ChunkScores]:  # fmt: skip
-        if self.look in ("keys", "joint", "two_stage"):
+        if self.look in ("keys", "two_stage"):
             return self._key_scores(run, layers, anchors, int(self.candidates * budget))
         if self.look == "pooled":
             generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1]).mean(2)
@@ -153,16 +182,11 @@ class SamKV:
     def _key_scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], limit: int
     ) -> list[ChunkScores]:  # fmt: skip
-        sizes, everything = (self.block, self.initial, self.local), limit >= sum(run.lengths)
-        if self.look == "keys" or self.look == "two_stage" and everything:
+        sizes = (self._block, self.initial, self.local)
+        if self.look == "keys" or limit >= sum(run.lengths):
             return pass_scores(run, layers, *sizes)
-        if everything:
-            seen = [torch.arange(length) for length in run.lengths]
-        elif self.look == "joint":
-            seen = shortlist(pass_scores(run, layers, *sizes), run.lengths, limit, self.block)
-        else:
-            seen = shortlist(self._summary_scores(run, layers, anchors, "bound"), run.lengths, limit, self.block)
-        return (joint_scores if self.look == "joint" else pass_scores)(run, layers, *sizes, seen)
+        bounds = self._summary_scores(run, layers, anchors, "bound")
+        return pass_scores(run, layers, *sizes, shortlist(bounds, run.lengths, limit, self._block))
 
     def _summary_scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], summary: str
@@ -170,7 +194,15 @@ class SamKV:
         queries, positions = run.asking_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
         with run.stage("select"):
             return attention_scores(
-                run, queries, positions, layers, self.block, self.initial, self.local, frame=self.frame, summary=summary
+                run,
+                queries,
+                positions,
+                layers,
+                self._block,
+                self.initial,
+                self.local,
+                frame=self.frame,
+                summary=summary,
             )
 
     def _pooled_scores(self, run: Run, generic: Tensor, layers: tuple[int, ...]) -> list[ChunkScores]:
@@ -179,7 +211,7 @@ class SamKV:
             local = [run.local_query(index)[: len(generic)] for index in range(len(run.lengths))]
             queries = personalised(generic, torch.stack(local), self.partner)
         queries = turned_to_chunks(run, queries, self.frame)
-        return chunk_scores(run, queries, layers, self.block, self.initial, self.local)
+        return chunk_scores(run, queries, layers, self._block, self.initial, self.local)
 
     def _rank_anchors(
         self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int
@@ -199,7 +231,7 @@ class SamKV:
             budget = sum(int(mask.sum()) for mask in anchors)
         shares = [dynamic_share(chunk) if self.dynamic else 1.0 for chunk in scores]
         return choose(
-            scores, anchors, budget, self.block,
+            scores, anchors, budget, self._block,
             shares=shares, per_chunk=self.per_chunk, fill=self.fill, filtered=self.filtered,
         )  # fmt: skip
 

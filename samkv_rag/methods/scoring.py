@@ -88,12 +88,19 @@ def attention_scores(
     else:
         low, high = (_joined(run, name, layers, turned.device) for name in ("low", "high"))
         logits = bound_logits(turned, low, high, counts, run.adapter.backend)
-    shares = _weighed(logits.softmax(-1).mean(1)).cpu()
+    shares = weighed(logits.softmax(-1).mean(1)).cpu()
     parts = [_summed(part, block // BLOCK) for part in shares.split(counts, -1)]
     return _marked(run, parts, block, initial, local)
 
 
-def _weighed(attention: Tensor) -> Tensor:
+def surrounded(values: Tensor, before: int, behind: int) -> Tensor:
+    """Every token's largest value within reach `(T,)`: a token is lifted by one it stands up to `before` tokens before,
+    or up to `behind` tokens behind, so that what surrounds a looked-at token stays with it (SnapKV pools likewise)."""
+    padded = torch.nn.functional.pad(values, (behind, before), value=float("-inf"))
+    return padded.unfold(0, before + 1 + behind, 1).amax(1)
+
+
+def weighed(attention: Tensor) -> Tensor:
     """Attention `(N, Q, T)` -> `(N, T)`: half the weight is the asking tokens together, half the last one, the token
     before the answer, which looks for it."""
     return (attention.mean(1) + attention[:, -1]) / 2
@@ -109,25 +116,7 @@ def pass_scores(
     """
     seen = [torch.arange(length) for length in run.lengths] if seen is None else seen
     maps, columns = run.question_attention(seen, layers)
-    return _placed(run, _weighed(maps), seen, columns, block, initial, local)
-
-
-def joint_scores(
-    run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor]
-) -> list[ChunkScores]:
-    """As `pass_scores` over tokens that are computed together in that pass, with one row more: support.
-
-    Support of a block is the attention that tokens of other chunks pay it on the layers below the last, each weighed by
-    the question's attention to that token on the last: what the evidence needs of the other chunks (attention rollout
-    of one step, Abnar and Zuidema 2020, over cross-chunk attention alone).
-    """
-    asked, among, columns = run.joint_attention(seen, layers)
-    shares = _weighed(asked)
-    for column in columns:
-        among[:, column[:, None], column] = 0
-    below = among[:-1] if len(layers) > 1 else among
-    support = below.mean(0).T.mv(shares[-1])
-    return _placed(run, torch.cat([shares, support[None]]), seen, columns, block, initial, local)
+    return _placed(run, weighed(maps), seen, columns, block, initial, local)
 
 
 def _placed(

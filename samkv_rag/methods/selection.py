@@ -111,33 +111,46 @@ def choose(
     ranks = normalised(scores, per_chunk)
     candidates = [_top(rank, scores[i], anchors[i], shares[i], block) for i, rank in enumerate(ranks)]
     values = [rank.amax(0) for rank in ranks]
-    kept = [anchor.clone() for anchor in anchors]
-    left = budget - sum(int(mask.sum()) for mask in kept)
-    for index, position in _queue(values, candidates, fill, filtered):
-        if left <= 0:
-            break
-        left -= _take(kept[index], position * block, block, left)
+    places = _queue(values, candidates, fill, filtered).split([len(value) for value in values])
+    kept = _taken(
+        [_by_token(place, block, anchor) for place, anchor in zip(places, anchors, strict=True)], anchors, budget
+    )
     per_layer = [_per_layer(candidates[i], kept[i], anchors[i], block) for i in range(len(kept))]
-    spread = [value.repeat_interleave(block)[: len(kept[i])] for i, value in enumerate(values)]
+    spread = [_by_token(value, block, mask) for value, mask in zip(values, kept, strict=True)]
     return Choice(kept, list(anchors), per_layer, spread)
+
+
+def best_tokens(values: Sequence[Tensor], budget: int) -> tuple[Tensor, ...]:
+    """Per chunk the sorted tokens that are among the `budget` largest values of all chunks; of equals the first."""
+    chosen = torch.zeros(sum(map(len, values)), dtype=torch.bool)
+    chosen[torch.cat(list(values)).argsort(descending=True, stable=True)[:budget]] = True
+    return tuple(part.nonzero()[:, 0] for part in chosen.split([len(value) for value in values]))
 
 
 def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int, block: int) -> list[Tensor]:
     """Per chunk the sorted tokens of the best blocks of all chunks: whole blocks, best first, until `limit` tokens."""
     values = [rank.amax(0) for rank in normalised(scores, per_chunk=False)]
-    queue = sorted((-float(value), index, at) for index, part in enumerate(values) for at, value in enumerate(part))
-    masks, left = [torch.zeros(length, dtype=torch.bool) for length in lengths], limit
-    for _, index, at in queue:
-        if left <= 0:
-            break
-        left -= _take(masks[index], at * block, block, block)
+    sizes = torch.cat([_block_sizes(length, len(value), block) for length, value in zip(lengths, values, strict=True)])
+    order = torch.cat(values).argsort(descending=True, stable=True)
+    before = sizes[order].cumsum(0) - sizes[order]
+    chosen = torch.zeros(len(sizes), dtype=torch.bool)
+    chosen[order[before < limit]] = True
+    parts = chosen.split([len(value) for value in values])
+    masks = [part.repeat_interleave(block)[:length] for part, length in zip(parts, lengths, strict=True)]
     return [mask.nonzero()[:, 0] for mask in masks]
+
+
+def _block_sizes(length: int, blocks: int, block: int) -> Tensor:
+    sizes = torch.full((blocks,), block)
+    sizes[-1] = length - block * (blocks - 1)
+    return sizes
 
 
 def _top(rank: Tensor, scores: ChunkScores, anchors: Tensor, share: float, block: int) -> Tensor:
     """Bool `(N, B)`: each layer's best blocks among those the anchors do not already cover."""
     layers, blocks = rank.shape
-    covered = torch.stack([part.all() for part in anchors.split(block)])
+    padded = torch.nn.functional.pad(anchors, (0, -len(anchors) % block), value=True)
+    covered = padded.view(-1, block).all(1)
     count = int(share * int((~covered).sum()))
     chosen = torch.zeros(layers, blocks, dtype=torch.bool)
     if count:
@@ -146,24 +159,39 @@ def _top(rank: Tensor, scores: ChunkScores, anchors: Tensor, share: float, block
     return chosen
 
 
-def _queue(values: Sequence[Tensor], candidates: Sequence[Tensor], fill: bool, filtered: bool) -> list[tuple[int, int]]:
-    """(chunk, block) in the order in which they are taken: candidates first, then the rest if `fill`."""
-    entries = []
-    for index, value in enumerate(values):
-        order = value.argsort(descending=True, stable=True).tolist()
-        for turn, position in enumerate(order):
-            chosen = bool(candidates[index][:, position].any())
-            if chosen or fill:
-                rank = -float(value[position]) if filtered else float(turn)
-                entries.append((not chosen, rank, index, position))
-    return [(index, position) for _, _, index, position in sorted(entries)]
+def _queue(values: Sequence[Tensor], candidates: Sequence[Tensor], fill: bool, filtered: bool) -> Tensor:
+    """Every block's place `(sum B,)` in the order in which they are taken: candidates first, then the rest if `fill`.
+
+    Without `fill` the rest has the place infinity. Of equals the first comes first.
+    """
+    chosen = torch.cat([part.any(0) for part in candidates])
+    rank = torch.cat([-value if filtered else _places(-value).float() for value in values])
+    order = rank.argsort(stable=True)
+    order = order[(~chosen[order]).int().argsort(stable=True)]
+    places = _inverse(order).float()
+    return places if fill else places.masked_fill(~chosen, float("inf"))
 
 
-def _take(kept: Tensor, start: int, block: int, left: int) -> int:
-    """Mark the block's tokens, at most `left` new ones; returns how many were new."""
-    new = (~kept[start : start + block]).nonzero()[:left, 0] + start
-    kept[new] = True
-    return len(new)
+def _places(values: Tensor) -> Tensor:
+    return _inverse(values.argsort(stable=True))
+
+
+def _inverse(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+
+
+def _by_token(blocks: Tensor, block: int, like: Tensor) -> Tensor:
+    """Every token's value `(n,)` from its block's."""
+    return blocks.repeat_interleave(block)[: len(like)]
+
+
+def _taken(places: Sequence[Tensor], anchors: Sequence[Tensor], budget: int) -> list[Tensor]:
+    """The anchors, and the tokens with the first places until there are `budget` in all."""
+    kept = torch.cat(list(anchors))
+    place = torch.cat(list(places)).masked_fill(kept, float("inf"))
+    order = place.argsort(stable=True)[: max(0, budget - int(kept.sum()))]
+    kept[order[place[order] < float("inf")]] = True
+    return list(kept.split([len(mask) for mask in anchors]))
 
 
 def _per_layer(candidates: Tensor, kept: Tensor, anchors: Tensor, block: int) -> Tensor:

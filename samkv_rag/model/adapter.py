@@ -163,22 +163,15 @@ class ModelAdapter:
         turned, kept = rope_gather(stored, rows, table.angles(len(keys)), self.dtype, room, self.backend)
         return SlotCache(turned, kept, positions.to(self.device))
 
-    @torch.inference_mode()
-    def observe(
-        self, ids: Sequence[int], slots: Tensor, cache: SlotCache, observer: Observer, last_layer: int | None = None
-    ) -> None:
-        """Run the tokens at `slots` over `cache`, writing their entries; `observer` sees the layers up to the last."""
-        slots = slots.to(self.device)
-        plan = AttentionPlan(cache.positions, slots, observer, last_layer, self.backend)
-        with cache.writing(slots):
-            self.forward(ids, cache.positions[slots], cache, plan)
-
     def question_queries(
         self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
     ) -> Tensor:
         """Position-free queries of rows `asked` of a pass over `slots`: fp32 `(last_layer + 1, H, Q, D)`."""
         asked, queries = asked.to(self.device), list[Tensor]()
-        self.observe(ids, slots, cache, lambda seen: queries.append(seen.query[0].index_select(1, asked)), last_layer)
+        self.recompute(
+            ids, slots, cache, last_layer=last_layer,
+            observer=lambda seen: queries.append(seen.query[0].index_select(1, asked)),
+        )  # fmt: skip
         table = self.table(cache.positions[slots.to(self.device)]).at(asked)
         return table.unrotate(torch.stack(queries))
 
@@ -192,21 +185,21 @@ class ModelAdapter:
             if seen.layer in layers:
                 maps.append(seen.weights(asked))
 
-        self.observe(ids, slots, cache, look, max(layers))
+        self.recompute(ids, slots, cache, last_layer=max(layers), observer=look)
         return torch.stack(maps)
 
     @torch.inference_mode()
     def recompute(
         self, ids: Sequence[int], slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
-        blend: Blend | None = None, last_layer: int | None = None,
+        blend: Blend | None = None, last_layer: int | None = None, observer: Observer | None = None,
     ) -> None:  # fmt: skip
         """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced.
 
-        `last_layer` ends it once that layer's keys and values are stored.
+        `last_layer` ends it once that layer's keys and values are stored; `observer` sees every layer.
         """
         slots = slots.to(self.device)
         everything = len(slots) == cache.get_seq_length()
-        plan = AttentionPlan(cache.positions, None if everything else slots, None, last_layer, self.backend)
+        plan = AttentionPlan(cache.positions, None if everything else slots, observer, last_layer, self.backend)
         with cache.writing(slots, rows, blend):
             self.forward(ids, cache.positions[slots], cache, plan)
 

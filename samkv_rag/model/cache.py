@@ -99,6 +99,16 @@ class SlotLayer(CacheLayerMixin):
         for live, copy in zip(self._live(), stored, strict=True):
             live.copy_(copy)
 
+    def keep(self, slots: Tensor) -> None:
+        """Forget all live slots but `slots` `(K,)`, sorted; the room behind them stays as it is."""
+        for name in ("_keys", "_values"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], old.shape[2] - self.length + len(slots), old.shape[3])
+            new[:, :, : len(slots)] = old[:, :, slots]
+            setattr(self, name, new)
+        self.length = len(slots)
+        self._view()
+
     def crop(self, max_length: int) -> None:
         """Forget the slots from `max_length` on (negative: that many from the end, as in transformers)."""
         self.length = max_length if max_length >= 0 else self.length + max_length
@@ -154,6 +164,13 @@ class SlotCache(Cache):
         finally:
             for layer in self.slot_layers:
                 layer.slots = layer.rows = layer.blend = None
+
+    def keep(self, slots: Tensor) -> None:
+        """Forget all tokens but those at `slots` `(K,)`, sorted; their positions stay what they are."""
+        slots, length = slots.to(self.positions.device), self.get_seq_length()
+        for layer in self.slot_layers:
+            layer.keep(slots)
+        self.positions = torch.cat([self.positions[slots], self.positions[length:]])
 
     def crop_to(self, length: int) -> None:
         for layer in self.slot_layers:

@@ -97,6 +97,6 @@ def _reference(engine: SamKVEngine, plan: PromptPlan, answer: tuple[int, ...]) -
     layout, layers = run.layout(everything), range(adapter.shape.layers)
     cache = run.assemble(everything, layout, replaced=everything)
     rows = torch.arange(plan.n_tokens - 1, max(plan.n_tokens, plan.n_tokens + len(answer) - 1))
-    maps = adapter.question_attention(layout.ids, layout.slots(everything=True), rows, cache, layers)
+    maps = adapter.question_attention(layout.ids, torch.arange(len(layout.ids)), rows, cache, layers)
     mean = maps.mean((0, 1)).cpu()[layout.owner >= 0]
     return list(mean.split(run.lengths))

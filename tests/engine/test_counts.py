@@ -117,7 +117,9 @@ def test_selecting_by_summaries_reads_the_blocks_of_reused_tokens_and_no_others(
     assert run.bytes_read == 0 or recompute < 1, "what is computed again is not read"
 
 
-@pytest.mark.parametrize("method", [SamKV(theta=0.9), SamKV(look="pooled", aligned=True)], ids=["fused", "aligned"])
+@pytest.mark.parametrize(
+    "method", [SamKV(theta=0.9), SamKV(settle="before", look="pooled", aligned=True)], ids=["fused", "aligned"]
+)
 def test_what_is_only_partly_replaced_is_read(engine: SamKVEngine, method: Method) -> None:
     (run, prepared), shape = prepared_run(engine, method)
     assert run.bytes_read >= blocks_of(prepared.selection.kept) * BLOCK * shape > 0

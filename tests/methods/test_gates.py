@@ -2,18 +2,20 @@
 
 (a) keep 1, recompute 1 is plain `generate()`; (b) keep < 1 is one forward over the kept ids at their true positions;
 (c) recompute < 1 is that forward with the other entries frozen to the stored ones; (d) the controls: a changed store
-changes (c), and keys left at the wrong positions are visibly wrong.
+changes (c), and keys left at the wrong positions are visibly wrong; (e) what is settled after the recompute is (c) over
+everything, thinned to what the question looked at in that very forward.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from samkv_rag import ChunkKVStore, Full, Reuse, SamKV
 from samkv_rag.methods import Method, Prepared, Run
@@ -29,6 +31,7 @@ NEW_TOKENS = 8
 BY_HAND = 5
 SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "cohere2")
 
+before = partial(SamKV, settle="before")
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 some_wirings = pytest.mark.parametrize("wiring", SOME)
 
@@ -105,7 +108,7 @@ def test_decoding_across_the_longrope_threshold_is_plain_generate(wiring: str) -
 @pytest.mark.parametrize("keep", [0.0, 0.15, 0.5])
 def test_keeping_some_is_one_forward_over_the_kept_ids_at_their_true_positions(wiring: str, keep: float) -> None:
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=keep))
+    prepared = case.prepare(before(keep=keep))
     kept = Kept.of(case.plan, prepared.selection)
     assert list(prepared.ids) == kept.ids
     assert len(kept.ids) < case.plan.n_tokens
@@ -116,7 +119,7 @@ def test_keeping_some_is_one_forward_over_the_kept_ids_at_their_true_positions(w
 @pytest.mark.parametrize("wiring", [*SOME, "llama-yarn", "qwen2-sliding", "phi3-sliding", "glm4", "smollm3"])
 def test_decoding_over_gaps_is_greedy_decoding_by_hand(wiring: str) -> None:
     case = prompted(wiring)
-    method = SamKV(keep=0.4)
+    method = before(keep=0.4)
     kept = Kept.of(case.plan, case.prepare(method).selection)
     past = oracles.frozen_cache(wiring, case.plan, kept)
     want = oracles.greedy(stock(wiring), kept.ids, kept.positions, past, BY_HAND)
@@ -127,7 +130,7 @@ def test_decoding_over_gaps_is_greedy_decoding_by_hand(wiring: str) -> None:
 def test_ignoring_the_gaps_would_be_visible(wiring: str) -> None:
     """The control of (b): the same ids at consecutive positions are another prompt."""
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.4))
+    prepared = case.prepare(before(keep=0.4))
     kept = Kept.of(case.plan, prepared.selection)
     closed = stock_logits(stock(wiring), kept.ids, torch.arange(len(kept.ids)))[-1]
     assert distance(case.logits(prepared), closed) > VISIBLE
@@ -139,7 +142,7 @@ def test_ignoring_the_gaps_would_be_visible(wiring: str) -> None:
 @every_wiring
 @pytest.mark.parametrize(
     "method",
-    [Reuse(), SamKV(keep=0.5, recompute=0.0), SamKV(keep=0.5, recompute=1 / 3), SamKV(keep=1.0, recompute=1 / 3)],
+    [Reuse(), before(keep=0.5, recompute=0.0), before(keep=0.5, recompute=1 / 3), before(keep=1.0, recompute=1 / 3)],
     ids=["reuse", "samkv-0", "samkv-third", "samkv-all-kept-third"],
 )
 def test_what_is_not_recomputed_stays_exactly_as_it_was_stored(wiring: str, method: Method) -> None:
@@ -163,7 +166,7 @@ def test_reuse_is_one_forward_in_which_chunks_see_only_themselves(wiring: str) -
 @some_wirings
 def test_decoding_over_partly_reused_entries_is_greedy_decoding_by_hand(wiring: str) -> None:
     case = prompted(wiring)
-    method = SamKV(keep=0.4, recompute=1 / 3)
+    method = before(keep=0.4, recompute=1 / 3)
     kept = Kept.of(case.plan, case.prepare(method).selection)
     past = oracles.frozen_cache(wiring, case.plan, kept)
     want = oracles.greedy(stock(wiring), kept.ids, kept.positions, past, BY_HAND)
@@ -177,13 +180,18 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
 ) -> None:
     case, method = prompted(wiring), METHODS[name]
     asked: dict[str, Any] = {}
-    original = Run.recompute
+    once, twice = Run.recompute, Run.recompute_and_settle
 
     def spy(run: Run, selection: Selection, rows: Any = None, theta: Any = 1.0) -> Prepared:
-        asked.update(rows=rows, theta=theta)
-        return original(run, selection, rows, theta)
+        asked.update(rows=rows, theta=theta, logits=frozen_logits)
+        return once(run, selection, rows, theta)
+
+    def spy_on_two(run: Run, again: Any, layers: Any, settle: Any, theta: Any = 1.0) -> Prepared:
+        asked.update(rows=None, theta=theta, logits=settled_logits)
+        return twice(run, again, layers, settle, theta)
 
     monkeypatch.setattr(Run, "recompute", spy)
+    monkeypatch.setattr(Run, "recompute_and_settle", spy_on_two)
     prepared = case.prepare(method)
     got = case.logits(prepared)
     if prepared.cache is None:
@@ -191,7 +199,7 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
         return
     if not asked:
         pytest.skip("computes layers apart, so one forward over frozen entries is not its reference")
-    want = frozen_logits(wiring, case, prepared, rows=asked["rows"], mix=mixture(asked["theta"]))
+    want = asked["logits"](wiring, case, prepared, rows=asked["rows"], mix=mixture(asked["theta"]))
     assert distance(got, want) < TOLERANCE
 
 
@@ -246,3 +254,72 @@ def test_keys_left_at_their_own_positions_are_visibly_wrong(wiring: str, monkeyp
     own = torch.cat([torch.arange(len(segment.token_ids)) for segment in case.plan.segments])
     monkeypatch.setattr(case.adapter, "table", lambda positions: case.adapter.rotary.table(own[positions]))
     assert distance(case.logits(case.prepare(Reuse())), right) > VISIBLE
+
+
+# -- (e) -----------------------------------------------------------------------------------------------------------
+
+
+def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Kept, Cache]:
+    """The kept tokens, and their entries but the last's after ONE stock forward over the whole prompt in which what is
+    not recomputed has its stored entries."""
+    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
+    past = oracles.frozen_cache(wiring, case.plan, whole, **how)
+    stock_logits(stock(wiring), whole.ids, whole.positions, past)
+    kept = Kept.of(case.plan, prepared.selection)
+    return kept, oracles.thinned(past, kept.positions[:-1])
+
+
+def settled_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
+    kept, past = settled_past(wiring, case, prepared, **how)
+    last = kept.positions[-1:]
+    return stock_logits(stock(wiring), kept.ids[-1:], last, past, before=kept.positions[:-1])[-1]
+
+
+@every_wiring
+@pytest.mark.parametrize("recompute", [0.0, 1 / 3, 1.0])
+def test_what_stays_saw_everything_while_it_was_recomputed(wiring: str, recompute: float) -> None:
+    case = prompted(wiring)
+    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute))
+    assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
+    assert len(prepared.ids) < case.plan.n_tokens
+    got = case.logits(prepared)
+    assert distance(got, settled_logits(wiring, case, prepared)) < TOLERANCE
+
+
+@some_wirings
+def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> None:
+    case, method = prompted(wiring), SamKV(keep=0.4, recompute=0.5)
+    kept, past = settled_past(wiring, case, case.prepare(method))
+    last = kept.positions[-1:]
+    want = oracles.greedy(stock(wiring), kept.ids[-1:], last, past, BY_HAND, before=kept.positions[:-1])
+    assert case.tokens(method, BY_HAND) == want
+
+
+@some_wirings
+def test_what_was_dropped_had_been_seen(wiring: str) -> None:
+    """The control of (e): recomputed among themselves alone, the same tokens give other entries."""
+    case = prompted(wiring)
+    prepared = case.prepare(SamKV(keep=0.3))
+    apart = Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute(
+        Selection(prepared.selection.kept, prepared.selection.kept)
+    )
+    assert distance(case.logits(prepared), case.logits(apart)) > VISIBLE
+
+
+@some_wirings
+def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> None:
+    case, layers = prompted(wiring), (1, 3)
+    again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
+    seen: list[Tensor] = []
+
+    def settle(attention: Tensor, columns: list[Tensor]) -> Selection:
+        seen.append(attention)
+        assert torch.cat(columns).tolist() == list(range(case.plan.chunk_tokens))
+        return Selection(again, again)
+
+    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(again, layers, settle)
+    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
+    maps = oracles.stock_attention(wiring, case.plan, whole, layers)
+    rows = slice(case.plan.question.start, None)
+    want = maps[:, rows][:, :, whole.owner >= 0]
+    assert torch.allclose(seen[0].double(), want, atol=2e-5)

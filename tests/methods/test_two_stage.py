@@ -104,7 +104,7 @@ def test_the_selection_is_the_one_found_by_hand(wiring: str) -> None:
     listed = best_blocks(standardised_best(bound_shares(case)), LENGTHS, int(candidates * budget))
     decided = best_blocks(standardised_best(key_shares(case, listed)), LENGTHS, budget)
     want = [{t for t in range(n) if (chunk, t // BLOCK) in decided} for chunk, n in enumerate(LENGTHS)]
-    method = SamKV(keep=keep, look="two_stage", candidates=candidates, layers=LAYERS)
+    method = SamKV(settle="before", keep=keep, look="two_stage", candidates=candidates, layers=LAYERS)
     got = [set(tokens.tolist()) for tokens in case.prepare(method).selection.kept]
     last, at = decided[-1]  # cut to fit the budget
     assert sum(map(len, got)) == budget
@@ -122,8 +122,8 @@ def test_with_everything_on_the_shortlist_the_scores_are_those_of_all_keys(wirin
     listed = pass_scores(run_of(case), LAYERS, BLOCK, 8, 8, everything)
     assert all(torch.equal(a.blocks, b.blocks) for a, b in zip(whole, listed, strict=True))
     for keep, candidates in ((0.2, 5.0), (0.5, 2.0)):
-        keys = case.prepare(SamKV(keep=keep, look="keys", layers=LAYERS)).selection.kept
-        staged = SamKV(keep=keep, look="two_stage", candidates=candidates, layers=LAYERS)
+        keys = case.prepare(SamKV(settle="before", keep=keep, look="keys", layers=LAYERS)).selection.kept
+        staged = SamKV(settle="before", keep=keep, look="two_stage", candidates=candidates, layers=LAYERS)
         assert all(torch.equal(a, b) for a, b in zip(keys, case.prepare(staged).selection.kept, strict=True))
 
 
@@ -133,8 +133,8 @@ def test_a_shortlist_of_less_can_choose_otherwise() -> None:
     kept = [
         [tokens.tolist() for tokens in case.prepare(method).selection.kept]
         for method in (
-            SamKV(keep=0.2, look="keys", layers=LAYERS),
-            SamKV(keep=0.2, look="two_stage", candidates=1.0, layers=LAYERS),
+            SamKV(settle="before", keep=0.2, look="keys", layers=LAYERS),
+            SamKV(settle="before", keep=0.2, look="two_stage", candidates=1.0, layers=LAYERS),
         )
     ]
     assert kept[0] != kept[1]
@@ -155,7 +155,7 @@ def test_what_is_not_on_the_shortlist_is_not_read(candidates: float) -> None:
         return original(kept, layers)
 
     run.question_attention = spy  # type: ignore[method-assign]
-    method = SamKV(keep=0.2, look="two_stage", candidates=candidates, layers=(3,))
+    method = SamKV(settle="before", keep=0.2, look="two_stage", candidates=candidates, layers=(3,))
     selection = method.prepare(run).selection
     limit = int(candidates * int(0.2 * sum(LENGTHS)))
     assert limit <= sum(map(len, listed[0])) < limit + BLOCK
@@ -167,7 +167,7 @@ def test_what_is_not_on_the_shortlist_is_not_read(candidates: float) -> None:
 def test_all_keys_read_everything() -> None:
     """The control of the test above."""
     run = run_of(prompted("llama"))
-    SamKV(keep=0.2, look="keys", layers=(3,)).prepare(run)
+    SamKV(settle="before", keep=0.2, look="keys", layers=(3,)).prepare(run)
     assert run.bytes_read == BLOCK * adapter("llama").shape.bytes_per_token * sum(-(-n // BLOCK) for n in LENGTHS)
 
 
@@ -182,81 +182,8 @@ def test_the_shortlist_is_the_best_blocks_taken_whole(lengths: list[int], limit:
     assert sum(map(len, got)) == sum(min(BLOCK, lengths[chunk] - at * BLOCK) for chunk, at in want)
 
 
-@pytest.mark.parametrize("wiring", SOME)
-def test_a_joint_pass_over_everything_attends_as_full_prefill_does(wiring: str) -> None:
-    case = prompted(wiring)
-    run, everything = run_of(case), [torch.arange(length) for length in LENGTHS]
-    asked, among, columns = run.joint_attention(everything, LAYERS)
-    places = [p for chunk in case.plan.chunks for p in range(chunk.start, chunk.stop)]
-    want = full_attention(wiring, case)[:, :, places]
-    assert torch.cat(columns).tolist() == list(range(sum(LENGTHS)))
-    assert torch.allclose(asked.double(), want[:, case.plan.question.start :], atol=2e-5)
-    assert torch.allclose(among.double(), want[:, places], atol=2e-5)
-    assert run.bytes_read == 0
-    assert run.chunk_token_layers == sum(LENGTHS) * (max(LAYERS) + 1)
-
-
-def full_attention(wiring: str, case: Prompted) -> Tensor:
-    """Attention `(N, T, T)` of transformers' own forward pass over the whole prompt, averaged over heads."""
-    with torch.inference_mode():
-        maps = oracles.stock(wiring)(torch.tensor([case.plan.token_ids]), output_attentions=True).attentions
-    return torch.stack([maps[layer][0].double().mean(0) for layer in LAYERS])
-
-
-def test_stored_entries_are_not_what_a_joint_pass_computes() -> None:
-    """The control of the test above: chunks that have not seen each other get other attention."""
-    everything = [torch.arange(length) for length in LENGTHS]
-    joint, _, _ = run_of(prompted("llama")).joint_attention(everything, LAYERS)
-    stored, _ = run_of(prompted("llama")).question_attention(everything, LAYERS)
-    assert not torch.allclose(joint, stored, atol=2e-3)
-
-
-def joint_shares(case: Prompted, layers: tuple[int, ...], seen: list[Tensor]) -> list[np.ndarray]:
-    """The question's attention to every block, and as a last row what it looks at needs of the other chunks."""
-    asked, among, columns = (x for x in run_of(case).joint_attention(seen, layers))
-    owner = {int(column): chunk for chunk, part in enumerate(columns) for column in part}
-    place = {
-        int(column): int(token)
-        for part, tokens in zip(columns, seen, strict=True)
-        for column, token in zip(part, tokens, strict=True)
-    }
-    shares, attention = weighed(asked.double().numpy()), among.double().numpy()
-    below = layers[:-1] or layers
-    parts = [np.zeros((len(layers) + 1, -(-length // BLOCK))) for length in LENGTHS]
-    for to in range(shares.shape[1]):
-        support = sum(
-            shares[-1, by] * attention[n, by, to] / len(below)
-            for by in range(shares.shape[1])
-            for n in range(len(below))
-            if owner[by] != owner[to]
-        )
-        parts[owner[to]][:, place[to] // BLOCK] += [*shares[:, to], support]
-    return parts
-
-
-@pytest.mark.parametrize(("layers", "candidates"), [((1, 3), 1.0), ((1, 2, 3), 2.0), ((2,), 2.0)])
-def test_a_joint_look_decides_on_a_shortlist_of_stored_keys(layers: tuple[int, ...], candidates: float) -> None:
-    case, keep = prompted("llama"), 0.2
-    budget = int(keep * sum(LENGTHS))
-    seen = shortlist(pass_scores(run_of(case), layers, BLOCK, 0, 0), LENGTHS, int(candidates * budget), BLOCK)
-    want = best_blocks(standardised_best(joint_shares(case, layers, seen)), LENGTHS, budget)
-    selection = case.prepare(SamKV(keep=keep, look="joint", candidates=candidates, layers=layers)).selection
-    assert blocks_read(selection.kept) == set(want)
-    assert sum(map(len, selection.kept)) == budget
-
-
-def test_support_can_choose_otherwise() -> None:
-    """The control of the test above: without the last row other blocks would be kept."""
-    case, seen = prompted("llama"), [torch.arange(length) for length in LENGTHS]
-    shares = joint_shares(case, LAYERS, seen)
-    with_it, without = (standardised_best(parts) for parts in (shares, [part[:-1] for part in shares]))
-    assert set(best_blocks(with_it, LENGTHS, 49)) != set(best_blocks(without, LENGTHS, 49))
-
-
 def test_a_shortlist_shorter_than_the_budget_is_refused() -> None:
     with pytest.raises(SamKVError, match="1 or more"):
         SamKV(look="two_stage", candidates=0.5)
     with pytest.raises(SamKVError, match="multiple of 16"):
         SamKV(look="two_stage", block=5)
-    with pytest.raises(SamKVError, match="one ranking per selection layer"):
-        SamKV(look="joint", aligned=True)
