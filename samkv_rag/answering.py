@@ -70,7 +70,9 @@ class Answering:
             run = Run(plan, self.adapter, self.store, room, least, self.library.fingerprint)
             run.seconds["plan"] = time.perf_counter() - start
             try:
-                return run, call.method.prepare(run) if plan.chunks else run.prefill()
+                prepared = call.method.prepare(run) if plan.chunks else run.prefill()
+                run.entries.release()
+                return run, prepared
             except EntryError as error:
                 if error.key in self.library.unusable:
                     raise

@@ -24,7 +24,12 @@ app.add_typer(store_app, name="store")
 
 Store = Annotated[Path, typer.Option("--store", help="Folder with the caches and the index.", envvar="SAMKV_STORE")]
 Model = Annotated[str | None, typer.Option("--model", help='"bundled", a Hugging Face id or a folder.')]
-Keep = Annotated[float | None, typer.Option("--keep", min=0.0, max=1.0, help="Share of the retrieved tokens to keep.")]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        "--keep", min=0.0, max=1.0, help="Share of the passages to keep; default: 0.15, and 64 tokens at least."
+    ),
+]
 Question = Annotated[str, typer.Argument(help="The question, in quotes.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Passages to retrieve; each brings the one before it.")]

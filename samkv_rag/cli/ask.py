@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from samkv_rag.cli.console import human_bytes, human_seconds, notes, out, percent, print_json
-from samkv_rag.cli.engine import index_root, model_name, open_engine
+from samkv_rag.cli.engine import FLOOR, index_root, model_name, open_engine
 from samkv_rag.errors import SamKVError
 from samkv_rag.retrieval import ChunkIndex, Passage
 
@@ -40,7 +40,8 @@ def run(request: Request) -> None:
     model = model_of(index, request.store, request.model)
     if request.show_context and not request.as_json:
         show(passages)
-    engine = open_engine(model, request.store, request.kv_dtype or index.manifest.settings.kv_dtype)
+    stored_as = request.kv_dtype or index.manifest.settings.kv_dtype
+    engine = open_engine(model, request.store, stored_as, FLOOR if request.keep is None else 0)
     try:
         answer = _answer(engine, request, [passage.text for passage in passages])
     finally:
@@ -98,11 +99,12 @@ def show(passages: Sequence[Passage]) -> None:
 
 def tell(report: Report) -> None:
     """One line with what was kept, computed and held."""
+    first = human_seconds(report.ttft_seconds)
     notes.print(
         f"[dim]{report.method}: {report.prompt_tokens} prompt tokens, kept {percent(report.kept_ratio)} of the "
-        f"passages, recomputed {percent(report.recompute_ratio)} of that, {human_bytes(report.kv_bytes_resident)} of "
-        f"K/V instead of {human_bytes(report.kv_bytes_full)}, first token after "
-        f"{human_seconds(report.ttft_seconds)}[/dim]",
+        f"passages, recomputed {percent(report.recomputed_tokens / max(1, report.chunk_tokens))} of them, "
+        f"{human_bytes(report.kv_bytes_resident)} of K/V instead of "
+        f"{human_bytes(report.kv_bytes_full)}, first token after {first}[/dim]",
         soft_wrap=True,
     )
     for note in report.notes:

@@ -16,7 +16,10 @@ BUNDLED_CHUNK = 128
 CHUNK = 512
 
 
-def open_engine(model: str, store: Path, kv_dtype: str = "model") -> SamKVEngine:
+FLOOR = 64  # tokens: of a few sentences, a share is no sentence
+
+
+def open_engine(model: str, store: Path, kv_dtype: str = "model", min_kept_tokens: int = 0) -> SamKVEngine:
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
@@ -24,7 +27,9 @@ def open_engine(model: str, store: Path, kv_dtype: str = "model") -> SamKVEngine
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
 
-    return SamKVEngine.from_pretrained(model=model, store=str(store), kv_dtype=kv_dtype)
+    return SamKVEngine.from_pretrained(
+        model=model, store=str(store), kv_dtype=kv_dtype, min_kept_tokens=min_kept_tokens
+    )
 
 
 def model_name(model: str) -> str:

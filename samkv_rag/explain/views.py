@@ -27,7 +27,8 @@ Fate = tuple[State, bool]
 class Part:
     """Consecutive tokens of one block with the same fate: `text`, where they stand, and the score of their block.
 
-    `state` is "kept" where the method does not rank blocks. `recomputed` is False for what is reused or dropped.
+    `state` is "kept" where the method does not rank blocks. `recomputed` is also true of what was
+    computed for what others see in it, and then dropped.
     """
 
     block: int
@@ -70,7 +71,7 @@ class MethodView:
         counts: Counter[str] = Counter()
         for part in (part for chunk in self.chunks for part in chunk.parts):
             counts[part.state] += part.tokens
-            if part.state != "dropped":
+            if part.recomputed or part.state != "dropped":
                 counts["recomputed" if part.recomputed else "reused"] += part.tokens
         return counts
 
@@ -143,16 +144,17 @@ def _view(
 
 
 def _parts(encoder: Encoder, chunk: Segment, selection: Selection, index: int) -> Iterator[Part]:
-    """The chunk's tokens, cut where a block ends or the fate changes."""
+    """The chunk's tokens, cut where a block ends or the fate changes; blocks of one token with one score are joined."""
     texts = encoder.chunk_texts(chunk.text)[: len(chunk.token_ids)]
     fates = _fates(len(chunk.token_ids), selection, index)
     ranking = selection.ranking
     block = BLOCK if ranking is None else ranking.block
+    scores = [None] * len(fates) if ranking is None else ranking.scores[index].tolist()
+    same = [(fate, at // block if block > 1 else scores[at]) for at, fate in enumerate(fates)]
     start = 0
     for stop in range(1, len(fates) + 1):
-        if stop == len(fates) or stop % block == 0 or fates[stop] != fates[start]:
-            state, recomputed = fates[start]
-            score = None if ranking is None else float(ranking.scores[index][start])
+        if stop == len(fates) or same[stop] != same[start]:
+            (state, recomputed), score = fates[start], scores[start]
             yield Part(start // block, start, stop - start, "".join(texts[start:stop]), state, recomputed, score)
             start = stop
 
@@ -164,7 +166,7 @@ def _fates(tokens: int, selection: Selection, index: int) -> list[Fate]:
 
     def fate(token: int) -> Fate:
         if token not in kept:
-            return "dropped", False
+            return "dropped", token in again
         return ("anchor" if token in anchors else chosen), token in again  # type: ignore[return-value]
 
     return [fate(token) for token in range(tokens)]

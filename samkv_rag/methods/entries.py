@@ -58,6 +58,10 @@ class Entries:
                 known[block] = torch.cat([known[block], deeper]) if depth else deeper
         return unblocked(torch.stack([known[block][:layers] for block in blocks], 1))
 
+    def release(self) -> None:
+        """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""
+        self._blocks = [{} for _ in self._blocks]
+
     def _read(self, index: int, blocks: Sequence[int], layers: Sequence[int]) -> Tensor:
         stored = self._store.read_stored(self._keys[index], blocks, layers)
         self.bytes_read += stored.nbytes

@@ -34,6 +34,7 @@ from samkv_rag.methods.selection import (
     dynamic_share,
     shortlist,
     split_recompute,
+    standardised,
 )  # fmt: skip
 from samkv_rag.types import BLOCK, Ranking, Selection
 
@@ -151,8 +152,9 @@ class SamKV:
         none = tuple(tokens[:0] for tokens in again)
 
         def settle(attention: Tensor, columns: list[Tensor]) -> Selection:
-            shares = weighed(attention).mean(0)
-            values = tuple(surrounded(shares[column], *self.around) for column in columns)
+            shares = weighed(attention).mean(0, keepdim=True)
+            parts = [surrounded(shares[0, column], *self.around)[None] for column in columns]
+            values = tuple(part[0] for part in standardised(parts))
             return Selection(best_tokens(values, budget), again, notes, Ranking(none, values, 1))
 
         n_layers = run.adapter.shape.layers

@@ -89,8 +89,13 @@ def normalised(scores: Sequence[ChunkScores], per_chunk: bool) -> list[Tensor]:
     """Scores with mean 0 and deviation 1 on every layer, over each chunk alone or over all chunks together."""
     if per_chunk:
         return [_standard(chunk.blocks, chunk.blocks) for chunk in scores]
-    together = torch.cat([chunk.blocks for chunk in scores], 1)
-    return [_standard(chunk.blocks, together) for chunk in scores]
+    return standardised([chunk.blocks for chunk in scores])
+
+
+def standardised(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Values `(N, B)` of every chunk with mean 0 and deviation 1 in every row over all chunks together."""
+    together = torch.cat(list(parts), 1)
+    return [_standard(part, together) for part in parts]
 
 
 def _standard(x: Tensor, reference: Tensor) -> Tensor:

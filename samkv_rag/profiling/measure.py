@@ -34,7 +34,7 @@ class Looked:
     budget: int
 
     def kept(self, layers: Sequence[int]) -> list[Tensor]:
-        """Bool `(n_i,)` per chunk: what `SamKV(look="keys")` keeps with these selection layers."""
+        """Bool `(n_i,)` per chunk: what `SamKV(settle="before")` keeps with these selection layers."""
         return self._best([ChunkScores(chunk.blocks[list(layers)], chunk.anchor) for chunk in self.scores])
 
     def agreement(self, layers: Sequence[int]) -> float:

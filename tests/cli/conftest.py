@@ -20,10 +20,12 @@ class Terminal:
         self.runner = CliRunner()
         self.engines: dict[str, FakeEngine] = {}
         self.kv_dtypes: list[str] = []
+        self.floors: list[int] = []
         self.answers = {question.question: question.expected for question in questions()}
 
-    def open_engine(self, model: str, store: Path, kv_dtype: str = "model") -> FakeEngine:
+    def open_engine(self, model: str, store: Path, kv_dtype: str = "model", min_kept_tokens: int = 0) -> FakeEngine:
         self.kv_dtypes.append(kv_dtype)
+        self.floors.append(min_kept_tokens)
         engine = FakeEngine(store / "fake", answers=self.answers)
         return self.engines.setdefault(str(store.absolute()), engine)
 

@@ -34,10 +34,17 @@ def store(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("method", ["samkv", "full", "reuse"])
 def test_ingested_chunks_are_answered_from_their_caches(store: str, method: str) -> None:
-    shown = json.loads(run("ask", "Where is Korda Mills?", "--store", store, "--method", method, "--json"))
+    shown = json.loads(
+        run("ask", "Where is Korda Mills?", "--store", store, "--method", method, "--keep", "0.15", "--json")
+    )
     report = shown["report"]
     assert report["misses"] == [] and report["chunk_tokens"] > 0
     assert (report["kept_ratio"] < 0.2) == (method == "samkv")
+
+
+def test_little_text_is_thinned_less_unless_told_to(store: str) -> None:
+    report = json.loads(run("ask", "Where is Korda Mills?", "--store", store, "--json"))["report"]
+    assert report["chunk_tokens"] > report["kept_tokens"] == 64
     assert report["prompt_tokens"] == report["glue_tokens"] + report["dropped_tokens"] + report["kept_tokens"]
 
 

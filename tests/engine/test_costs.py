@@ -88,23 +88,23 @@ def test_keeping_less_costs_less_and_full_costs_most() -> None:
     assert costs == sorted(set(costs))
 
 
-def test_computing_a_shortlist_together_costs_more_than_looking_at_keys() -> None:
+def test_being_seen_by_everything_costs_more_than_by_what_is_kept() -> None:
     engine = engine_of("llama")
-    methods: list[str | Method] = [SamKV(look="keys"), *(SamKV(look="joint", candidates=n) for n in (1, 2, 3)), "full"]
+    methods: list[str | Method] = [SamKV(settle="before"), SamKV(), "full"]
     costs = [engine.answer(ASKED, CHUNKS, method=method, max_new_tokens=1).report.flops for method in methods]
     assert costs == sorted(set(costs))
 
 
-@pytest.mark.parametrize("look", ["joint", "keys", "pooled", "mean", "bound"])
+@pytest.mark.parametrize("look", ["keys", "pooled", "mean", "bound"])
 def test_the_bytes_scored_are_the_summaries_and_the_entries_that_choosing_read(look: Any) -> None:
     engine = engine_of("llama")
     read: list[int] = []
-    report = engine.answer(ASKED, CHUNKS, method=SamKV(look=look), max_new_tokens=1).report
+    report = engine.answer(ASKED, CHUNKS, method=SamKV(settle="before", look=look), max_new_tokens=1).report
     for key in engine.keys(CHUNKS):
         known = engine.store.summary(key)
         read.append(known.mean.nbytes + known.low.nbytes + known.high.nbytes + known.local_query.nbytes)
     entries = report.kv_bytes_read
-    assert report.scored_bytes == (entries if look in ("joint", "keys") else sum(read))
+    assert report.scored_bytes == (entries if look == "keys" else sum(read))
 
 
 def test_what_does_not_choose_scores_nothing() -> None:

@@ -51,7 +51,7 @@ def adds_up(report: Report) -> bool:
     return (
         report.prompt_tokens == report.glue_tokens + report.chunk_tokens
         and report.chunk_tokens == report.dropped_tokens + report.kept_tokens
-        and report.kept_tokens == report.reused_tokens + report.recomputed_tokens
+        and report.kept_tokens == report.reused_tokens + report.recomputed_tokens - report.recomputed_dropped_tokens
         and report.fresh_tokens == report.glue_tokens + report.recomputed_tokens
     )
 
@@ -112,17 +112,19 @@ def test_the_bytes_read_are_the_reports(engine: SamKVEngine, name: str) -> None:
 def test_selecting_by_summaries_reads_the_blocks_of_reused_tokens_and_no_others(
     engine: SamKVEngine, keep: float, look: Any, recompute: float
 ) -> None:
-    (run, prepared), shape = prepared_run(engine, SamKV(keep=keep, look=look, recompute=recompute))
-    assert run.bytes_read == blocks_of(reused(prepared)) * BLOCK * shape
-    assert run.bytes_read == 0 or recompute < 1, "what is computed again is not read"
+    (run, prepared), shape = prepared_run(engine, SamKV(settle="before", keep=keep, look=look, recompute=recompute))
+    assert run.entries.bytes_read == blocks_of(reused(prepared)) * BLOCK * shape
+    assert run.entries.bytes_read == 0 or recompute < 1, "what is computed again is not read"
 
 
 @pytest.mark.parametrize(
-    "method", [SamKV(theta=0.9), SamKV(settle="before", look="pooled", aligned=True)], ids=["fused", "aligned"]
+    "method",
+    [SamKV(settle="before", theta=0.9), SamKV(settle="before", look="pooled", aligned=True)],
+    ids=["fused", "aligned"],
 )
 def test_what_is_only_partly_replaced_is_read(engine: SamKVEngine, method: Method) -> None:
     (run, prepared), shape = prepared_run(engine, method)
-    assert run.bytes_read >= blocks_of(prepared.selection.kept) * BLOCK * shape > 0
+    assert run.entries.bytes_read >= blocks_of(prepared.selection.kept) * BLOCK * shape > 0
 
 
 @pytest.mark.parametrize("recompute", [0.0, 1.0])
@@ -130,11 +132,11 @@ def test_what_is_only_partly_replaced_is_read(engine: SamKVEngine, method: Metho
 def test_selecting_by_a_pass_over_all_entries_reads_the_layers_up_to_the_last_it_looks_at(
     engine: SamKVEngine, layers: tuple[int, ...], recompute: float
 ) -> None:
-    (run, prepared), shape = prepared_run(engine, SamKV(look="keys", layers=layers, recompute=recompute))
+    (run, prepared), shape = prepared_run(engine, SamKV(settle="before", layers=layers, recompute=recompute))
     everything = sum(-(-len(chunk) // BLOCK) for chunk in CHUNKS)
     deep = layers[-1] + 1
     layers_read = everything * deep + blocks_of(reused(prepared)) * (4 - deep)
-    assert run.bytes_read == layers_read * BLOCK * shape // 4
+    assert run.entries.bytes_read == layers_read * BLOCK * shape // 4
 
 
 def test_what_is_written_over_need_not_even_be_sound(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_what_is_written_over_need_not_even_be_sound(engine: SamKVEngine, monkey
     (run, prepared), _ = prepared_run(engine, SamKV(keep=1.0))
     monkeypatch.undo()
     got = engine.adapter.generate(prepared.ids, prepared.cache, max_new_tokens=4, do_sample=False)
-    assert tuple(got) == want and run.bytes_read == 0
+    assert tuple(got) == want and run.entries.bytes_read == 0
 
 
 def reused(prepared: Any) -> list[torch.Tensor]:

@@ -20,7 +20,10 @@ FORMS: dict[str, Any] = {
     "samkv:layers=1+3,bias=false": SamKV(layers=(1, 3), bias=False),
     "samkv:theta=cosine": SamKV(theta="cosine"),
     "samkv:theta=0.9": SamKV(theta=0.9),
-    "samkv.paper:initial=4": SamKV(look="pooled", initial=4, local=16, dynamic=True, per_chunk=True, fill=False),
+    "samkv.paper:initial=4": SamKV(
+        settle="before", look="pooled", initial=4, local=16, dynamic=True, per_chunk=True, fill=False
+    ),
+    "samkv:around=2+4": SamKV(around=(2, 4)),
     "cacheblend:check=2": CacheBlend(check=2),
     "random:seed=3": Random(seed=3),
 }

@@ -63,7 +63,7 @@ class Alternating:
 
 
 def test_anchors_and_scores_are_shown_where_blocks_are_ranked(engine: SamKVEngine) -> None:
-    ends, plain = explain(engine, ASKED, CHUNKS, [SamKV(keep=0.4, initial=4, local=4), Full()]).methods
+    ends, plain = explain(engine, ASKED, CHUNKS, [SamKV(settle="before", keep=0.4, initial=4, local=4), Full()]).methods
     for chunk in ends.chunks:
         anchors = [t for p in chunk.parts for t in range(p.start, p.start + p.tokens) if p.state == "anchor"]
         assert anchors == [*range(4), *range(chunk.tokens() - 4, chunk.tokens())]

@@ -37,7 +37,8 @@ def test_the_reference_attends_by_original_positions(
     query_at = torch.randint(0, 3 * kept, (batch, asked))
     spans = Spans.causal(query_at, key_at, window)
     out, shares = oracles.attention(query, key, value, query_at, key_at, window, softcap)
-    assert far(sparse_attention(query, key, value, spans, None, softcap), out) < TOLERANCE[torch.float32]
+    wrong = (sparse_attention(query, key, value, spans, None, softcap).double() - out).abs().max()
+    assert wrong < TOLERANCE[torch.float32] * value.abs().max(), "relative to what is averaged: means may cancel"
     assert far(attention_shares(query, key, spans, None, softcap), shares) < TOLERANCE[torch.float32]
 
 

@@ -2,68 +2,40 @@
 
 (a) keep 1, recompute 1 is plain `generate()`; (b) keep < 1 is one forward over the kept ids at their true positions;
 (c) recompute < 1 is that forward with the other entries frozen to the stored ones; (d) the controls: a changed store
-changes (c), and keys left at the wrong positions are visibly wrong; (e) what is settled after the recompute is (c) over
-everything, thinned to what the question looked at in that very forward.
+changes (c), and keys left at the wrong positions are visibly wrong. What is settled after the recompute: test_settled.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import Cache
 
 from samkv_rag import ChunkKVStore, Full, Reuse, SamKV
 from samkv_rag.methods import Method, Prepared, Run
-from samkv_rag.types import ChunkKV, PromptPlan, Selection
+from samkv_rag.types import ChunkKV, Selection
 from tests import oracles
 from tests.cases import METHODS, WIRINGS
-from tests.models import adapter
-from tests.oracles import Kept, Prompted, stock, stock_logits
-
-TOLERANCE = 1e-4
-VISIBLE = 1e-2
-NEW_TOKENS = 8
-BY_HAND = 5
-SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "cohere2")
-
-before = partial(SamKV, settle="before")
-every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
-some_wirings = pytest.mark.parametrize("wiring", SOME)
-
-
-@cache
-def prompted(wiring: str, lengths: tuple[int, ...] = (37, 16, 30, 5)) -> Prompted:
-    store = ChunkKVStore(":memory:")
-    return Prompted(oracles.stored_plan(adapter(wiring), store, lengths), adapter(wiring), store)
-
-
-def plain_logits(wiring: str, plan: PromptPlan) -> Tensor:
-    with torch.no_grad():
-        return stock(wiring, "sdpa")(torch.tensor([plan.token_ids])).logits[0, -1].float()  # type: ignore[no-any-return]
-
-
-def plain_tokens(wiring: str, plan: PromptPlan, **generation: Any) -> list[int]:
-    ids = torch.tensor([plan.token_ids])
-    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "attention_mask": torch.ones_like(ids), **generation}
-    return stock(wiring, "sdpa").generate(ids, **options)[0, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
-
-
-def frozen_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
-    """Next-token logits of ONE stock forward over all kept ids whose other entries are the stored ones."""
-    kept = Kept.of(case.plan, prepared.selection)
-    past = oracles.frozen_cache(wiring, case.plan, kept, **how)
-    return stock_logits(stock(wiring), kept.ids, kept.positions, past)[-1]
-
-
-def distance(got: Tensor, want: Tensor) -> float:
-    """The largest difference; relative to the size of logits that are smaller than 1 (Cohere's are about 0.01)."""
-    return float((got - want).abs().max() / want.square().mean().sqrt().clamp(max=1))
-
+from tests.methods.gates import (
+    BY_HAND,
+    NEW_TOKENS,
+    SOME,
+    TOLERANCE,
+    VISIBLE,
+    before,
+    distance,
+    every_wiring,
+    frozen_logits,
+    mixture,
+    plain_logits,
+    plain_tokens,
+    prompted,
+    settled_logits,
+    some_wirings,
+)  # fmt: skip
+from tests.oracles import Kept, stock, stock_logits
 
 # -- (a) -----------------------------------------------------------------------------------------------------------
 
@@ -203,21 +175,6 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
     assert distance(got, want) < TOLERANCE
 
 
-def mixture(theta: Any) -> oracles.Mix | None:
-    """Fusion by hand: theta * new + (1 - theta) * old; "cosine" weighs the old entry by half their likeness."""
-    if theta == 1.0:
-        return None
-
-    def mix(new: Tensor, old: Tensor) -> Tensor:
-        if theta != "cosine":
-            return theta * new + (1 - theta) * old
-        like = (new * old).sum(-1, keepdim=True) / (new.norm(dim=-1, keepdim=True) * old.norm(dim=-1, keepdim=True))
-        share = like.clamp(min=0) / 2
-        return (1 - share) * new + share * old
-
-    return mix
-
-
 @some_wirings
 def test_layer_alignment_writes_a_layers_rows_and_no_others(wiring: str) -> None:
     case = prompted(wiring)
@@ -254,72 +211,3 @@ def test_keys_left_at_their_own_positions_are_visibly_wrong(wiring: str, monkeyp
     own = torch.cat([torch.arange(len(segment.token_ids)) for segment in case.plan.segments])
     monkeypatch.setattr(case.adapter, "table", lambda positions: case.adapter.rotary.table(own[positions]))
     assert distance(case.logits(case.prepare(Reuse())), right) > VISIBLE
-
-
-# -- (e) -----------------------------------------------------------------------------------------------------------
-
-
-def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Kept, Cache]:
-    """The kept tokens, and their entries but the last's after ONE stock forward over the whole prompt in which what is
-    not recomputed has its stored entries."""
-    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
-    past = oracles.frozen_cache(wiring, case.plan, whole, **how)
-    stock_logits(stock(wiring), whole.ids, whole.positions, past)
-    kept = Kept.of(case.plan, prepared.selection)
-    return kept, oracles.thinned(past, kept.positions[:-1])
-
-
-def settled_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
-    kept, past = settled_past(wiring, case, prepared, **how)
-    last = kept.positions[-1:]
-    return stock_logits(stock(wiring), kept.ids[-1:], last, past, before=kept.positions[:-1])[-1]
-
-
-@every_wiring
-@pytest.mark.parametrize("recompute", [0.0, 1 / 3, 1.0])
-def test_what_stays_saw_everything_while_it_was_recomputed(wiring: str, recompute: float) -> None:
-    case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute))
-    assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
-    assert len(prepared.ids) < case.plan.n_tokens
-    got = case.logits(prepared)
-    assert distance(got, settled_logits(wiring, case, prepared)) < TOLERANCE
-
-
-@some_wirings
-def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> None:
-    case, method = prompted(wiring), SamKV(keep=0.4, recompute=0.5)
-    kept, past = settled_past(wiring, case, case.prepare(method))
-    last = kept.positions[-1:]
-    want = oracles.greedy(stock(wiring), kept.ids[-1:], last, past, BY_HAND, before=kept.positions[:-1])
-    assert case.tokens(method, BY_HAND) == want
-
-
-@some_wirings
-def test_what_was_dropped_had_been_seen(wiring: str) -> None:
-    """The control of (e): recomputed among themselves alone, the same tokens give other entries."""
-    case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3))
-    apart = Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute(
-        Selection(prepared.selection.kept, prepared.selection.kept)
-    )
-    assert distance(case.logits(prepared), case.logits(apart)) > VISIBLE
-
-
-@some_wirings
-def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> None:
-    case, layers = prompted(wiring), (1, 3)
-    again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
-    seen: list[Tensor] = []
-
-    def settle(attention: Tensor, columns: list[Tensor]) -> Selection:
-        seen.append(attention)
-        assert torch.cat(columns).tolist() == list(range(case.plan.chunk_tokens))
-        return Selection(again, again)
-
-    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(again, layers, settle)
-    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
-    maps = oracles.stock_attention(wiring, case.plan, whole, layers)
-    rows = slice(case.plan.question.start, None)
-    want = maps[:, rows][:, :, whole.owner >= 0]
-    assert torch.allclose(seen[0].double(), want, atol=2e-5)

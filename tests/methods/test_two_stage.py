@@ -161,14 +161,16 @@ def test_what_is_not_on_the_shortlist_is_not_read(candidates: float) -> None:
     assert limit <= sum(map(len, listed[0])) < limit + BLOCK
     assert blocks_read(selection.kept) <= blocks_read(listed[0])
     per_block = BLOCK * case.adapter.shape.bytes_per_token
-    assert run.bytes_read == per_block * len(blocks_read(listed[0]))
+    assert run.entries.bytes_read == per_block * len(blocks_read(listed[0]))
 
 
 def test_all_keys_read_everything() -> None:
     """The control of the test above."""
     run = run_of(prompted("llama"))
     SamKV(settle="before", keep=0.2, look="keys", layers=(3,)).prepare(run)
-    assert run.bytes_read == BLOCK * adapter("llama").shape.bytes_per_token * sum(-(-n // BLOCK) for n in LENGTHS)
+    assert run.entries.bytes_read == BLOCK * adapter("llama").shape.bytes_per_token * sum(
+        -(-n // BLOCK) for n in LENGTHS
+    )
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(0, 200), st.integers(1, 3), st.integers(0, 99))

@@ -49,7 +49,7 @@ def test_what_a_layer_would_keep_is_what_samkv_keeps_with_it(
     engine: SamKVEngine, looked: Looked, layers: tuple[int, ...]
 ) -> None:
     plan = engine.plan_question(ITEM.question, CHUNKS)
-    method = SamKV(keep=0.3, look="keys", layers=layers)
+    method = SamKV(settle="before", keep=0.3, look="keys", layers=layers)
     selection = method.prepare(Run(plan, engine.adapter, engine.store, 1)).selection
     assert [mask.nonzero()[:, 0].tolist() for mask in looked.kept(layers)] == [t.tolist() for t in selection.kept]
 
@@ -141,38 +141,49 @@ def kept_by(engine: SamKVEngine, method: Method) -> list[list[int]]:
 
 def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        by_layer = {layer: kept_by(engine, SamKV(keep=0.3, layers=(layer,))) for layer in range(4)}
-        middle = kept_by(engine, SamKV(keep=0.3, layers=(1, 2)))
-        assert kept_by(engine, SamKV(keep=0.3)) == middle, "the middle third of four layers"
+        by_layer = {layer: kept_by(engine, SamKV(settle="before", keep=0.3, layers=(layer,))) for layer in range(4)}
+        middle = kept_by(engine, SamKV(settle="before", keep=0.3, layers=(1, 2)))
+        assert kept_by(engine, SamKV(settle="before", keep=0.3)) == middle, "the middle third of four layers"
         engine.store.profiles.put(engine.fingerprint, ModelProfile((3,)))
-        assert kept_by(engine, SamKV(keep=0.3)) == by_layer[3] != middle
-        assert kept_by(engine, SamKV(keep=0.3, layers=(0,))) == by_layer[0] != by_layer[3], "the caller's come first"
+        assert kept_by(engine, SamKV(settle="before", keep=0.3)) == by_layer[3] != middle
+        assert kept_by(engine, SamKV(settle="before", keep=0.3, layers=(0,))) == by_layer[0] != by_layer[3], (
+            "the caller's come first"
+        )
     with tiny_engine(store=ChunkKVStore(tmp_path)) as again:
-        assert kept_by(again, SamKV(keep=0.3)) == by_layer[3]
+        assert kept_by(again, SamKV(settle="before", keep=0.3)) == by_layer[3]
 
 
 def test_another_models_profile_is_not_used(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        before = kept_by(engine, SamKV(keep=0.3))
+        before = kept_by(engine, SamKV(settle="before", keep=0.3))
         other = tiny_engine("qwen2").fingerprint
         assert other != engine.fingerprint
         engine.store.profiles.put(other, ModelProfile((3,)))
-        assert kept_by(engine, SamKV(keep=0.3)) == before != kept_by(engine, SamKV(keep=0.3, layers=(3,)))
+        assert (
+            kept_by(engine, SamKV(settle="before", keep=0.3))
+            == before
+            != kept_by(engine, SamKV(settle="before", keep=0.3, layers=(3,)))
+        )
 
 
 def test_a_damaged_profile_is_reported_and_ignored(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        before = kept_by(engine, SamKV(keep=0.3))
+        before = kept_by(engine, SamKV(settle="before", keep=0.3))
         engine.store.profiles.put(engine.fingerprint, ModelProfile((3,)))
         file = tmp_path / "models" / f"{engine.fingerprint}.json"
         sound = file.read_bytes()
         for damaged in (sound.replace(b"3", b"2", 1), sound[:-9], b"[]", b"\xff", sound.replace(b"3", b'"x"')):
             file.write_bytes(damaged)
-            assert kept_by(engine, SamKV(keep=0.3)) == before
-            report = engine.answer(ITEM.question, CHUNKS, method=SamKV(keep=0.3), max_new_tokens=1).report
+            assert kept_by(engine, SamKV(settle="before", keep=0.3)) == before
+            report = engine.answer(
+                ITEM.question, CHUNKS, method=SamKV(settle="before", keep=0.3), max_new_tokens=1
+            ).report
             assert any("damaged" in note and "samkv-rag profile" in note for note in report.notes), damaged
         file.write_bytes(sound)
-        assert engine.answer(ITEM.question, CHUNKS, method=SamKV(keep=0.3), max_new_tokens=1).report.notes == ()
+        assert (
+            engine.answer(ITEM.question, CHUNKS, method=SamKV(settle="before", keep=0.3), max_new_tokens=1).report.notes
+            == ()
+        )
 
 
 def test_a_profile_in_memory_is_gone_with_its_store() -> None:

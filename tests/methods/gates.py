@@ -1,0 +1,89 @@
+"""What the gates compare: prompts on every wiring, and stock forwards over plain, frozen and thinned entries."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from samkv_rag import ChunkKVStore, SamKV
+from samkv_rag.methods import Prepared
+from samkv_rag.types import PromptPlan, Selection
+from tests import oracles
+from tests.cases import WIRINGS
+from tests.models import adapter
+from tests.oracles import Kept, Prompted, stock, stock_logits
+
+TOLERANCE = 1e-4
+VISIBLE = 1e-2
+NEW_TOKENS = 8
+BY_HAND = 5
+SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "cohere2")
+
+before = partial(SamKV, settle="before")
+every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
+some_wirings = pytest.mark.parametrize("wiring", SOME)
+
+
+@cache
+def prompted(wiring: str, lengths: tuple[int, ...] = (37, 16, 30, 5)) -> Prompted:
+    store = ChunkKVStore(":memory:")
+    return Prompted(oracles.stored_plan(adapter(wiring), store, lengths), adapter(wiring), store)
+
+
+def plain_logits(wiring: str, plan: PromptPlan) -> Tensor:
+    with torch.no_grad():
+        return stock(wiring, "sdpa")(torch.tensor([plan.token_ids])).logits[0, -1].float()  # type: ignore[no-any-return]
+
+
+def plain_tokens(wiring: str, plan: PromptPlan, **generation: Any) -> list[int]:
+    ids = torch.tensor([plan.token_ids])
+    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "attention_mask": torch.ones_like(ids), **generation}
+    return stock(wiring, "sdpa").generate(ids, **options)[0, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
+
+
+def frozen_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
+    """Next-token logits of ONE stock forward over all kept ids whose other entries are the stored ones."""
+    kept = Kept.of(case.plan, prepared.selection)
+    past = oracles.frozen_cache(wiring, case.plan, kept, **how)
+    return stock_logits(stock(wiring), kept.ids, kept.positions, past)[-1]
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    """The largest difference; relative to the size of logits that are smaller than 1 (Cohere's are about 0.01)."""
+    return float((got - want).abs().max() / want.square().mean().sqrt().clamp(max=1))
+
+
+def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Kept, Cache]:
+    """The kept tokens, and their entries but the last's after ONE stock forward over the whole prompt in which what is
+    not recomputed has its stored entries."""
+    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
+    past = oracles.frozen_cache(wiring, case.plan, whole, **how)
+    stock_logits(stock(wiring), whole.ids, whole.positions, past)
+    kept = Kept.of(case.plan, prepared.selection)
+    return kept, oracles.thinned(past, kept.positions[:-1])
+
+
+def settled_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
+    kept, past = settled_past(wiring, case, prepared, **how)
+    last = kept.positions[-1:]
+    return stock_logits(stock(wiring), kept.ids[-1:], last, past, before=kept.positions[:-1])[-1]
+
+
+def mixture(theta: Any) -> oracles.Mix | None:
+    """Fusion by hand: theta * new + (1 - theta) * old; "cosine" weighs the old entry by half their likeness."""
+    if theta == 1.0:
+        return None
+
+    def mix(new: Tensor, old: Tensor) -> Tensor:
+        if theta != "cosine":
+            return theta * new + (1 - theta) * old
+        like = (new * old).sum(-1, keepdim=True) / (new.norm(dim=-1, keepdim=True) * old.norm(dim=-1, keepdim=True))
+        share = like.clamp(min=0) / 2
+        return (1 - share) * new + share * old
+
+    return mix

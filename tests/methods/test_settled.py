@@ -1,0 +1,110 @@
+"""Gate (e): what is settled after the recompute is gate (c) over everything, thinned to what the question looked at.
+
+One stock forward over the whole prompt, in which what is not recomputed has its stored entries; then only what stays.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from samkv_rag import SamKV, SamKVError
+from samkv_rag.methods import Run
+from samkv_rag.types import Selection
+from tests import oracles
+from tests.methods.gates import (
+    BY_HAND,
+    TOLERANCE,
+    VISIBLE,
+    distance,
+    every_wiring,
+    prompted,
+    settled_logits,
+    settled_past,
+    some_wirings,
+)  # fmt: skip
+from tests.oracles import Kept, stock
+
+
+@every_wiring
+@pytest.mark.parametrize("recompute", [0.0, 1 / 3, 1.0])
+def test_what_stays_saw_everything_while_it_was_recomputed(wiring: str, recompute: float) -> None:
+    case = prompted(wiring)
+    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute))
+    assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
+    assert len(prepared.ids) < case.plan.n_tokens
+    got = case.logits(prepared)
+    assert distance(got, settled_logits(wiring, case, prepared)) < TOLERANCE
+
+
+@some_wirings
+def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> None:
+    case, method = prompted(wiring), SamKV(keep=0.4, recompute=0.5)
+    kept, past = settled_past(wiring, case, case.prepare(method))
+    last = kept.positions[-1:]
+    want = oracles.greedy(stock(wiring), kept.ids[-1:], last, past, BY_HAND, before=kept.positions[:-1])
+    assert case.tokens(method, BY_HAND) == want
+
+
+@some_wirings
+def test_what_was_dropped_had_been_seen(wiring: str) -> None:
+    """The control of (e): recomputed among themselves alone, the same tokens give other entries."""
+    case = prompted(wiring)
+    prepared = case.prepare(SamKV(keep=0.3))
+    apart = Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute(
+        Selection(prepared.selection.kept, prepared.selection.kept)
+    )
+    assert distance(case.logits(prepared), case.logits(apart)) > VISIBLE
+
+
+@some_wirings
+def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> None:
+    case, layers = prompted(wiring), (1, 3)
+    again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
+    seen: list[Tensor] = []
+
+    def settle(attention: Tensor, columns: list[Tensor]) -> Selection:
+        seen.append(attention)
+        assert torch.cat(columns).tolist() == list(range(case.plan.chunk_tokens))
+        return Selection(again, again)
+
+    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(again, layers, settle)
+    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
+    maps = oracles.stock_attention(wiring, case.plan, whole, layers)
+    rows = slice(case.plan.question.start, None)
+    want = maps[:, rows][:, :, whole.owner >= 0]
+    assert torch.allclose(seen[0].double(), want, atol=2e-5)
+
+
+def test_what_stays_surrounds_what_the_question_looked_at() -> None:
+    """Of 88 tokens a fifth stays; every kept run reaches back and ahead of a token that was looked at."""
+    case, around = prompted("llama"), (2, 3)
+    seen: list[Tensor] = []
+    original = Run.recompute_and_settle
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+
+    def spy(again: object, layers: object, settle: object, theta: object) -> object:
+        def heard(attention: Tensor, columns: list[Tensor]) -> Selection:
+            seen.append(attention)
+            return settle(attention, columns)  # type: ignore[operator,no-any-return]
+
+        return original(run, again, layers, heard, theta)  # type: ignore[arg-type]
+
+    run.recompute_and_settle = spy  # type: ignore[assignment,method-assign]
+    kept = SamKV(keep=0.2, around=around).prepare(run).selection.kept
+    shares = (seen[0].mean(1) + seen[0][:, -1]).mean(0)
+    want, start = list[tuple[float, int, int]](), 0
+    for chunk, length in enumerate(run.lengths):
+        part = shares[start : start + length].tolist()
+        start += length
+        want += [(-max(part[max(0, t - 3) : t + 3]), chunk, t) for t in range(length)]
+    best = sorted(want)[: int(0.2 * sum(run.lengths))]
+    assert {(chunk, t) for chunk, tokens in enumerate(kept) for t in tokens.tolist()} == {(c, t) for _, c, t in best}
+
+
+def test_alignment_and_odd_reaches_are_refused() -> None:
+    with pytest.raises(SamKVError, match='settle="before"'):
+        SamKV(aligned=True)
+    with pytest.raises(SamKVError, match="before and behind"):
+        SamKV(around=(1, 2, 3))
