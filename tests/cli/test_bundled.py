@@ -34,12 +34,10 @@ def store(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("method", ["samkv", "full", "reuse"])
 def test_ingested_chunks_are_answered_from_their_caches(store: str, method: str) -> None:
-    shown = json.loads(
-        run("ask", "Where is Korda Mills?", "--store", store, "--method", method, "--keep", "0.15", "--json")
-    )
+    shown = json.loads(run("ask", "Where is Korda Mills?", "--store", store, "--method", method, "--json"))
     report = shown["report"]
     assert report["misses"] == [] and report["chunk_tokens"] > 0
-    assert (report["kept_ratio"] < 0.2) == (method == "samkv")
+    assert (report["kept_ratio"] < 0.5) == (method == "samkv")
 
 
 def test_little_text_is_thinned_less_unless_told_to(store: str) -> None:
