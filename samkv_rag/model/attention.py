@@ -24,6 +24,8 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.sparse_attention import Spans, attention_shares, masked_attention, sparse_attention
 
 NAME = "samkv"
+PIECE = 128
+"""Queries that go through SDPA at a time where a mask is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,14 @@ class Plan(Protocol):
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What the queries of a pass see: `spans`; `mask` is the same, bool `(Q, T)`, where SDPA needs one, and `plain`
-    says that it does not: every query sees all keys, or with `causal` those up to its own index."""
+    says that it does not: every query sees all keys, or with `causal` those up to its own index. `pieces` are groups of
+    queries, each with the keys that any of them sees: the others' scores are not computed just to be masked."""
 
     spans: Spans
     mask: Tensor | None
     plain: bool
     causal: bool
+    pieces: tuple[tuple[slice, slice], ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,7 +106,8 @@ class AttentionPlan:
         causal = window is None and n_query == n_key and n_query > 1
         plain = causal or (window is None and n_query == 1 and (self.slots is None or n_key == 1))
         mask = None if plain or self.backend == "triton" else spans.mask(n_key)[0]
-        return Sight(spans, mask, plain, causal)
+        pieces = () if mask is None or mask.device.type != "cpu" else _pieces(spans, n_query)
+        return Sight(spans, mask, plain, causal, pieces)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
@@ -116,7 +121,7 @@ class AttentionPlan:
         if layer == self.last_layer:
             raise PassEnded
         if softcap is None and (sight.plain or sight.mask is not None):
-            return _sdpa(query, key, value, sight.mask, sight.causal, scale)
+            return _seen(query, key, value, sight, scale)
         return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
 
 
@@ -135,6 +140,27 @@ def attention_plan(plan: Plan) -> Iterator[None]:
         yield
     finally:
         _PLAN.reset(token)
+
+
+def _pieces(spans: Spans, queries: int) -> tuple[tuple[slice, slice], ...]:
+    pieces = []
+    for start in range(0, queries, PIECE):
+        rows = slice(start, min(start + PIECE, queries))
+        pieces.append((rows, slice(int(spans.first[:, rows].min()), int(spans.last[:, rows].max()) + 1)))
+    return tuple(pieces)
+
+
+def _seen(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float | None) -> Tensor:
+    """SDPA of what is seen, a piece at a time."""
+    if sight.mask is None or len(sight.pieces) < 2:
+        return _sdpa(query, key, value, sight.mask, sight.causal, scale)
+    return torch.cat(
+        [
+            _sdpa(query[:, :, rows], key[:, :, keys], value[:, :, keys], sight.mask[rows, keys], False, scale)
+            for rows, keys in sight.pieces
+        ],
+        2,
+    )
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from samkv_rag import ChunkKVStore, Full, Reuse, SamKV
 from samkv_rag.methods import Method, Prepared, Run
+from samkv_rag.model.attention import PIECE
 from samkv_rag.types import ChunkKV, Selection
 from tests import oracles
 from tests.cases import METHODS, WIRINGS
@@ -106,6 +107,17 @@ def test_ignoring_the_gaps_would_be_visible(wiring: str) -> None:
     kept = Kept.of(case.plan, prepared.selection)
     closed = stock_logits(stock(wiring), kept.ids, torch.arange(len(kept.ids)))[-1]
     assert distance(case.logits(prepared), closed) > VISIBLE
+
+
+@some_wirings
+def test_more_queries_than_go_through_at_once_are_one_forward_too(wiring: str) -> None:
+    case = prompted(wiring, (150, 90, 160))
+    prepared = case.prepare(before(keep=0.8))
+    kept = Kept.of(case.plan, prepared.selection)
+    assert len(kept.ids) > 2 * PIECE
+    for again in (1.0, 0.9):
+        prepared = case.prepare(before(keep=0.8, recompute=again))
+        assert distance(case.logits(prepared), frozen_logits(wiring, case, prepared)) < TOLERANCE
 
 
 # -- (c) -----------------------------------------------------------------------------------------------------------
