@@ -73,7 +73,10 @@ def test_totals_add_up_over_threads(llm: SamKVLLM) -> None:
     stats, reports = llm.stats(), [asked.answer.report for asked in recorder.asked]
     assert stats.answers == 4 and stats.prompt_tokens == sum(report.prompt_tokens for report in reports)
     assert stats.prompt_tokens == stats.glue_tokens + stats.chunk_tokens
-    assert stats.chunk_tokens == stats.dropped_tokens + stats.reused_tokens + stats.recomputed_tokens
+    assert stats.chunk_tokens == stats.dropped_tokens + stats.kept_tokens
+    assert stats.kept_tokens == sum(
+        r.reused_tokens + r.recomputed_tokens - r.recomputed_dropped_tokens for r in reports
+    )
     assert stats.as_dict()["cache_read_share"] == stats.cache_read / stats.prompt_tokens
     assert str(stats).startswith(f"4 answers, {stats.prompt_tokens} prompt tokens: {stats.chunk_tokens} of cached")
 

@@ -44,8 +44,9 @@ def raw_of(answer: Answer) -> dict[str, Any]:
 class ReuseStats:
     """Running totals over all answers of one LLM. Tokens add up as in one report.
 
-    prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed. `cache_read` are prompt tokens that an
-    ordinary call would have computed and these did not; `misses` are chunks whose caches were gone.
+    prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed, less what was recomputed and dropped.
+    `cache_read` are prompt tokens that an ordinary call would have computed and these did not; `misses` are chunks
+    whose caches were gone.
     """
 
     answers: int = 0
