@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samkv_rag.eval.worlds import Question
 from training.passages import Encoder, Passage, Sizes, choose, draw_real, draw_world, prompt
-from training.pointing import ANSWER, BIND, FIND, Point, name_end
+from training.pointing import ANSWER, BIND, KINDS, Point, name_end
 from training.real import Library
 
 
@@ -85,7 +85,7 @@ def make_batch(
         torch.tensor(targets),
         torch.tensor(group),
         tasks,
-        {kind: _points(rows, kind, split, length) for kind in (BIND, FIND, ANSWER)},
+        {kind: _points(rows, kind, split, length) for kind in KINDS},
     )
 
 
@@ -115,7 +115,7 @@ class _Row:
         self.points = list[Point]()
         for question in choose(rng, drawn.questions, sizes.two_hop):
             before = prompt(rng, encode, question, sizes.cloze)
-            answer = [*encode(" " + question.answer), encode.eos]
+            answer = encode.answer(question.answer)
             if len(self.asked) + len(before) + len(answer) - 1 > sizes.asked:
                 break
             self._point(question, drawn, encode, before)
@@ -126,11 +126,12 @@ class _Row:
         end, room = len(self.asked) + len(before) - 1, len(self.context)
         found = drawn.aim(question)
         self.points += [point for point in found.bound if point.at < room]
-        for kind, places in ((ANSWER, found.answer), (FIND, found.find)):
+        ends = {ANSWER: [encode.nothing]} if question.task == "unanswerable" else found.ends
+        for kind, places in ends.items():
             inside = tuple(place for place in places if place < room)
             if inside:
                 self.points.append(Point(kind, end, inside, asked=True))
-        named = name_end(encode.tokenizer, before, drawn.names)
+        named = name_end(encode.tokenizer, before, [question.value] if question.value else drawn.names)
         if named is not None:
             self.points.append(Point(BIND, end, (len(self.asked) + named,), asked=True, inner=True))
 

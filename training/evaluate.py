@@ -58,7 +58,7 @@ def layout(
         owner += [0] * len(glue) + [number + 1] * len(body)
     positions, length, answers = list(range(len(ids))), len(ids), list[range]()
     for number, question in enumerate(questions):
-        prompt, answer = encode.question(question.text), [*encode(" " + question.answer), encode.eos]
+        prompt, answer = encode.question(question.text), encode.answer(question.answer)
         answers.append(range(len(ids) + len(prompt), len(ids) + len(prompt) + len(answer)))
         ids += prompt + answer
         owner += [-1 - number] * len(prompt + answer)

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from samkv_rag.eval import phrases, worlds
 from samkv_rag.eval.worlds import Question
-from training.pointing import Aim, Finder, aim
+from training.pointing import ARTICLE, Aim, Finder, aim
 from training.real import Item, Library
+from training.spelling import respell
 
 INSTRUCTION = "Answer from the passages in a few words, or say: not in the passages.\n\n"
 SHARES = {
@@ -34,6 +35,7 @@ class Sizes:
     the share of facts that are asked for by the beginning of a sentence, and the share of relations in a world
     (the smaller, the more things in a context are alike but for their names; with `alike` all of them, and every
     sentence names its subject unless `named` is False).
+    `respelt` is the share of worlds whose names are spelt anew from any tokens, so that rare ones are copied as well.
     With `real` the rows are real text from a library instead of worlds."""
 
     rows: int
@@ -47,6 +49,7 @@ class Sizes:
     alike: bool = False
     named: bool = True
     real: bool = False
+    respelt: float = 0.0
 
 
 class Encoder:
@@ -56,6 +59,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.bos, self.eos, self.pad = (self.special(t) for t in ("<bos>", "<eos>", "<pad>"))
         self.head = [self.bos, *self(INSTRUCTION)]
+        self.nothing = self.head.index(self(" " + worlds.NOT_FOUND)[0])  # where the head says `not`
         self.between = self("\n\n")
 
     def __call__(self, text: str) -> list[int]:
@@ -73,6 +77,10 @@ class Encoder:
         if whole:
             return self(f"\n\nQuestion: {text}\nAnswer:")
         return self("\n\nQuestion: ") + self(text) + self("\nAnswer:")
+
+    def answer(self, text: str) -> list[int]:
+        """The answer as it is to be given: without an article in front, so that it begins with a name."""
+        return [*self(" " + text.removeprefix(ARTICLE)), self.eos]
 
     def context(self, chunks: list[str]) -> list[list[int]]:
         """Ids of the instruction and of each chunk, the separator in front of all but the first."""
@@ -101,6 +109,8 @@ def draw_world(rng: random.Random, encode: Encoder, sizes: Sizes) -> Passage:
         picked.pop()
         lengths.pop()
     shown, order = worlds.show(made, rng, picked), sorted(picked)
+    if rng.random() < sizes.respelt:
+        made, shown = respell(rng, encode.tokenizer, made, shown)
     finder = Finder(encode.tokenizer, shown.chunks, len(encode.head), len(encode.between))
     look = partial(aim, finder, made, order)
     return Passage(shown.chunks, shown.questions, look, [entity.name for entity in made.entities])
@@ -116,7 +126,7 @@ def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Librar
     ):
         chunks.pop()
     kept = [item for item in items if item.passages[0] in chunks]
-    return Passage(chunks, [_as_question(item) for item in kept], lambda _: Aim([], [], []), [])
+    return Passage(chunks, [_as_question(item) for item in kept], lambda _: Aim({}, []), [])
 
 
 def _as_question(item: Item) -> Question:

@@ -1,11 +1,15 @@
 """Where an answer's evidence stands among the tokens of a row: what some attention heads are taught to look at.
 
 Next-token loss alone teaches a small model very slowly which of many alike facts a question means. The generated
-worlds say where each fact stands, so three heads are also trained, by cross-entropy over what they may look at:
+worlds say where each fact stands, so some heads are also trained, by cross-entropy over what they may look at:
 
-bind    a stated value looks back at the name of the thing that it belongs to; the end of a question at the name in it
+bind    a stated value looks back at the end of the name of the thing that it belongs to; the end of a question at the
+        end of the name or value in it
 find    the end of a question looks at the end of what answers it, or for two hops of the name that leads on
-answer  the end of a question looks at the beginning of the value that answers it, to copy it
+answer  the end of a question looks at the beginning of the value that answers it, to copy it; where nothing answers
+        it, at the `not` of the instruction
+source  a stated value looks back at the beginning of the name that it belongs to, to have it at hand
+seek    the end of a question that asks whose a value is looks at the end of that value
 
 It is a training loss only: the model stays a plain Llama.
 """
@@ -21,7 +25,8 @@ from tokenizers import Tokenizer
 
 from samkv_rag.eval.worlds import Draft, Question
 
-BIND, FIND, ANSWER = "bind", "find", "answer"
+BIND, FIND, ANSWER, SOURCE, SEEK = KINDS = ("bind", "find", "answer", "source", "seek")
+ARTICLE = "the "
 _STOP = re.compile(r"[.!?]\s")
 
 
@@ -41,12 +46,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Mention:
-    """Words in a chunk: characters in the chunk, places of the first and the last token in the row."""
+    """Words in a chunk: characters in the chunk, places of the first and the last token in the row, and of the first
+    one after an article."""
 
     chunk: int
     start: int
     first: int
     last: int
+    head: int
 
 
 class Finder:
@@ -69,7 +76,8 @@ class Finder:
         for chunk in sorted(chunks):
             for match in pattern.finditer(self.texts[chunk]):
                 first, last = (self._token(chunk, at) for at in (match.start(), match.end() - 1))
-                found.append(Mention(chunk, match.start(), first, last))
+                head = match.start() + len(ARTICLE) * match[0].lower().startswith(ARTICLE)
+                found.append(Mention(chunk, match.start(), first, last, self._token(chunk, head)))
         return found
 
     def _token(self, chunk: int, character: int) -> int:
@@ -92,28 +100,28 @@ def name_end(tokenizer: Tokenizer, prompt: Sequence[int], names: Iterable[str]) 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a question should look at: first tokens of the answer, last tokens of the value or name that it asks of,
-    and the points that bind these to what they are stated of."""
+    """What the end of a question should look at, by kind of head, and the points that bind what it finds to what that
+    is stated of."""
 
-    answer: list[int]
-    find: list[int]
+    ends: dict[str, list[int]]
     bound: list[Point]
 
 
 def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question: Question) -> Aim:
     """The aim of a question on the chunks `order` of a world; of one that they do not answer: nothing."""
     if not question.needs:
-        return Aim([], [], [])
+        return Aim({}, [])
     needs = [order.index(place) for place in question.needs]
     shorts = {entity.name: entity.short for entity in made.entities}
     if not question.subject:
-        return Aim([value.first for value in finder.mentions(needs, [question.answer])], [], [])
+        values, bound = _evidence(finder, question.value, needs, (question.answer, shorts[question.answer]))
+        return Aim({SEEK: [value.last for value in values]}, bound)
     values, bound = _evidence(finder, question.answer, needs, (question.subject, shorts[question.subject]))
     found = values
     if not question.about:
         found, more = _first_hop(finder, made, order, question)
         bound = bound + more
-    return Aim([value.first for value in values], [value.last for value in found], bound)
+    return Aim({ANSWER: [value.head for value in values], FIND: [value.last for value in found]}, bound)
 
 
 def _first_hop(
@@ -133,12 +141,17 @@ def _evidence(
 ) -> tuple[list[Mention], list[Point]]:
     """Mentions of the answer that state it, best guess, and the points that bind them to their subject.
 
-    A mention counts if one of the subject's names stands before it in the needed chunks, in the same sentence if
-    there is such a one.
+    A mention counts if one of the subject's names (the full one first) stands before it in the needed chunks, in the
+    same sentence if there is such a one.
     """
     values, named = finder.mentions(needs, [answer]), finder.mentions(needs, subject)
     before = {value: [name for name in named if name.first < value.first] for value in values}
     stating = [value for value in values if before[value]]
     close = [value for value in stating if finder.together(before[value][-1], value)]
     points = [Point(BIND, at, (before[v][-1].last,)) for v in close or stating for at in {v.first, v.last}]
+    heads = [m.head for m in finder.mentions(range(len(finder.texts)), subject[:1])]
+    inside = [head for head in heads if head not in finder.starts]  # at the start of a chunk words have other tokens
+    for value in close or stating:
+        golds = tuple(h for h in inside if h < value.first) or tuple(h for h in heads if h < value.first)
+        points += [Point(SOURCE, at, golds) for at in {value.first, value.last} if golds]
     return close or stating, points

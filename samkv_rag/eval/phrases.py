@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import random
 import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
+from typing import Any
 
 ORG, PERSON, PRODUCT, PLACE = "org", "person", "product", "place"
 
@@ -19,6 +21,17 @@ WORDING: dict[str, dict[str, list[str]]] = tomllib.loads(
 STATEMENTS, QUESTIONS, BRIDGES = WORDING["statements"], WORDING["questions"], WORDING["bridges"]
 REVERSE, FILLER, PRONOUNS = WORDING["reverse"], WORDING["filler"], WORDING["pronouns"]
 WORDS = WORDING["words"]
+
+
+def texts() -> Iterator[str]:
+    """All wording but for names and the syllables that they are made of."""
+    rest: list[Any] = [part for key, part in WORDING.items() if key not in ("names", "syllables")]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, str):
+            yield part
+        else:
+            rest += part.values() if isinstance(part, dict) else part
 
 
 def prose(rng: random.Random) -> str:

@@ -33,7 +33,8 @@ class Question:
     """A question, its gold answer, its task, and the chunks it rests on as (document, chunk) positions.
 
     `about` is (kind of thing, name, relation) where the question asks for a single fact, else empty; `subject` the
-    name of the thing whose fact is the answer, empty where the answer is that name.
+    name of the thing whose fact is the answer, empty where the answer is that name; `value` the value that such a
+    question starts from.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Question:
     needs: frozenset[tuple[int, int]] = frozenset()
     about: tuple[str, ...] = ()
     subject: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,4 +213,4 @@ def _reverse(rng: random.Random, made: Draft, picked: frozenset[tuple[int, int]]
         needs = made.stated.get((id(entity), relation))
         if not others and needs and needs <= picked and rng.random() < (0.8 if relation in entity.links else 0.4):
             text = rng.choice(phrases.REVERSE[relation]).format(s=value)
-            yield Question(text, entity.name, "one_hop" if len(needs) == 1 else "earlier_chunk", needs)
+            yield Question(text, entity.name, "one_hop" if len(needs) == 1 else "earlier_chunk", needs, value=value)

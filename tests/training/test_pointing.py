@@ -6,16 +6,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from samkv_rag.eval.worlds import NOT_FOUND
 from training.data import make_batch
 from training.export import WEIGHTS
 from training.model import Reader, Shape
 from training.optimiser import Optimiser, orthogonal
 from training.passages import Encoder, Sizes, draw_world
-from training.pointing import ANSWER, BIND, FIND, Aim, Finder, name_end
+from training.pointing import ANSWER, ARTICLE, BIND, FIND, SEEK, SOURCE, Aim, Finder, name_end
 from training.train import losses
 
 SIZES = Sizes(rows=3, context=400, asked=300, plain=8, chunks=8)
-HEADS = {BIND: (0, 1), FIND: (1, 0), ANSWER: (1, 1)}
+HEADS = {BIND: (0, 1), SOURCE: (0, 0), FIND: (1, 0), SEEK: (1, 0), ANSWER: (1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,10 @@ def encode() -> Encoder:
 
 def words_at(encode: Encoder, ids: list[int], first: int, count: int = 12) -> str:
     return encode.tokenizer.decode(ids[first : first + count]).strip()
+
+
+def words_until(encode: Encoder, ids: list[int], last: int, count: int = 12) -> str:
+    return encode.tokenizer.decode(ids[max(0, last + 1 - count) : last + 1])
 
 
 def test_mentions_are_whole_words_at_their_tokens(encode: Encoder) -> None:
@@ -42,21 +47,40 @@ def test_aims_are_at_the_answer_in_the_chunks_that_state_it(encode: Encoder, see
     passage = draw_world(random.Random(seed), encode, SIZES)
     ids = [i for piece in encode.context(passage.chunks) for i in piece]
     aimed = [(q, passage.aim(q)) for q in passage.questions]
-    assert any(aim.answer for _, aim in aimed)
+    assert {kind for _, aim in aimed for kind, places in aim.ends.items() if places} == {ANSWER, FIND, SEEK}
     for question, aim in aimed:
-        for place in aim.answer:
-            assert words_at(encode, ids, place).lower().startswith(question.answer.lower())
+        for place in aim.ends.get(ANSWER, []):
+            assert words_at(encode, ids, place).lower().startswith(question.answer.lower().removeprefix(ARTICLE))
+        for place in aim.ends.get(SEEK, []):
+            assert words_until(encode, ids, place).lower().endswith(question.value.lower())
         for point in aim.bound:
             assert max(point.golds) < point.at
-        if question.task.startswith("two_hop") and aim.find:
-            ends = [encode.tokenizer.decode(ids[max(0, place - 11) : place + 1]) for place in aim.find]
-            assert all(text.endswith(question.subject) for text in ends)
+        if question.task.startswith("two_hop"):
+            assert all(words_until(encode, ids, place).endswith(question.subject) for place in aim.ends.get(FIND, []))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sources_begin_the_name_that_a_question_about_a_value_asks_for(encode: Encoder, seed: int) -> None:
+    passage = draw_world(random.Random(seed), encode, SIZES)
+    ids = [i for piece in encode.context(passage.chunks) for i in piece]
+    aimed = [(q.answer, point) for q in passage.questions if q.value for point in passage.aim(q).bound]
+    sources = [(name, gold) for name, point in aimed if point.kind == SOURCE for gold in point.golds]
+    assert sources
+    for name, place in sources:
+        assert words_at(encode, ids, place).lower().startswith(name.lower().removeprefix(ARTICLE))
 
 
 def test_unanswerable_questions_aim_at_nothing(encode: Encoder) -> None:
     passage = draw_world(random.Random(3), encode, SIZES)
     unanswerable = [q for q in passage.questions if q.task == "unanswerable"]
-    assert unanswerable and all(passage.aim(q) == Aim([], [], []) for q in unanswerable)
+    assert unanswerable and all(passage.aim(q) == Aim({}, []) for q in unanswerable)
+
+
+def test_where_nothing_answers_the_instruction_does(encode: Encoder) -> None:
+    assert encode.tokenizer.decode(encode.head[encode.nothing :]).strip().startswith(NOT_FOUND)
+    batch = make_batch(random.Random(1), encode, SIZES)
+    golds = batch.points[ANSWER][1].nonzero()[:, 1]
+    assert batch.tasks.count("unanswerable") == (golds == encode.nothing).sum()
 
 
 def test_end_of_a_name_in_a_question(encode: Encoder) -> None:
