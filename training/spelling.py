@@ -59,5 +59,11 @@ def respell(rng: random.Random, tokenizer: Tokenizer, made: Draft, shown: Contex
 
 
 def _question(question: Question, spell: Callable[[str], str]) -> Question:
-    words = {key: spell(getattr(question, key)) for key in ("text", "answer", "subject", "value")}
-    return replace(question, about=tuple(map(spell, question.about)), **words)
+    return replace(
+        question,
+        text=spell(question.text),
+        answer=spell(question.answer),
+        about=tuple(map(spell, question.about)),
+        subject=spell(question.subject),
+        value=spell(question.value),
+    )

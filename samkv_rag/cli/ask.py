@@ -40,8 +40,7 @@ def run(request: Request) -> None:
     model = model_of(index, request.store, request.model)
     if request.show_context and not request.as_json:
         show(passages)
-    stored_as = request.kv_dtype or index.manifest.settings.kv_dtype
-    engine = open_engine(model, request.store, stored_as, FLOOR if request.keep is None else 0)
+    engine = engine_for(index, request.store, model, request.kv_dtype, request.keep)
     try:
         answer = _answer(engine, request, [passage.text for passage in passages])
     finally:
@@ -68,6 +67,11 @@ def model_of(index: ChunkIndex, store: Path, wanted: str | None) -> str:
             f"{store} holds the caches of {made_for}: leave --model out, or ingest again with --model {wanted}."
         )
     return made_for
+
+
+def engine_for(index: ChunkIndex, store: Path, model: str, kv_dtype: str | None, keep: float | None) -> Any:
+    """An engine over the index's caches; unless `keep` is given it keeps `FLOOR` tokens of a small context."""
+    return open_engine(model, store, kv_dtype or index.manifest.settings.kv_dtype, FLOOR if keep is None else 0)
 
 
 def _answer(engine: Any, request: Request, chunks: list[str]) -> Answer:

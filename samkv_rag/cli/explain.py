@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from samkv_rag.cli.ask import found, model_of
+from samkv_rag.cli.ask import engine_for, found, model_of
 from samkv_rag.cli.console import notes, out, percent
-from samkv_rag.cli.engine import FLOOR, open_engine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.settings import parse, split
 from samkv_rag.explain import Explanation, explain
@@ -39,8 +38,7 @@ def run(request: Request) -> None:
         raise SamKVError(f"{request.out} cannot be written: --out takes a file in a folder that exists.")
     index, passages = found(request.question, request.store, request.top_k)
     model = model_of(index, request.store, request.model)
-    stored_as = request.kv_dtype or index.manifest.settings.kv_dtype
-    engine = open_engine(model, request.store, stored_as, FLOOR if request.keep is None else 0)
+    engine = engine_for(index, request.store, model, request.kv_dtype, request.keep)
     try:
         with notes.status("Answering"):
             explanation = explain(
