@@ -35,17 +35,13 @@ def tip(part: Part) -> str:
     """What is shown about a part on hover and on focus."""
     stop = part.start + part.tokens - 1
     words = [f"Block {part.block + 1}, tokens {part.start + 1} to {stop + 1}", WORDS[part.state]]
-    if part.recomputed or part.state != "dropped":
-        words.append(_again(part))
+    if part.state != "dropped":
+        words.append("recomputed" if part.recomputed else "reused as stored")
+    elif part.recomputed:
+        words.append("recomputed for what others see in it")
     if part.score is not None:
         words.append(f"score {part.score:+.2f}")
     return "; ".join(words)
-
-
-def _again(part: Part) -> str:
-    if part.state == "dropped":
-        return "recomputed for what others see in it"
-    return "recomputed" if part.recomputed else "reused as stored"
 
 
 def frame(html: str) -> str:

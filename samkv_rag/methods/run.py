@@ -16,7 +16,7 @@ from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.passes import Pass
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.attention import Observation, Observer
+from samkv_rag.model.attention import AttentionMaps, Observer
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
@@ -216,15 +216,10 @@ class Run:
         layout = self.layout(whole.kept)
         cache = self.assemble(whole.kept, layout, self.room + 1, replaced=again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
-        asked, maps = self._answering_rows(layout.positions[slots]), list[Tensor]()
-
-        def look(seen: Observation) -> None:
-            if seen.layer in layers:
-                maps.append(seen.weights(asked.to(self.adapter.device)))
-
-        self._recompute_into(cache, layout, slots, theta=theta, observer=look)
+        maps = AttentionMaps(self._answering_rows(layout.positions[slots]).to(self.adapter.device), layers)
+        self._recompute_into(cache, layout, slots, theta=theta, observer=maps)
         with self.stage("select"):
-            attention = torch.stack(maps)[:, :, layout.owner >= 0].cpu()
+            attention = maps.stacked[:, :, layout.owner >= 0].cpu()
             selection = settle(attention, layout.columns(len(whole.kept)))
             thinned = self.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))

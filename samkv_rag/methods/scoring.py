@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_rag.methods.run import Run
-from samkv_rag.methods.selection import ChunkScores
+from samkv_rag.methods.selection import ChunkScores, block_sizes
 from samkv_rag.types import BLOCK
 
 
@@ -57,8 +57,7 @@ def chunk_scores(
 
 def _merged(fine: Tensor, length: int, per: int) -> Tensor:
     """Scores of selection blocks of `per` storage blocks from the latter's `(N, B)`: means weighted by tokens."""
-    sizes = torch.full((fine.shape[1],), float(BLOCK))
-    sizes[-1] = length - BLOCK * (fine.shape[1] - 1)
+    sizes = block_sizes(length, fine.shape[1], BLOCK).float()
     group = torch.arange(fine.shape[1]) // per
     total = torch.zeros(int(group[-1]) + 1).index_add(0, group, sizes)
     return torch.zeros(len(fine), len(total)).index_add(1, group, fine * sizes) / total

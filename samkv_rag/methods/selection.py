@@ -135,7 +135,7 @@ def best_tokens(values: Sequence[Tensor], budget: int) -> tuple[Tensor, ...]:
 def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int, block: int) -> list[Tensor]:
     """Per chunk the sorted tokens of the best blocks of all chunks: whole blocks, best first, until `limit` tokens."""
     values = [rank.amax(0) for rank in normalised(scores, per_chunk=False)]
-    sizes = torch.cat([_block_sizes(length, len(value), block) for length, value in zip(lengths, values, strict=True)])
+    sizes = torch.cat([block_sizes(length, len(value), block) for length, value in zip(lengths, values, strict=True)])
     order = torch.cat(values).argsort(descending=True, stable=True)
     before = sizes[order].cumsum(0) - sizes[order]
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
@@ -145,7 +145,8 @@ def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int,
     return [mask.nonzero()[:, 0] for mask in masks]
 
 
-def _block_sizes(length: int, blocks: int, block: int) -> Tensor:
+def block_sizes(length: int, blocks: int, block: int) -> Tensor:
+    """Tokens `(B,)` of a chunk's blocks: the last has what is left."""
     sizes = torch.full((blocks,), block)
     sizes[-1] = length - block * (blocks - 1)
     return sizes
@@ -208,11 +209,9 @@ def split_recompute(choice: Choice, share: float, by: str) -> tuple[Tensor, ...]
     """The recomputed tokens per chunk: `floor(share * kept)` in all, the best-ranked blocks' first (`by` "score") or
     the first tokens of every kept run (`by` "head")."""
     kept = [mask.nonzero()[:, 0] for mask in choice.kept]
-    sizes = [len(tokens) for tokens in kept]
     priority = [choice.value[i][tokens] if by == "score" else -_depth(tokens) for i, tokens in enumerate(kept)]
-    again = torch.zeros(sum(sizes), dtype=torch.bool)
-    again[torch.cat(priority).argsort(descending=True, stable=True)[: int(share * sum(sizes))]] = True
-    return tuple(tokens[part] for tokens, part in zip(kept, again.split(sizes), strict=True))
+    again = best_tokens(priority, int(share * sum(map(len, kept))))
+    return tuple(tokens[part] for tokens, part in zip(kept, again, strict=True))
 
 
 def _depth(tokens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_kernels.rope_gather import Stored, rope_gather
 from samkv_rag.errors import SamKVError, UnsupportedModel
-from samkv_rag.model.attention import NAME, AttentionPlan, Observation, Observer, PassEnded, attention_plan
+from samkv_rag.model.attention import NAME, AttentionMaps, AttentionPlan, Observer, PassEnded, attention_plan
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.rotary import Rotary, RotaryTable
@@ -179,14 +179,9 @@ class ModelAdapter:
         self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
     ) -> Tensor:
         """Softmax attention of rows `asked` over all slots, averaged over heads: fp32 `(len(layers), Q, T)`."""
-        asked, maps = asked.to(self.device), list[Tensor]()
-
-        def look(seen: Observation) -> None:
-            if seen.layer in layers:
-                maps.append(seen.weights(asked))
-
-        self.recompute(ids, slots, cache, last_layer=max(layers), observer=look)
-        return torch.stack(maps)
+        maps = AttentionMaps(asked.to(self.device), layers)
+        self.recompute(ids, slots, cache, last_layer=max(layers), observer=maps)
+        return maps.stacked
 
     @torch.inference_mode()
     def recompute(

@@ -7,7 +7,7 @@ cache's slots: no dense HF mask, right for gaps and for sliding windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -48,6 +48,23 @@ class Observation:
 
 
 Observer = Callable[[Observation], None]
+
+
+class AttentionMaps:
+    """An observer that gathers what the query `rows` of a pass attend to on `layers`."""
+
+    def __init__(self, rows: Tensor, layers: Sequence[int]) -> None:
+        self._rows, self._layers = rows, layers
+        self._maps: list[Tensor] = []
+
+    def __call__(self, seen: Observation) -> None:
+        if seen.layer in self._layers:
+            self._maps.append(seen.weights(self._rows))
+
+    @property
+    def stacked(self) -> Tensor:
+        """Softmax attention over all slots, averaged over heads: fp32 `(len(layers), len(rows), T)`."""
+        return torch.stack(self._maps)
 
 
 class Plan(Protocol):

@@ -40,7 +40,6 @@ class ProseReader(BaseReader):
         return [Document(text=self.to_text(source), metadata=extra_info or {})]
 
     def to_text(self, source: str) -> str:
-        """The text of an HTML page, a paragraph for every block; scripts and the like are left out."""
         """The paragraphs of `source`."""
         return unwrap(source)
 
