@@ -10,21 +10,32 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.rows import write_rows
+from benchmarks.shapes import model_named
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.parity import check_parity
 
 T = TypeVar("T")
 
 
-def options_of(doc: str | None, rounds: int, devices: bool = False) -> argparse.ArgumentParser:
-    """The options that every benchmark has, `--device` where it runs on a GPU too."""
+def options_of(
+    doc: str | None, rounds: int, devices: bool = False, models: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has, `--device` where it runs on a GPU too, `--model` where it takes one."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dry", action="store_true", help="print only, write no CSV rows")
     if devices:
         parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    if models:
+        parser.add_argument("--model", default="random", choices=models)
     return parser
+
+
+def opened(options: argparse.Namespace) -> ModelAdapter:
+    """The model that the options name, behind the exactness gate, on as many threads as they say."""
+    torch.set_num_threads(options.threads)
+    return gated(options.model, model_named(options.model, options.device))
 
 
 def gated(label: str, adapter: ModelAdapter) -> ModelAdapter:

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import gated, in_turns, options_of, publish, wait
+from benchmarks.harness import in_turns, opened, options_of, publish, wait
 from benchmarks.rows import spread, where
-from benchmarks.shapes import model_named
 from samkv_rag.ingest import BATCH_TOKENS, Pending, ingest
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, chunk_key
@@ -115,14 +114,12 @@ def rows(
 
 
 def main() -> None:
-    parser = options_of(__doc__, rounds=3, devices=True)
-    parser.add_argument("--model", default="random", choices=["bundled", "random", "8b"])
+    parser = options_of(__doc__, rounds=3, devices=True, models=["bundled", "random", "8b"])
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--chunk-tokens", type=int, default=512)
     parser.add_argument("--folder", type=Path, help="on the disk to write to; default: the temporary folder")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    adapter = gated(options.model, model_named(options.model, options.device))
+    adapter = opened(options)
     pending = random_chunks(adapter, options.chunks, options.chunk_tokens)
     with tempfile.TemporaryDirectory(dir=options.folder) as root:
         seen = in_turns(ways(adapter, pending, Path(root)), options.rounds)

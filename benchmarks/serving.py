@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks.decode import finish
-from benchmarks.harness import gated, in_turns, options_of, publish
+from benchmarks.harness import in_turns, opened, options_of, publish
 from benchmarks.rows import quantiles, where
-from benchmarks.shapes import model_named, random_prompt
+from benchmarks.shapes import random_prompt
 from benchmarks.systems import METHODS
 from samkv_rag.methods import Method, Run
 from samkv_rag.model.adapter import ModelAdapter
@@ -140,16 +140,14 @@ def _rates(found: Sequence[Served]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = options_of(__doc__, rounds=3, devices=True)
-    parser.add_argument("--model", default="random", choices=["random", "8b"])
+    parser = options_of(__doc__, rounds=3, devices=True, models=["random", "8b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024])
     parser.add_argument("--budget", type=int, default=64, help="MiB of keys and values")
     parser.add_argument("--new", type=int, default=32, help="tokens of every answer")
     parser.add_argument("--most", type=int, default=64, help="answers at once, however small")
     parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    adapter, store = gated(options.model, model_named(options.model, options.device)), ChunkKVStore(":memory:")
+    adapter, store = opened(options), ChunkKVStore(":memory:")
     systems = [name for name in METHODS if name == "full" or name in options.systems]
     for tokens in options.tokens:
         plan = random_prompt(adapter, store, 8, tokens // 8)

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import gated, in_turns, options_of, publish, wait
+from benchmarks.harness import in_turns, opened, options_of, publish, wait
 from benchmarks.rows import quantiles, where
-from benchmarks.shapes import model_named, random_prompt
+from benchmarks.shapes import random_prompt
 from benchmarks.systems import METHODS
 from samkv_rag.flops import pass_flops
 from samkv_rag.methods import Method, Prepared, Run
@@ -167,14 +167,12 @@ def _middle(values: Sequence[float]) -> float:
 
 
 def main() -> int:
-    parser = options_of(__doc__, rounds=5, devices=True)
-    parser.add_argument("--model", default="random", choices=["bundled", "random", "8b"])
+    parser = options_of(__doc__, rounds=5, devices=True, models=["bundled", "random", "8b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--strict", action="store_true", help="end with 1 when the goal is missed")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    adapter, store = gated(options.model, model_named(options.model, options.device)), ChunkKVStore(":memory:")
+    adapter, store = opened(options), ChunkKVStore(":memory:")
     missed = []
     for tokens in options.tokens:
         plan, rates = random_prompt(adapter, store, 8, tokens // 8), Rates.measured(adapter, tokens)

@@ -14,12 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.harness import gated, in_turns, options_of, publish
+from benchmarks.harness import in_turns, opened, options_of, publish
 from benchmarks.reads import KV_DTYPES, forget_pages
 from benchmarks.rows import spread, where
-from benchmarks.shapes import model_named, random_prompt
+from benchmarks.shapes import random_prompt
 from benchmarks.systems import METHODS, first_token
 from samkv_rag.methods import Method, SamKV
 from samkv_rag.model.adapter import ModelAdapter
@@ -110,15 +108,13 @@ def rows(label: str, tokens: int, seen: dict[Case, list[Report]], device: str = 
 
 
 def main() -> None:
-    parser = options_of(__doc__, rounds=3, devices=True)
-    parser.add_argument("--model", default="random", choices=["bundled", "random", "8b"])
+    parser = options_of(__doc__, rounds=3, devices=True, models=["bundled", "random", "8b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--kv-dtypes", nargs="+", default=["model", "int8"], choices=KV_DTYPES)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    adapter = gated(options.model, model_named(options.model, options.device))
+    adapter = opened(options)
     for tokens in options.tokens:
         with tempfile.TemporaryDirectory(dir=options.folder) as root:
             seen = measure(adapter, tokens // 8, options.rounds, Path(root), options.systems, options.kv_dtypes)

@@ -123,6 +123,7 @@ class _Job:
         self.anew = index.manifest.settings != settings
 
     def run(self, on_plan: Callable[[IngestPlan], None], on_progress: Callable[[int, int], None]) -> IngestReport:
+        """Bring the index up to the folder: caches first, then the index, then what nobody refers to is released."""
         sources = list(self._sources())
         self._release_stale()  # of an earlier run that died between the index and the release
         splits = list(self._split(self._sort(sources)))

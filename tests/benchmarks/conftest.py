@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows
+from benchmarks import harness, rows
 from samkv_rag.model.adapter import ModelAdapter
 from tests import models
 
@@ -30,8 +30,9 @@ def command(tiny: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def run(name: str, *arguments: str) -> list[Row]:
         module = importlib.import_module(f"benchmarks.{name}")
-        if hasattr(module, "model_named"):
-            monkeypatch.setattr(module, "model_named", lambda label, device="cpu": tiny)
+        for place in (harness, module):
+            if hasattr(place, "model_named"):
+                monkeypatch.setattr(place, "model_named", lambda label, device="cpu": tiny)
         monkeypatch.setattr("sys.argv", [name, *arguments])
         module.main()
         file = tmp_path / f"{name}.csv"

@@ -37,8 +37,8 @@ def test_no_number_is_told_when_reuse_is_not_exact(
 ) -> None:
     assemble = ModelAdapter.assemble
 
-    def shifted(self, keys, values, positions, table, room):  # type: ignore[no-untyped-def]
-        return assemble(self, keys, values, positions, self.table(positions + 7), room)
+    def shifted(self, keys, values, positions, table, *rest):  # type: ignore[no-untyped-def]
+        return assemble(self, keys, values, positions, self.table(positions + 7), *rest)
 
     monkeypatch.setattr(ModelAdapter, "assemble", shifted)
     with pytest.raises(ParityError):
