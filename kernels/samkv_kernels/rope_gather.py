@@ -29,6 +29,12 @@ class Stored:
         """Views of the storage layout `(L, B, 2, G, S, D)`."""
         return cls(kv[:, :, 0], kv[:, :, 1])
 
+    def layer(self, index: int) -> Stored:
+        """One layer of it, as views."""
+        parts = (self.keys, self.values, self.key_scale, self.value_scale, self.key_zero)
+        shape = self.keys.shape
+        return Stored(*(x if x is None else x.expand(shape)[index : index + 1] for x in parts))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, slots=True)
 class Angles:
@@ -42,6 +48,11 @@ class Angles:
     sin: Tensor
     table: Tensor | None = None
     interleaved: bool = False
+
+    def layer(self, index: int) -> Angles:
+        """One layer's angles."""
+        table = None if self.table is None else self.table[index : index + 1]
+        return Angles(self.cos, self.sin, table, self.interleaved)
 
 
 def rope_gather(
@@ -59,9 +70,10 @@ def rope_gather(
 
         gather_into(keys, values, stored, rows, angles)
     else:
-        plain_keys, plain_values = _gathered(stored, rows)
-        keys[:, :, : len(rows)] = _turned(plain_keys, angles)
-        values[:, :, : len(rows)] = plain_values
+        for layer in range(len(keys)):  # what a layer takes on the way stays in the processor's caches
+            plain_keys, plain_values = _gathered(stored.layer(layer), rows)
+            keys[layer, :, : len(rows)] = _turned(plain_keys, angles.layer(layer))[0]
+            values[layer, :, : len(rows)] = plain_values[0]
     return keys, values
 
 
@@ -69,11 +81,13 @@ def _gathered(stored: Stored, rows: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 keys and values `(L, G, T, D)` of the tokens `rows`, dequantised, zeros for -1."""
     keys, values = _tokens(stored.keys, rows), _tokens(stored.values, rows)
     if stored.key_scale is not None:
-        keys = keys * _tokens(stored.key_scale.expand(stored.keys.shape), rows)
+        keys = keys * _tokens(stored.key_scale, rows)
     if stored.key_zero is not None:
-        keys = keys + _tokens(stored.key_zero.expand(stored.keys.shape), rows)
+        keys = keys + _tokens(stored.key_zero, rows)
     if stored.value_scale is not None:
-        values = values * _tokens(stored.value_scale.expand(stored.values.shape), rows)
+        values = values * _tokens(stored.value_scale, rows)
+    if not len(rows) or rows.min() >= 0:
+        return keys, values
     missing = (rows < 0)[:, None]
     return keys.masked_fill(missing, 0), values.masked_fill(missing, 0)
 
@@ -84,7 +98,8 @@ def _tokens(x: Tensor, rows: Tensor) -> Tensor:
     rows, device = rows.clamp(min=0).to(x.device), rows.device
     raw = x.view(torch.int8) if x.dtype.itemsize == 1 else x  # indexing knows no fp8
     if blocks == 1:
-        tokens = raw[:, 0].index_select(2, rows)
+        whole = torch.equal(rows, torch.arange(size, device=rows.device))
+        tokens = raw[:, 0] if whole else raw[:, 0].index_select(2, rows)
     else:
         tokens = raw[:, rows.div(size, rounding_mode="floor"), :, rows % size].permute(1, 2, 0, 3)
     return tokens.view(x.dtype).to(device).float()

@@ -87,12 +87,14 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | Non
     """fp32 `(B, H, Q, T)`; zeros for a query that sees nothing."""
     batch, heads, count, dim = query.shape
     by_group = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * count, dim)
-    scores = (by_group @ key.float().transpose(-1, -2)).view(batch, heads, count, key.shape[2]) * _scale(query, scale)
+    scores = (by_group * _scale(query, scale) @ key.float().transpose(-1, -2)).view(batch, heads, count, key.shape[2])
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         return scores.softmax(-1)
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0)
+    weights = scores.masked_fill_(~mask, float("-inf")).softmax(-1)
+    sees = mask.any(-1, keepdim=True)
+    return weights if sees.all() else weights.masked_fill(~sees, 0)
 
 
 def _scale(query: Tensor, scale: float | None) -> float:

@@ -22,7 +22,7 @@ class Entries:
         self._layers = adapter.shape.layers
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
-        self._blocks: list[dict[int, Tensor]] = [{} for _ in plan.chunks]
+        self._blocks: list[dict[int, list[Tensor]]] = [{} for _ in plan.chunks]  # of each block its layers, in parts
 
     def summary(self, index: int) -> tuple[ChunkSummary, bool]:
         """The small part of chunk `index`, and whether it was asked for the first time."""
@@ -31,8 +31,8 @@ class Entries:
             self._summaries[index] = self._store.summary(self._keys[index])
         return self._summaries[index], new
 
-    def tokens(self, index: int, inside: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        """Position-free keys and values `(L, G, T, D)` of the tokens `inside` chunk `index` on the first `layers`."""
+    def tokens(self, index: int, inside: Tensor, layers: range) -> tuple[Tensor, Tensor]:
+        """Position-free keys and values `(len(layers), G, T, D)` of the tokens `inside` chunk `index`."""
         blocks = torch.unique(inside // BLOCK)
         keys, values = self.load(index, blocks.tolist(), layers)
         if len(inside) == int(inside[-1]) + 1:  # all tokens up to the last: views instead of copies
@@ -40,23 +40,23 @@ class Entries:
         rows = torch.searchsorted(blocks, inside // BLOCK) * BLOCK + inside % BLOCK
         return keys[:, :, rows], values[:, :, rows]
 
-    def load(self, index: int, blocks: Sequence[int], layers: int | None = None) -> tuple[Tensor, Tensor]:
-        """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks and the first `layers` layers.
+    def load(self, index: int, blocks: Sequence[int], layers: range | None = None) -> tuple[Tensor, Tensor]:
+        """Position-free keys and values `(L, G, len(blocks) * BLOCK, D)` of some blocks on `layers`, a run of them.
 
-        Each layer of a block is read once, and no layer that nobody asked for.
+        Each layer of a block is read once, with those below it, and none above it.
         """
-        layers = self._layers if layers is None else layers
+        layers = range(self._layers) if layers is None else layers
         known, blocks = self._blocks[index], list(blocks)
-        depths = {block: len(known[block]) if block in known else 0 for block in blocks}
-        for depth in sorted({depth for depth in depths.values() if depth < layers}):
+        depths = {block: sum(map(len, known.get(block, []))) for block in blocks}
+        for depth in sorted({depth for depth in depths.values() if depth < layers.stop}):
             missing = [block for block in depths if depths[block] == depth]
-            kv = self._read(index, missing, range(depth, layers))
-            if missing == blocks and depth == 0:
-                known.update(zip(missing, kv.unbind(1), strict=True))
-                return unblocked(kv)
+            kv = self._read(index, missing, range(depth, layers.stop))
             for block, deeper in zip(missing, kv.unbind(1), strict=True):
-                known[block] = torch.cat([known[block], deeper]) if depth else deeper
-        return unblocked(torch.stack([known[block][:layers] for block in blocks], 1))
+                known.setdefault(block, []).append(deeper)
+            if missing == blocks and depth == layers.start:
+                return unblocked(kv)
+        wanted = slice(layers.start, layers.stop)
+        return unblocked(torch.stack([torch.cat(known[block])[wanted] for block in blocks], 1))
 
     def release(self) -> None:
         """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""

@@ -34,6 +34,15 @@ class Prepared:
     selection: Selection
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The cache of a pass over the prompt's tokens at `positions` to its end, with the layers that it went through:
+    stored entries as they are, and at the glue what will be computed again."""
+
+    positions: Tensor
+    cache: SlotCache
+
+
 class Run:
     """One prompt under one method. Reads go through here, so that the report counts what really happened."""
 
@@ -52,6 +61,7 @@ class Run:
         self.scored_bytes = 0
         self.kv_bytes_peak = 0
         self.passes: list[Pass] = []
+        self._held: Held | None = None
         self.chunk_token_layers = 0
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -106,17 +116,17 @@ class Run:
 
     def assemble(
         self, kept: Sequence[Tensor], layout: Layout, room: int = 0, last_layer: int | None = None,
-        replaced: Sequence[Tensor] | None = None,
+        replaced: Sequence[Tensor] | None = None, first_layer: int = 0,
     ) -> SlotCache:  # fmt: skip
         """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
 
-        It has the layers up to `last_layer`, all of them by default. Chunk tokens `replaced` are about to be computed
-        and written over before anybody looks: they are not read, and stay empty too.
+        It has the layers from `first_layer` to `last_layer`, all of them by default. Chunk tokens `replaced` are about
+        to be computed and written over before anybody looks: they are not read, and stay empty too.
         """
         shape, total = self.adapter.shape, len(layout.ids)
-        layers = shape.layers if last_layer is None else last_layer + 1
+        layers = range(first_layer, shape.layers if last_layer is None else last_layer + 1)
         with self.stage("load"):
-            keys = torch.zeros(layers, shape.kv_heads, total, shape.head_dim, dtype=self.adapter.dtype)
+            keys = torch.zeros(len(layers), shape.kv_heads, total, shape.head_dim, dtype=self.adapter.dtype)
             values = torch.zeros_like(keys)
             for index, inside in enumerate(kept):
                 slots = (layout.owner == index).nonzero()[:, 0]
@@ -126,9 +136,24 @@ class Run:
                     slots, inside = slots[stays], inside[stays]
                 if len(slots):
                     keys[:, :, slots], values[:, :, slots] = self.entries.tokens(index, inside, layers)
-            self.kv_bytes_peak = max(self.kv_bytes_peak, keys.nbytes + values.nbytes)
             table = self.adapter.table(layout.positions)
-            return self.adapter.assemble(keys, values, layout.positions, table, room)
+            cache = self.adapter.assemble(keys, values, layout.positions, table, room, layers)
+            self.kv_bytes_peak = max(self.kv_bytes_peak, cache.nbytes)
+            return cache
+
+    def _completed(self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None) -> SlotCache:
+        """A cache of the `layout` with all layers and room to decode: what an earlier pass has left of it, and the rest
+        from the store, but for chunk tokens `replaced`."""
+        held, self._held = self._held, None
+        if held is None or not bool(torch.isin(layout.positions, held.positions).all()):
+            return self.assemble(kept, layout, self.room + 1, replaced=replaced)
+        cache, layers = held.cache, len(held.cache.slot_layers)
+        if len(layout.positions) < len(held.positions):
+            cache.keep(torch.searchsorted(held.positions, layout.positions))
+        if layers < self.adapter.shape.layers:
+            cache.deepen(self.assemble(kept, layout, self.room + 1, replaced=replaced, first_layer=layers))
+        self.kv_bytes_peak = max(self.kv_bytes_peak, cache.nbytes)
+        return cache
 
     def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> Tensor:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
@@ -172,8 +197,10 @@ class Run:
             layout = with_question(layout, question.token_ids)
         self.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
         before = self.entries.bytes_read
-        cache = self.assemble(kept, layout, last_layer=last_layer)
+        cache = self.assemble(kept, layout, self.room + 1, last_layer=last_layer)
         self.scored_bytes += self.entries.bytes_read - before
+        if question.in_prompt and to_the_end:
+            self._held = Held(layout.positions, cache)
         return layout, cache
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
@@ -195,7 +222,7 @@ class Run:
         """
         layout = self.layout(selection.kept)
         replaced = selection.recomputed if rows is None and theta == 1.0 else None
-        cache = self.assemble(selection.kept, layout, self.room + 1, replaced=replaced)
+        cache = self._completed(selection.kept, layout, replaced)
         slots = self._fresh(layout, selection)
         masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
         self._recompute_into(cache, layout, slots, masks, theta)
@@ -214,7 +241,7 @@ class Run:
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
         layout = self.layout(whole.kept)
-        cache = self.assemble(whole.kept, layout, self.room + 1, replaced=again if theta == 1.0 else None)
+        cache = self._completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
         maps = AttentionMaps(self._answering_rows(layout.positions[slots]).to(self.adapter.device), layers)
         self._recompute_into(cache, layout, slots, theta=theta, observer=maps)
@@ -240,7 +267,7 @@ class Run:
             ids = [layout.ids[slot] for slot in slots.tolist()]
             owned = (layout.owner[slots] >= 0).to(self.adapter.device)
             self.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
-            self.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers))
+            self.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers, ended=True))
             blend = None if theta == 1.0 else Blend(theta, owned)
             self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer)
 

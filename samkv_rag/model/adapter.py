@@ -116,7 +116,7 @@ class ModelAdapter:
                 tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
                 attention_mask=dummy, use_cache=True,
             )  # fmt: skip
-        if plan.last_layer is None and len(plan.seen) != len(self.rotary.kinds):
+        if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) != len(self.rotary.kinds):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} does not route every layer through the attention registry; "
                 "use a model whose class sets _supports_attention_backend."
@@ -134,7 +134,9 @@ class ModelAdapter:
         positions = torch.arange(prefix + longest, device=self.device)
         cache: Any = DynamicCache()
         queries: dict[int, Tensor] = {}
-        plan = AttentionPlan(positions, observer=lambda seen: queries.update({seen.layer: seen.query}))
+        plan = AttentionPlan(
+            positions, None, lambda seen: queries.update({seen.layer: seen.query}), self.shape.layers - 1
+        )
         self.forward(batch, positions, cache, plan)
         table = self.rotary.table(positions)
         own = self.rotary.table(torch.arange(longest, device=self.device))
@@ -156,11 +158,23 @@ class ModelAdapter:
         """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
         return self.rotary.table(positions.to(self.device))
 
-    def assemble(self, keys: Tensor, values: Tensor, positions: Tensor, table: RotaryTable, room: int) -> SlotCache:
-        """A cache of position-free `keys` and `values` `(L, G, T, D)` turned to `positions` `(T,)`."""
+    def assemble(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        table: RotaryTable,
+        room: int,
+        layers: range | None = None,
+    ) -> SlotCache:
+        """A cache of position-free `keys` and `values` `(L, G, T, D)` turned to `positions` `(T,)`.
+
+        They are those of `layers`, by default the model's first.
+        """
+        angles = table.angles(range(len(keys)) if layers is None else layers)
         stored = Stored(*(x.to(self.device)[:, None] for x in (keys, values)))  # one block that holds all tokens
         rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
-        turned, kept = rope_gather(stored, rows, table.angles(len(keys)), self.dtype, room, self.backend)
+        turned, kept = rope_gather(stored, rows, angles, self.dtype, room, self.backend)
         return SlotCache(turned, kept, positions.to(self.device))
 
     def question_queries(
@@ -190,11 +204,13 @@ class ModelAdapter:
     ) -> None:  # fmt: skip
         """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced.
 
-        `last_layer` ends it once that layer's keys and values are stored; `observer` sees every layer.
+        It ends once the keys and values of `last_layer`, the model's last by default, are stored; `observer` sees every
+        layer. What the last one would make of them is only asked for of a prompt's last token.
         """
         slots = slots.to(self.device)
         everything = len(slots) == cache.get_seq_length()
-        plan = AttentionPlan(cache.positions, None if everything else slots, observer, last_layer, self.backend)
+        last = self.shape.layers - 1 if last_layer is None else last_layer
+        plan = AttentionPlan(cache.positions, None if everything else slots, observer, last, self.backend)
         with cache.writing(slots, rows, blend):
             self.forward(ids, cache.positions[slots], cache, plan)
 

@@ -172,6 +172,11 @@ class SlotCache(Cache):
             layer.keep(slots)
         self.positions = torch.cat([self.positions[slots], self.positions[length:]])
 
+    def deepen(self, other: SlotCache) -> None:
+        """Take over the layers of `other`, a cache of the same tokens, above its own."""
+        self.slot_layers += other.slot_layers
+        self.layers += other.slot_layers
+
     def crop_to(self, length: int) -> None:
         for layer in self.slot_layers:
             layer.crop(length)

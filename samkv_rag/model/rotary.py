@@ -49,14 +49,16 @@ class RotaryTable:
         groups = tuple(replace(g, cos=g.cos[:, rows], sin=g.sin[:, rows]) for g in self.groups)
         return replace(self, groups=groups, positions=self.positions[rows])
 
-    def angles(self, layers: int) -> Angles:
-        """How `rotate` turns the first `layers` layers, as `rope_gather` takes it: scales are in its cos and sin."""
+    def angles(self, layers: range) -> Angles:
+        """How `rotate` turns `layers`, a run of them, as `rope_gather` takes it: scales are in its cos and sin."""
         pairs = [self._pairs(group) for group in self.groups]
         if not pairs:
             nothing = torch.empty(1, len(self.positions), 0, device=self.positions.device)
             return Angles(nothing, nothing)
         cos, sin = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        table = None if set(self.which) == {0} else torch.tensor(self.which[:layers], dtype=torch.int32)
+        table = (
+            None if set(self.which) == {0} else torch.tensor(self.which[layers.start : layers.stop], dtype=torch.int32)
+        )
         return Angles(cos, sin, None if table is None else table.to(cos.device), self.interleaved)
 
     def _pairs(self, group: _Group) -> tuple[Tensor, Tensor]:

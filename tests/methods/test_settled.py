@@ -5,12 +5,15 @@ One stock forward over the whole prompt, in which what is not recomputed has its
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from samkv_rag import SamKV, SamKVError
-from samkv_rag.methods import Run
+from samkv_rag.methods import Method, ProphetKV, Run
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import Selection
 from tests import oracles
 from tests.methods.gates import (
@@ -108,3 +111,28 @@ def test_alignment_and_odd_reaches_are_refused() -> None:
         SamKV(aligned=True)
     with pytest.raises(SamKVError, match="before and behind"):
         SamKV(around=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        (SamKV(layers=(2,)), [range(3), range(3, 4)]),
+        (SamKV(layers=(2,), settle="before"), [range(3), range(3, 4)]),
+        (SamKV(layers=(2,), settle="before", look="two_stage", candidates=1.5), [range(3), range(3), range(3, 4)]),
+        (ProphetKV(), [range(4)]),
+        (SamKV.paper(), [range(3), range(4)]),  # its pass saw the anchors alone
+    ],
+)
+def test_no_layer_is_assembled_again_for_tokens_that_a_pass_has_seen(method: Method, layers: list[range]) -> None:
+    case, assembled = prompted("llama"), list[range]()
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    original = run.assemble
+
+    def spy(*args: Any, last_layer: int | None = None, first_layer: int = 0, **kwargs: Any) -> SlotCache:
+        assembled.append(range(first_layer, 4 if last_layer is None else last_layer + 1))
+        return original(*args, last_layer=last_layer, first_layer=first_layer, **kwargs)
+
+    run.assemble = spy  # type: ignore[method-assign]
+    prepared = method.prepare(run)
+    assert assembled == layers
+    assert prepared.cache is not None and len(prepared.cache.slot_layers) == 4
