@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samkv_rag.eval.worlds import Question
 from training.passages import Encoder, Passage, Sizes, choose, draw_real, draw_world, prompt
-from training.pointing import ANSWER, BIND, KINDS, Point, name_end
+from training.pointing import ANSWER, BIND, KINDS, SEEK, Point, name_end
 from training.real import Library
 
 
@@ -126,8 +126,7 @@ class _Row:
         end, room = len(self.asked) + len(before) - 1, len(self.context)
         found = drawn.aim(question)
         self.points += [point for point in found.bound if point.at < room]
-        ends = {ANSWER: [encode.nothing]} if question.task == "unanswerable" else found.ends
-        for kind, places in ends.items():
+        for kind, places in _ends(question, found.ends, encode).items():
             inside = tuple(place for place in places if place < room)
             if inside:
                 self.points.append(Point(kind, end, inside, asked=True))
@@ -143,6 +142,13 @@ class _Row:
         self.asked_places += range(self.end, self.end + len(tokens))
         self.tasks.append(task)
         self.owner += [len(self.tasks)] * len(tokens)
+
+
+def _ends(question: Question, found: dict[str, list[int]], encode: Encoder) -> dict[str, list[int]]:
+    """Where the end of a question looks, by kind: a head that is not to answer it rests on the first token."""
+    if question.task == "unanswerable":
+        return {ANSWER: [encode.nothing], SEEK: [0]}
+    return {ANSWER: [0], SEEK: [0]} | found if found else {}
 
 
 def _mask(owner: Tensor, context: int) -> Tensor:

@@ -131,12 +131,16 @@ class Decoder(nn.Module):
         half = torch.arange(0, shape.head_dim, 2) / shape.head_dim
         self.register_buffer("frequencies", shape.theta**-half, persistent=False)
 
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, 1, T, head_dim / 2] of positions [B, T]."""
+        turns = positions[:, None, :, None].float() * self.frequencies
+        return turns.cos(), turns.sin()
+
     def forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int, looks: Sequence[Look] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states [B, T, hidden], and the logits of every look."""
-        angles = positions[:, None, :, None].float() * self.frequencies
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = self.angles(positions)
         x: Tensor = self.embed_tokens(ids)
         found = dict[int, Tensor]()
         for index, layer in enumerate(self.blocks):

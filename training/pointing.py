@@ -11,6 +11,8 @@ answer  the end of a question looks at the beginning of the value that answers i
 source  a stated value looks back at the beginning of the name that it belongs to, to have it at hand
 seek    the end of a question that asks whose a value is looks at the end of that value
 
+Where `answer` or `seek` has nothing to bring, it rests on the first token.
+
 It is a training loss only: the model stays a plain Llama.
 """
 

@@ -152,7 +152,8 @@ def _choose_stage(rng: random.Random, run: Run) -> int:
     return rng.choices(range(run.stage), weights)[0]
 
 
-def _sizes(config: dict[str, Any], stage: int) -> Sizes:
+def sizes_of(config: dict[str, Any], stage: int) -> Sizes:
+    """The sizes of a stage's batches."""
     return Sizes(**{k: v for k, v in config["stages"][stage].items() if k not in ("pass", "weight")})
 
 
@@ -161,7 +162,7 @@ def train_step(run: Run) -> dict[str, float]:
     options = run.config["optimiser"]
     rng = random.Random(f"{run.config['seed']}-{run.step}")
     stage = _choose_stage(rng, run)
-    sizes = _sizes(run.config, stage)
+    sizes = sizes_of(run.config, stage)
     batch = make_batch(rng, run.encode, sizes, run.library)
     heads = {kind: (layer, head) for kind, (layer, head) in run.config["heads"].items()}
     found = losses(run.reader, batch, heads)
