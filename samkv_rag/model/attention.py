@@ -24,7 +24,7 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.sparse_attention import Spans, attention_shares, masked_attention, sparse_attention
 
 NAME = "samkv"
-PIECE = 128
+PIECE = 64
 """Queries that go through SDPA at a time where a mask is needed."""
 
 
