@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from training.pointing import KINDS
 from training.train import CONFIG, read_config
 
 TASKS = ("one_hop", "two_hop", "earlier_chunk", "unanswerable")
-HEADS = ("bind", "find", "answer")
+HEADS = KINDS
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
