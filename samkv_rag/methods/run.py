@@ -16,7 +16,7 @@ from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.passes import Pass
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.attention import AttentionMaps, Observer
+from samkv_rag.model.attention import AttentionMaps, MeanAttention, Observer, together
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
@@ -41,6 +41,21 @@ class Held:
 
     positions: Tensor
     cache: SlotCache
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a recompute saw over all T chunk tokens, averaged over heads.
+
+    `attention` `(N, Q, T)`: of the tokens that lead up to the answer, on N layers; `witnesses` `(W,)`: recomputed
+    tokens, as columns, and `witnessed` `(W, T)` what they attended to themselves, averaged over all layers. `columns`
+    are each chunk's.
+    """
+
+    attention: Tensor
+    witnesses: Tensor
+    witnessed: Tensor
+    columns: list[Tensor]
 
 
 class Run:
@@ -230,24 +245,28 @@ class Run:
         return Prepared(cache, layout.ids, selection)
 
     def recompute_and_settle(
-        self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Tensor, list[Tensor]], Selection],
-        theta: float | Literal["cosine"] = 1.0,
+        self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
+        witnesses: Sequence[Tensor] = (), theta: float | Literal["cosine"] = 1.0,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
-        `settle(attention, columns)` gets what the tokens behind the chunks, from the question on, attended to in this
-        very pass, averaged over heads: fp32 `(N, Q, T)` for the N `layers` and all T chunk tokens, and each chunk's
-        columns in it. The rest is dropped before the first token is generated.
+        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass, and
+        what the `witnesses`, some of `again`, did. The rest is dropped before the first token is generated.
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
         layout = self.layout(whole.kept)
         cache = self._completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
-        maps = AttentionMaps(self._answering_rows(layout.positions[slots]).to(self.adapter.device), layers)
-        self._recompute_into(cache, layout, slots, theta=theta, observer=maps)
+        device, columns = self.adapter.device, layout.columns(len(whole.kept))
+        maps = AttentionMaps(self._answering_rows(layout.positions[slots]).to(device), layers)
+        owned = (layout.owner >= 0).nonzero()[:, 0]
+        seeing = torch.cat([torch.arange(0), *(c[w] for c, w in zip(columns, witnesses, strict=False))])
+        means = MeanAttention(torch.searchsorted(slots, owned[seeing]).to(device))
+        self._recompute_into(cache, layout, slots, theta=theta, observer=together(maps, means))
         with self.stage("select"):
-            attention = maps.stacked[:, :, layout.owner >= 0].cpu()
-            selection = settle(attention, layout.columns(len(whole.kept)))
+            chunk_tokens = layout.owner >= 0
+            witnessed = means.mean(len(layout.ids))[:, chunk_tokens].cpu()
+            selection = settle(Look(maps.stacked[:, :, chunk_tokens].cpu(), seeing, witnessed, columns))
             thinned = self.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
             cache.crop_to(len(thinned.ids) - 1)

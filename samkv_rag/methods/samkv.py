@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.run import Look, Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
     chunk_scores,
@@ -23,6 +23,7 @@ from samkv_rag.methods.scoring import (
     surrounded,
     turned_to_chunks,
     weighed,
+    witnessed_shares,
 )  # fmt: skip
 from samkv_rag.methods.selection import (
     Choice,
@@ -55,6 +56,8 @@ class SamKV:
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `around`: after the recompute, tokens before and behind a looked-at one that are as good as itself.
+    `witnesses`: how many of the recomputed tokens, best first, are asked what they looked at in turn; it stays as if
+    the question had looked at it. Where the answer stands in another chunk than the fact, that is what leads to it.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -76,6 +79,7 @@ class SamKV:
     recompute: float = 1.0
     settle: Literal["before", "after"] = "after"
     around: tuple[int, ...] = (8, 16)
+    witnesses: int = 16
     block: int | None = None
     initial: int = 0
     local: int = 0
@@ -105,6 +109,8 @@ class SamKV:
             raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
         if len(self.around) != 2 or min(self.around) < 0:
             raise SamKVError("around is two numbers of tokens: before and behind, such as (8, 16).")
+        if self.witnesses < 0:
+            raise SamKVError("witnesses is a number of tokens: 0 or more.")
         if self.block is not None and (self.block < 1 or (self.block % BLOCK and self.look != "keys")):
             raise SamKVError(
                 f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
@@ -143,24 +149,26 @@ class SamKV:
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
-            return self._settle(run, again, budget, remarks)
+            return self._settle(run, again, _foremost(choice, again, self.witnesses), budget, remarks)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
 
-    def _settle(self, run: Run, again: tuple[Tensor, ...], budget: int, notes: tuple[str, ...]) -> Prepared:
+    def _settle(
+        self, run: Run, again: tuple[Tensor, ...], witnesses: tuple[Tensor, ...], budget: int, notes: tuple[str, ...]
+    ) -> Prepared:
         """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none = tuple(tokens[:0] for tokens in again)
 
-        def settle(attention: Tensor, columns: list[Tensor]) -> Selection:
-            shares = weighed(attention).mean(0, keepdim=True)
-            parts = [surrounded(shares[0, column], *self.around)[None] for column in columns]
+        def settle(look: Look) -> Selection:
+            shares = witnessed_shares(weighed(look.attention).mean(0), look.witnesses, look.witnessed)
+            parts = [surrounded(shares[column], *self.around)[None] for column in look.columns]
             values = tuple(part[0] for part in standardised(parts))
             return Selection(best_tokens(values, budget), again, notes, Ranking(none, values, 1))
 
         n_layers = run.adapter.shape.layers
-        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta)
+        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, witnesses, self.theta)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -238,6 +246,13 @@ class SamKV:
             scores, anchors, budget, self._block,
             shares=shares, per_chunk=self.per_chunk, fill=self.fill, filtered=self.filtered,
         )  # fmt: skip
+
+
+def _foremost(choice: Choice, again: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """The best `count` of the tokens `again`, per chunk."""
+    values = [value[tokens] for value, tokens in zip(choice.value, again, strict=True)]
+    best = best_tokens(values, min(count, sum(map(len, again))))
+    return tuple(tokens[part] for tokens, part in zip(again, best, strict=True))
 
 
 def _measured_layers(run: Run) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:

@@ -67,6 +67,37 @@ class AttentionMaps:
         return torch.stack(self._maps)
 
 
+class MeanAttention:
+    """An observer that averages what the query `rows` of a pass attend to over all layers that it sees."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+        self._sum: Tensor | None = None
+        self._layers = 0
+
+    def __call__(self, seen: Observation) -> None:
+        if len(self._rows):
+            weights = seen.weights(self._rows)
+            self._sum = weights if self._sum is None else self._sum + weights
+            self._layers += 1
+
+    def mean(self, slots: int) -> Tensor:
+        """Softmax attention over all `slots`, averaged over heads and layers: fp32 `(len(rows), slots)`."""
+        if self._sum is None:
+            return torch.zeros(0, slots, device=self._rows.device)
+        return self._sum / self._layers
+
+
+def together(*observers: Observer) -> Observer:
+    """One observer that is all of these."""
+
+    def observe(seen: Observation) -> None:
+        for each in observers:
+            each(seen)
+
+    return observe
+
+
 class Plan(Protocol):
     """How one pass attends."""
 
