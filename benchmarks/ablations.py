@@ -38,6 +38,7 @@ OURS = {
     "nothing around what was looked at": "samkv:around=0+0",
     "less around": "samkv:around=4+8",
     "more around": "samkv:around=16+32",
+    "nothing that was looked at in turn": "samkv:witnesses=0",
     "two stages": "samkv:look=two_stage",
     "two stages, twice the budget": "samkv:look=two_stage,candidates=2",
     "two stages, settled before": "samkv:settle=before,look=two_stage",

@@ -170,9 +170,9 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
         asked.update(rows=rows, theta=theta, logits=frozen_logits)
         return once(run, selection, rows, theta)
 
-    def spy_on_two(run: Run, again: Any, layers: Any, settle: Any, theta: Any = 1.0) -> Prepared:
+    def spy_on_two(run: Run, again: Any, layers: Any, settle: Any, witnesses: Any = (), theta: Any = 1.0) -> Prepared:
         asked.update(rows=None, theta=theta, logits=settled_logits)
-        return twice(run, again, layers, settle, theta)
+        return twice(run, again, layers, settle, witnesses, theta)
 
     monkeypatch.setattr(Run, "recompute", spy)
     monkeypatch.setattr(Run, "recompute_and_settle", spy_on_two)
