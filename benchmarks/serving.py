@@ -84,7 +84,7 @@ class Bench:
         prepared = method.prepare(run)
         loop = self.adapter.loop
         decoding = loop.begin(prepared.ids, prepared.cache, max_new_tokens=self.new, do_sample=False)
-        return Begun(decoding, run.kv_bytes_peak)
+        return Begun(decoding, run.costs.kv_bytes_peak)
 
     def fitting(self, one: Begun, most: int) -> int:
         """How many answers like `one` fit: all but the last hold their caches while the last is prepared."""

@@ -26,7 +26,7 @@ from benchmarks.shapes import random_prompt
 from benchmarks.systems import METHODS
 from samkv_rag.flops import pass_flops
 from samkv_rag.methods import Method, Prepared, Run
-from samkv_rag.methods.passes import Pass
+from samkv_rag.methods.costs import Pass
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import PromptPlan
@@ -115,20 +115,20 @@ def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: 
         adapter.generate(prepared.ids, prepared.cache, max_new_tokens=1, do_sample=False)
     out.total = time.perf_counter() - start
     passes = passes_of(run, prepared)
-    for (name, one), took in zip(passes, [*seconds, run.seconds["first_token"]], strict=True):
+    for (name, one), took in zip(passes, [*seconds, run.costs.seconds["first_token"]], strict=True):
         out.spent[name] = out.spent.get(name, 0.0) + took
         out.floors[name] = out.floors.get(name, 0.0) + floor_of(adapter, one, rates, name == "first_token")
-    out.load, out.score = run.seconds["load"], max(0.0, run.seconds["select"] - out.spent.get("look", 0.0))
+    out.load, out.score = run.costs.seconds["load"], max(0.0, run.costs.seconds["select"] - out.spent.get("look", 0.0))
     return out
 
 
 def passes_of(run: Run, prepared: Prepared) -> list[tuple[str, Pass]]:
     """What went through the model, by name: looks, the recompute, the first token (or the prefill)."""
     if prepared.cache is None:
-        return [("first_token", one) for one in run.passes]
+        return [("first_token", one) for one in run.costs.passes]
     kept, layers = len(prepared.ids), run.adapter.shape.layers
     last = Pass(prepared.cache.positions[:kept].cpu(), torch.tensor([kept - 1]), layers)
-    *looks, recompute = run.passes
+    *looks, recompute = run.costs.passes
     return [*(("look", one) for one in looks), ("recompute", recompute), ("first_token", last)]
 
 

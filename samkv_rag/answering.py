@@ -53,7 +53,7 @@ class Answering:
             ids = self.batch.finish(decoding, self.adapter.loop.step)
             left = gone()
             first = listener.first_token_at or time.perf_counter()
-            run.seconds["first_token"] += first - ready
+            run.costs.seconds["first_token"] += first - ready
             report = make_report(run, prepared, call.method.name, first - started)
             del decoding, prepared  # the cache has done its work
             if not left:
@@ -68,7 +68,7 @@ class Answering:
             check_length(plan, call.options, self.adapter.model.config)
             room, least = call.options.max_new_tokens, self.min_kept_tokens
             run = Run(plan, self.adapter, self.store, room, least, self.library.fingerprint)
-            run.seconds["plan"] = time.perf_counter() - start
+            run.costs.seconds["plan"] = time.perf_counter() - start
             try:
                 prepared = call.method.prepare(run) if plan.chunks else run.prefill()
                 run.entries.release()

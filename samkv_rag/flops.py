@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from samkv_rag.methods import Prepared, Run
-from samkv_rag.methods.passes import Pass
+from samkv_rag.methods.costs import Pass
 from samkv_rag.model.adapter import ModelAdapter
 
 
 def answer_flops(run: Run, prepared: Prepared) -> int:
     """Operations of all passes of `run` and of the first new token."""
-    passes = list(run.passes)
+    passes = list(run.costs.passes)
     if prepared.cache is not None:
         kept = len(prepared.ids)
         passes.append(Pass(prepared.cache.positions[:kept].cpu(), torch.tensor([kept - 1]), run.adapter.shape.layers))

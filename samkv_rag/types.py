@@ -68,6 +68,11 @@ class ChunkSummary:
     def n_blocks(self) -> int:
         return -(-self.n_tokens // BLOCK)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is scored: block summaries and local query."""
+        return sum(part.nbytes for part in (self.mean, self.low, self.high, self.local_query))
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkKV:

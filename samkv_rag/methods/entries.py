@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samkv_rag.model.adapter import ModelAdapter, unblocked
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.blocks import unblocked
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan
 

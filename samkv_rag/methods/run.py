@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from samkv_rag.methods.assembly import Assembly
+from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
-from samkv_rag.methods.passes import Pass
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import AttentionMaps, MeanAttention, Observer, together
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
-
-Stage = Literal["plan", "load", "select", "recompute", "first_token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +29,6 @@ class Prepared:
     cache: SlotCache | None
     ids: tuple[int, ...]
     selection: Selection
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The cache of a pass over the prompt's tokens at `positions` to its end, with the layers that it went through:
-    stored entries as they are, and at the glue what will be computed again."""
-
-    positions: Tensor
-    cache: SlotCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +56,11 @@ class Run:
         self.plan = plan
         self.adapter = adapter
         self.store = store
+        self.costs = Costs(adapter.device)
         self.entries = Entries(plan, adapter, store)
-        self.room = room
+        self.caches = Assembly(plan, adapter, self.entries, self.costs, room + 1)
         self.min_kept_tokens = min_kept_tokens
         self.fingerprint = fingerprint
-        self.question_pass_tokens = 0
-        self.scored_bytes = 0
-        self.kv_bytes_peak = 0
-        self.passes: list[Pass] = []
-        self._held: Held | None = None
-        self.chunk_token_layers = 0
-        self.seconds: dict[str, float] = defaultdict(float)
 
     @property
     def lengths(self) -> list[int]:
@@ -89,26 +71,16 @@ class Run:
     def _chunks_end(self) -> int:
         return max((chunk.stop for chunk in self.plan.chunks), default=0)
 
-    @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
+    def stage(self, name: Stage) -> AbstractContextManager[None]:
         """Charge the block's wall clock to a stage of the report."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._settle()
-            self.seconds[name] += time.perf_counter() - start
-
-    def _settle(self) -> None:
-        if self.adapter.device.type == "cuda":
-            torch.cuda.synchronize(self.adapter.device)
+        return self.costs.stage(name)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     def summaries(self, index: int) -> ChunkSummary:
         """The small part of chunk `index`: block summaries and local query."""
         known, new = self.entries.summary(index)
-        self.scored_bytes += sum(x.nbytes for x in (known.mean, known.low, known.high, known.local_query)) if new else 0
+        self.costs.scored_bytes += known.nbytes if new else 0
         return known
 
     def local_query(self, index: int) -> Tensor:
@@ -116,59 +88,6 @@ class Run:
         return self.summaries(index).local_query.to(self.adapter.device, torch.float32)
 
     # -- running the model -------------------------------------------------------------------------------------
-
-    def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
-        """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""
-        positions, ids, owner = [], list[int](), []
-        chunks = iter(enumerate(kept))
-        for segment in self.plan.segments:
-            index, inside = next(chunks) if segment.kind == "chunk" else (-1, torch.arange(len(segment.token_ids)))
-            inside = inside if stop is None else inside[inside + segment.start < stop]
-            positions.append(inside + segment.start)
-            ids += [segment.token_ids[token] for token in inside.tolist()]
-            owner.append(torch.full((len(inside),), index))
-        return Layout(torch.cat(positions), tuple(ids), torch.cat(owner))
-
-    def assemble(
-        self, kept: Sequence[Tensor], layout: Layout, room: int = 0, last_layer: int | None = None,
-        replaced: Sequence[Tensor] | None = None, first_layer: int = 0,
-    ) -> SlotCache:  # fmt: skip
-        """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
-
-        It has the layers from `first_layer` to `last_layer`, all of them by default. Chunk tokens `replaced` are about
-        to be computed and written over before anybody looks: they are not read, and stay empty too.
-        """
-        shape, total = self.adapter.shape, len(layout.ids)
-        layers = range(first_layer, shape.layers if last_layer is None else last_layer + 1)
-        with self.stage("load"):
-            keys = torch.zeros(len(layers), shape.kv_heads, total, shape.head_dim, dtype=self.adapter.dtype)
-            values = torch.zeros_like(keys)
-            for index, inside in enumerate(kept):
-                slots = (layout.owner == index).nonzero()[:, 0]
-                inside = inside[: len(slots)]
-                if replaced is not None:
-                    stays = ~torch.isin(inside, replaced[index])
-                    slots, inside = slots[stays], inside[stays]
-                if len(slots):
-                    keys[:, :, slots], values[:, :, slots] = self.entries.tokens(index, inside, layers)
-            table = self.adapter.table(layout.positions)
-            cache = self.adapter.assemble(keys, values, layout.positions, table, room, layers)
-            self.kv_bytes_peak = max(self.kv_bytes_peak, cache.nbytes)
-            return cache
-
-    def _completed(self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None) -> SlotCache:
-        """A cache of the `layout` with all layers and room to decode: what an earlier pass has left of it, and the rest
-        from the store, but for chunk tokens `replaced`."""
-        held, self._held = self._held, None
-        if held is None or not bool(torch.isin(layout.positions, held.positions).all()):
-            return self.assemble(kept, layout, self.room + 1, replaced=replaced)
-        cache, layers = held.cache, len(held.cache.slot_layers)
-        if len(layout.positions) < len(held.positions):
-            cache.keep(torch.searchsorted(held.positions, layout.positions))
-        if layers < self.adapter.shape.layers:
-            cache.deepen(self.assemble(kept, layout, self.room + 1, replaced=replaced, first_layer=layers))
-        self.kv_bytes_peak = max(self.kv_bytes_peak, cache.nbytes)
-        return cache
 
     def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> Tensor:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
@@ -207,15 +126,15 @@ class Run:
     ) -> tuple[Layout, SlotCache]:  # fmt: skip
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
-        layout = self.layout(kept, None if to_the_end else stop)
+        layout = self.caches.layout(kept, None if to_the_end else stop)
         if not question.in_prompt:
             layout = with_question(layout, question.token_ids)
-        self.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
+        self.costs.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
         before = self.entries.bytes_read
-        cache = self.assemble(kept, layout, self.room + 1, last_layer=last_layer)
-        self.scored_bytes += self.entries.bytes_read - before
+        cache = self.caches.assemble(kept, layout, range(last_layer + 1))
+        self.costs.scored_bytes += self.entries.bytes_read - before
         if question.in_prompt and to_the_end:
-            self._held = Held(layout.positions, cache)
+            self.caches.hold(layout, cache)
         return layout, cache
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
@@ -224,7 +143,7 @@ class Run:
         at = layout.positions[fresh]
         inside = (at >= question.start) & (at < question.start + len(question.token_ids))
         asked = (inside | (at >= max(question.start, self._chunks_end))).nonzero()[:, 0]
-        self.question_pass_tokens += len(fresh)
+        self.costs.question_pass_tokens += len(fresh)
         return fresh, asked, [layout.ids[slot] for slot in fresh.tolist()]
 
     def recompute(
@@ -235,9 +154,9 @@ class Run:
         `rows[layer]` gives for every kept chunk token (in prompt order) whether that layer stores it; `theta` below 1
         or "cosine" fuses chunk entries instead of overwriting them. What every layer overwrites is not read.
         """
-        layout = self.layout(selection.kept)
+        layout = self.caches.layout(selection.kept)
         replaced = selection.recomputed if rows is None and theta == 1.0 else None
-        cache = self._completed(selection.kept, layout, replaced)
+        cache = self.caches.completed(selection.kept, layout, replaced)
         slots = self._fresh(layout, selection)
         masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
         self._recompute_into(cache, layout, slots, masks, theta)
@@ -254,8 +173,8 @@ class Run:
         what the `witnesses`, some of `again`, did. The rest is dropped before the first token is generated.
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
-        layout = self.layout(whole.kept)
-        cache = self._completed(whole.kept, layout, again if theta == 1.0 else None)
+        layout = self.caches.layout(whole.kept)
+        cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
         device, columns = self.adapter.device, layout.columns(len(whole.kept))
         maps = AttentionMaps(self._answering_rows(layout.positions[slots]).to(device), layers)
@@ -267,7 +186,7 @@ class Run:
             chunk_tokens = layout.owner >= 0
             witnessed = means.mean(len(layout.ids))[:, chunk_tokens].cpu()
             selection = settle(Look(maps.stacked[:, :, chunk_tokens].cpu(), seeing, witnessed, columns))
-            thinned = self.layout(selection.kept)
+            thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
             cache.crop_to(len(thinned.ids) - 1)
         return Prepared(cache, thinned.ids, selection)
@@ -285,8 +204,8 @@ class Run:
         with self.stage("recompute"):
             ids = [layout.ids[slot] for slot in slots.tolist()]
             owned = (layout.owner[slots] >= 0).to(self.adapter.device)
-            self.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
-            self.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers, ended=True))
+            self.costs.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
+            self.costs.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers, ended=True))
             blend = None if theta == 1.0 else Blend(theta, owned)
             self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer)
 
@@ -297,8 +216,8 @@ class Run:
         all chunk tokens, and each chunk's columns in it (CacheBlend's step; below `check` all tokens stay fresh).
         """
         kept = Selection.all_of(self.plan).kept
-        layout = self.layout(kept)
-        cache = self.assemble(kept, layout, self.room + 1)
+        layout = self.caches.layout(kept)
+        cache = self.caches.assemble(kept, layout)
         with self.stage("select"):
             layer = cache.slot_layers[check]
             stored = layer.snapshot()
@@ -307,9 +226,9 @@ class Run:
             layer.restore(stored)
             columns = layout.columns(len(kept))
             selection = choose(moved[layout.owner >= 0], columns)
-            self.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
-            self.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
-            self.scored_bytes += stored[0][:, :, layout.owner >= 0].nbytes
+            self.costs.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
+            self.costs.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
+            self.costs.scored_bytes += stored[0][:, :, layout.owner >= 0].nbytes
         self._recompute_into(cache, layout, self._fresh(layout, selection))
         cache.crop_to(len(layout.ids) - 1)
         return Prepared(cache, layout.ids, selection)
@@ -331,7 +250,7 @@ class Run:
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
-        self.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
-        self.kv_bytes_peak = self.plan.n_tokens * self.adapter.shape.bytes_per_token
-        self.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
+        self.costs.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
+        self.costs.held(self.plan.n_tokens * self.adapter.shape.bytes_per_token)
+        self.costs.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
         return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))

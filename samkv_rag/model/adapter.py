@@ -19,10 +19,11 @@ from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_kernels.rope_gather import Stored, rope_gather
 from samkv_rag.errors import SamKVError, UnsupportedModel
 from samkv_rag.model.attention import NAME, AttentionMaps, AttentionPlan, Observer, PassEnded, attention_plan
+from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.rotary import Rotary, RotaryTable
-from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
+from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
 
@@ -147,9 +148,9 @@ class ModelAdapter:
             query = table.unrotate(torch.stack([queries[i][row] for i in range(self.shape.layers)]))
             window = slice(prefix, prefix + len(ids))
             last = slice(prefix + max(0, len(ids) - LOCAL_QUERY_TOKENS), prefix + len(ids))
-            kv = _blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
-            summary = _summary(texts[row], ids, own.rotate(keys[:, :, prefix:]), query[:, :, last].mean(2), self.dtype)
-            rows.append(ChunkKV(summary, kv))
+            kv = blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
+            frame = own.rotate(keys[:, :, prefix:])
+            rows.append(ChunkKV(summarised(texts[row], ids, frame, query[:, :, last].mean(2), self.dtype), kv))
         return rows
 
     # -- query time --------------------------------------------------------------------------------------------
@@ -241,33 +242,6 @@ class ModelAdapter:
         while not decoding.ended:
             self.loop.step([decoding])
         return decoding.result()
-
-
-def _blocked(keys: Tensor, values: Tensor) -> Tensor:
-    """`(L, G, T, D)` twice -> `(L, B, 2, G, BLOCK, D)`, zeros behind the last token."""
-    layers, heads, tokens, dim = keys.shape
-    blocks = -(-tokens // BLOCK)
-    out = keys.new_zeros(layers, blocks, 2, heads, BLOCK, dim)
-    padded = torch.nn.functional.pad(torch.stack([keys, values]), (0, 0, 0, blocks * BLOCK - tokens))
-    out.copy_(padded.view(2, layers, heads, blocks, BLOCK, dim).permute(1, 3, 0, 2, 4, 5))
-    return out.cpu()
-
-
-def unblocked(kv: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of the storage layout: `(L, B, 2, G, BLOCK, D)` -> keys and values `(L, G, B * BLOCK, D)`."""
-    layers, blocks, _, heads, size, dim = kv.shape
-    keys, values = kv.permute(2, 0, 3, 1, 4, 5).reshape(2, layers, heads, blocks * size, dim)
-    return keys, values
-
-
-def _summary(text: str, ids: Sequence[int], keys: Tensor, local_query: Tensor, dtype: torch.dtype) -> ChunkSummary:
-    """Mean, minimum and maximum of `keys` `(L, G, >=T, D)` (in the chunk's own frame) per block, in `dtype`."""
-    per_block = [keys[:, :, start : min(start + BLOCK, len(ids))] for start in range(0, len(ids), BLOCK)]
-    mean, low, high = (
-        torch.stack(parts, 1).to(dtype).cpu()
-        for parts in zip(*((x.mean(2), x.amin(2), x.amax(2)) for x in per_block), strict=True)
-    )
-    return ChunkSummary(text, torch.tensor(ids, dtype=torch.int32), mean, low, high, local_query.to(dtype).cpu())
 
 
 def _backend(device: torch.device, wanted: str | None) -> Backend:

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from samkv_rag import SamKV, SamKVEngine
 from samkv_rag.methods import CacheBlend, Method
-from samkv_rag.methods.passes import Pass
+from samkv_rag.methods.costs import Pass
 from samkv_rag.model import attention
 from tests.cases import METHODS
 from tests.models import tiny_engine

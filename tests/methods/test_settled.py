@@ -12,6 +12,7 @@ import torch
 
 from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, Run
+from samkv_rag.methods.layout import Layout
 from samkv_rag.methods.run import Look
 from samkv_rag.methods.scoring import witnessed_shares
 from samkv_rag.model.cache import SlotCache
@@ -159,13 +160,13 @@ def test_alignment_and_odd_reaches_are_refused() -> None:
 def test_no_layer_is_assembled_again_for_tokens_that_a_pass_has_seen(method: Method, layers: list[range]) -> None:
     case, assembled = prompted("llama"), list[range]()
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
-    original = run.assemble
+    original = run.caches.assemble
 
-    def spy(*args: Any, last_layer: int | None = None, first_layer: int = 0, **kwargs: Any) -> SlotCache:
-        assembled.append(range(first_layer, 4 if last_layer is None else last_layer + 1))
-        return original(*args, last_layer=last_layer, first_layer=first_layer, **kwargs)
+    def spy(kept: Any, layout: Layout, layers: range | None = None, replaced: Any = None) -> SlotCache:
+        assembled.append(range(4) if layers is None else layers)
+        return original(kept, layout, layers, replaced)
 
-    run.assemble = spy  # type: ignore[method-assign]
+    run.caches.assemble = spy  # type: ignore[method-assign]
     prepared = method.prepare(run)
     assert assembled == layers
     assert prepared.cache is not None and len(prepared.cache.slot_layers) == 4

@@ -146,4 +146,4 @@ def test_early_full_layers_are_charged() -> None:
     run = Run(case.plan, case.adapter, case.store, 1)
     selection = CacheBlend(share=0.25, check=1).prepare(run).selection
     again, total = sum(map(len, selection.recomputed)), sum(LENGTHS)
-    assert run.chunk_token_layers == 2 * total + 4 * again
+    assert run.costs.chunk_token_layers == 2 * total + 4 * again

@@ -9,7 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from samkv_rag.errors import UnsupportedModel
-from samkv_rag.model.adapter import ModelAdapter, unblocked
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.blocks import unblocked
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
 from tests.cases import REFUSED, WIRINGS

@@ -1,0 +1,94 @@
+"""The caches of one prompt: laid out, filled from the store, and handed on from one pass to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.methods.costs import Costs
+from samkv_rag.methods.entries import Entries
+from samkv_rag.methods.layout import Layout
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.types import PromptPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The cache of a pass over the prompt's tokens at `positions` to its end, with the layers that it went through:
+    stored entries as they are, and at the glue what will be computed again."""
+
+    positions: Tensor
+    cache: SlotCache
+
+
+class Assembly:
+    """Builds the caches that passes run over, each with `room` for what is generated."""
+
+    def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
+        self._plan = plan
+        self._adapter = adapter
+        self._entries = entries
+        self._costs = costs
+        self._room = room
+        self._held: Held | None = None
+
+    def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
+        """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""
+        positions, ids, owner = [], list[int](), []
+        chunks = iter(enumerate(kept))
+        for segment in self._plan.segments:
+            index, inside = next(chunks) if segment.kind == "chunk" else (-1, torch.arange(len(segment.token_ids)))
+            inside = inside if stop is None else inside[inside + segment.start < stop]
+            positions.append(inside + segment.start)
+            ids += [segment.token_ids[token] for token in inside.tolist()]
+            owner.append(torch.full((len(inside),), index))
+        return Layout(torch.cat(positions), tuple(ids), torch.cat(owner))
+
+    def assemble(
+        self, kept: Sequence[Tensor], layout: Layout, layers: range | None = None,
+        replaced: Sequence[Tensor] | None = None,
+    ) -> SlotCache:  # fmt: skip
+        """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
+
+        It has `layers`, a run of them, by default all. Chunk tokens `replaced` are about to be computed and written
+        over before anybody looks: they are not read, and stay empty too.
+        """
+        shape, total = self._adapter.shape, len(layout.ids)
+        layers = range(shape.layers) if layers is None else layers
+        with self._costs.stage("load"):
+            keys = torch.zeros(len(layers), shape.kv_heads, total, shape.head_dim, dtype=self._adapter.dtype)
+            values = torch.zeros_like(keys)
+            for index, inside in enumerate(kept):
+                slots = (layout.owner == index).nonzero()[:, 0]
+                inside = inside[: len(slots)]
+                if replaced is not None:
+                    stays = ~torch.isin(inside, replaced[index])
+                    slots, inside = slots[stays], inside[stays]
+                if len(slots):
+                    keys[:, :, slots], values[:, :, slots] = self._entries.tokens(index, inside, layers)
+            table = self._adapter.table(layout.positions)
+            cache = self._adapter.assemble(keys, values, layout.positions, table, self._room, layers)
+            self._costs.held(cache.nbytes)
+            return cache
+
+    def hold(self, layout: Layout, cache: SlotCache) -> None:
+        """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""
+        self._held = Held(layout.positions, cache)
+
+    def completed(self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None) -> SlotCache:
+        """A cache of the `layout` with all layers: what an earlier pass has left of it, and the rest from the store,
+        but for chunk tokens `replaced`."""
+        held, self._held = self._held, None
+        if held is None or not bool(torch.isin(layout.positions, held.positions).all()):
+            return self.assemble(kept, layout, replaced=replaced)
+        cache, layers = held.cache, self._adapter.shape.layers
+        if len(layout.positions) < len(held.positions):
+            cache.keep(torch.searchsorted(held.positions, layout.positions))
+        if len(cache.slot_layers) < layers:
+            cache.deepen(self.assemble(kept, layout, range(len(cache.slot_layers), layers), replaced))
+        self._costs.held(cache.nbytes)
+        return cache

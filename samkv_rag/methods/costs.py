@@ -1,0 +1,73 @@
+"""What an answer cost up to its first token: the passes that ran, what was read and held, and the clock."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Stage = Literal["plan", "load", "select", "recompute", "first_token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)` ran.
+
+    The first `layers` layers ran; the last of them only up to its queries, keys and values if the pass `ended` there.
+    """
+
+    positions: Tensor
+    slots: Tensor
+    layers: int
+    ended: bool = False
+
+    @classmethod
+    def whole(cls, tokens: int, layers: int) -> Pass:
+        """An ordinary prefill of `tokens` tokens."""
+        return cls(torch.arange(tokens), torch.arange(tokens), layers)
+
+    def pairs(self, window: int | None) -> int:
+        """How many (row, token it sees) pairs one layer has; a sliding `window` ends a row's view."""
+        seen = self.slots.long() + 1
+        if window is not None:
+            hidden = torch.searchsorted(self.positions, self.positions[self.slots] - window, right=True)
+            seen = seen - hidden
+        return int(seen.sum())
+
+
+@dataclass(slots=True)
+class Costs:
+    """The ledger of one run on `device`, written as things happen.
+
+    Tokens that question passes ran, bytes of entries and summaries that were scored, the largest cache before the
+    first token, chunk tokens computed times the layers that computed them, all passes, and seconds by stage.
+    """
+
+    device: torch.device
+    question_pass_tokens: int = 0
+    scored_bytes: int = 0
+    kv_bytes_peak: int = 0
+    chunk_token_layers: int = 0
+    passes: list[Pass] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Charge the block's wall clock to a stage of the report."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] += time.perf_counter() - start
+
+    def held(self, cache_bytes: int) -> None:
+        """A cache of so many bytes is there at once."""
+        self.kv_bytes_peak = max(self.kv_bytes_peak, cache_bytes)
