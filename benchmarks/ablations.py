@@ -4,7 +4,7 @@
 
     samkv-rag eval --data two_hop --out out/ablations --methods "$(python -m benchmarks.ablations paper)"
 
-The sink prefix is not a method's: chunks are stored anew for it (`SamKVEngine.from_pretrained(sink_prefix="bos")`).
+The sink prefix is not a method's: chunks are stored anew for it (`samkv-rag eval --sink-prefix none`).
 """
 
 from __future__ import annotations

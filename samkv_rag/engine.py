@@ -18,6 +18,7 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import BUNDLED, ModelSource
 from samkv_rag.parity import ParityReport, check_parity
 from samkv_rag.prompt.plan import Planner, Prompt
+from samkv_rag.prompt.template import sink_text
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.stream import AnswerStream
 from samkv_rag.turns import Turnstile
@@ -45,18 +46,20 @@ class SamKVEngine:
     def from_pretrained(
         cls, model: Any = BUNDLED, tokenizer: Any = None, store: str | Path | ChunkKVStore = "./kv",
         method: str | Method | None = None, namespace: str = "default", device_map: Any = None, dtype: Any = "auto",
-        model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "none",
+        model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "head",
         kv_dtype: str = "model", max_batch: int = 8,
     ) -> SamKVEngine:  # fmt: skip
         """An engine over `model`: "bundled", a hub id, a folder, or a loaded model. Nothing is loaded yet.
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`; `method` a name or a method object (default `SamKV()`).
-        Prompts with fewer chunk tokens than `min_kept_tokens` are not thinned. `sink_prefix="bos"` ingests chunks
-        behind a BOS token whose own entries are dropped. `kv_dtype` is how caches are stored: "model", "bf16", "fp16",
-        "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded together, each with
-        its cache in memory.
+        Prompts with fewer chunk tokens than `min_kept_tokens` are not thinned. `sink_prefix`: what chunks are ingested
+        behind (its own entries are dropped): "head", the first lines of the prompt of `answer`; "bos", a BOS
+        token; or "none" (the paper). `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8" or "fp8";
+        caches stored otherwise are not used. Up to `max_batch` answers are decoded together, each with its cache in
+        memory. Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
         """
-        source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink_prefix, kv_dtype)
+        sink = sink_text(sink_prefix)
+        source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink, kv_dtype)
         chunk_store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
         return cls(source, chunk_store, method or SamKV(), namespace, min_kept_tokens, max_batch)
 

@@ -167,11 +167,14 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the generated tasks.")] = 0,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = None,
+    sink_prefix: Annotated[
+        str, typer.Option("--sink-prefix", help="What chunks are ingested behind: head, bos or none.")
+    ] = "head",
 ) -> None:
     """Answer questions by every method from the same prompts; resumes after a kill."""
     from samkv_rag.cli.evaluate import Request, run
 
-    run(Request(model, data, methods, keep, limit, chunks, chunk_tokens, seed, max_new_tokens, out))
+    run(Request(model, data, methods, keep, limit, chunks, chunk_tokens, seed, max_new_tokens, sink_prefix, out))
 
 
 @app.command()

@@ -19,7 +19,9 @@ CHUNK = 512
 FLOOR = 64  # tokens: of a few sentences, a share is no sentence
 
 
-def open_engine(model: str, store: Path, kv_dtype: str = "model", min_kept_tokens: int = 0) -> SamKVEngine:
+def open_engine(
+    model: str, store: Path, kv_dtype: str = "model", min_kept_tokens: int = 0, sink_prefix: str = "head"
+) -> SamKVEngine:
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
@@ -28,7 +30,7 @@ def open_engine(model: str, store: Path, kv_dtype: str = "model", min_kept_token
     from samkv_rag import SamKVEngine
 
     return SamKVEngine.from_pretrained(
-        model=model, store=str(store), kv_dtype=kv_dtype, min_kept_tokens=min_kept_tokens
+        model=model, store=str(store), kv_dtype=kv_dtype, min_kept_tokens=min_kept_tokens, sink_prefix=sink_prefix
     )
 
 

@@ -33,6 +33,7 @@ class Request:
     chunk_tokens: int | None
     seed: int
     max_new_tokens: int | None
+    sink_prefix: str
     out: Path
 
 
@@ -41,7 +42,7 @@ def run(request: Request) -> None:
     sources = [Source.of(spec) for part in request.data for spec in part.split(",") if spec]
     chosen = settings(request.methods, _shares(request.keep))
     model = request.model or BUNDLED
-    with open_engine(model, Path(":memory:")) as engine:
+    with open_engine(model, Path(":memory:"), sink_prefix=request.sink_prefix) as engine:
         engine.load()
 
         def count(text: str) -> int:
@@ -58,6 +59,7 @@ def run(request: Request) -> None:
             "chunk_tokens": request.chunk_tokens,
             "seed": request.seed,
             "max_new_tokens": request.max_new_tokens,
+            "sink_prefix": request.sink_prefix,
         }
         open_run(request.out, {"name": _shown(model), "fingerprint": engine.fingerprint}, arguments)
         with _bar() as progress:

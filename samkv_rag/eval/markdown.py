@@ -63,8 +63,9 @@ def _told(one: Results) -> str:
     where = "; ".join(_environment(found) for found in one.run["environments"])
     chunks = arguments["chunks"] or "12 (tasks) or all (files)"
     size = f"of up to {arguments['chunk_tokens']} tokens" if arguments["chunk_tokens"] else "of their own length"
+    behind = f", ingested behind `{sink}`" if (sink := arguments.get("sink_prefix", "none")) != "head" else ""
     return (
-        f"Model `{model['name']}` (fingerprint `{model['fingerprint'][:12]}`), {chunks} chunks {size}, seed "
+        f"Model `{model['name']}` (fingerprint `{model['fingerprint'][:12]}`), {chunks} chunks {size}{behind}, seed "
         f"{arguments['seed']}. {where}.\n"
     )
 

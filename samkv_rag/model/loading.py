@@ -34,8 +34,8 @@ class ModelSource:
 
     `model` is "bundled", a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
-    GPU if there is one. `sink_prefix` "bos" ingests chunks behind a BOS token whose own entries are dropped. `kv_dtype`
-    is how caches are stored.
+    GPU if there is one. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS; None:
+    behind nothing). `kv_dtype` is how caches are stored.
     """
 
     model: Any = BUNDLED
@@ -43,7 +43,7 @@ class ModelSource:
     device_map: Any = None
     dtype: str | torch.dtype = "auto"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    sink_prefix: str = "none"
+    sink_text: str | None = None
     kv_dtype: str = "model"
 
     def __post_init__(self) -> None:
@@ -119,12 +119,14 @@ class ModelSource:
 
     @cached_property
     def sink_ids(self) -> tuple[int, ...]:
-        if self.sink_prefix == "none":
+        """The tokens that chunks are ingested behind: `sink_text` as a prompt begins with it; of no text, BOS alone."""
+        if self.sink_text is None:
             return ()
-        if self.sink_prefix != "bos":
-            raise SamKVError(f"sink_prefix is 'none' or 'bos', not {self.sink_prefix!r}.")
-        bos = self.loaded_tokenizer.bos_token_id
-        return () if bos is None else (int(bos),)
+        tokenizer = self.loaded_tokenizer
+        text: list[int] = tokenizer(self.sink_text, add_special_tokens=False)["input_ids"] if self.sink_text else []
+        bos = tokenizer.bos_token_id
+        begins = bos is not None and (not text or tokenizer(self.sink_text)["input_ids"][:1] == [bos])
+        return (int(bos), *text) if begins else tuple(text)
 
     @cached_property
     def fingerprint(self) -> str:

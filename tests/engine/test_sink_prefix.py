@@ -1,0 +1,51 @@
+"""What chunks are ingested behind: exact whatever it is, part of the fingerprint, and what a prompt begins with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from samkv_rag import SamKVError
+from samkv_rag.model.blocks import unblocked
+from samkv_rag.prompt.template import HEAD
+from tests.engine.test_engine import ASKED, CHUNKS, EVERYTHING, stock_answer
+from tests.models import byte_tokenizer, tiny_engine
+from tests.oracles import stock
+
+BOS = byte_tokenizer().bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("sink_prefix", "ids"),
+    [("none", ()), ("bos", (BOS,)), ("head", tuple(byte_tokenizer()(HEAD)["input_ids"]))],
+)
+def test_behind_any_sink_prefix_keeping_everything_is_exact(sink_prefix: str, ids: tuple[int, ...]) -> None:
+    engine = tiny_engine(sink_prefix=sink_prefix)
+    engine.precompute(CHUNKS)
+    assert engine.adapter.sink_prefix == ids
+    assert list(engine.answer(ASKED, CHUNKS, method=EVERYTHING, max_new_tokens=8).token_ids) == stock_answer(
+        engine, stock("llama")
+    )
+    assert engine.self_check().passed
+
+
+def test_an_entry_is_the_chunk_s_part_of_a_prefill_behind_the_sink_prefix() -> None:
+    """Behind the head of `answer` the first chunk's entry is what the whole prompt's prefill has for it."""
+    engine, plain = tiny_engine(sink_prefix="head"), tiny_engine(sink_prefix="none")
+    (mine,), (other,) = engine.precompute(CHUNKS[:1]), plain.precompute(CHUNKS[:1])
+    assert mine != other
+    assert not torch.allclose(engine.store.read_blocks(mine), plain.store.read_blocks(other), atol=1e-3)
+    plan = engine.plan_question(ASKED, CHUNKS[:1])
+    chunk, cache = plan.chunks[0], DynamicCache()
+    ids = torch.tensor([plan.token_ids[: chunk.stop]])
+    stock("llama")(ids, past_key_values=cache)
+    _, values = unblocked(engine.store.read_blocks(mine))
+    for layer, stored in zip(cache.layers, values, strict=True):
+        fresh = layer.values[0, :, chunk.start :]
+        torch.testing.assert_close(stored[:, : fresh.shape[1]], fresh, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_sink_prefix_is_refused() -> None:
+    with pytest.raises(SamKVError, match="none, bos, head"):
+        tiny_engine(sink_prefix="sink")
