@@ -221,7 +221,7 @@ def test_chat_engines(llm: SamKVLLM, mode: str, way: str) -> None:
 def test_the_comparison_can_fail(llm: SamKVLLM) -> None:
     """Negative control: caches that do not see each other give other answers than full prefill."""
     llm.method = "reuse"
-    engine = wrapped_index(llm).as_query_engine(similarity_top_k=2)
+    engine = wrapped_index(llm).as_query_engine(similarity_top_k=4)
     recorder = Recorder(llm.engine)
     for question in (QUESTION, "And when?", "By whom?"):
         engine.query(question)
