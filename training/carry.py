@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.attention import as_bias
 from training.data import Batch, make_batch
 from training.model import Attention, Reader
 from training.pointing import SEEK, SOURCE
@@ -59,9 +60,9 @@ def residuals(reader: Reader, batch: Batch) -> list[Tensor]:
     """What enters every layer, `[B, T, hidden]`."""
     model = reader.model
     cos, sin = model.angles(batch.positions)
-    streams = [model.embed_tokens(batch.ids)]
+    streams, bias = [model.embed_tokens(batch.ids)], as_bias(batch.mask)
     for layer in model.blocks[:-1]:
-        streams.append(layer(streams[-1], cos, sin, batch.mask, batch.split))
+        streams.append(layer(streams[-1], cos, sin, bias, batch.split))
     return streams
 
 

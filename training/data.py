@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samkv_rag.eval.worlds import Question
 from training.passages import Encoder, Passage, Sizes, choose, draw_real, draw_world, prompt
-from training.pointing import ANSWER, BIND, KINDS, SEEK, Point, name_end
+from training.pointing import ANSWER, ARTICLE, BIND, FIND, KINDS, SEEK, Aim, Point, name_end, name_span
 from training.real import Library
 
 
@@ -118,21 +118,42 @@ class _Row:
             answer = encode.answer(question.answer)
             if len(self.asked) + len(before) + len(answer) - 1 > sizes.asked:
                 break
-            self._point(question, drawn, encode, before)
+            self._point(question, drawn, encode, before, answer)
             self._add(before, answer, question.task)
 
-    def _point(self, question: Question, drawn: Passage, encode: Encoder, before: list[int]) -> None:
+    def _point(
+        self, question: Question, drawn: Passage, encode: Encoder, before: list[int], answer: list[int]
+    ) -> None:  # fmt: skip
         """What the end of the question's prompt, and the values that state its answer, should look at."""
-        end, room = len(self.asked) + len(before) - 1, len(self.context)
+        start, end = len(self.asked), len(self.asked) + len(before) - 1
         found = drawn.aim(question)
-        self.points += [point for point in found.bound if point.at < room]
-        for kind, places in _ends(question, found.ends, encode).items():
-            inside = tuple(place for place in places if place < room)
-            if inside:
-                self.points.append(Point(kind, end, inside, asked=True))
+        self.points += [point for point in found.bound if point.at < len(self.context)]
+        for kind, places in _ends(question, found, encode).items():
+            self._look(kind, end, places)
+        self._compare(found, encode, before)
+        for number, places in enumerate([*found.steps, [0]] if found.steps else []):
+            self._look(SEEK, start + len(before) - 1 + _member_end(question, encode, answer, number), places)
+        if found.named:
+            return
         named = name_end(encode.tokenizer, before, [question.value] if question.value else drawn.names)
         if named is not None:
-            self.points.append(Point(BIND, end, (len(self.asked) + named,), asked=True, inner=True))
+            self.points.append(Point(BIND, end, (start + named,), asked=True, inner=True))
+
+    def _look(self, kind: str, at: int, places: list[int]) -> None:
+        inside = tuple(place for place in places if place < len(self.context))
+        if inside:
+            self.points.append(Point(kind, at, inside, asked=True))
+
+    def _compare(self, found: Aim, encode: Encoder, before: list[int]) -> None:
+        """Each compared name looks for its value, and the end of the question at the name that it is."""
+        start = len(self.asked)
+        for name, places in found.named.items():
+            span = name_span(encode.tokenizer, before, name)
+            if span:
+                self._look(FIND, start + span[1], places)
+                if name == found.chosen:
+                    end = start + len(before) - 1
+                    self.points.append(Point(ANSWER, end, (start + span[0],), asked=True, inner=True))
 
     def _add(self, before: list[int], answer: list[int], task: str) -> None:
         tokens = before + answer[:-1]
@@ -144,11 +165,21 @@ class _Row:
         self.owner += [len(self.tasks)] * len(tokens)
 
 
-def _ends(question: Question, found: dict[str, list[int]], encode: Encoder) -> dict[str, list[int]]:
+def _ends(question: Question, found: Aim, encode: Encoder) -> dict[str, list[int]]:
     """Where the end of a question looks, by kind: a head that is not to answer it rests on the first token."""
     if question.task == "unanswerable":
         return {ANSWER: [encode.nothing], SEEK: [0]}
-    return {ANSWER: [0], SEEK: [0]} | found if found else {}
+    if found.named:
+        return {SEEK: [0]}
+    return {ANSWER: [0], SEEK: [0]} | found.ends if found.ends else {}
+
+
+def _member_end(question: Question, encode: Encoder, answer: list[int], number: int) -> int:
+    """Place behind the question's end of the token before the next member of a list, or before the answer's end."""
+    members = [fact.name for fact in question.facts][: number + 1]
+    text = (", ".join(members) + "," * (len(members) < len(question.facts))).removeprefix(ARTICLE)
+    spans = (place for place in range(len(answer)) if text in encode.tokenizer.decode(answer[: place + 1]))
+    return next(spans) + 1
 
 
 def _mask(owner: Tensor, context: int) -> Tensor:

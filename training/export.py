@@ -41,7 +41,7 @@ def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
 
 def load_reader(config: dict[str, Any]) -> LlamaForCausalLM:
     """The checkpoint's model, in float32, as transformers runs it."""
-    state = torch.load(Path(config["folder"]) / "checkpoint.pt", weights_only=True)["reader"]
+    state = torch.load(Path(config["folder"]) / "checkpoint.pt", weights_only=True)["average"]
     model = LlamaForCausalLM(llama_config(config, load_encoder(config)))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or missing:

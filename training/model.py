@@ -12,7 +12,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, silu
+
+from training.attention import as_bias, attend
 
 Look = tuple[int, int, Tensor]
 """Layer, head and flat token places [P]: where attention is to be seen."""
@@ -61,18 +63,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, shape.kv_heads * shape.head_dim)
         self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, split: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, split: int) -> Tensor:
         rows, length, _ = x.shape
         heads = (rows, length, -1, self.shape.head_dim)
         q = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
         k = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(heads).transpose(1, 2)
-        group = self.shape.heads // self.shape.kv_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        out = scaled_dot_product_attention(q[:, :, :split], k[:, :, :split], v[:, :, :split], is_causal=True)
-        if mask is not None:
-            asked = scaled_dot_product_attention(q[:, :, split:], k, v, attn_mask=mask)
-            out = torch.cat([out, asked], dim=2)
+        out = attend(q, k, v, bias, split)
         return cast(Tensor, self.o_proj(out.transpose(1, 2).reshape(rows, length, -1)))
 
     def look(self, x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, head: int) -> Tensor:
@@ -87,8 +84,8 @@ class Attention(nn.Module):
         found: Tensor = torch.zeros(len(at), length)
         for row in range(x.shape[0]):
             inside = (at // length == row).nonzero()[:, 0]
-            found = found.index_add(0, inside, asking[inside] @ keys[row].T)
-        return found * dim**-0.5
+            found = found.index_add(0, inside, (asking[inside] @ keys[row].T).float())
+        return cast(Tensor, found * dim**-0.5)
 
 
 class Mlp(nn.Module):
@@ -112,8 +109,8 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(shape), Mlp(shape)
         self.input_layernorm, self.post_attention_layernorm = Norm(shape.hidden), Norm(shape.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, split: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, split)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, split: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, split)
         return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -137,17 +134,18 @@ class Decoder(nn.Module):
         return turns.cos(), turns.sin()
 
     def forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int, looks: Sequence[Look] = ()
+        self, ids: Tensor, positions: Tensor, mask: Tensor, split: int, looks: Sequence[Look] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states [B, T, hidden], and the logits of every look."""
         cos, sin = self.angles(positions)
         x: Tensor = self.embed_tokens(ids)
+        bias = as_bias(mask)
         found = dict[int, Tensor]()
         for index, layer in enumerate(self.blocks):
             for number, (where, head, at) in enumerate(looks):
                 if where == index:
                     found[number] = layer.self_attn.look(layer.input_layernorm(x), cos, sin, at, head)
-            x = layer(x, cos, sin, mask, split)
+            x = layer(x, cos, sin, bias, split)
         return cast(Tensor, self.norm(x)), [found[number] for number in range(len(looks))]
 
 
@@ -161,7 +159,7 @@ class Reader(nn.Module):
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
 
     def forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, split: int, where: Tensor, looks: Sequence[Look] = ()
+        self, ids: Tensor, positions: Tensor, mask: Tensor, split: int, where: Tensor, looks: Sequence[Look] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits [N, vocab] at the N flat token places `where` of ids [B, T], and attention logits [P, T] of `looks`.
 

@@ -11,7 +11,10 @@ from functools import partial
 from tokenizers import Tokenizer
 
 from samkv_rag.eval import phrases, worlds
-from samkv_rag.eval.worlds import Question
+from samkv_rag.eval.tasks import comparison, listing
+from samkv_rag.eval.tasks.drafts import Shown
+from samkv_rag.eval.tasks.filling import ChunkSize, filled, named_sentences
+from samkv_rag.eval.worlds import Context, Draft, Question
 from training.pointing import ARTICLE, Aim, Finder, aim
 from training.real import Item, Library
 from training.spelling import respell
@@ -24,8 +27,11 @@ SHARES = {
     "earlier_chunk": 0.24,
     "two_hop": 0.27,
     "two_hop_near": 0.05,
-    "unanswerable": 0.10,
+    "comparison": 0.09,
+    "listing": 0.07,
+    "unanswerable": 0.12,
 }
+PAIRS = 6  # comparisons about one context, at most
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Sizes:
     (the smaller, the more things in a context are alike but for their names; with `alike` all of them, and every
     sentence names its subject unless `named` is False).
     `respelt` is the share of worlds whose names are spelt anew from any tokens, so that rare ones are copied as well.
+    `filled` chunks are made as long as that many tokens by sentences of other worlds, each naming its subject.
     With `real` the rows are real text from a library instead of worlds."""
 
     rows: int
@@ -50,6 +57,7 @@ class Sizes:
     named: bool = True
     real: bool = False
     respelt: float = 0.0
+    filled: int = 0
 
 
 class Encoder:
@@ -104,16 +112,38 @@ def draw_world(rng: random.Random, encode: Encoder, sizes: Sizes) -> Passage:
     )
     picked = worlds.pick(made, rng, sizes.chunks if rng.random() < 0.7 else rng.randint(1, sizes.chunks))
     lengths = [len(encode.between + encode(made.documents[d].chunks[c])) for d, c in picked]
+    lengths = [max(length, sizes.filled) for length in lengths]
     room = sizes.context - len(encode.head)
     while sum(lengths) > room and len(lengths) > 1:
         picked.pop()
         lengths.pop()
     shown, order = worlds.show(made, rng, picked), sorted(picked)
+    shown.questions.extend(_collected(rng, Shown(made, tuple(order))))
+    if sizes.filled:
+        shown = _filled(rng, encode, made, shown, sizes.filled)
     if rng.random() < sizes.respelt:
         made, shown = respell(rng, encode.tokenizer, made, shown)
     finder = Finder(encode.tokenizer, shown.chunks, len(encode.head), len(encode.between))
     look = partial(aim, finder, made, order)
     return Passage(shown.chunks, shown.questions, look, [entity.name for entity in made.entities])
+
+
+def _collected(rng: random.Random, shown: Shown) -> list[Question]:
+    """Comparisons and lists about the shown chunks."""
+    pairs = list(comparison.pairs(shown))
+    return [comparison.ask(rng, shown, *pair) for pair in rng.sample(pairs, min(PAIRS, len(pairs)))] + list(
+        listing.groups(shown)
+    )
+
+
+def _filled(rng: random.Random, encode: Encoder, made: Draft, shown: Context, tokens: int) -> Context:
+    """The chunks made longer by sentences of other worlds, and the questions that these do not touch: "the company" of
+    a chunk may be another one now, and a value may be another thing's too."""
+    names = " ".join(entity.name for entity in made.entities)
+    size = ChunkSize(tokens, lambda text: len(encode(text)))
+    sentences = named_sentences(rng, f"About {names}", held_out=False)
+    asked = [q for q in shown.questions if q.task in ("one_hop", "unanswerable") and not q.value]
+    return Context([filled(rng, chunk, size, sentences) for chunk in shown.chunks], asked)
 
 
 def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | None) -> Passage:

@@ -11,7 +11,9 @@ answer  the end of a question looks at the beginning of the value that answers i
 source  a stated value looks back at the beginning of the name that it belongs to, to have it at hand
 seek    the end of a question that asks whose a value is looks at the end of that value
 
-Where `answer` or `seek` has nothing to bring, it rests on the first token.
+Where `answer` or `seek` has nothing to bring, it rests on the first token. Where two things are compared, `find` looks
+from the end of each name in the question at its value, and `answer` at the beginning of the name that it is; where
+things are listed, `seek` looks from the end of each member at what brings the next one.
 
 It is a training loss only: the model stays a plain Llama.
 """
@@ -19,9 +21,9 @@ It is a training loss only: the model stays a plain Llama.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
@@ -91,22 +93,38 @@ class Finder:
         return one.chunk == other.chunk and not _STOP.search(self.texts[one.chunk], low, high)
 
 
+def name_span(tokenizer: Tokenizer, prompt: Sequence[int], name: str) -> tuple[int, int] | None:
+    """The places in `prompt` of the first token of `name`, after an article, and of the last one; None without it."""
+    text = tokenizer.decode(list(prompt))
+    if name not in text:
+        return None
+    end = text.index(name) + len(name)
+    begin = end - len(name.removeprefix(ARTICLE))
+    lengths = [len(tokenizer.decode(list(prompt[: place + 1]))) for place in range(len(prompt))]
+    return bisect_right(lengths, begin), bisect_left(lengths, end)
+
+
 def name_end(tokenizer: Tokenizer, prompt: Sequence[int], names: Iterable[str]) -> int | None:
     """The place in `prompt` of the last token of the longest of `names` that stands in it, or None."""
     text = tokenizer.decode(list(prompt))
     inside = max((name for name in names if name in text), key=len, default=None)
-    if inside is None:
-        return None
-    return next(end for end in range(len(prompt)) if inside in tokenizer.decode(list(prompt[: end + 1])))
+    span = None if inside is None else name_span(tokenizer, prompt, inside)
+    return None if span is None else span[1]
 
 
 @dataclass(frozen=True)
 class Aim:
     """What the end of a question should look at, by kind of head, and the points that bind what it finds to what that
-    is stated of."""
+    is stated of.
+
+    `named`: what `find` looks at from the end of a name in the question; `chosen`: which of these names the answer is.
+    `steps`: what `seek` looks at from the end of each member of a list."""
 
     ends: dict[str, list[int]]
     bound: list[Point]
+    named: dict[str, list[int]] = field(default_factory=dict)
+    chosen: str = ""
+    steps: list[list[int]] = field(default_factory=list)
 
 
 def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question: Question) -> Aim:
@@ -115,6 +133,8 @@ def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question:
         return Aim({}, [])
     needs = [order.index(place) for place in question.needs]
     shorts = {entity.name: entity.short for entity in made.entities}
+    if question.facts:
+        return _aim_at_facts(finder, shorts, order, question)
     if not question.subject:
         values, bound = _evidence(finder, question.value, needs, (question.answer, shorts[question.answer]))
         return Aim({SEEK: [value.last for value in values]}, bound)
@@ -124,6 +144,20 @@ def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question:
         found, more = _first_hop(finder, made, order, question)
         bound = bound + more
     return Aim({ANSWER: [value.head for value in values], FIND: [value.last for value in found]}, bound)
+
+
+def _aim_at_facts(finder: Finder, shorts: dict[str, str], order: Sequence[tuple[int, int]], question: Question) -> Aim:
+    """The aim of a comparison (no common value) or of a list."""
+    golds, bound = list[list[int]](), list[Point]()
+    for fact in question.facts:
+        needs = [order.index(place) for place in fact.chunks]
+        values, points = _evidence(finder, fact.value, needs, (fact.name, shorts[fact.name]))
+        golds.append([value.last for value in values])
+        bound += points
+    if question.value:
+        return Aim({SEEK: golds[0]}, bound, steps=golds[1:])
+    named = {fact.name: places for fact, places in zip(question.facts, golds, strict=True)}
+    return Aim({}, bound, named, question.answer)
 
 
 def _first_hop(

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from samkv_rag.eval import phrases
 from samkv_rag.eval.names import is_held_out
-from samkv_rag.eval.worlds import Context, Draft, Question
+from samkv_rag.eval.worlds import Context, Draft, Fact, Question
 
 _WORD = re.compile(r"\b[A-Z][a-z]{2,}\b")
 
@@ -66,4 +66,5 @@ def _question(question: Question, spell: Callable[[str], str]) -> Question:
         about=tuple(map(spell, question.about)),
         subject=spell(question.subject),
         value=spell(question.value),
+        facts=tuple(Fact(spell(fact.name), spell(fact.value), fact.chunks) for fact in question.facts),
     )

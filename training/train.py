@@ -55,6 +55,7 @@ class Run:
         initialise(self.reader, pieces, config["seed"])
         self.optimiser = Optimiser(self.reader, config["optimiser"]["weight_decay"])
         self.library = Library.of(config["real"]) if "real" in config else None
+        self.average = {name: weight.detach().clone() for name, weight in self.reader.named_parameters()}
         self.step, self.stage, self.tokens, self.seconds = 0, 0, 0, 0.0
         self.correct: dict[str, float] = {}
         self.file = Path(config["folder"]) / "checkpoint.pt"
@@ -62,7 +63,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint beside the old one, then replace it."""
         state = {k: getattr(self, k) for k in ("step", "stage", "tokens", "seconds", "correct")}
-        state |= {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict(), "average": self.average}
         torch.save(state, self.file.with_suffix(".new"))
         self.file.with_suffix(".new").replace(self.file)
 
@@ -73,6 +74,14 @@ class Run:
             self.reader.load_state_dict(state.pop("reader"))
             self.optimiser.load_state_dict(state.pop("optimiser"))
             self.__dict__.update(state)
+
+    def follow(self) -> None:
+        """Let the average of the weights, which is what is exported, follow them: over the last tenth of all updates,
+        at most as many as configured."""
+        share = max(1 / self.config["optimiser"]["average"], 10 / (self.step + 10))
+        with torch.no_grad():
+            for name, weight in self.reader.named_parameters():
+                self.average[name].lerp_(weight, share)
 
 
 def rate_at(step: int, options: dict[str, Any]) -> float:
@@ -105,7 +114,7 @@ def losses(reader: Reader, batch: Batch, heads: dict[str, tuple[int, int]]) -> L
     kinds = [kind for kind in heads if len(batch.points[kind][0])]
     looks = [(*heads[kind], batch.points[kind][0]) for kind in kinds]
     logits, found = reader(batch.ids, batch.positions, batch.mask, batch.split, batch.where, looks)
-    each = cross_entropy(logits, batch.targets, reduction="none")
+    each = cross_entropy(logits.float(), batch.targets, reduction="none")
     answer, first = batch.group >= 0, _first(batch)
     masses = {kind: _mass(batch, kind, seen) for kind, seen in zip(kinds, found, strict=True)}
     return Losses(
@@ -158,24 +167,34 @@ def sizes_of(config: dict[str, Any], stage: int) -> Sizes:
 
 
 def train_step(run: Run) -> dict[str, float]:
-    """One update on a fresh batch; returns what to log."""
-    options = run.config["optimiser"]
+    """One update on fresh batches, of a stage each; returns what to log."""
+    options, logged = run.config["optimiser"], {"loss": 0.0, "first": 0.0}
     rng = random.Random(f"{run.config['seed']}-{run.step}")
-    stage = _choose_stage(rng, run)
-    sizes = sizes_of(run.config, stage)
-    batch = make_batch(rng, run.encode, sizes, run.library)
-    heads = {kind: (layer, head) for kind, (layer, head) in run.config["heads"].items()}
-    found = losses(run.reader, batch, heads)
-    total = found.total(options)
-    total.backward()
+    for _ in range(options["batches"]):
+        for key, value in _add_gradients(run, rng).items():
+            logged[key] += value / options["batches"]
     torch.nn.utils.clip_grad_norm_(run.reader.parameters(), 1.0)
     run.optimiser.step(rate_at(run.step, options))
-    run.step, run.tokens = run.step + 1, run.tokens + int(batch.ids.ne(run.encode.pad).sum())
+    run.step += 1
+    run.follow()
+    return logged
+
+
+def _add_gradients(run: Run, rng: random.Random) -> dict[str, float]:
+    """Add the gradients of one fresh batch, and what it shows to the running means."""
+    options, stage = run.config["optimiser"], _choose_stage(rng, run)
+    batch = make_batch(rng, run.encode, sizes_of(run.config, stage), run.library)
+    heads = {kind: (layer, head) for kind, (layer, head) in run.config["heads"].items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=options["bfloat16"]):
+        found = losses(run.reader, batch, heads)
+    total = found.total(options)
+    (total / options["batches"]).backward()
+    run.tokens += int(batch.ids.ne(run.encode.pad).sum())
     _follow(run.correct, f"stage {stage}", float(found.right[_first(batch)].float().mean()), 0.1)
     if stage == run.stage:
         for name, share in (exact_matches(batch, found.right) | found.hits).items():
             _follow(run.correct, name, share, 0.04)
-    return {"loss": total.item(), "first": found.first.item()}
+    return {"loss": total.item(), "first": float(found.first.detach())}
 
 
 def _follow(means: dict[str, float], name: str, value: float, share: float) -> None:

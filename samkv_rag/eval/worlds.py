@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from samkv_rag.eval import phrases
 from samkv_rag.eval.entities import Entity, make_entities, narrow
@@ -28,11 +28,19 @@ TASKS = ("one_hop", "two_hop", "earlier_chunk", "unanswerable")
 _PLACES = frozenset({"base", "moved", "origin"})
 
 
+class Fact(NamedTuple):
+    """One fact that a question rests on: of what, the value, and the (document, chunk) positions that state it."""
+
+    name: str
+    value: str
+    chunks: frozenset[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Question:
     """A question, its gold answer, its task, and the chunks it rests on as (document, chunk) positions.
 
-    `about` is (kind of thing, name, relation) where the question asks for a single fact, else empty; `subject` the
+    `facts` are those that are compared or listed, in the order of the question or of the answer. `about` is (kind of thing, name, relation) where the question asks for a single fact, else empty; `subject` the
     name of the thing whose fact is the answer, empty where the answer is that name; `value` the value that such a
     question starts from.
     """
@@ -44,6 +52,7 @@ class Question:
     about: tuple[str, ...] = ()
     subject: str = ""
     value: str = ""
+    facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def test_a_head_brings_what_it_reads_to_where_it_writes() -> None:
             attention.o_proj.weight[:, head * 6 : head * 6 + 6] = 0
         attention.o_proj.bias.zero_()
         carry(attention, 1, read, offset, write)
-        found = attention(x, torch.ones(1, 1, 1, 3), torch.zeros(1, 1, 1, 3), None, 1)
+        found = attention(x, torch.ones(1, 1, 1, 3), torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 0, 1), 1)
     assert torch.allclose(found[0, 0], write @ (read @ x[0, 0] + offset), atol=1e-5)
 
 

@@ -1,17 +1,18 @@
 """What heads are taught to look at: the tokens of the words that state the answer, and no others."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from samkv_rag.eval.worlds import NOT_FOUND
-from training.data import make_batch
+from samkv_rag.eval.worlds import NOT_FOUND, Fact, Question
+from training.data import _member_end, make_batch
 from training.export import WEIGHTS
 from training.model import Reader, Shape
 from training.optimiser import Optimiser, orthogonal
-from training.passages import Encoder, Sizes, draw_world
+from training.passages import Encoder, Passage, Sizes, draw_world
 from training.pointing import ANSWER, ARTICLE, BIND, FIND, SEEK, SOURCE, Aim, Finder, name_end
 from training.train import losses
 
@@ -63,7 +64,7 @@ def test_aims_are_at_the_answer_in_the_chunks_that_state_it(encode: Encoder, see
 def test_sources_begin_the_name_that_a_question_about_a_value_asks_for(encode: Encoder, seed: int) -> None:
     passage = draw_world(random.Random(seed), encode, SIZES)
     ids = [i for piece in encode.context(passage.chunks) for i in piece]
-    aimed = [(q.answer, point) for q in passage.questions if q.value for point in passage.aim(q).bound]
+    aimed = [(q.answer, point) for q in passage.questions if q.value and not q.facts for point in passage.aim(q).bound]
     sources = [(name, gold) for name, point in aimed if point.kind == SOURCE for gold in point.golds]
     assert sources
     for name, place in sources:
@@ -121,3 +122,52 @@ def test_orthogonal_steps_have_singular_values_near_one(shape: tuple[int, int, i
     large = s > 0.1 * s[:, :1]
     assert weights[large].min() > 0.6 and weights[large].max() < 1.3
     assert torch.allclose(made, (u * weights[:, None]) @ v, atol=1e-4)
+
+
+def collected(encode: Encoder, task: str, seeds: int = 12) -> list[tuple[Passage, Question]]:
+    """Questions of a task about several chunks, with their passages."""
+    drawn = [draw_world(random.Random(seed), encode, replace(SIZES, chunks=14, context=900)) for seed in range(seeds)]
+    return [(passage, question) for passage in drawn for question in passage.questions if question.task == task]
+
+
+def test_compared_names_look_for_their_values(encode: Encoder) -> None:
+    asked = collected(encode, "comparison")
+    assert len(asked) > 20
+    for passage, question in asked:
+        ids = [i for piece in encode.context(passage.chunks) for i in piece]
+        found = passage.aim(question)
+        values = {fact.name: fact.value for fact in question.facts}
+        assert found.chosen == question.answer and set(found.named) == set(values)
+        for name, places in found.named.items():
+            assert all(words_until(encode, ids, place).endswith(values[name]) for place in places)
+    pointed = [bool(places) for passage, question in asked for places in passage.aim(question).named.values()]
+    assert sum(pointed) > 0.9 * len(pointed)  # a value that stands before its name has no place to be sought
+
+
+def test_members_of_a_list_are_sought_one_after_another(encode: Encoder) -> None:
+    asked = collected(encode, "listing", 30)
+    assert len(asked) > 3
+    for passage, question in asked:
+        ids = [i for piece in encode.context(passage.chunks) for i in piece]
+        found = passage.aim(question)
+        assert len(found.steps) == len(question.facts) - 1
+        for places in (found.ends[SEEK], *found.steps):
+            assert all(words_until(encode, ids, place).endswith(question.value) for place in places)
+    assert sum(bool(passage.aim(question).ends[SEEK]) for passage, question in asked) > len(asked) / 2
+
+
+def test_the_end_of_each_member_is_where_the_next_is_sought(encode: Encoder) -> None:
+    facts = (Fact("the Oslo lamp", "tin", frozenset()), Fact("the Rome lamp", "tin", frozenset()))
+    question = Question("?", "the Oslo lamp, the Rome lamp", "listing", value="tin", facts=facts)
+    answer = encode.answer(question.answer)
+    ends = [encode.tokenizer.decode(answer[: _member_end(question, encode, answer, number)]) for number in (0, 1)]
+    assert [end.strip() for end in ends] == ["Oslo lamp,", "Oslo lamp, the Rome lamp"]
+
+
+def test_long_chunks_are_asked_only_what_their_filling_does_not_touch(encode: Encoder) -> None:
+    passage = draw_world(random.Random(1), encode, replace(SIZES, filled=120, context=1000, alike=True, named=False))
+    assert {question.task for question in passage.questions} <= {"one_hop", "unanswerable"}
+    lengths = [len(encode(chunk)) for chunk in passage.chunks]
+    assert sum(length > 80 for length in lengths) == len(lengths) > 3
+    names = [question.subject for question in passage.questions if question.subject]
+    assert all(sum(name in chunk for chunk in passage.chunks) <= 3 for name in names)

@@ -11,6 +11,7 @@ from samkv_rag.eval.phrases import ORG, PERSON, PLACE, PRODUCT
 from samkv_rag.eval.tasks.drafts import Shown, shown_worlds
 from samkv_rag.eval.tasks.filling import ChunkSize, filled, prose
 from samkv_rag.eval.tasks.task import Drawn
+from samkv_rag.eval.worlds import Fact, Question
 
 _Pick = Callable[[int, int], int]
 _ASKED: dict[tuple[str, str], tuple[str, _Pick]] = {
@@ -29,14 +30,15 @@ def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
     rng = random.Random(f"comparison-{seed}-{chunks}")
     filler = prose(rng)
     for shown in shown_worlds(rng, chunks, max(8, chunks)):
-        pairs = list(_pairs(shown))
-        if pairs:
-            first, second, relation = rng.choice(pairs)
+        found = list(pairs(shown))
+        if found:
+            pair = rng.choice(found)
             texts = shown.texts if size is None else [filled(rng, text, size, filler) for text in shown.texts]
-            yield texts, *_ask(rng, first, second, relation)
+            question = ask(rng, shown, *pair)
+            yield texts, question.text, (question.answer,)
 
 
-def _pairs(shown: Shown) -> Iterator[tuple[Entity, Entity, str]]:
+def pairs(shown: Shown) -> Iterator[tuple[Entity, Entity, str]]:
     """Two things of a kind with different values of one relation, stated in chunks that have none in common."""
     for first, second in itertools.combinations(shown.made.entities, 2):
         for kind, relation in _ASKED:
@@ -46,8 +48,11 @@ def _pairs(shown: Shown) -> Iterator[tuple[Entity, Entity, str]]:
                     yield first, second, relation
 
 
-def _ask(rng: random.Random, first: Entity, second: Entity, relation: str) -> tuple[str, tuple[str, ...]]:
+def ask(rng: random.Random, shown: Shown, first: Entity, second: Entity, relation: str) -> Question:
+    """Which of the two it is, named in random order."""
     template, pick = _ASKED[first.kind, relation]
     values = {int(entity.facts[relation]): entity.name for entity in (first, second)}
-    a, b = rng.sample([first.name, second.name], 2)
-    return template.format(a=a, b=b), (values[pick(*values)],)
+    a, b = rng.sample([first, second], 2)
+    facts = tuple(Fact(one.name, one.facts[relation], shown.needs(one, relation) or frozenset()) for one in (a, b))
+    needs = facts[0].chunks | facts[1].chunks
+    return Question(template.format(a=a.name, b=b.name), values[pick(*values)], "comparison", needs, facts=facts)

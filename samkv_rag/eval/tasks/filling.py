@@ -40,11 +40,11 @@ def prose(rng: random.Random) -> Iterator[str]:
         yield phrases.prose(rng)
 
 
-def named_sentences(rng: random.Random, avoid: str) -> Iterator[str]:
+def named_sentences(rng: random.Random, avoid: str, held_out: bool = True) -> Iterator[str]:
     """Endless sentences of other documents, each naming its subject, none with a name that stands in `avoid`."""
     taken = set(names(avoid))
     while True:
-        made = draft(rng.randrange(2**40), held_out=True, size=12, alike=True)
+        made = draft(rng.randrange(2**40), held_out, size=12, alike=True)
         found = [s for doc in made.documents for chunk in doc.chunks for s in _SENTENCE_END.split(chunk)]
         rng.shuffle(found)
         yield from (sentence for sentence in found if taken.isdisjoint(_NAME.findall(sentence)))

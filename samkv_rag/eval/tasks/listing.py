@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from samkv_rag.eval.entities import Entity
 from samkv_rag.eval.phrases import PERSON, PLACE, PRODUCT
-from samkv_rag.eval.tasks.drafts import Shown, shown_worlds
+from samkv_rag.eval.tasks.drafts import Place, Shown, shown_worlds
 from samkv_rag.eval.tasks.filling import ChunkSize, filled, prose
 from samkv_rag.eval.tasks.task import Drawn
+from samkv_rag.eval.worlds import Fact, Question
 
 LONGEST = 3
 _ASKED = {
@@ -32,30 +33,31 @@ def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
     rng = random.Random(f"listing-{seed}-{chunks}")
     filler = prose(rng)
     for shown in shown_worlds(rng, chunks, max(12, chunks * 3 // 2)):
-        groups = list(_groups(shown))
-        if groups:
-            kind, relation, value, members = rng.choice(groups)
+        found = list(groups(shown))
+        if found:
+            question = rng.choice(found)
             texts = shown.texts if size is None else [filled(rng, text, size, filler) for text in shown.texts]
-            yield texts, _ASKED[kind, relation].format(v=value), _orders([e.name for e in members])
+            yield texts, question.text, _orders([fact.name for fact in question.facts])
 
 
-def _groups(shown: Shown) -> Iterator[tuple[str, str, str, list[Entity]]]:
-    """(kind, relation, value, things in the order of their statements), complete as far as the shown chunks say."""
+def groups(shown: Shown) -> Iterator[Question]:
+    """Every list to be asked for, in the order of the statements, complete as far as the shown chunks say."""
     for kind, relation in _ASKED:
         by_value: dict[str, list[Entity]] = {}
         for entity in shown.made.entities:
             if entity.kind == kind and relation in entity.facts and shown.hinted(entity, relation):
                 by_value.setdefault(entity.facts[relation], []).append(entity)
         for value, members in by_value.items():
-            places = [shown.needs(entity, relation) for entity in members]
-            whole = [max(place) for place in places if place]
-            if 2 <= len(members) <= LONGEST and len(whole) == len(members) and len(set(whole)) > 1:
-                yield (
-                    kind,
-                    relation,
-                    value,
-                    [e for _, e in sorted(zip(whole, members, strict=True), key=lambda x: x[0])],
-                )
+            facts = [Fact(one.name, value, shown.needs(one, relation) or frozenset()) for one in members]
+            ends = [max(fact.chunks) for fact in facts if fact.chunks]
+            if 2 <= len(members) <= LONGEST and len(ends) == len(members) and len(set(ends)) > 1:
+                yield _ask(kind, relation, sorted(facts, key=lambda fact: max(fact.chunks)))
+
+
+def _ask(kind: str, relation: str, facts: list[Fact]) -> Question:
+    value, needs = facts[0].value, frozenset[Place]().union(*(fact.chunks for fact in facts))
+    answer = ", ".join(fact.name for fact in facts)
+    return Question(_ASKED[kind, relation].format(v=value), answer, "listing", needs, value=value, facts=tuple(facts))
 
 
 def _orders(names: list[str]) -> tuple[str, ...]:
