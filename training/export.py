@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "wei
 def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
     """The reader's shape in transformers' terms."""
     shape = config["shape"]
-    return LlamaConfig(
+    found = LlamaConfig(
         vocab_size=config["vocab"],
         hidden_size=shape["hidden"],
         intermediate_size=shape["mlp"],
@@ -35,8 +35,9 @@ def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
         bos_token_id=encode.bos,
         eos_token_id=encode.eos,
         pad_token_id=encode.pad,
-        samkv_selection_layers=config["selection_layers"],
     )
+    found.samkv_selection_layers = config["selection_layers"]
+    return found
 
 
 def load_reader(config: dict[str, Any]) -> LlamaForCausalLM:

@@ -40,9 +40,9 @@ class Fact(NamedTuple):
 class Question:
     """A question, its gold answer, its task, and the chunks it rests on as (document, chunk) positions.
 
-    `facts` are those that are compared or listed, in the order of the question or of the answer. `about` is (kind of thing, name, relation) where the question asks for a single fact, else empty; `subject` the
-    name of the thing whose fact is the answer, empty where the answer is that name; `value` the value that such a
-    question starts from.
+    `facts` are those that are compared or listed, in the order of the question or of the answer. `about` is (kind of
+    thing, name, relation) where the question asks for a single fact, else empty; `subject` the name of the thing whose
+    fact is the answer, empty where the answer is that name; `value` the value that such a question starts from.
     """
 
     text: str
