@@ -19,8 +19,9 @@ import torch
 from benchmarks.harness import options_of, publish
 from benchmarks.rows import spread, where
 from benchmarks.shapes import random_model
+from samkv_kernels.rope_gather import Stored
 from samkv_rag.errors import SamKVError
-from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.adapter import ModelAdapter, Part
 from samkv_rag.model.decoding import Decoding
 
 KEPT = {"full cache": 1.0, "kept 15 %": 0.15}
@@ -36,7 +37,8 @@ def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) 
     positions = torch.linspace(0, tokens - 1, count).long()[:-1]
     shape = (2, adapter.shape.layers, adapter.shape.kv_heads, count - 1, adapter.shape.head_dim)
     keys, values = torch.randn(shape, generator=generator)
-    cache = adapter.assemble(keys, values, positions, adapter.table(positions), room=new + 2)
+    stored = Stored(keys[:, None], values[:, None])  # one block that holds all tokens
+    cache = adapter.assemble([Part(0, stored, torch.arange(count - 1))], positions, room=new + 2)
     return adapter.loop.begin(ids, cache, max_new_tokens=new + 1, do_sample=False)
 
 

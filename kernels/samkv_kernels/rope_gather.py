@@ -29,6 +29,11 @@ class Stored:
         """Views of the storage layout `(L, B, 2, G, S, D)`."""
         return cls(kv[:, :, 0], kv[:, :, 1])
 
+    def to(self, device: torch.device) -> Stored:
+        """The same on another device."""
+        parts = (self.keys, self.values, self.key_scale, self.value_scale, self.key_zero)
+        return Stored(*(x if x is None else x.to(device) for x in parts))  # type: ignore[arg-type]
+
     def layer(self, index: int) -> Stored:
         """One layer of it, as views."""
         parts = (self.keys, self.values, self.key_scale, self.value_scale, self.key_zero)
@@ -54,6 +59,10 @@ class Angles:
         table = None if self.table is None else self.table[index : index + 1]
         return Angles(self.cos, self.sin, table, self.interleaved)
 
+    def slots(self, start: int, stop: int) -> Angles:
+        """The angles of some neighbouring slots."""
+        return Angles(self.cos[:, start:stop], self.sin[:, start:stop], self.table, self.interleaved)
+
 
 def rope_gather(
     stored: Stored, rows: Tensor, angles: Angles, dtype: torch.dtype, room: int = 0, backend: Backend = "torch"
@@ -65,64 +74,89 @@ def rope_gather(
     """
     shape = (*stored.keys.shape[:1], stored.keys.shape[2], len(rows) + room, stored.keys.shape[4])
     keys, values = (torch.empty(shape, dtype=dtype, device=rows.device) for _ in range(2))
+    rope_gather_into(keys, values, stored, rows, angles, backend)
+    return keys, values
+
+
+def rope_gather_into(
+    keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles, backend: Backend = "torch"
+) -> None:
+    """As `rope_gather`, into the first slots of `keys` and `values` `(L, G, >= T, D)`, whose D is contiguous."""
     if backend == "triton":
         from samkv_kernels.jit.rope_gather import gather_into
 
         gather_into(keys, values, stored, rows, angles)
-    else:
-        for layer in range(len(keys)):  # what a layer takes on the way stays in the processor's caches
-            plain_keys, plain_values = _gathered(stored.layer(layer), rows)
-            keys[layer, :, : len(rows)] = _turned(plain_keys, angles.layer(layer))[0]
-            values[layer, :, : len(rows)] = plain_values[0]
-    return keys, values
+        return
+    tokens = Tokens.of(rows, stored)
+    for layer in range(len(keys)):  # what a layer takes on the way stays in the processor's caches
+        plain_keys, plain_values = _gathered(stored.layer(layer), tokens)
+        _turn_into(keys[layer, :, : len(rows)], plain_keys, angles.layer(layer))
+        values[layer, :, : len(rows)] = plain_values
 
 
-def _gathered(stored: Stored, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 keys and values `(L, G, T, D)` of the tokens `rows`, dequantised, zeros for -1."""
-    keys, values = _tokens(stored.keys, rows), _tokens(stored.values, rows)
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Which tokens of stored blocks: `block` and `offset` `(T,)`, or None where they are the first `count` in order;
+    `missing` `(T, 1)` marks those that are not stored, None where all are."""
+
+    count: int
+    block: Tensor | None
+    offset: Tensor | None
+    missing: Tensor | None
+
+    @classmethod
+    def of(cls, rows: Tensor, stored: Stored) -> Tokens:
+        """What `rows` mean for blocks of this size."""
+        size, rows = stored.keys.shape[3], rows.to(stored.keys.device)
+        if torch.equal(rows, torch.arange(len(rows), device=rows.device, dtype=rows.dtype)):
+            return cls(len(rows), None, None, None)
+        missing = (rows < 0)[:, None]
+        rows = rows.clamp(min=0).long()
+        return cls(len(rows), rows // size, rows % size, missing if missing.any() else None)
+
+    def take(self, x: Tensor) -> Tensor:
+        """One layer `(1, B, G, S, D)` -> fp32 `(G, T, D)`."""
+        raw = x[0].view(torch.int8) if x.dtype.itemsize == 1 else x[0]  # indexing knows no fp8
+        if self.block is None:
+            found = raw.transpose(0, 1).flatten(1, 2)[:, : self.count]
+        else:
+            found = raw[self.block, :, self.offset].transpose(0, 1)
+        return found.view(x.dtype).float()
+
+
+def _gathered(stored: Stored, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """fp32 keys and values `(G, T, D)` of one layer, dequantised, zeros for what is not stored."""
+    keys, values = tokens.take(stored.keys), tokens.take(stored.values)
     if stored.key_scale is not None:
-        keys = keys * _tokens(stored.key_scale, rows)
+        keys = keys * tokens.take(stored.key_scale)
     if stored.key_zero is not None:
-        keys = keys + _tokens(stored.key_zero, rows)
+        keys = keys + tokens.take(stored.key_zero)
     if stored.value_scale is not None:
-        values = values * _tokens(stored.value_scale, rows)
-    if not len(rows) or rows.min() >= 0:
+        values = values * tokens.take(stored.value_scale)
+    if tokens.missing is None:
         return keys, values
-    missing = (rows < 0)[:, None]
-    return keys.masked_fill(missing, 0), values.masked_fill(missing, 0)
+    return keys.masked_fill(tokens.missing, 0), values.masked_fill(tokens.missing, 0)
 
 
-def _tokens(x: Tensor, rows: Tensor) -> Tensor:
-    """`(L, B, G, S, D)` -> `(L, G, T, D)`, fp32, on the device of `rows`."""
-    blocks, size = x.shape[1], x.shape[3]
-    rows, device = rows.clamp(min=0).to(x.device), rows.device
-    raw = x.view(torch.int8) if x.dtype.itemsize == 1 else x  # indexing knows no fp8
-    if blocks == 1:
-        whole = torch.equal(rows, torch.arange(size, device=rows.device))
-        tokens = raw[:, 0] if whole else raw[:, 0].index_select(2, rows)
-    else:
-        tokens = raw[:, rows.div(size, rounding_mode="floor"), :, rows % size].permute(1, 2, 0, 3)
-    return tokens.view(x.dtype).to(device).float()
-
-
-def _turned(keys: Tensor, angles: Angles) -> Tensor:
-    """Keys `(L, G, T, D)` in fp32 with every layer turned by its table."""
+def _turn_into(out: Tensor, keys: Tensor, angles: Angles) -> None:
+    """Write one layer's keys `(G, T, D)`, turned, to `out`, in its dtype."""
     half = angles.cos.shape[-1]
-    if half == 0:
-        return keys
-    cos, sin = _by_layer(angles.cos, angles.table, 1.0), _by_layer(angles.sin, angles.table, 0.0)
-    part, rest = keys[..., : 2 * half], keys[..., 2 * half :]
-    if angles.interleaved:
-        a, b = part[..., ::2], part[..., 1::2]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
-    else:
-        a, b = part[..., :half], part[..., half:]
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+    cos, sin = _of_layer(angles.cos, angles.table, 1.0), _of_layer(angles.sin, angles.table, 0.0)
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if angles.interleaved
+        else (
+            slice(0, half),
+            slice(half, 2 * half),
+        )
+    )
+    a, b = keys[..., first], keys[..., second]
+    out[..., first] = (a * cos).addcmul_(b, sin, value=-1)
+    out[..., second] = (b * cos).addcmul_(a, sin)
+    out[..., 2 * half :] = keys[..., 2 * half :]
 
 
-def _by_layer(x: Tensor, table: Tensor | None, fixed: float) -> Tensor:
-    """Tables `(N, T, W / 2)` -> `(L, 1, T, W / 2)`, `fixed` for layers that do not turn; `(1, 1, T, W / 2)` for one."""
-    if table is None:
-        return x[:, None]
-    return torch.where((table < 0)[:, None, None], fixed, x[table.clamp(min=0)])[:, None]
+def _of_layer(x: Tensor, table: Tensor | None, fixed: float) -> Tensor:
+    """The angles `(T, W / 2)` of one layer from tables `(N, T, W / 2)`; `fixed` where it does not turn."""
+    which = 0 if table is None else int(table[0])
+    return torch.full_like(x[0], fixed) if which < 0 else x[which]

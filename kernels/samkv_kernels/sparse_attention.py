@@ -70,7 +70,12 @@ def attention_shares(
         from samkv_kernels.jit.sparse_attention import shares
 
         return shares(query, key, spans, _scale(query, scale), softcap)
-    return _weights(query, key, spans.mask(key.shape[2])[:, None], scale, softcap).mean(1)
+    mask, groups = spans.mask(key.shape[2])[:, None], key.shape[1]
+    shared, found = query.shape[1] // groups, torch.zeros(mask.shape[0], *mask.shape[2:], device=query.device)
+    for group in range(groups):  # one at a time: its scores stay in a processor's cache
+        own = query[:, group * shared : (group + 1) * shared]
+        found += _weights(own, key[:, group : group + 1], mask, scale, softcap).sum(1)
+    return found / query.shape[1]
 
 
 def masked_attention(

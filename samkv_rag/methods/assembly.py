@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout
-from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.adapter import ModelAdapter, Part
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import PromptPlan
 
@@ -57,23 +57,27 @@ class Assembly:
         It has `layers`, a run of them, by default all. Chunk tokens `replaced` are about to be computed and written
         over before anybody looks: they are not read, and stay empty too.
         """
-        shape, total = self._adapter.shape, len(layout.ids)
-        layers = range(shape.layers) if layers is None else layers
         with self._costs.stage("load"):
-            keys = torch.zeros(len(layers), shape.kv_heads, total, shape.head_dim, dtype=self._adapter.dtype)
-            values = torch.zeros_like(keys)
-            for index, inside in enumerate(kept):
-                slots = (layout.owner == index).nonzero()[:, 0]
-                inside = inside[: len(slots)]
-                if replaced is not None:
-                    stays = ~torch.isin(inside, replaced[index])
-                    slots, inside = slots[stays], inside[stays]
-                if len(slots):
-                    keys[:, :, slots], values[:, :, slots] = self._entries.tokens(index, inside, layers)
-            table = self._adapter.table(layout.positions)
-            cache = self._adapter.assemble(keys, values, layout.positions, table, self._room, layers)
+            layers = range(self._adapter.shape.layers) if layers is None else layers
+            parts = self._parts(kept, layout, layers, replaced)
+            cache = self._adapter.assemble(parts, layout.positions, self._room, layers)
             self._costs.held(cache.nbytes)
             return cache
+
+    def _parts(
+        self, kept: Sequence[Tensor], layout: Layout, layers: range, replaced: Sequence[Tensor] | None
+    ) -> Iterator[Part]:
+        """What each chunk gives to a cache: a chunk's tokens stand in neighbouring slots."""
+        counts = torch.bincount(layout.owner[layout.owner >= 0], minlength=len(kept)).tolist()
+        for index, (inside, count) in enumerate(zip(kept, counts, strict=True)):
+            inside = inside[:count]
+            stays = torch.ones(count, dtype=torch.bool) if replaced is None else ~torch.isin(inside, replaced[index])
+            if not stays.any():
+                continue
+            stored, rows = self._entries.tokens(index, inside[stays], layers)
+            spread = torch.full((count,), -1)
+            spread[stays] = rows
+            yield Part(int((layout.owner == index).nonzero()[0]), stored, spread)
 
     def hold(self, layout: Layout, cache: SlotCache) -> None:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""

@@ -7,7 +7,7 @@ The model is driven through three public seams of transformers (a Cache, a regis
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from samkv_kernels.backend import Backend, BackendError, choose
-from samkv_kernels.rope_gather import Stored, rope_gather
+from samkv_kernels.rope_gather import Stored, rope_gather_into
 from samkv_rag.errors import SamKVError, UnsupportedModel
 from samkv_rag.model.attention import NAME, AttentionMaps, AttentionPlan, Observer, PassEnded, attention_plan
 from samkv_rag.model.blocks import blocked, summarised
@@ -41,6 +41,16 @@ class KVShape:
     @property
     def bytes_per_token(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Stored tokens that come to stand in neighbouring slots, from slot `start` on: of every one its row among the
+    `stored` ones (int `(T,)`; -1: none, zeros)."""
+
+    start: int
+    stored: Stored
+    rows: Tensor
 
 
 class ModelAdapter:
@@ -160,23 +170,24 @@ class ModelAdapter:
         return self.rotary.table(positions.to(self.device))
 
     def assemble(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-        table: RotaryTable,
-        room: int,
-        layers: range | None = None,
-    ) -> SlotCache:
-        """A cache of position-free `keys` and `values` `(L, G, T, D)` turned to `positions` `(T,)`.
+        self, parts: Iterable[Part], positions: Tensor, room: int, layers: range | None = None
+    ) -> SlotCache:  # fmt: skip
+        """A cache of `layers`, by default all, for tokens at `positions` `(T,)` and `room` more.
 
-        They are those of `layers`, by default the model's first.
+        `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
         """
-        angles = table.angles(range(len(keys)) if layers is None else layers)
-        stored = Stored(*(x.to(self.device)[:, None] for x in (keys, values)))  # one block that holds all tokens
-        rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
-        turned, kept = rope_gather(stored, rows, angles, self.dtype, room, self.backend)
-        return SlotCache(turned, kept, positions.to(self.device))
+        layers = range(self.shape.layers) if layers is None else layers
+        shape = (len(layers), self.shape.kv_heads, len(positions) + room, self.shape.head_dim)
+        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        angles, end = self.table(positions).angles(layers), 0
+        for part in parts:
+            keys[:, :, end : part.start], values[:, :, end : part.start], end = 0, 0, part.start + len(part.rows)
+            rope_gather_into(
+                keys[:, :, part.start : end], values[:, :, part.start : end], part.stored.to(self.device),
+                part.rows.to(self.device), angles.slots(part.start, end), self.backend,
+            )  # fmt: skip
+        keys[:, :, end : len(positions)], values[:, :, end : len(positions)] = 0, 0
+        return SlotCache(keys, values, positions.to(self.device))
 
     def question_queries(
         self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int

@@ -8,6 +8,7 @@ from samkv_rag.store.chunk_store import ChunkKVStore
 from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
 from samkv_rag.store.keys import chunk_key
 from samkv_rag.store.layout import estimate_bytes
+from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreStats",
+    "StoredBlocks",
     "chunk_key",
     "estimate_bytes",
 ]

@@ -111,12 +111,14 @@ class ChunkKVStore:
         anything when K and V are quantised. MissingEntry, DamagedEntry; IndexError for a block or a layer that the
         entry does not have.
         """
-        return self.read_stored(key, blocks, layers).restored()
+        return self.read_stored(key, blocks, layers).restored().clone()
 
     def read_stored(
         self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None
     ) -> StoredBlocks:
-        """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read."""
+        """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read.
+
+        Not to be written to: of a store in memory they may be the entry itself."""
         _check_known(key)
         return self._backend.read_blocks(key, blocks, layers)
 

@@ -8,7 +8,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from samkv_rag.store.backend import Progress
@@ -89,8 +88,8 @@ class MemoryBackend:
             if key not in self._open:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")
             stored = self._open[key].stored
-        deep, chosen = map(torch.tensor, KVLayout.of(stored.data).wanted(blocks, layers))
-        out = StoredBlocks(stored.form, stored.data[deep.long()[:, None], chosen.long()])
+        deep, chosen = map(_compact, KVLayout.of(stored.data).wanted(blocks, layers))
+        out = StoredBlocks(stored.form, stored.data[deep][:, chosen])
         with self._lock:
             self.bytes_read += out.nbytes
         return out
@@ -182,3 +181,9 @@ def _copy(summary: ChunkSummary) -> ChunkSummary:
 def _size(summary: ChunkSummary) -> int:
     small = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(summary))
     return small + len(summary.text.encode("utf-8", "surrogatepass"))
+
+
+def _compact(indices: Sequence[int]) -> slice | list[int]:
+    """A run of neighbours as a slice: then what is read is a view."""
+    run = range(indices[0], indices[0] + len(indices)) if indices else range(0)
+    return slice(run.start, run.stop) if list(run) == list(indices) else list(indices)
