@@ -131,8 +131,9 @@ class _Row:
         for kind, places in _ends(question, found, encode).items():
             self._look(kind, end, places)
         self._compare(found, encode, before)
-        for number, places in enumerate([*found.steps, [0]] if found.steps else []):
-            self._look(SEEK, start + len(before) - 1 + _member_end(question, encode, answer, number), places)
+        for number, looks in enumerate([*found.steps, {SEEK: [0], ANSWER: [0]}] if found.steps else []):
+            for kind, places in looks.items():
+                self._look(kind, start + len(before) - 1 + _member_end(question, encode, answer, number), places)
         if found.named:
             return
         named = name_end(encode.tokenizer, before, [question.value] if question.value else drawn.names)

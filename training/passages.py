@@ -29,7 +29,7 @@ SHARES = {
     "two_hop_near": 0.05,
     "comparison": 0.09,
     "listing": 0.07,
-    "unanswerable": 0.12,
+    "unanswerable": 0.2,
 }
 PAIRS = 6  # comparisons about one context, at most
 
