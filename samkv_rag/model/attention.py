@@ -21,11 +21,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
 from samkv_kernels.sparse_attention import Spans, attention_shares, masked_attention, sparse_attention
 
 NAME = "samkv"
-PIECE = 64
-"""Queries that go through SDPA at a time where a mask is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +108,30 @@ class Plan(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sight:
-    """What the queries of a pass see: `spans`; `mask` is the same, bool `(Q, T)`, where SDPA needs one, and `plain`
-    says that it does not: every query sees all keys, or with `causal` those up to its own index. `pieces` are groups of
-    queries, each with the keys that any of them sees: the others' scores are not computed just to be masked."""
+    """What the queries of a pass see: `spans`. `plain` says that SDPA needs no mask: every query sees all keys, or with
+    `causal` those up to its own index."""
 
     spans: Spans
-    mask: Tensor | None
+    keys: int
     plain: bool
     causal: bool
-    pieces: tuple[tuple[slice, slice], ...] = ()
+    _mask: Tensor | None = None
+    _pieces: list[list[Piece]] | None = None
+
+    def mask(self) -> Tensor | None:
+        """The same, bool `(Q, T)`; None where SDPA needs none."""
+        if self._mask is None and not self.plain:
+            self._mask = self.spans.mask(self.keys)[0]
+        return self._mask
+
+    def pieces(self, shared: int) -> list[list[Piece]]:
+        """The queries in pieces, where `shared` heads share a key head (the same in all layers)."""
+        if self._pieces is None:
+            step = self.plain and not self.causal
+            self._pieces = [[Piece.open(1, self.keys)]] if step else pieces_of(self.spans, shared)
+        return self._pieces
 
 
 @dataclass(slots=True)
@@ -153,9 +165,7 @@ class AttentionPlan:
         spans = Spans.causal(queries[None], self.positions[None, :n_key], window)
         causal = window is None and n_query == n_key and n_query > 1
         plain = causal or (window is None and n_query == 1 and (self.slots is None or n_key == 1))
-        mask = None if plain or self.backend == "triton" else spans.mask(n_key)[0]
-        pieces = () if mask is None or mask.device.type != "cpu" else _pieces(spans, n_query)
-        return Sight(spans, mask, plain, causal, pieces)
+        return Sight(spans, n_key, plain, causal)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
@@ -168,8 +178,14 @@ class AttentionPlan:
             self.observer(Observation(layer, query, key, sight.spans, scale, softcap, self.backend))
         if layer == self.last_layer:
             raise PassEnded
-        if softcap is None and (sight.plain or sight.mask is not None):
-            return _seen(query, key, value, sight, scale)
+        plain, on_cpu = sight.plain and softcap is None, query.device.type == "cpu"
+        if self.backend == "triton" and not plain:
+            return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
+        if on_cpu and not (plain and sight.causal and query.dtype == torch.float32):  # where SDPA is the faster one
+            pieces = sight.pieces(query.shape[1] // key.shape[1])
+            return piecewise_attention(query, key, value, pieces, scale, softcap)
+        if softcap is None:
+            return _sdpa(query, key, value, sight, scale)
         return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
 
 
@@ -190,32 +206,11 @@ def attention_plan(plan: Plan) -> Iterator[None]:
         _PLAN.reset(token)
 
 
-def _pieces(spans: Spans, queries: int) -> tuple[tuple[slice, slice], ...]:
-    pieces = []
-    for start in range(0, queries, PIECE):
-        rows = slice(start, min(start + PIECE, queries))
-        pieces.append((rows, slice(int(spans.first[:, rows].min()), int(spans.last[:, rows].max()) + 1)))
-    return tuple(pieces)
-
-
-def _seen(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float | None) -> Tensor:
-    """SDPA of what is seen, a piece at a time."""
-    if sight.mask is None or len(sight.pieces) < 2:
-        return _sdpa(query, key, value, sight.mask, sight.causal, scale)
-    return torch.cat(
-        [
-            _sdpa(query[:, :, rows], key[:, :, keys], value[:, :, keys], sight.mask[rows, keys], False, scale)
-            for rows, keys in sight.pieces
-        ],
-        2,
-    )
-
-
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float | None) -> Tensor:
     """Attention of `(B, H, Q, D)` over `(B, G, T, D)` -> `(B, H, Q, D)`; consecutive heads share a key head."""
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=sight.mask(), is_causal=sight.causal, scale=scale, enable_gqa=grouped
     )
 
 

@@ -1,0 +1,77 @@
+"""Attention in pieces against the fp32 reference: whatever a query sees, however rows fall into pieces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samkv_kernels import piecewise
+from samkv_kernels.piecewise import pieces_of, piecewise_attention
+from samkv_kernels.sparse_attention import Spans, sparse_attention
+from tests.kernels.inputs import TOLERANCE, far
+
+
+def drawn(batch: int, groups: int, shared: int, asked: int, kept: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value; of keys and values a part of larger buffers, as caches give them."""
+    query = torch.randn(batch, groups * shared, asked, dim)
+    key, value = (torch.full((batch, groups, kept + 3, dim), torch.nan) for _ in range(2))
+    for buffer in (key, value):
+        buffer[:, :, :kept] = torch.randn(batch, groups, kept, dim)
+    return query, key[:, :, :kept], value[:, :, :kept]
+
+
+@given(
+    st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 7]), st.integers(1, 9), st.integers(1, 12),
+    st.sampled_from([2, 6]), st.none() | st.just(3.0), st.sampled_from([1, 3, 192]), st.sampled_from([0, 1 << 20]),
+    st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_pieces_are_sparse_attention(
+    batch: int, groups: int, shared: int, asked: int, kept: int, dim: int, softcap: float | None, rows: int,
+    small: int, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    query, key, value = drawn(batch, groups, shared, asked, kept, dim)
+    first = torch.randint(0, kept, (batch, asked), dtype=torch.int32)
+    last = torch.randint(-1, kept, (batch, asked), dtype=torch.int32)  # some see nothing
+    spans = Spans(first, last)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(piecewise, "ROWS", rows)
+        patch.setattr(piecewise, "SMALL", small)
+        found = piecewise_attention(query, key, value, pieces_of(spans, shared), None, softcap)
+    expected = sparse_attention(query, key, value, spans, None, softcap)
+    assert (found - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("window", [None, 100])
+def test_every_dtype_stays_within_its_precision(dtype: torch.dtype, window: int | None) -> None:
+    torch.manual_seed(0)
+    query, key, value = (x.to(dtype) for x in drawn(1, 2, 4, 150, 400, 32))
+    spans = Spans.causal(torch.arange(250, 400)[None], torch.arange(400)[None], window)
+    expected = sparse_attention(query.float(), key.float(), value.float(), spans)
+    found = piecewise_attention(query, key, value, pieces_of(spans, 4))
+    assert found.dtype == dtype and far(found.float(), expected) < TOLERANCE[dtype]
+    other = pieces_of(Spans(spans.first, spans.last - 1), 4)
+    assert far(piecewise_attention(query, key, value, other).float(), expected) > TOLERANCE[dtype]
+
+
+def test_requests_share_one_list_of_pieces() -> None:
+    torch.manual_seed(0)
+    query, key, value = drawn(3, 2, 2, 5, 9, 4)
+    spans = Spans.causal(torch.arange(4, 9)[None], torch.arange(9)[None])
+    found = piecewise_attention(query, key, value, pieces_of(spans, 2), scale=0.3)
+    every = Spans(spans.first.expand(3, -1), spans.last.expand(3, -1))
+    assert far(found, sparse_attention(query, key, value, every, scale=0.3)) < TOLERANCE[torch.float32]
+
+
+def test_a_piece_reads_no_key_that_none_of_its_queries_sees() -> None:
+    spans = Spans.causal(torch.arange(600)[None], torch.arange(600)[None], window=50)
+    (pieces,) = pieces_of(spans, 2)
+    assert [piece.rows.start for piece in pieces] == list(range(0, 600, 96))
+    assert all(
+        piece.keys.stop == piece.rows.stop and piece.keys.start == max(0, piece.rows.start - 49) for piece in pieces
+    )
