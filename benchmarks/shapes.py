@@ -37,13 +37,14 @@ def random_model(
 def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
-    "random" is 12 x 768 in float32, "8b" the shape of Llama-3.1-8B in bfloat16, "bundled" the reader.
+    "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "8b" the shape of Llama-3.1-8B in bfloat16,
+    "bundled" the reader.
     """
     if label == "bundled":
         return ModelSource(device_map=str(device)).adapter
     if label == "8b":
         return random_model(LLAMA_8B, torch.bfloat16, device)
-    return random_model(device=device)
+    return random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
 
 
 def random_prompt(

@@ -1,7 +1,7 @@
 """Time to the first token: full prefill, plain reuse and SamKV, interleaved in one process. `python -m benchmarks.ttft`
 
-Run on the bundled reader and on a random 12 x 768 Llama at 1k and 4k tokens. It refuses to report a speed-up when the
-exactness gate is red. The number that counts is the ratio within one run.
+Run on the bundled reader and on a random 12 x 768 Llama, in float32 and in bfloat16, at 1k and 4k tokens. It refuses to
+report a speed-up when the exactness gate is red. The number that counts is the ratio within one run.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _shares(report: Report) -> dict[str, float]:
 
 def main() -> None:
     parser = options_of(__doc__, rounds=5, devices=True)
-    parser.add_argument("--models", nargs="+", default=["bundled", "random"], choices=["bundled", "random", "8b"])
+    labels = ["bundled", "random", "random-bf16", "8b"]
+    parser.add_argument("--models", nargs="+", default=labels[:3], choices=labels)
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
     options = parser.parse_args()
