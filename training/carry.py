@@ -1,11 +1,14 @@
-"""Give the heads `source` and `seek` something to carry: `python -m training.carry [config.toml]`.
+"""Give heads that look where they should something to carry: `python -m training.carry {pair NUMBER | name}`.
 
-To be run once both look where they should. A question that asks whose a value is needs the beginning of a name at its
-end: `source` has to bring it to the value, and `seek` from there to the question. Neither is of use without the other,
-and next-token loss alone taught them nothing in 1,000 updates. Here both are fitted in closed form, in the checkpoint:
-`source` reads, by ridge regression on fresh rows, the leading directions of the output matrix of the token it looks at,
-and writes them where the residual stream of values has the least variance; `seek` reads them there and writes them as
-logits. Training goes on from that.
+A question that asks whose a value is needs the beginning of a name at its end: `source` has to bring it to the value,
+and `seek` from there to the question. Neither is of use without the other, and next-token loss alone taught them
+nothing in 1,000 updates. Here both are fitted in closed form, in the checkpoint: `source` reads, by ridge regression on
+fresh rows, the leading directions of the output matrix of the token it looks at, and writes them where the residual
+stream of values has the least variance; `seek` reads them there and writes them as logits. To be run once both look
+where they should (a pair has the number of its place in the configuration, from 0).
+
+`name` is also told where to look: at beginnings of names whose token is the one that `seek` has brought, roughly; it
+copies them whole. To be run before it is taught. Training goes on from all of that.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import random
 import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,11 +24,16 @@ from torch import Tensor
 from training.attention import as_bias
 from training.data import Batch, make_batch
 from training.model import Attention, Reader
-from training.pointing import SEEK, SOURCE
-from training.train import CONFIG, Run, read_config, sizes_of
+from training.pointing import NAME, SEEK, SOURCE
+from training.train import Run, read_config, sizes_of
 
 BATCHES, STAGE = 80, 1
+STAGES = (1, 2, 4, 5)
 RIDGE = 0.5
+SHARP, MARK = (
+    2.8,
+    torch.tensor([10.0]),
+)  # of the queries of `name`: half the codes' product, and for beginnings of names
 STRENGTH = 14.0  # of the logits; of 2, 5, 10, 20 and 40 the ones around it gave the lowest first-token loss
 
 
@@ -73,24 +80,43 @@ def with_space(pieces: list[str]) -> dict[int, int]:
 
 
 @torch.no_grad()
-def fit(run: Run) -> None:
-    """Overwrite the values and outputs of both heads; heads that share their values fall silent."""
-    (source, reads), (seek, finds) = (run.config["heads"][kind] for kind in (SOURCE, SEEK))
+def fit_pair(run: Run, number: int) -> None:
+    """Overwrite the values and outputs of a pair of heads; heads that share their values fall silent."""
+    (source, reads), (seek, finds) = (run.config["heads"][kind][number] for kind in (SOURCE, SEEK))
     seen, reader = watch(run, source, seek), run.reader
-    pieces = [run.encode.tokenizer.decode([i]) for i in range(run.config["vocab"])]
-    other = with_space(pieces)
-    said = torch.tensor([other.get(token, token) for token in seen.ids.tolist()])
-    width, table = reader.shape.head_dim, reader.lm_head.weight
-    centre = table[said.unique()].mean(0)
-    directions, strengths, _ = torch.linalg.svd((table[said.unique()] - centre).T, full_matrices=False)
-    directions, strengths = directions[:, :width], strengths[:width] / len(said.unique()) ** 0.5
+    code = Code.of(run, seen.ids)
     first, then = reader.model.blocks[source], reader.model.blocks[seek]
-    read, offset = ridge(first.input_layernorm(seen.names), (table[said] - centre) @ directions / strengths)
-    quiet = torch.linalg.eigh(seen.values.T @ seen.values)[1][:, :width]
+    read, offset = ridge(first.input_layernorm(seen.names), code.said)
+    quiet = torch.linalg.eigh(seen.values.T @ seen.values)[1][:, : code.width]
     level = seen.values.pow(2).mean(-1).sqrt().mean()
     carry(first.self_attn, reads, read, offset, quiet)
-    write = STRENGTH * directions * strengths / reader.model.norm.weight[:, None]
-    carry(then.self_attn, finds, level * quiet.T / then.input_layernorm.weight, torch.zeros(width), write)
+    carry(then.self_attn, finds, level * quiet.T / then.input_layernorm.weight, torch.zeros(code.width), code.write)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Tokens in the leading directions of the output matrix: `said` `[N, width]` of the tokens that it was made for, as
+    they are said after a space, and `write` `[hidden, width]`, which turns a code into logits."""
+
+    said: Tensor
+    write: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.said.shape[1]
+
+    @classmethod
+    def of(cls, run: Run, ids: Tensor, width: int | None = None) -> Code:
+        """The code that tells the tokens `ids` apart best, in as many numbers as a head has."""
+        pieces = [run.encode.tokenizer.decode([i]) for i in range(run.config["vocab"])]
+        other, table = with_space(pieces), run.reader.lm_head.weight
+        said = torch.tensor([other.get(token, token) for token in ids.tolist()])
+        width = width or run.reader.shape.head_dim
+        centre = table[said.unique()].mean(0)
+        directions, strengths, _ = torch.linalg.svd((table[said.unique()] - centre).T, full_matrices=False)
+        directions, strengths = directions[:, :width], strengths[:width] / len(said.unique()) ** 0.5
+        write = STRENGTH * directions * strengths / run.reader.model.norm.weight[:, None]
+        return cls((table[said] - centre) @ directions / strengths, write)
 
 
 def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,10 +136,83 @@ def carry(attention: Attention, head: int, read: Tensor, offset: Tensor, write: 
     attention.o_proj.weight[:, head * width : (head + 1) * width] = write
 
 
+@dataclass(frozen=True)
+class Named:
+    """Residual streams before a layer, normalised: of the beginnings of names `[N, hidden]` with their ids, of other
+    tokens of contexts `[M, hidden]`, and of the ends of questions that ask for a name `[P, hidden]`, with the ids that
+    the names begin with."""
+
+    names: Tensor
+    ids: Tensor
+    others: Tensor
+    ends: Tensor
+    asked: Tensor
+
+
+@torch.no_grad()
+def watch_names(run: Run, layer: int) -> Named:
+    """Run fresh rows up to `layer`."""
+    norm, parts = run.reader.model.blocks[layer].input_layernorm, list[tuple[Tensor, ...]]()
+    for number in range(BATCHES):
+        batch = make_batch(
+            random.Random(f"name-{number}"), run.encode, sizes_of(run.config, STAGES[number % len(STAGES)])
+        )
+        stream, ids = norm(residuals(run.reader, batch)[layer]).flatten(0, 1), batch.ids.flatten()
+        length = batch.ids.shape[1]
+        at, golds = batch.points[SOURCE]
+        which, place = golds.nonzero().unbind(1)
+        begun = torch.unique(at[which] // length * length + place)
+        context = (torch.arange(len(ids)) % length < batch.split).index_fill(0, begun, False)
+        at, golds = batch.points[NAME]
+        at, golds = at[~golds[:, 0]], golds[~golds[:, 0]]
+        first = at // length * length + golds.int().argmax(1)
+        parts.append((stream[begun], ids[begun], stream[context][::5], stream[at], ids[first]))
+    return Named(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def slowest_rows(width: int, left_out: int = 5) -> Tensor:
+    """Rows of a head from the slowest turning pairs on; the `left_out` fastest are of no use for a match far away."""
+    half = width // 2
+    return torch.tensor([row for pair in reversed(range(left_out, half)) for row in (pair, pair + half)])
+
+
+@torch.no_grad()
+def fit_name(run: Run) -> None:
+    """Overwrite the head `name`: what it looks at, and that it copies that. Heads that share its keys fall silent."""
+    ((layer, head),) = run.config["heads"][NAME]
+    attention = run.reader.model.blocks[layer].self_attn
+    seen, width = watch_names(run, layer), attention.shape.head_dim
+    slow = slowest_rows(width)
+    code = Code.of(run, torch.cat([seen.asked, seen.ids]), len(slow) - 1)
+    asked, begun = code.said.split([len(seen.asked), len(seen.ids)])
+    marks = torch.cat([torch.ones(len(seen.names), 1), -torch.ones(len(seen.others), 1)])
+    ask, ask_offset = ridge(seen.ends, asked)
+    key, key_offset = ridge(seen.names, begun)
+    mark, mark_offset = ridge(torch.cat([seen.names, seen.others]), marks)
+    group = head // (attention.shape.heads // attention.shape.kv_heads)
+    for projection, place, weight, offset in (
+        (
+            attention.q_proj,
+            head,
+            SHARP * torch.cat([torch.zeros_like(mark), ask]),
+            SHARP * torch.cat([MARK, ask_offset]),
+        ),
+        (attention.k_proj, group, torch.cat([mark, key]), torch.cat([mark_offset, key_offset])),
+    ):
+        rows = slice(place * width, (place + 1) * width)
+        projection.weight[rows], projection.bias[rows] = 0, 0
+        projection.weight[rows][slow], projection.bias[rows][slow] = weight, offset
+    copied = Code.of(run, seen.ids)
+    carry(attention, head, *ridge(seen.names, copied.said), copied.write)
+
+
 def main() -> None:
-    run = Run(read_config(Path(sys.argv[1]) if len(sys.argv) > 1 else CONFIG))
+    run = Run(read_config())
     run.resume()
-    fit(run)
+    if sys.argv[1:] == ["name"]:
+        fit_name(run)
+    else:
+        fit_pair(run, int(sys.argv[2]))
     run.save()
 
 

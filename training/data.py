@@ -14,8 +14,11 @@ from torch import Tensor
 
 from samkv_rag.eval.worlds import Question
 from training.passages import Encoder, Passage, Sizes, choose, draw_real, draw_world, prompt
-from training.pointing import ANSWER, ARTICLE, BIND, FIND, KINDS, SEEK, Aim, Point, name_end, name_span
+from training.pointing import ANSWER, ARTICLE, BIND, FIND, KINDS, NAME, SEEK, Aim, Point, name_end, name_span
 from training.real import Library
+
+RESTING = {ANSWER: [0], SEEK: [0], NAME: [0]}
+"""Where heads look from the end of a question that are not to answer it."""
 
 
 @dataclass
@@ -131,7 +134,7 @@ class _Row:
         for kind, places in _ends(question, found, encode).items():
             self._look(kind, end, places)
         self._compare(found, encode, before)
-        for number, looks in enumerate([*found.steps, {SEEK: [0], ANSWER: [0]}] if found.steps else []):
+        for number, looks in enumerate([*found.steps, RESTING] if found.steps else []):
             for kind, places in looks.items():
                 self._look(kind, start + len(before) - 1 + _member_end(question, encode, answer, number), places)
         if found.named:
@@ -169,10 +172,10 @@ class _Row:
 def _ends(question: Question, found: Aim, encode: Encoder) -> dict[str, list[int]]:
     """Where the end of a question looks, by kind: a head that is not to answer it rests on the first token."""
     if question.task == "unanswerable":
-        return {ANSWER: [encode.nothing], SEEK: [0]}
+        return RESTING | {ANSWER: [encode.nothing]}
     if found.named:
-        return {SEEK: [0]}
-    return {ANSWER: [0], SEEK: [0]} | found.ends if found.ends else {}
+        return {SEEK: [0], NAME: [0]}
+    return RESTING | found.ends if found.ends else {}
 
 
 def _member_end(question: Question, encode: Encoder, answer: list[int], number: int) -> int:

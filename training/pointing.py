@@ -6,14 +6,15 @@ worlds say where each fact stands, so some heads are also trained, by cross-entr
 bind    a stated value looks back at the end of the name of the thing that it belongs to; the end of a question at the
         end of the name or value in it
 find    the end of a question looks at the end of what answers it, or for two hops of the name that leads on
-answer  the end of a question looks at the beginning of the value that answers it, to copy it, or of the name, where a
-        question asks whose a value is; where nothing answers it, at the `not` of the instruction
+answer  the end of a question looks at the beginning of the value that answers it, to copy it; where nothing answers
+        it, at the `not` of the instruction
 source  a stated value looks back at the beginning of the name that it belongs to, to have it at hand
 seek    the end of a question that asks whose a value is looks at the end of that value
+name    and then at the beginning of the name that it belongs to, to copy it
 
-Where `seek` has nothing to bring, it rests on the first token. Where two things are compared, `find` looks from the end
-of each name in the question at its value, and `answer` at the beginning of the name that it is; where things are listed,
-`seek` and `answer` look from the end of each member at what brings the next one.
+Where `answer`, `seek` or `name` has nothing to bring, it rests on the first token. Where two things are compared,
+`find` looks from the end of each name in the question at its value, and `answer` at the beginning of the name that it
+is; where things are listed, `seek` and `name` look from the end of each member at what brings the next one.
 
 It is a training loss only: the model stays a plain Llama.
 """
@@ -29,7 +30,7 @@ from tokenizers import Tokenizer
 
 from samkv_rag.eval.worlds import Draft, Question
 
-BIND, FIND, ANSWER, SOURCE, SEEK = KINDS = ("bind", "find", "answer", "source", "seek")
+BIND, FIND, ANSWER, SOURCE, SEEK, NAME = KINDS = ("bind", "find", "answer", "source", "seek", "name")
 ARTICLE = "the "
 _STOP = re.compile(r"[.!?]\s")
 
@@ -137,7 +138,7 @@ def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question:
         return _aim_at_facts(finder, shorts, order, question)
     if not question.subject:
         values, bound = _evidence(finder, question.value, needs, (question.answer, shorts[question.answer]))
-        return Aim({SEEK: [value.last for value in values], ANSWER: _beginnings(finder, question.answer)}, bound)
+        return Aim({SEEK: [value.last for value in values], NAME: _beginnings(finder, question.answer)}, bound)
     values, bound = _evidence(finder, question.answer, needs, (question.subject, shorts[question.subject]))
     found = values
     if not question.about:
@@ -156,7 +157,7 @@ def _aim_at_facts(finder: Finder, shorts: dict[str, str], order: Sequence[tuple[
         bound += points
     if question.value:
         names = [_beginnings(finder, fact.name) for fact in question.facts]
-        members = [{SEEK: places, ANSWER: heads} for places, heads in zip(golds, names, strict=True)]
+        members = [{SEEK: places, NAME: heads} for places, heads in zip(golds, names, strict=True)]
         return Aim(members[0], bound, steps=members[1:])
     named = {fact.name: places for fact, places in zip(question.facts, golds, strict=True)}
     return Aim({}, bound, named, question.answer)

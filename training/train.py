@@ -31,6 +31,9 @@ from training.tokenizer import train_tokenizer
 CONFIG = Path(__file__).with_name("config.toml")
 EVERY = 20  # steps between log lines and checkpoints
 
+Taught = tuple[str, int, int]
+"""A head that is taught where to look: the kind of what it looks at, its layer, and its number there."""
+
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:
     """The configuration as nested dictionaries."""
@@ -84,6 +87,15 @@ class Run:
                 self.average[name].lerp_(weight, share)
 
 
+def taught(config: dict[str, Any]) -> dict[str, Taught]:
+    """The heads that are taught where to look, by name: the first of a kind has its name."""
+    return {
+        kind if number == 0 else f"{kind} {number + 1}": (kind, layer, head)
+        for kind, heads in config["heads"].items()
+        for number, (layer, head) in enumerate(heads)
+    }
+
+
 def rate_at(step: int, options: dict[str, Any]) -> float:
     """Learning rate: warm-up, plateau, linear fall over the last `decay` part."""
     left = (options["total"] - step) / (options["decay"] * options["total"])
@@ -109,21 +121,21 @@ class Losses:
         return texts + pointing * float(options["point_weight"])
 
 
-def losses(reader: Reader, batch: Batch, heads: dict[str, tuple[int, int]]) -> Losses:
-    """All losses of a batch; `heads` says which (layer, head) is taught to look where."""
-    kinds = [kind for kind in heads if len(batch.points[kind][0])]
-    looks = [(*heads[kind], batch.points[kind][0]) for kind in kinds]
+def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
+    """All losses of a batch; `heads` says by name which head is taught to look where."""
+    names = [name for name, (kind, *_) in heads.items() if len(batch.points[kind][0])]
+    looks = [(*heads[name][1:], batch.points[heads[name][0]][0]) for name in names]
     logits, found = reader(batch.ids, batch.positions, batch.mask, batch.split, batch.where, looks)
     each = cross_entropy(logits.float(), batch.targets, reduction="none")
     answer, first = batch.group >= 0, _first(batch)
-    masses = {kind: _mass(batch, kind, seen) for kind, seen in zip(kinds, found, strict=True)}
+    masses = {name: _mass(batch, heads[name][0], seen) for name, seen in zip(names, found, strict=True)}
     return Losses(
         each[first].mean(),
         each[answer & ~first].mean(),
         each[~answer].mean(),
-        {kind: -mass.mean() for kind, mass in masses.items()},
+        {name: -mass.mean() for name, mass in masses.items()},
         logits.argmax(-1) == batch.targets,
-        {kind: float(mass.detach().exp().mean()) for kind, mass in masses.items()},
+        {name: float(mass.detach().exp().mean()) for name, mass in masses.items()},
     )
 
 
@@ -184,9 +196,8 @@ def _add_gradients(run: Run, rng: random.Random) -> dict[str, float]:
     """Add the gradients of one fresh batch, and what it shows to the running means."""
     options, stage = run.config["optimiser"], _choose_stage(rng, run)
     batch = make_batch(rng, run.encode, sizes_of(run.config, stage), run.library)
-    heads = {kind: (layer, head) for kind, (layer, head) in run.config["heads"].items()}
     with torch.autocast("cpu", torch.bfloat16, enabled=options["bfloat16"]):
-        found = losses(run.reader, batch, heads)
+        found = losses(run.reader, batch, taught(run.config))
     total = found.total(options)
     (total / options["batches"]).backward()
     run.tokens += int(batch.ids.ne(run.encode.pad).sum())

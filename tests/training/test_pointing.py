@@ -13,11 +13,14 @@ from training.export import WEIGHTS
 from training.model import Reader, Shape
 from training.optimiser import Optimiser, orthogonal
 from training.passages import Encoder, Passage, Sizes, draw_world
-from training.pointing import ANSWER, ARTICLE, BIND, FIND, SEEK, SOURCE, Aim, Finder, name_end
+from training.pointing import ANSWER, ARTICLE, BIND, FIND, NAME, SEEK, SOURCE, Aim, Finder, name_end
 from training.train import losses
 
 SIZES = Sizes(rows=3, context=400, asked=300, plain=8, chunks=8)
-HEADS = {BIND: (0, 1), SOURCE: (0, 0), FIND: (1, 0), SEEK: (1, 0), ANSWER: (1, 1)}
+HEADS = {
+    BIND: (BIND, 0, 1), SOURCE: (SOURCE, 0, 0), FIND: (FIND, 1, 0), SEEK: (SEEK, 1, 0), ANSWER: (ANSWER, 1, 1),
+    NAME: (NAME, 1, 1),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +51,9 @@ def test_aims_are_at_the_answer_in_the_chunks_that_state_it(encode: Encoder, see
     passage = draw_world(random.Random(seed), encode, SIZES)
     ids = [i for piece in encode.context(passage.chunks) for i in piece]
     aimed = [(q, passage.aim(q)) for q in passage.questions if not q.facts]
-    assert {kind for _, aim in aimed for kind, places in aim.ends.items() if places} == {ANSWER, FIND, SEEK}
+    assert {kind for _, aim in aimed for kind, places in aim.ends.items() if places} == {ANSWER, FIND, SEEK, NAME}
     for question, aim in aimed:
-        for place in aim.ends.get(ANSWER, []):
+        for place in aim.ends.get(ANSWER, []) + aim.ends.get(NAME, []):
             assert words_at(encode, ids, place).lower().startswith(question.answer.lower().removeprefix(ARTICLE))
         for place in aim.ends.get(SEEK, []):
             assert words_until(encode, ids, place).lower().endswith(question.value.lower())
@@ -153,7 +156,7 @@ def test_members_of_a_list_are_sought_one_after_another(encode: Encoder) -> None
         assert len(found.steps) == len(question.facts) - 1
         for fact, looks in zip(question.facts, [found.ends, *found.steps], strict=True):
             assert all(words_until(encode, ids, place).endswith(question.value) for place in looks[SEEK])
-            begun = [words_at(encode, ids, place).lower() for place in looks[ANSWER]]
+            begun = [words_at(encode, ids, place).lower() for place in looks[NAME]]
             assert begun and all(words.startswith(fact.name.lower().removeprefix(ARTICLE)) for words in begun)
     assert sum(bool(passage.aim(question).ends[SEEK]) for passage, question in asked) > len(asked) / 2
 
