@@ -130,13 +130,18 @@ def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
     answer, first = batch.group >= 0, _first(batch)
     masses = {name: _mass(batch, heads[name][0], seen) for name, seen in zip(names, found, strict=True)}
     return Losses(
-        each[first].mean(),
-        each[answer & ~first].mean(),
-        each[~answer].mean(),
+        _mean(each[first]),
+        _mean(each[answer & ~first]),
+        _mean(each[~answer]),
         {name: -mass.mean() for name, mass in masses.items()},
         logits.argmax(-1) == batch.targets,
         {name: float(mass.detach().exp().mean()) for name, mass in masses.items()},
     )
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, 0 of none: a row may be too full for a question."""
+    return values.sum() / max(1, len(values))
 
 
 def _mass(batch: Batch, kind: str, seen: Tensor) -> Tensor:
@@ -201,7 +206,8 @@ def _add_gradients(run: Run, rng: random.Random) -> dict[str, float]:
     total = found.total(options)
     (total / options["batches"]).backward()
     run.tokens += int(batch.ids.ne(run.encode.pad).sum())
-    _follow(run.correct, f"stage {stage}", float(found.right[_first(batch)].float().mean()), 0.1)
+    if _first(batch).any():
+        _follow(run.correct, f"stage {stage}", float(found.right[_first(batch)].float().mean()), 0.1)
     if stage == run.stage:
         for name, share in (exact_matches(batch, found.right) | found.hits).items():
             _follow(run.correct, name, share, 0.04)
