@@ -39,6 +39,7 @@ OURS = {
     "less around": "samkv:around=4+8",
     "more around": "samkv:around=16+32",
     "nothing that was looked at in turn": "samkv:witnesses=0",
+    "nothing that the first look's best look at": "samkv:followed=0",
     "two stages": "samkv:look=two_stage",
     "two stages, twice the budget": "samkv:look=two_stage,candidates=2",
     "two stages, settled before": "samkv:settle=before,look=two_stage",

@@ -83,16 +83,24 @@ class Assembly:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""
         self._held = Held(layout.positions, cache)
 
-    def completed(self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None) -> SlotCache:
-        """A cache of the `layout` with all layers: what an earlier pass has left of it, and the rest from the store,
-        but for chunk tokens `replaced`."""
-        held, self._held = self._held, None
-        if held is None or not bool(torch.isin(layout.positions, held.positions).all()):
-            return self.assemble(kept, layout, replaced=replaced)
-        cache, layers = held.cache, self._adapter.shape.layers
+    def holds(self, layout: Layout) -> bool:
+        """True if an earlier pass has left a cache that has all tokens of the layout, the glue computed."""
+        held = self._held
+        return held is not None and bool(torch.isin(layout.positions, held.positions).all())
+
+    def completed(
+        self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None, layers: range | None = None
+    ) -> SlotCache:  # fmt: skip
+        """A cache of the `layout` with `layers`, the first ones, by default all: what an earlier pass has left of it,
+        and the rest from the store, but for chunk tokens `replaced`."""
+        holds, held, self._held = self.holds(layout), self._held, None
+        layers = range(self._adapter.shape.layers) if layers is None else layers
+        if held is None or not holds:
+            return self.assemble(kept, layout, layers, replaced)
+        cache = held.cache
         if len(layout.positions) < len(held.positions):
             cache.keep(torch.searchsorted(held.positions, layout.positions))
-        if len(cache.slot_layers) < layers:
-            cache.deepen(self.assemble(kept, layout, range(len(cache.slot_layers), layers), replaced))
+        if len(cache.slot_layers) < layers.stop:
+            cache.deepen(self.assemble(kept, layout, range(len(cache.slot_layers), layers.stop), replaced))
         self._costs.held(cache.nbytes)
         return cache

@@ -46,6 +46,16 @@ class Look:
     columns: list[Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """What some chunk tokens attend to: `witnesses` `(W,)` as columns of all T chunk tokens, their attention
+    `witnessed` `(W, T)`, averaged over heads and layers, and each chunk's `columns`."""
+
+    witnesses: Tensor
+    witnessed: Tensor
+    columns: list[Tensor]
+
+
 class Run:
     """One prompt under one method. Reads go through here, so that the report counts what really happened."""
 
@@ -120,6 +130,27 @@ class Run:
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
             return maps.cpu(), layout.columns(len(kept))
+
+    def witnessed(self, witnesses: Sequence[Tensor], last_layer: int) -> Witnessed:
+        """What the chunk tokens `witnesses` attend to among all stored entries, on the layers up to `last_layer`. They
+        are computed for it, and the glue, if no pass has; what is stored stays as it is."""
+        kept = Selection.all_of(self.plan).kept
+        layout = self.caches.layout(kept)
+        known = self.caches.holds(layout)
+        cache = self.caches.completed(kept, layout, None, range(last_layer + 1))
+        columns, owned = layout.columns(len(kept)), (layout.owner >= 0).nonzero()[:, 0]
+        at = torch.cat([column[few] for column, few in zip(columns, witnesses, strict=True)])
+        slots = owned[at] if known else torch.cat([owned[at], layout.glue]).sort().values
+        means = MeanAttention(torch.searchsorted(slots, owned[at]).to(self.adapter.device))
+        with self.stage("select"):
+            self.costs.chunk_token_layers += len(at) * (last_layer + 1)
+            self.costs.passes.append(Pass(layout.positions, slots, last_layer + 1, ended=True))
+            ids = [layout.ids[slot] for slot in slots.tolist()]
+            self.costs.question_pass_tokens += len(slots)
+            with cache.restoring(slots.to(self.adapter.device)):
+                self.adapter.recompute(ids, slots, cache, last_layer=last_layer, observer=means)
+            self.caches.hold(layout, cache)
+            return Witnessed(at, means.mean(len(layout.ids))[:, owned].cpu(), columns)
 
     def _asking(
         self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False

@@ -18,6 +18,7 @@ from samkv_rag.methods.run import Look, Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
     chunk_scores,
+    followed_values,
     pass_scores,
     personalised,
     surrounded,
@@ -27,6 +28,7 @@ from samkv_rag.methods.scoring import (
 )  # fmt: skip
 from samkv_rag.methods.selection import (
     Choice,
+    Chosen,
     ChunkScores,
     aligned_rows,
     anchor_masks,
@@ -58,6 +60,8 @@ class SamKV:
     `around`: after the recompute, tokens before and behind a looked-at one that are as good as itself.
     `witnesses`: how many of the recomputed tokens, best first, are asked what they looked at in turn; it stays as if
     the question had looked at it. Where the answer stands in another chunk than the fact, that is what leads to it.
+    `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
+    turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -80,6 +84,7 @@ class SamKV:
     settle: Literal["before", "after"] = "after"
     around: tuple[int, ...] = (8, 16)
     witnesses: int = 16
+    followed: int = 16
     block: int | None = None
     initial: int = 0
     local: int = 0
@@ -109,8 +114,8 @@ class SamKV:
             raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
         if len(self.around) != 2 or min(self.around) < 0:
             raise SamKVError("around is two numbers of tokens: before and behind, such as (8, 16).")
-        if self.witnesses < 0:
-            raise SamKVError("witnesses is a number of tokens: 0 or more.")
+        if self.witnesses < 0 or self.followed < 0:
+            raise SamKVError("witnesses and followed are numbers of tokens: 0 or more.")
         if self.block is not None and (self.block < 1 or (self.block % BLOCK and self.look != "keys")):
             raise SamKVError(
                 f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
@@ -149,8 +154,21 @@ class SamKV:
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
+            again = self._with_followed(run, choice, again, layers[-1])
             return self._settle(run, again, _foremost(choice, again, self.witnesses), budget, remarks)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
+
+    def _with_followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
+        """As many tokens as `again`, among them what the best of these look at in turn on the layers up to
+        `last_layer`."""
+        total = sum(map(len, again))
+        count = min(self.followed, total // 8)
+        if not count:
+            return again
+        seen = run.witnessed(_foremost(choice, again, count), last_layer)
+        with run.stage("select"):
+            values = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
+            return best_tokens([values[column] for column in seen.columns], total)
 
     def _settle(
         self, run: Run, again: tuple[Tensor, ...], witnesses: tuple[Tensor, ...], budget: int, notes: tuple[str, ...]
@@ -248,7 +266,7 @@ class SamKV:
         )  # fmt: skip
 
 
-def _foremost(choice: Choice, again: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+def _foremost(choice: Choice, again: Sequence[Tensor], count: int) -> Chosen:
     """The best `count` of the tokens `again`, per chunk."""
     values = [value[tokens] for value, tokens in zip(choice.value, again, strict=True)]
     best = best_tokens(values, min(count, sum(map(len, again))))

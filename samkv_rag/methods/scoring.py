@@ -12,6 +12,9 @@ from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
 from samkv_rag.types import BLOCK
 
+GAIN = 4.0
+"""What a look at second hand counts, to one at first hand."""
+
 
 def personalised(generic: Tensor, local: Tensor, partner: str = "query") -> Tensor:
     """`q_i = q_gen + 1/(C-1) * sum_{j != i} |cos(q_loc_j, partner)| q_loc_j`, all position-free.
@@ -112,6 +115,18 @@ def witnessed_shares(direct: Tensor, witnesses: Tensor, witnessed: Tensor) -> Te
     through[torch.arange(len(witnesses)), witnesses] = 0
     through = through.amax(0)
     return torch.maximum(shares, through / through.max().clamp(min=1e-9))
+
+
+def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:
+    """Values `(T,)` of what is looked at, and of what the tokens looked at look at in turn.
+
+    `direct` `(T,)` is any score that grows with the question's attention; `witnessed` `(W, T)` the attention of the
+    tokens `witnesses` `(W,)`, averaged over heads, of which few follow one thing: it counts `gain` times (our choice).
+    """
+    direct = direct - direct.min()
+    through = direct[witnesses][:, None] * witnessed
+    through[torch.arange(len(witnesses)), witnesses] = 0
+    return torch.maximum(direct, gain * through.amax(0))
 
 
 def weighed(attention: Tensor) -> Tensor:

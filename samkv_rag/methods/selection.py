@@ -13,6 +13,9 @@ from torch import Tensor
 
 from samkv_rag.types import Ranking
 
+Chosen = tuple[Tensor, ...]
+"""Per chunk the sorted indices of some of its tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkScores:

@@ -86,6 +86,14 @@ class SlotLayer(CacheLayerMixin):
             values = self.blend.mix(values, self._values[:, :, slots])
         if self.rows is not None:
             slots, keys, values = slots[self.rows], keys[:, :, self.rows], values[:, :, self.rows]
+        self.put(slots, keys, values)
+
+    def at(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of keys and values `(1, G, Q, D)` at `slots` `(Q,)`."""
+        return self._keys[:, :, slots], self._values[:, :, slots]
+
+    def put(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values `(1, G, Q, D)` at `slots` `(Q,)`."""
         self._keys[:, :, slots] = keys.to(self._keys.dtype)
         self._values[:, :, slots] = values.to(self._values.dtype)
 
@@ -164,6 +172,16 @@ class SlotCache(Cache):
         finally:
             for layer in self.slot_layers:
                 layer.slots = layer.rows = layer.blend = None
+
+    @contextmanager
+    def restoring(self, slots: Tensor) -> Iterator[None]:
+        """Put back, behind the block, what stood in `slots` `(Q,)` before it."""
+        stood = [layer.at(slots) for layer in self.slot_layers]
+        try:
+            yield
+        finally:
+            for layer, (keys, values) in zip(self.slot_layers, stood, strict=True):
+                layer.put(slots, keys, values)
 
     def keep(self, slots: Tensor) -> None:
         """Forget all tokens but those at `slots` `(K,)`, sorted; their positions stay what they are."""

@@ -151,7 +151,7 @@ def test_whoever_comes_leaves_or_fails_the_others_get_their_answers(seed: int, p
 
 def test_answers_asked_for_together_share_their_steps(engine: SamKVEngine) -> None:
     def call(number: int) -> Callable[[], None]:
-        return lambda: engine.answer(f"Question {number}?", CHUNKS, max_new_tokens=40) and None
+        return lambda: engine.answer(f"Question {number}?", CHUNKS, method="reuse", max_new_tokens=40) and None
 
     with passes(engine) as sizes:
         at_once(*[call(number) for number in range(6)])
@@ -165,7 +165,7 @@ def test_one_at_a_time_shares_nothing() -> None:
     engine = tiny_engine(max_batch=1)
     engine.precompute(CHUNKS)
     with passes(engine) as sizes:
-        at_once(*[lambda: engine.answer(ASKED, CHUNKS, max_new_tokens=10)] * 3)
+        at_once(*[lambda: engine.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=10)] * 3)
     assert [size for size in sizes if size <= 6] == [1] * 30
 
 

@@ -1,0 +1,84 @@
+"""What the first look's best tokens look at in turn: attention of one stock forward, and nothing stored is changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samkv_rag import SamKV, SamKVError
+from samkv_rag.methods import Run
+from samkv_rag.methods.run import Witnessed
+from samkv_rag.methods.scoring import followed_values
+from samkv_rag.types import Selection
+from tests import oracles
+from tests.methods.gates import prompted, some_wirings
+from tests.oracles import Kept
+
+LAST = 2
+
+
+def some_tokens(run: Run) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.arange(1, length, 7) for length in run.lengths)
+
+
+@some_wirings
+def test_witnesses_attend_as_in_one_forward_over_all_stored_entries(wiring: str) -> None:
+    case = prompted(wiring)
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    witnesses = some_tokens(run)
+    seen = run.witnessed(witnesses, LAST)
+    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, witnesses))
+    maps = oracles.stock_attention(wiring, case.plan, whole, range(LAST + 1))[:, :, whole.owner >= 0]
+    at = (whole.owner >= 0).nonzero()[:, 0][seen.witnesses]
+    assert torch.allclose(seen.witnessed.double(), maps[:, at].mean(0), atol=2e-5)
+    standing = torch.cat([column[tokens] for column, tokens in zip(seen.columns, witnesses, strict=True)])
+    assert torch.equal(seen.witnesses, standing)
+
+
+@some_wirings
+def test_what_is_stored_stays_as_it_was(wiring: str) -> None:
+    """The next pass finds what the question's pass has left: the same entries, and nothing read again."""
+    case = prompted(wiring)
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    everything = Selection.all_of(case.plan).kept
+    run.question_attention(everything, (LAST,))
+    layout = run.caches.layout(everything)
+    before = run.caches.completed(everything, layout, None, range(LAST + 1))
+    entries = [tuple(part.clone() for part in layer.snapshot()) for layer in before.slot_layers]
+    run.caches.hold(layout, before)
+    read = run.entries.bytes_read
+    run.witnessed(some_tokens(run), LAST)
+    after = run.caches.completed(everything, layout, None, range(LAST + 1))
+    assert after is before and run.entries.bytes_read == read
+    for layer, old in zip(after.slot_layers, entries, strict=True):
+        assert all(torch.equal(new, part) for new, part in zip(layer.snapshot(), old, strict=True))
+
+
+def test_a_look_at_second_hand_counts_by_the_better_way() -> None:
+    direct = torch.tensor([-1.0, 3.0, -1.0, -1.0, 1.0])  # from -1, so that 4 and 2 are the looks at 1 and at 4
+    witnesses = torch.tensor([1, 4])
+    witnessed = torch.tensor([[0.0, 0.9, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.3, 0.9]])
+    found = followed_values(direct, witnesses, witnessed, gain=2.0)
+    assert torch.allclose(found, torch.tensor([0.0, 4.0, 4.0, 1.2, 2.0]))
+
+
+def test_what_is_recomputed_follows_what_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = prompted("llama")
+    plain = case.prepare(SamKV(keep=0.4, followed=0)).selection.recomputed
+    target = next((chunk, token) for chunk, tokens in enumerate(plain) for token in range(5) if token not in tokens)
+
+    def witnessed(run: Run, witnesses: object, last_layer: int) -> Witnessed:
+        columns = run.caches.layout(Selection.all_of(run.plan).kept).columns(len(run.plan.chunks))
+        attention = torch.zeros(1, run.plan.chunk_tokens)
+        attention[0, columns[target[0]][target[1]]] = 1.0
+        return Witnessed(columns[0][plain[0][:1]], attention, columns)
+
+    monkeypatch.setattr(Run, "witnessed", witnessed)
+    followed = case.prepare(SamKV(keep=0.4)).selection.recomputed
+    assert target[1] in followed[target[0]].tolist()
+    assert sum(map(len, followed)) == sum(map(len, plain))
+
+
+def test_less_than_none_is_refused() -> None:
+    with pytest.raises(SamKVError, match="followed"):
+        SamKV(followed=-1)
