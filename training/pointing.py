@@ -164,10 +164,8 @@ def _aim_at_facts(finder: Finder, shorts: dict[str, str], order: Sequence[tuple[
 
 
 def _beginnings(finder: Finder, name: str) -> list[int]:
-    """Where a name begins, after an article; at the start of a chunk, where words have other tokens, only if nowhere
-    else."""
-    heads = [mention.head for mention in finder.mentions(range(len(finder.texts)), [name])]
-    return [head for head in heads if head not in finder.starts] or heads
+    """Where a name begins, after an article."""
+    return [mention.head for mention in finder.mentions(range(len(finder.texts)), [name])]
 
 
 def _first_hop(
@@ -195,9 +193,8 @@ def _evidence(
     stating = [value for value in values if before[value]]
     close = [value for value in stating if finder.together(before[value][-1], value)]
     points = [Point(BIND, at, (before[v][-1].last,)) for v in close or stating for at in {v.first, v.last}]
-    heads = [m.head for m in finder.mentions(range(len(finder.texts)), subject[:1])]
-    inside = [head for head in heads if head not in finder.starts]  # at the start of a chunk words have other tokens
+    heads = _beginnings(finder, subject[0])
     for value in close or stating:
-        golds = tuple(h for h in inside if h < value.first) or tuple(h for h in heads if h < value.first)
+        golds = tuple(head for head in heads if head < value.first)
         points += [Point(SOURCE, at, golds) for at in {value.first, value.last} if golds]
     return close or stating, points

@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from samkv_rag.eval import worlds
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+_MARK = "\ue000"  # stands for the beginning of a text while it is normalised
 
 
 def _texts(count: int) -> Iterator[str]:
@@ -23,9 +24,17 @@ def _texts(count: int) -> Iterator[str]:
         yield from (f"\n\nQuestion: {q.text}\nAnswer: {q.answer}" for q in shown.questions)
 
 
+def beginning_like_words() -> normalizers.Normalizer:
+    """A space in front of a text that begins with a word, as SentencePiece puts one: a name at the beginning of a chunk
+    has the tokens that it has elsewhere, so that it can be copied into an answer."""
+    drop = normalizers.Replace(Regex(_MARK + r"(?=\s)"), "")
+    return normalizers.Sequence([normalizers.Prepend(_MARK), drop, normalizers.Replace(_MARK, " ")])
+
+
 def train_tokenizer(folder: Path, vocab_size: int, world_count: int) -> PreTrainedTokenizerFast:
     """Learn `vocab_size` tokens from training worlds and save them in `folder`, loadable by AutoTokenizer."""
     bpe = Tokenizer(models.BPE())
+    bpe.normalizer = beginning_like_words()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
