@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,11 @@ def load_reader(config: dict[str, Any]) -> LlamaForCausalLM:
 
 
 def export(config: dict[str, Any], folder: Path = WEIGHTS) -> None:
-    """Save model (bfloat16 would lose accuracy at this size, so float32) and tokenizer in `folder`."""
-    load_reader(config).save_pretrained(folder)
+    """Save model and tokenizer in `folder`: weights in float16, half the bytes, to be computed with in float32, as the
+    folder's own config says (at this size bfloat16 would lose accuracy)."""
+    load_reader(config).half().save_pretrained(folder)
+    found = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(found, indent=2) + "\n")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(config["folder"]) / "tokenizer")
     tokenizer.chat_template = TEMPLATE.read_text()
     tokenizer.save_pretrained(folder)
