@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,10 +15,30 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.types import Answer
 
 Job = Callable[[Callable[[str], None], Callable[[], bool]], Answer]
+PATIENCE = 10.0
+"""Seconds that leaving Python waits for streams that nobody closed: they stop at the next token."""
+
+_running: set[AnswerStream] = set()
+
+
+@functools.cache
+def _stop_at_exit() -> None:
+    """Have streams that nobody closed end before Python takes down what their threads use; asked for once."""
+    atexit.register(_stop_running)
+
+
+def _stop_running() -> None:
+    left = list(_running)
+    for stream in left:
+        stream.cancel()
+    for stream in left:
+        stream.join(PATIENCE)
 
 
 class AnswerStream:
     """Iterate (`for` or `async for`) over pieces of text; `.answer` is the finished answer; `.close()` cancels.
+
+    `with` and `async with` close it at the end. A task that is cancelled while it iterates or waits cancels the answer.
 
     An error of the model is raised from the iteration and from `.answer`. The work starts at once. Whoever still waits
     for it after `timeout` seconds gets a `TimeoutError`, and the work is cancelled.
@@ -35,6 +57,8 @@ class AnswerStream:
         self._job = job
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._work,), daemon=True, name="samkv-answer")
+        _stop_at_exit()
+        _running.add(self)
         self._thread.start()
 
     def _work(self) -> None:
@@ -44,6 +68,7 @@ class AnswerStream:
             self._error = error
         finally:
             self._emit(None)
+            _running.discard(self)
 
     def _emit(self, piece: str | None) -> None:
         """A new piece, or None at the end; wakes whoever waits, in threads and in event loops."""
@@ -73,17 +98,21 @@ class AnswerStream:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         taken, news = 0, asyncio.Event()
-        with self._waking(news):
-            while True:
-                news.clear()
-                fresh, done = self._pieces[taken:], self._done
-                for piece in fresh:
-                    yield piece
-                taken += len(fresh)
-                if done and taken == len(self._pieces):
-                    break
-                if not fresh:
-                    await self._next(news)
+        try:
+            with self._waking(news):
+                while True:
+                    news.clear()
+                    fresh, done = self._pieces[taken:], self._done
+                    for piece in fresh:
+                        yield piece
+                    taken += len(fresh)
+                    if done and taken == len(self._pieces):
+                        break
+                    if not fresh:
+                        await self._next(news)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
         self._raise_error()
 
     async def wait(self) -> Answer:
@@ -138,16 +167,31 @@ class AnswerStream:
         """Ask decoding to stop at the next token; returns at once."""
         self._cancelled.set()
 
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the engine has let go of it, at most `timeout` seconds."""
+        self._thread.join(timeout)
+
     def close(self) -> None:
         """Stop decoding at the next token, or waiting for a turn, and wait until the engine has let go of it."""
         self.cancel()
-        self._thread.join()
+        self.join()
+
+    async def aclose(self) -> None:
+        """As `close`, without blocking the event loop."""
+        self.cancel()
+        await asyncio.to_thread(self.join)
 
     def __enter__(self) -> AnswerStream:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> AnswerStream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
 
 
 class _Waking:

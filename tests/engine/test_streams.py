@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +33,21 @@ def engine() -> SamKVEngine:
     return engine
 
 
+@contextmanager
+def stepping(engine: SamKVEngine) -> Iterator[list[int]]:
+    """Grows with every pass of the model."""
+    steps: list[int] = []
+    handle = engine.adapter.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    try:
+        yield steps
+    finally:
+        handle.remove()
+
+
+def running() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "samkv-answer"]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_pieces_of_a_stream_are_the_answer(engine: SamKVEngine, seed: int) -> None:
     sampling = {"max_new_tokens": 24, "temperature": 1.5, "seed": seed}
@@ -47,17 +69,13 @@ def test_white_space_at_the_end_of_an_answer_is_not_streamed(engine: SamKVEngine
 
 
 def test_closing_a_stream_stops_within_a_token_and_frees_the_engine(engine: SamKVEngine) -> None:
-    steps: list[int] = []
-    handle = engine.adapter.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
-    try:
+    with stepping(engine) as steps:
         stream = engine.stream_answer(ASKED, CHUNKS, max_new_tokens=600)
         wait_until(lambda: len(steps) > 6)
         stream.cancel()
         seen = len(steps)
         stream.close()
         assert len(steps) <= seen + 2
-    finally:
-        handle.remove()
     assert stream.answer.finish_reason == "cancelled"
     assert 0 < len(stream.answer.token_ids) < 600
     assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).token_ids
@@ -95,3 +113,43 @@ def test_an_answer_ends_before_its_stop_string(engine: SamKVEngine) -> None:
         assert cut.finish_reason == "stop"
         assert len(cut.token_ids) < 40, "decoding stops there, too"
         assert "".join(engine.stream_answer(ASKED, CHUNKS, stop=given, **sampling)) == cut.text
+
+
+async def test_a_task_cancelled_while_it_iterates_cancels_the_answer(engine: SamKVEngine) -> None:
+    with stepping(engine) as steps:
+        stream = engine.stream_answer(ASKED, CHUNKS, max_new_tokens=600)
+
+        async def read() -> None:
+            async for _ in stream:
+                pass
+
+        task = asyncio.create_task(read())
+        while len(steps) < 6:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.to_thread(stream.join, 10)
+    assert not running() and stream.answer.finish_reason == "cancelled"
+
+
+async def test_a_stream_is_closed_by_async_with(engine: SamKVEngine) -> None:
+    with stepping(engine) as steps:
+        async with engine.stream_answer(ASKED, CHUNKS, max_new_tokens=600) as stream:
+            while len(steps) < 6:
+                await asyncio.sleep(0.001)
+    assert not running() and stream.answer.finish_reason == "cancelled"
+
+
+@pytest.mark.slow
+def test_python_ends_while_a_stream_that_nobody_closed_goes_on(tmp_path: Path) -> None:
+    script = tmp_path / "leaves.py"
+    script.write_text(
+        "from samkv_rag import SamKVEngine\n"
+        "engine = SamKVEngine.from_pretrained('bundled', store=':memory:')\n"
+        "for piece in engine.stream('Question: Who?', max_new_tokens=3000):\n"
+        "    break\n"
+        "print('left')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "left"), done.stderr
