@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from samkv_rag.ingest import Pending, Progress, ingest, reported
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import ModelSource
+from samkv_rag.prompt.checks import require_texts
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.plan import Planner
@@ -69,7 +70,7 @@ class Library:
 
     def chunks(self, texts: Sequence[str]) -> list[Pending]:
         """The texts stripped, encoded and with their keys; empty ones are left out."""
-        encode = self.planner.encoder.chunk
+        encode, texts = self.planner.encoder.chunk, require_texts(texts, "Chunk texts")
         whole = [(stripped, tuple(encode(stripped))) for text in texts if (stripped := text.strip())]
         return [Pending(text, self._key(ids), ids) for text, ids in whole]
 

@@ -71,7 +71,13 @@ def model_of(index: ChunkIndex, store: Path, wanted: str | None) -> str:
 
 def engine_for(index: ChunkIndex, store: Path, model: str, kv_dtype: str | None, keep: float | None) -> Any:
     """An engine over the index's caches; unless `keep` is given it keeps `FLOOR` tokens of a small context."""
-    return open_engine(model, store, kv_dtype or index.manifest.settings.kv_dtype, FLOOR if keep is None else 0)
+    made_as = index.manifest.settings.kv_dtype
+    if kv_dtype not in (None, made_as):
+        raise SamKVError(
+            f"{store} holds caches of kv_dtype {made_as}: leave --kv-dtype out, or ingest again with "
+            f"--kv-dtype {kv_dtype}."
+        )
+    return open_engine(model, store, made_as, FLOOR if keep is None else 0)
 
 
 def _answer(engine: Any, request: Request, chunks: list[str]) -> Answer:
@@ -111,6 +117,8 @@ def tell(report: Report) -> None:
         f"{human_bytes(report.kv_bytes_full)}, first token after {first}[/dim]",
         soft_wrap=True,
     )
+    if report.misses:
+        notes.print(f"[dim]{len(report.misses)} passages were not cached and were prefilled[/dim]", soft_wrap=True)
     for note in report.notes:
         notes.print(f"[dim]{escape(note)}[/dim]", soft_wrap=True)
 

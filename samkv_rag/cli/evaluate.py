@@ -61,6 +61,8 @@ def run(request: Request) -> None:
             "max_new_tokens": request.max_new_tokens,
             "sink_prefix": request.sink_prefix,
         }
+        for source in sources:
+            source.check(drawing)
         open_run(request.out, {"name": _shown(model), "fingerprint": engine.fingerprint}, arguments)
         with _bar() as progress:
             tasks = {s.name: progress.add_task(s.name, total=request.limit * len(chosen)) for s in sources}

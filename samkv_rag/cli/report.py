@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samkv_rag.cli.console import notes, out
 from samkv_rag.eval.markdown import document
-from samkv_rag.eval.plots import draw
+from samkv_rag.eval.plots import can_draw, draw
 from samkv_rag.eval.results import Results, pack, read_results
 
 
@@ -23,12 +23,16 @@ def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> No
         return
     results = [read_results(folder) for folder in folders]
     target = target or folders[0] / "report.md"
-    links = {one.name: [_link(target, path) for path in draw(one, pictures_of(target))] for one in results}
+    drawn = can_draw()
+    links = {
+        one.name: [_link(target, path) for path in draw(one, pictures_of(target))] if drawn else [] for one in results
+    }
     text = document(results, command_of(target), links)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
     out.print(text.partition("## Verdicts\n")[2].partition("\n## ")[0].strip(), markup=False, soft_wrap=True)
-    notes.print(f"Written: {target} and the pictures in {pictures_of(target)}", soft_wrap=True)
+    pictures = f" and the pictures in {pictures_of(target)}" if drawn else "; for pictures: pip install matplotlib"
+    notes.print(f"Written: {target}{pictures}", soft_wrap=True)
 
 
 def pictures_of(target: Path) -> Path:

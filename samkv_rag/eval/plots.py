@@ -29,10 +29,16 @@ AXES: dict[str, tuple[str, Callable[[Row], float]]] = {
 }
 
 
+def can_draw() -> bool:
+    """True if matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write `<name>-kept.png`, `-recomputed.png` and `-ttft.png`: a panel for each task. Returns their paths."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise SamKVError("Pictures need matplotlib: pip install 'samkv-rag[eval]'")
+    """Write `<name>-kept.png`, `-recomputed.png` and `-ttft.png`: a panel for each task. Returns their paths. Raises
+    `SamKVError` without matplotlib (`can_draw`)."""
+    if not can_draw():
+        raise SamKVError("Pictures need matplotlib: pip install matplotlib")
     folder.mkdir(parents=True, exist_ok=True)
     panels = [(task.task, len(task.ids), rows_of(task)) for task in results.tasks if task.ids]
     return [_figure(results.name, name, panels, folder) for name in AXES] if panels else []

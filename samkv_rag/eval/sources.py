@@ -57,6 +57,12 @@ class Source:
             raise SamKVError(f"{spec} is neither a file nor a task; the tasks are: {', '.join(TASKS)}.")
         return cls(path.name.split(".")[0], spec, hashlib.sha256(path.read_bytes()).hexdigest())
 
+    def check(self, drawing: Drawing) -> None:
+        """Read the questions of a file once, so that a bad row is found before an evaluation begins."""
+        if self.digest:
+            for _ in self.items(drawing):
+                pass
+
     def items(self, drawing: Drawing) -> Iterator[Item]:
         """At most `drawing.limit` questions. Raises `SamKVError` at a row of an unknown form."""
         if self.spec in TASKS:

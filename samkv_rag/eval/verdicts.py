@@ -17,6 +17,8 @@ KEEP = 0.15
 WEAK = 0.20
 NEEDED_LOSS = 0.05
 ENOUGH = 1000
+FEWEST = 100
+"""Questions without which nothing is said: of ten alike answers an interval has no width."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def _goal(ours: Row, margin: float) -> tuple[str, str]:
         f"at {KEEP:.0%} kept the paired difference of F1 to full is {_signed(gap.value)} points "
         f"[{_signed(gap.low)}, {_signed(gap.high)}]"
     )
+    if ours.f1.n < FEWEST:
+        return "open", f"{found}: too few questions to tell."
     if gap.low >= -margin / 100:
         return "holds", f"{found}, not below -{margin:g}: the goal is met."
     if gap.high < -margin / 100:

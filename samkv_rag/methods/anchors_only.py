@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samkv_rag.methods.options import Options, Share
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.selection import anchor_masks
 from samkv_rag.types import Selection
 
 
 @dataclass(frozen=True)
-class AnchorsOnly:
+class AnchorsOnly(Options):
     """`keep` of the chunk tokens, shared evenly: half from each chunk's head, half from its tail; all recomputed."""
 
-    keep: float = 0.15
+    keep: Share = 0.15
 
     name = "anchors_only"
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samkv_rag.methods.options import Count, Options, Share
 from samkv_rag.methods.prophetkv import top_tokens
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.types import Selection
 
 
 @dataclass(frozen=True)
-class CacheBlend:
+class CacheBlend(Options):
     """`share` of all chunk tokens is recomputed on every layer; all of them up to the `check` layer, where the squared
     difference of new and stored keys decides."""
 
-    share: float = 0.15
-    check: int = 1
+    share: Share = 0.15
+    check: Count = 1
 
     name = "cacheblend"
 

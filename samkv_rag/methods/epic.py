@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
+from samkv_rag.methods.options import Count, Options
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.types import Selection
 
 
 @dataclass(frozen=True)
-class Epic:
+class Epic(Options):
     """`tokens`: how many at the head of each chunk are recomputed (the paper uses up to 32)."""
 
-    tokens: int = 16
+    tokens: Count = 16
 
     name = "epic"
 

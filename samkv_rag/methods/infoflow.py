@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from samkv_rag.methods.options import Options, Share
 from samkv_rag.methods.prophetkv import top_tokens
 from samkv_rag.methods.run import Prepared, Run
 
 
 @dataclass(frozen=True)
-class InfoFlow:
+class InfoFlow(Options):
     """`share` of all chunk tokens is recomputed. `band`: the layers looked at, as shares of the depth (the published
     setting is layers 22 to 25 of 32)."""
 
-    share: float = 0.15
-    band: tuple[float, float] = (0.6875, 0.8125)
+    share: Share = 0.15
+    band: tuple[Share, Share] = (0.6875, 0.8125)
 
     name = "infoflow"
 

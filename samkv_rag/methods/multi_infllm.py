@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samkv_rag.methods.options import Count, Options, Positive, Share
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.scoring import chunk_scores, turned_to_chunks
 from samkv_rag.methods.selection import anchor_masks, choose
@@ -17,13 +18,13 @@ from samkv_rag.types import Selection
 
 
 @dataclass(frozen=True)
-class MultiInfLLM:
+class MultiInfLLM(Options):
     """`keep` of the chunk tokens; `initial` and `local` tokens of the whole context; `block` tokens per block."""
 
-    keep: float = 0.15
-    block: int = 16
-    initial: int = 16
-    local: int = 32
+    keep: Share = 0.15
+    block: Positive = 16
+    initial: Count = 16
+    local: Count = 32
 
     name = "multi_infllm"
 

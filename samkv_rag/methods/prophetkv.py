@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_rag.methods.options import Options, Share
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.selection import best_tokens
 from samkv_rag.types import Selection
 
 
 @dataclass(frozen=True)
-class ProphetKV:
+class ProphetKV(Options):
     """`share` of all chunk tokens is recomputed, on every layer."""
 
-    share: float = 0.15
+    share: Share = 0.15
 
     name = "prophetkv"
 

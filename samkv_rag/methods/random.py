@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 import torch
 
+from samkv_rag.methods.options import Count, Options, Positive, Share
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.selection import ChunkScores, anchor_masks, choose
 from samkv_rag.types import Selection
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Options):
     """`keep` of the chunk tokens: the same anchors as SamKV's, then blocks drawn from `seed`; all recomputed."""
 
-    keep: float = 0.15
-    block: int = 16
-    initial: int = 8
-    local: int = 8
+    keep: Share = 0.15
+    block: Positive = 16
+    initial: Count = 8
+    local: Count = 8
     seed: int = 0
 
     name = "random"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.methods.options import Count, Options, Positive, Share, Within
 from samkv_rag.methods.run import Look, Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
@@ -43,7 +44,7 @@ from samkv_rag.types import BLOCK, Ranking, Selection
 
 
 @dataclass(frozen=True)
-class SamKV:
+class SamKV(Options):
     """The default selects what stays in two looks; `paper()` is the recipe of the paper.
 
     What differs: the question looks twice, at entries instead of summaries. First at the stored entries: the tokens it
@@ -79,19 +80,19 @@ class SamKV:
     `theta`: 1 overwrites stored entries; below 1, or "cosine", fuses. `aligned`: layer alignment (recompute module).
     """
 
-    keep: float = 0.15
-    recompute: float = 1.0
+    keep: Share = 0.15
+    recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
-    around: tuple[int, ...] = (8, 16)
-    witnesses: int = 16
-    followed: int = 16
-    block: int | None = None
-    initial: int = 0
-    local: int = 0
+    around: tuple[Count, ...] = (8, 16)
+    witnesses: Count = 16
+    followed: Count = 16
+    block: Positive | None = None
+    initial: Count = 0
+    local: Count = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
     look: Literal["keys", "two_stage", "pooled", "mean", "bound"] = "keys"
-    candidates: float = 3.0
+    candidates: Annotated[float, Within(1)] = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"
     frame: Literal["true", "adjacent"] = "true"
@@ -99,27 +100,20 @@ class SamKV:
     per_chunk: bool = False
     filtered: bool = True
     fill: bool = True
-    theta: float | Literal["cosine"] = 1.0
+    theta: Share | Literal["cosine"] = 1.0
     recompute_by: Literal["score", "head"] = "score"
     aligned: bool = False
 
     name = "samkv"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1 or not 0 <= self.recompute <= 1:
-            raise SamKVError("keep and recompute are shares between 0 and 1.")
+        super().__post_init__()
         if self.aligned and self.settle == "after":
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
-        if self.candidates < 1:
-            raise SamKVError("candidates is how many times the budget is looked at: 1 or more.")
-        if len(self.around) != 2 or min(self.around) < 0:
+        if len(self.around) != 2:
             raise SamKVError("around is two numbers of tokens: before and behind, such as (8, 16).")
-        if self.witnesses < 0 or self.followed < 0:
-            raise SamKVError("witnesses and followed are numbers of tokens: 0 or more.")
-        if self.block is not None and (self.block < 1 or (self.block % BLOCK and self.look != "keys")):
-            raise SamKVError(
-                f"block is a positive multiple of {BLOCK} tokens, the unit of the summaries that are scored."
-            )
+        if self.block is not None and self.block % BLOCK and self.look != "keys":
+            raise SamKVError(f"block must be a multiple of {BLOCK} tokens, the unit of the summaries that are scored.")
 
     @property
     def _block(self) -> int:

@@ -65,7 +65,7 @@ def _even_quota(wanted: Sequence[int], limit: int, order: Sequence[int]) -> list
     """The largest even shares of `limit`: who wants less leaves the rest to the others."""
     quota = [0] * len(wanted)
     left, open_chunks = min(limit, sum(wanted)), [index for index in order if wanted[index]]
-    while left and open_chunks:
+    while left > 0 and open_chunks:
         share = max(1, left // len(open_chunks))
         for index in open_chunks[: left // share]:
             given = min(share, wanted[index] - quota[index])

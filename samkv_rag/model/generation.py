@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class GenerationOptions:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds, what in _KINDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise SamKVError(f"{name} must be {what}, not {value!r}.")
         if self.max_new_tokens < 1:
             raise SamKVError("max_new_tokens must be at least 1.")
         if self.temperature < 0:
@@ -42,6 +47,18 @@ class GenerationOptions:
             raise SamKVError("top_k must be at least 1.")
         if isinstance(self.stop, str):  # a string is a sequence too: of single letters
             object.__setattr__(self, "stop", (self.stop,))
+
+
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("max_new_tokens", Integral, "a whole number"),
+    ("temperature", Real, "a number"),
+    ("top_p", Real | None, "a number"),
+    ("top_k", Integral | None, "a whole number"),
+    ("seed", Integral | None, "a whole number"),
+    ("stop", str | Sequence, "a list of texts"),
+    ("grammar", str | None, "text"),
+)
+"""What the options may be, by name."""
 
 
 class Listener(TextStreamer):

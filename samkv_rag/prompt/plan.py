@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.prompt.checks import require_messages, require_text
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.template import Conversation, Message, Piece, answer_pieces, content_of, render
@@ -41,13 +42,12 @@ class Planner:
 
     def for_prompt(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
         """The plan of any prompt: known chunk texts are found by content. Nothing known: one glue segment."""
+        question = question if question is None else require_text(question, "The question")
         if isinstance(prompt, str):
-            pieces = self._matched(prompt)
+            pieces = self._matched(require_text(prompt, "The prompt"))
             return self._plan(pieces, question if question is not None else _asked(pieces), self.encoder.prefix)
         tools = prompt.tools if isinstance(prompt, Conversation) else ()
-        messages = list(prompt.messages if isinstance(prompt, Conversation) else prompt)
-        if not messages:
-            raise SamKVError("There are no messages to answer; pass at least one.")
+        messages = require_messages(prompt.messages if isinstance(prompt, Conversation) else prompt)
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
         pieces = render(self.encoder.tokenizer, messages, contents, tools) or self._unmatched(messages, tools)

@@ -12,6 +12,7 @@ import pytest
 
 from samkv_rag.cli import report as command
 from samkv_rag.errors import SamKVError
+from samkv_rag.eval.plots import draw
 from samkv_rag.eval.records import RECORDS
 from samkv_rag.eval.results import PACKED, TaskResults, collected, pack, read_results
 from samkv_rag.eval.runfile import open_run
@@ -129,7 +130,7 @@ def test_a_run_without_fifteen_percent_cannot_tell() -> None:
 
 
 def test_the_report_has_every_row_and_every_picture(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "trial", answered() + answered("needle", reuse=0.8))
+    folder = folder_of(tmp_path / "trial", answered(count=120) + answered("needle", count=120, reuse=0.8))
     target = tmp_path / "docs" / "results.md"
     command.run([folder], target, None)
     text = target.read_text()
@@ -164,10 +165,22 @@ def test_a_folder_without_records_is_told_what_to_do(tmp_path: Path) -> None:
         read_results(folder)
 
 
-def test_missing_matplotlib_is_one_sentence_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_are_tables_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SamKVError, match=r"pip install 'samkv-rag\[eval\]'"):
-        command.run([folder_of(tmp_path / "trial", answered())], None, None)
+    folder, target = folder_of(tmp_path / "trial", answered()), tmp_path / "results.md"
+    command.run([folder], target, None)
+    assert "| `samkv` |" in target.read_text() and "![" not in target.read_text()
+    assert "pip install matplotlib" in capsys.readouterr().err
+    with pytest.raises(SamKVError, match="pip install matplotlib"):
+        draw(read_results(folder), tmp_path)
+
+
+def test_a_handful_of_questions_tells_nothing() -> None:
+    few, many = judged(count=20, samkv=0.8), judged(count=400, samkv=0.8)
+    assert (few.word, many.word) == ("open", "holds")
+    assert "too few questions" in few.text
 
 
 def test_the_committed_page_is_made_from_the_committed_records() -> None:

@@ -37,7 +37,7 @@ REFUSED = {
     "samkv:look=far": "choose one of keys",
     "samkv:keep=much": "could not convert",
     "samkv:bias=yes": "true or false",
-    "samkv:keep=2": "between 0 and 1",
+    "samkv:keep=2": "0 to 1",
 }
 
 

@@ -1,0 +1,80 @@
+"""What the fields of a method may be, said once in their types and checked when a method is made."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from samkv_rag.errors import SamKVError
+
+
+@dataclass(frozen=True)
+class Within:
+    """The least and the most that a number may be."""
+
+    least: float
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        return f"{self.least:g} or more" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}"
+
+
+Share = Annotated[float, Within(0, 1)]
+Count = Annotated[int, Within(0)]
+Positive = Annotated[int, Within(1)]
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+    type(None): ("None", lambda value: value is None),
+}
+
+
+class Options:
+    """A method whose fields are checked against their types: `SamKVError` says which does not fit, and what would. A
+    list that stands for a tuple becomes one."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):  # type: ignore[arg-type]
+            value, hint = getattr(self, field.name), hints[field.name]
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _fits(value, hint):
+                raise SamKVError(f"{self.name}: {field.name} must be {_said(hint)}, not {value!r}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, inner[0]) and all(bound.least <= value <= bound.most for bound in inner[1:])
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, part) for part in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(part, inner[0]) for part in value)
+    return _PLAIN[hint][1](value)
+
+
+def _said(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return f"{_said(inner[0])}, {inner[1]}"
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(_said, inner))
+    if origin is tuple:
+        return f"a tuple of which each part is {_said(inner[0])}"
+    return _PLAIN[hint][0]

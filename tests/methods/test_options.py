@@ -1,0 +1,54 @@
+"""A method with an option that it cannot have is refused in a sentence, and never runs as another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from samkv_rag import SamKV, SamKVError
+from samkv_rag.methods import METHODS, CacheBlend, Epic, InfoFlow, MultiInfLLM, ProphetKV, Random
+from samkv_rag.methods.options import Options
+
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    (SamKV, {"keep": 1.2}, "keep must be a number, 0 to 1, not 1.2"),
+    (SamKV, {"keep": float("nan")}, "keep must be"),
+    (SamKV, {"keep": "0.5"}, "keep must be a number"),
+    (SamKV, {"keep": True}, "keep must be a number"),
+    (SamKV, {"settle": "afer"}, "settle must be 'before' or 'after', not 'afer'"),
+    (SamKV, {"look": "key"}, "'keys' or 'two_stage'"),
+    (SamKV, {"theta": 7}, "theta must be a number, 0 to 1 or 'cosine'"),
+    (SamKV, {"theta": "sine"}, "theta must be"),
+    (SamKV, {"initial": -3}, "initial must be a whole number, 0 or more"),
+    (SamKV, {"layers": 2}, "layers must be a tuple of which each part is a whole number or None"),
+    (SamKV, {"layers": (1.5,)}, "layers must be"),
+    (SamKV, {"block": 0}, "block must be a whole number, 1 or more or None"),
+    (SamKV, {"bias": "no"}, "bias must be True or False"),
+    (SamKV, {"around": (-1, 2)}, "around must be"),
+    (SamKV, {"candidates": 0.5}, "candidates must be a number, 1 or more"),
+    (MultiInfLLM, {"keep": -1}, "multi_infllm: keep must be"),
+    (Random, {"keep": 3}, "random: keep must be"),
+    (CacheBlend, {"check": -1}, "cacheblend: check must be"),
+    (ProphetKV, {"share": 2}, "prophetkv: share must be"),
+    (InfoFlow, {"band": (0.5, 2)}, "infoflow: band must be"),
+    (Epic, {"tokens": -1}, "epic: tokens must be"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "words"), WRONG, ids=lambda value: str(value)[:30])
+def test_what_an_option_cannot_be_is_refused(kind: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SamKVError) as refusal:
+        kind(**options)
+    assert words in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_a_list_is_taken_for_a_tuple() -> None:
+    assert SamKV(layers=[1, 3], around=[2, 4]) == SamKV(layers=(1, 3), around=(2, 4))  # type: ignore[arg-type]
+    assert hash(SamKV(layers=[1, 3])) == hash(SamKV(layers=(1, 3)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_with_options_checks_them(name: str) -> None:
+    kind = METHODS[name]
+    assert not kind.__annotations__ or issubclass(kind, Options)
+    kind()
