@@ -121,7 +121,7 @@ class Planner:
 
 
 def _asked(pieces: Sequence[Piece]) -> str:
-    """The text after the last chunk, else before the first (method.md: what a prompt is made of)."""
+    """The text after the last chunk, else before the first."""
     if not pieces[-1].is_chunk and pieces[-1].text.strip():
         return pieces[-1].text
     glue = [piece.text for piece in pieces if not piece.is_chunk and piece.text.strip()]

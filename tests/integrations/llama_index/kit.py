@@ -95,7 +95,7 @@ class Recorder:
 
 
 def adds_up(answer: Answer) -> bool:
-    """Whether the counts of an answer's report fit together (method.md, token accounting)."""
+    """Whether the counts of an answer's report fit together: what is kept, reused, recomputed and dropped."""
     report = answer.report
     return (
         report.prompt_tokens == report.glue_tokens + report.chunk_tokens
