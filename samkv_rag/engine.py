@@ -10,6 +10,7 @@ from typing import Any
 from samkv_rag.answering import Answering, MakePlan, OnText
 from samkv_rag.batch import Batch
 from samkv_rag.calls import Call, short
+from samkv_rag.errors import SamKVError
 from samkv_rag.ingest import Progress, stored_bytes
 from samkv_rag.library import Library
 from samkv_rag.methods import Method, SamKV, resolve_method
@@ -40,6 +41,7 @@ class SamKVEngine:
         self._turn = Turnstile(max_batch)
         self._batch = Batch(self._turn)
         self._loading = threading.RLock()
+        self._closed = False
         self._library = Library(source, store, namespace, self._loading)
 
     @classmethod
@@ -67,7 +69,12 @@ class SamKVEngine:
     # -- the model and its texts -------------------------------------------------------------------------------
 
     def load(self) -> SamKVEngine:
-        """Load model and tokenizer and index the store's texts now instead of on first use; returns the engine."""
+        """Load model and tokenizer and index the store's texts now instead of on first use; returns the engine.
+
+        Raises `SamKVError` when the engine is closed.
+        """
+        if self._closed:
+            raise SamKVError("This engine is closed: make a new one.")
         with self._loading:
             _ = self.source.adapter, self._planner
         return self
@@ -136,10 +143,14 @@ class SamKVEngine:
 
     def stream_answer(
         self, question: str, chunks: Sequence[str], *, method: str | Method | None = None, keep: float | None = None,
-        **generation: Any,
+        timeout: float | None = None, **generation: Any,
     ) -> AnswerStream:  # fmt: skip
-        """As `answer`, in pieces: iterate, then `.answer`; `.close()` cancels within one token."""
-        return self._stream(self._asked(question, chunks), self._call(method, keep, short(generation), strip=True))
+        """As `answer`, in pieces: iterate, then `.answer`; `.close()` cancels within one token.
+
+        Waiting for it ends in a `TimeoutError` after `timeout` seconds.
+        """
+        call = self._call(method, keep, short(generation), strip=True)
+        return self._stream(self._asked(question, chunks), call, timeout)
 
     def plan(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
         """Where known chunks stand in a prompt (a string or chat messages), and what its question is."""
@@ -169,7 +180,9 @@ class SamKVEngine:
     def _call(
         self, method: str | Method | None, keep: float | None, generation: Mapping[str, Any], strip: bool = False
     ) -> Call:
-        return Call.of(self.method if method is None else method, keep, generation, strip)
+        if method is None or method == self.method.name:  # the engine's own, with the options it was given
+            method = self.method
+        return Call.of(method, keep, generation, strip)
 
     def _stream(self, make_plan: MakePlan, call: Call, timeout: float | None = None) -> AnswerStream:
         return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled), timeout)
@@ -193,7 +206,8 @@ class SamKVEngine:
             return check_parity(self.adapter)
 
     def close(self) -> None:
-        """Close the store; the engine must not be used afterwards."""
+        """Close the store; the engine answers no more."""
+        self._closed = True
         self.store.close()
 
     def __enter__(self) -> SamKVEngine:

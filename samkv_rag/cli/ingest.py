@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.progress import Progress
 
-from samkv_rag.cli.console import human_bytes, human_seconds, notes, progress_bar
+from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, progress_bar
 from samkv_rag.cli.engine import BUNDLED, chunk_tokens, index_root, model_name, open_engine
 from samkv_rag.retrieval import ChunkIndex, IngestPlan, IngestReport, generations, ingest_folder
 from samkv_rag.retrieval.folder import Engine
@@ -64,8 +64,8 @@ class _View:
         free = shutil.disk_usage(_existing(self.store)).free
         stored_as = "" if self.kv_dtype == "model" else f" in {self.kv_dtype}"
         self.bar.console.print(
-            f"{plan.files} files, {plan.chunks} chunks, {plan.tokens:,} tokens: about {human_bytes(plan.kv_bytes)} of "
-            f"caches{stored_as}; {human_bytes(free)} free in {self.store}"
+            f"{counted(plan.files, 'file')}, {counted(plan.chunks, 'chunk')}, {plan.tokens:,} tokens: about "
+            f"{human_bytes(plan.kv_bytes)} of caches{stored_as}; {human_bytes(free)} free in {self.store}"
         )
         if plan.kv_bytes > free:
             self.bar.console.print("[yellow]That is more than is free; use --store on a larger disk.[/yellow]")
@@ -97,7 +97,7 @@ def tell(report: IngestReport) -> None:
     ]
     files = ", ".join(f"{len(group)} {word}" for group, word in counts if group) or "no readable files"
     notes.print(
-        f"{files}; {report.total_chunks} chunks indexed; {report.tokens:,} tokens computed in "
+        f"{files}; {counted(report.total_chunks, 'chunk')} indexed; {report.tokens:,} tokens computed in "
         f"{human_seconds(report.seconds)}"
     )
     if report.failed:

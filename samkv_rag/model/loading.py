@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from samkv_rag import reader
 from samkv_rag.errors import SamKVError
@@ -49,6 +50,8 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.kv_dtype not in KV_DTYPES:
             raise SamKVError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
+        if self.model is None:
+            raise SamKVError(f"There is no model: pass {BUNDLED!r}, a hub id, a folder, or a loaded model.")
 
     @property
     def name(self) -> str:
@@ -86,7 +89,7 @@ class ModelSource:
         if self.device_map is None:
             return "cuda" if torch.cuda.is_available() else "cpu"
         if isinstance(self.device_map, str | torch.device) and str(self.device_map) != "auto":
-            return str(self.device_map)
+            return _usable(str(self.device_map))
         if importlib.util.find_spec("accelerate") is None:
             raise SamKVError(
                 "device_map='auto' and mappings need accelerate: pip install accelerate, or pass a single "
@@ -168,9 +171,15 @@ class ModelSource:
             kwargs["device_map"] = self.device_map
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
-        except (OSError, ValueError) as error:
-            raise SamKVError(f"{self.name} could not be loaded: {error}") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise SamKVError(f"{self.name} could not be loaded: {error}. Are its files whole?") from error
         return model if self.device is None else model.to(self.device)
+
+
+def _usable(device: str) -> str:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SamKVError(f"device_map={device!r}, but torch {torch.__version__} sees no GPU here; pass 'cpu'.")
+    return device
 
 
 def _from_hub(name: str) -> Path:

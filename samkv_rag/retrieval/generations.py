@@ -62,7 +62,7 @@ def publish(root: Path, write: Callable[[Path], None]) -> Path:
     os.rename(unfinished, target)
     _sync(root)
     _point(root, target)
-    _sweep(root, keep={target, before})
+    _sweep(root, keep=target)
     return target
 
 
@@ -78,10 +78,10 @@ def _point(root: Path, target: Path) -> None:
     _sync(root)
 
 
-def _sweep(root: Path, keep: set[Path | None]) -> None:
-    """Remove leftovers and old generations; the one before stays for readers that are just opening it."""
+def _sweep(root: Path, keep: Path) -> None:
+    """Remove leftovers and old generations, deleted documents with them; readers that were opening one try again."""
     for path in root.iterdir():
-        if path.is_dir() and path not in keep and path.name.startswith((_UNFINISHED, "gen-")):
+        if path.is_dir() and path != keep and path.name.startswith((_UNFINISHED, "gen-")):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -179,6 +179,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         # Every commit survives a killed process; the last ones may be lost with the power, and are then adopted
         # again from the files, which are synced one by one.
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")  # texts of deleted chunks do not stay in free pages
     except BaseException:
         connection.close()
         raise

@@ -123,8 +123,13 @@ def test_numbers_of_vectors_survive_deletions(engine: FakeEngine, folder: Path, 
     assert any(passage.text.startswith("Extra 2") for passage in found)
 
 
-def test_old_generations_are_swept(engine: FakeEngine, folder: Path, root: Path) -> None:
+def test_old_generations_are_swept_and_the_texts_of_deleted_files_with_them(
+    engine: FakeEngine, folder: Path, root: Path
+) -> None:
     for turn in range(4):
         (folder / "turn.txt").write_text(f"Turn {turn}.")
         ingest_folder(engine, folder, root)
-    assert sorted(os.listdir(root)) == ["CURRENT", "gen-3", "gen-4", "lock"]
+    assert sorted(os.listdir(root)) == ["CURRENT", "gen-4", "lock"]
+    (folder / "turn.txt").unlink()
+    ingest_folder(engine, folder, root)
+    assert not [path for path in root.rglob("*") if path.is_file() and b"Turn 3" in path.read_bytes()]

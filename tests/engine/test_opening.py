@@ -1,0 +1,57 @@
+"""What an engine cannot be made of, or asked when it is closed, is a sentence that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from samkv_rag import SamKV, SamKVEngine, SamKVError
+from samkv_rag.model.loading import ModelSource
+from tests.models import adapter, byte_tokenizer, tiny_engine
+
+
+def test_no_model_is_a_sentence() -> None:
+    with pytest.raises(SamKVError, match="There is no model: pass 'bundled', a hub id"):
+        SamKVEngine.from_pretrained(None)
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SamKVError, match="sees no GPU here; pass 'cpu'"):
+        _ = ModelSource("bundled", device_map="cuda").device
+    assert ModelSource("bundled", device_map="cpu").device == "cpu"
+
+
+def test_weights_cut_short_are_a_sentence(tmp_path: Path) -> None:
+    adapter("llama").model.save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    engine = SamKVEngine.from_pretrained(str(tmp_path), byte_tokenizer(), store=":memory:", device_map="cpu")
+    with pytest.raises(SamKVError, match="could not be loaded: .*Are its files whole"):
+        engine.load()
+
+
+def test_a_closed_engine_says_so() -> None:
+    engine = tiny_engine()
+    with engine:
+        assert engine.answer("Who?", [], max_new_tokens=1).text is not None
+    with pytest.raises(SamKVError, match="This engine is closed: make a new one"):
+        engine.answer("Who?", [])
+
+
+def test_the_name_of_the_engines_own_method_means_it_with_its_options() -> None:
+    chunks = ["Lumen Labs is a company in Oslo that makes solar lamps. " * 8]
+    engine = tiny_engine(method=SamKV(keep=0.5))
+    engine.precompute(chunks)
+    own, named = (engine.answer("Where?", chunks, method=m, max_new_tokens=1).report for m in (None, "samkv"))
+    assert named.kept_tokens == own.kept_tokens > 0
+    less = engine.answer("Where?", chunks, method="samkv", keep=0.2, max_new_tokens=1).report
+    assert less.kept_tokens < own.kept_tokens
+
+
+def test_a_streamed_answer_takes_a_timeout() -> None:
+    engine = tiny_engine()
+    with pytest.raises(TimeoutError), engine.stream_answer("Who?", [], timeout=0.0, max_new_tokens=200) as stream:
+        list(stream)
