@@ -10,7 +10,7 @@ from typing import Any
 from training.pointing import KINDS
 from training.train import CONFIG, read_config
 
-TASKS = ("one_hop", "two_hop", "earlier_chunk", "unanswerable")
+TASKS = ("one_hop", "two_hop", "earlier_chunk", "unanswerable", "listing", "comparison")
 HEADS = KINDS
 
 
@@ -28,7 +28,7 @@ def plot(lines: list[dict[str, Any]], target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (above, below, lowest) = pyplot.subplots(3, 1, figsize=(8, 9), sharex=True)
+    figure, (above, below, lowest) = pyplot.subplots(3, 1, figsize=(9.5, 9), sharex=True)
     tokens = [line["tokens"] / 1e6 for line in lines]
     above.plot(tokens, [line["first"] for line in lines])
     above.set_ylabel("loss, first answer token (nats)")
@@ -45,7 +45,7 @@ def plot(lines: list[dict[str, Any]], target: Path) -> None:
     lowest.set_xlabel("tokens seen (millions)")
     for axis in (below, lowest):
         axis.set_ylim(0, 1)
-        axis.legend()
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(target, dpi=100)
 
