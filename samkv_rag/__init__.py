@@ -1,7 +1,8 @@
-"""samkv-rag: answer from cached chunks at about 15 % of their tokens, recomputing only those.
+"""samkv-rag: answer from cached chunks, with about 15 % of their tokens recomputed and about 15 % kept.
 
-Every retrieved chunk's keys and values are computed once, at ingestion. A question keeps the tokens that matter to it
-given what the other chunks say, recomputes those so that they see each other, and generates (SamKV, AAAI 2026).
+Every retrieved chunk's keys and values are computed once, at ingestion. The tokens that matter to a question are
+recomputed so that they see the other chunks, what the question then attends to is kept, and the rest is dropped before
+the answer is generated (SamKV, AAAI 2026).
 
     engine = SamKVEngine.from_pretrained("bundled", store="./kv")
     engine.precompute(texts)

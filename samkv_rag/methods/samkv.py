@@ -1,4 +1,4 @@
-"""SamKV: keep about 15 % of the chunks' tokens, chosen by a query that knows the other chunks; recompute only those.
+"""SamKV: recompute about 15 % of the chunks' tokens, then keep the 15 % that the question attends to.
 
 Paper: "Sparse Attention Across Multiple-Context KV Cache", AAAI 2026. `SamKV.paper()` is its recipe as best
 established; where the sources are silent the fields say "our choice".
@@ -58,7 +58,7 @@ class SamKV(Options):
     rank ("score") or from the head of every chosen run (`recompute_by`).
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
-    `around`: after the recompute, tokens before and behind a looked-at one that are as good as itself.
+    `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `witnesses`: how many of the recomputed tokens, best first, are asked what they looked at in turn; it stays as if
     the question had looked at it. Where the answer stands in another chunk than the fact, that is what leads to it.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in

@@ -1,0 +1,28 @@
+"""What docs/results.md tells was measured with the reader that the package ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from samkv_rag.model.loading import ModelSource
+from samkv_rag.prompt.template import sink_text
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted((ROOT / "benchmarks" / "results" / "eval").glob("*/run.json"))
+
+
+def test_there_are_results() -> None:
+    assert RUNS and all(f"## {run.parent.name}\n" in (ROOT / "docs" / "results.md").read_text() for run in RUNS)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.parent.name)
+def test_they_are_the_shipped_readers(run: Path) -> None:
+    found = json.loads(run.read_text())
+    if {one["transformers"] for one in found["environments"]} != {transformers.__version__}:
+        pytest.skip("fingerprints hold a configuration as transformers writes it, which versions do differently")
+    sink = found["arguments"]["sink_prefix"]
+    assert found["model"]["fingerprint"] == ModelSource("bundled", sink_text=sink_text(sink)).fingerprint
