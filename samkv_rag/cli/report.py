@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samkv_rag.cli.console import notes, out
 from samkv_rag.eval.markdown import document
-from samkv_rag.eval.plots import can_draw, draw
+from samkv_rag.eval.plots import can_draw, draw, pictured
 from samkv_rag.eval.results import Results, pack, read_results
 
 
@@ -51,10 +51,5 @@ def _link(target: Path, picture: Path) -> str:
 
 def text_of(results: Sequence[Results], target: Path) -> str:
     """The text that `run` writes, without drawing: the pictures' names follow from the evaluations'."""
-    from samkv_rag.eval.plots import AXES
-
-    links = {
-        one.name: [f"{target.stem}/{one.name}-{axis}.png" for axis in AXES] if any(t.ids for t in one.tasks) else []
-        for one in results
-    }
+    links = {one.name: [f"{target.stem}/{one.name}-{axis}.png" for axis in pictured(one)] for one in results}
     return document(results, command_of(target), links)

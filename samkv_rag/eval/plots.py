@@ -22,6 +22,9 @@ _MARKERS = "osD^vP*X<>hd"
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _GREY = "#777777"
 
+MOST_METHODS = 16
+"""A picture with more lines is worse than the table."""
+
 AXES: dict[str, tuple[str, Callable[[Row], float]]] = {
     "kept": ("chunk tokens kept, % (who keeps all: side by side)", lambda row: 100 * row.kept),
     "recomputed": ("chunk tokens x layers recomputed, %", lambda row: 100 * row.recomputed),
@@ -34,6 +37,12 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def pictured(results: Results) -> list[str]:
+    """The axes that are drawn: all, or none where nothing was answered, or by too many methods to tell them apart."""
+    rows = [row for task in results.tasks if task.ids for row in rows_of(task)]
+    return list(AXES) if 0 < len({row.method for row in rows}) <= MOST_METHODS else []
+
+
 def draw(results: Results, folder: Path) -> list[Path]:
     """Write `<name>-kept.png`, `-recomputed.png` and `-ttft.png`: a panel for each task. Returns their paths. Raises
     `SamKVError` without matplotlib (`can_draw`)."""
@@ -41,7 +50,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         raise SamKVError("Pictures need matplotlib: pip install matplotlib")
     folder.mkdir(parents=True, exist_ok=True)
     panels = [(task.task, len(task.ids), rows_of(task)) for task in results.tasks if task.ids]
-    return [_figure(results.name, name, panels, folder) for name in AXES] if panels else []
+    return [_figure(results.name, name, panels, folder) for name in pictured(results)]
 
 
 def _figure(title: str, axis: str, panels: Sequence[tuple[str, int, Sequence[Row]]], folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from samkv_rag.cli import report as command
 from samkv_rag.errors import SamKVError
-from samkv_rag.eval.plots import draw
+from samkv_rag.eval.plots import MOST_METHODS, draw, pictured
 from samkv_rag.eval.records import RECORDS
 from samkv_rag.eval.results import PACKED, TaskResults, collected, pack, read_results
 from samkv_rag.eval.runfile import open_run
@@ -47,10 +48,10 @@ def answered(task: str = "two_hop", count: int = 40, **right: float) -> list[dic
     ]
 
 
-def folder_of(place: Path, records: list[dict[str, Any]]) -> Path:
+def folder_of(place: Path, records: list[dict[str, Any]], settings: Sequence[str] = SETTINGS) -> Path:
     place.mkdir(parents=True)
     arguments = {
-        "data": [["two_hop", ""]], "settings": list(SETTINGS), "limit": 40, "chunks": None, "chunk_tokens": None,
+        "data": [["two_hop", ""]], "settings": list(settings), "limit": 40, "chunks": None, "chunk_tokens": None,
         "seed": 0, "max_new_tokens": None,
     }  # fmt: skip
     open_run(place, {"name": "bundled", "fingerprint": "0123456789abcdef"}, arguments)
@@ -143,6 +144,16 @@ def test_the_report_has_every_row_and_every_picture(tmp_path: Path) -> None:
     assert "| trial | two_hop | holds | holds |" in text and "| trial | needle | cannot tell | holds |" in text
     assert "| `reuse` |  | 15.0 | 15.0 | 50.0 [" in text
     assert text == command.text_of([read_results(folder)], target)
+
+
+def test_more_methods_than_one_picture_can_tell_apart_are_left_to_the_table(tmp_path: Path) -> None:
+    def of(count: int) -> Any:
+        settings = [f"samkv:witnesses={m}@0.15" for m in range(count)]
+        records = [record(n, setting, 1.0) for n in range(3) for setting in settings]
+        return read_results(folder_of(tmp_path / str(count), records, settings))
+
+    assert pictured(of(MOST_METHODS)) == ["kept", "recomputed", "ttft"]
+    assert pictured(of(MOST_METHODS + 1)) == []
 
 
 def test_the_compact_form_gives_the_same_report(tmp_path: Path) -> None:
