@@ -44,7 +44,7 @@ def draw_ttft(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> No
         spread = [[median - low], [high - median]]
         axes.bar(place, median, 0.7, yerr=spread, capsize=3, color=COLOURS[method], ecolor="#444444")
         axes.annotate(f"{float(row['full_over']):.1f}x", (place, high), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=8)
+    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
     axes.set_ylabel("seconds to the first token")
     axes.set_title(f"12 x 768 Llama, {tokens} prompt tokens, one CPU thread", fontsize=10)
 
@@ -56,7 +56,7 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
         share = 100 * float(row["kv_resident"])
         axes.bar(place, share, 0.7, color=COLOURS[method])
         axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=8)
+    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
     axes.set_ylabel("% of full prefill's K and V")
     axes.set_title("kept in memory while answering", fontsize=10)
 
@@ -70,7 +70,7 @@ def draw_answers(axes: Any, folder: Path) -> None:
         value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
         colour = COLOURS.get(label, "#c9cdd4")
         axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
-    axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=8)
+    axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=7)
     axes.set_ylabel("F1")
     axes.set_title(
         f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
