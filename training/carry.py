@@ -16,7 +16,9 @@ from __future__ import annotations
 import random
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -207,12 +209,16 @@ def fit_name(run: Run) -> None:
 
 
 def main() -> None:
+    match sys.argv[1:]:
+        case ["name"]:
+            fit: Callable[[Run], None] = fit_name
+        case ["pair", number] if number.isdigit():
+            fit = partial(fit_pair, number=int(number))
+        case _:
+            raise SystemExit("python -m training.carry name, or: python -m training.carry pair NUMBER (from 0)")
     run = Run(read_config())
     run.resume()
-    if sys.argv[1:] == ["name"]:
-        fit_name(run)
-    else:
-        fit_pair(run, int(sys.argv[2]))
+    fit(run)
     run.save()
 
 
