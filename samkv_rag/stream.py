@@ -98,42 +98,38 @@ class AnswerStream:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         taken, news = 0, asyncio.Event()
-        try:
-            with self._waking(news):
-                while True:
-                    news.clear()
-                    fresh, done = self._pieces[taken:], self._done
-                    for piece in fresh:
-                        yield piece
-                    taken += len(fresh)
-                    if done and taken == len(self._pieces):
-                        break
-                    if not fresh:
-                        await self._next(news)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        with self._waking(news):
+            while True:
+                news.clear()
+                fresh, done = self._pieces[taken:], self._done
+                for piece in fresh:
+                    yield piece
+                taken += len(fresh)
+                if done and taken == len(self._pieces):
+                    break
+                if not fresh:
+                    await self._next(news)
         self._raise_error()
 
     async def wait(self) -> Answer:
         """The finished answer, without blocking the event loop; a cancelled wait cancels the answer too."""
         news = asyncio.Event()
-        try:
-            with self._waking(news):
-                while not self._done:
-                    news.clear()
-                    if not self._done:
-                        await self._next(news)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        with self._waking(news):
+            while not self._done:
+                news.clear()
+                if not self._done:
+                    await self._next(news)
         return self.answer
 
     async def _next(self, news: asyncio.Event) -> None:
+        """Wait for news; a task that is cancelled meanwhile, or out of time, cancels the answer."""
         try:
             await asyncio.wait_for(news.wait(), self._left())
         except TimeoutError:
             self._give_up()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
