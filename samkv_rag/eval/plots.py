@@ -10,7 +10,7 @@ from typing import Any
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.results import REFERENCE, Results
-from samkv_rag.eval.summary import CONTROLS, OURS, Row, rows_of
+from samkv_rag.eval.summary import CONTROLS, OURS, Row, method_of, rows_of
 from samkv_rag.eval.verdicts import KEEP
 
 # Okabe and Ito's colours, told apart by people with any kind of colour vision; a marker of its own for each method too.
@@ -39,8 +39,8 @@ def can_draw() -> bool:
 
 def pictured(results: Results) -> list[str]:
     """The axes that are drawn: all, or none where nothing was answered, or by too many methods to tell them apart."""
-    rows = [row for task in results.tasks if task.ids for row in rows_of(task)]
-    return list(AXES) if 0 < len({row.method for row in rows}) <= MOST_METHODS else []
+    methods = {method_of(setting) for task in results.tasks if task.ids for setting in task.settings}
+    return list(AXES) if 0 < len(methods) <= MOST_METHODS else []
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -49,8 +49,9 @@ def draw(results: Results, folder: Path) -> list[Path]:
     if not can_draw():
         raise SamKVError("Pictures need matplotlib: pip install matplotlib")
     folder.mkdir(parents=True, exist_ok=True)
-    panels = [(task.task, len(task.ids), rows_of(task)) for task in results.tasks if task.ids]
-    return [_figure(results.name, name, panels, folder) for name in pictured(results)]
+    axes = pictured(results)
+    panels = [(task.task, len(task.ids), rows_of(task)) for task in results.tasks if task.ids] if axes else []
+    return [_figure(results.name, axis, panels, folder) for axis in axes]
 
 
 def _figure(title: str, axis: str, panels: Sequence[tuple[str, int, Sequence[Row]]], folder: Path) -> Path:

@@ -35,13 +35,18 @@ class Row:
     @property
     def method(self) -> str:
         """The setting without its swept share."""
-        return self.setting.partition("@")[0]
+        return method_of(self.setting)
 
     @property
     def ratio(self) -> float | None:
         """The swept share."""
         share = self.setting.partition("@")[2]
         return float(share) if share else None
+
+
+def method_of(setting: str) -> str:
+    """A setting without its swept share."""
+    return setting.partition("@")[0]
 
 
 def rows_of(task: TaskResults) -> list[Row]:
