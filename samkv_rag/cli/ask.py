@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from samkv_rag.cli.console import human_bytes, human_seconds, notes, out, percent, print_json
+from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, out, percent, print_json
 from samkv_rag.cli.engine import FLOOR, index_root, model_name, open_engine
 from samkv_rag.errors import SamKVError
 from samkv_rag.retrieval import ChunkIndex, Passage
@@ -118,7 +118,7 @@ def tell(report: Report) -> None:
         soft_wrap=True,
     )
     if report.misses:
-        notes.print(f"[dim]{len(report.misses)} passages were not cached and were prefilled[/dim]", soft_wrap=True)
+        notes.print(f"[dim]not cached, so prefilled: {counted(len(report.misses), 'passage')}[/dim]", soft_wrap=True)
     for note in report.notes:
         notes.print(f"[dim]{escape(note)}[/dim]", soft_wrap=True)
 
