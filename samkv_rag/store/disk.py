@@ -49,6 +49,7 @@ class DiskBackend:
         self._finish = weakref.finalize(self, finish, self.catalogue, self._use)
 
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
+        """Write the entry, or note its use where the same one is there; raises `StoreFull` when it does not fit."""
         encoded = encode(key, chunk, namespace, fingerprint, kv_dtype)
         self._check_size(key, encoded)
         if self._holds(key, encoded):
@@ -77,6 +78,7 @@ class DiskBackend:
         return ((row.key, row.record) for row in self.rows(namespace))
 
     def summary(self, key: str) -> ChunkSummary:
+        """The entry's summary; counts a hit or a miss, and now and then writes the counts down. Raises `EntryError`."""
         try:
             entry = self._checked(key, lambda: self.files.load(key))
         except EntryError:
@@ -101,6 +103,7 @@ class DiskBackend:
         self.catalogue.write(lambda rows: rows.retain(key, owner))
 
     def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
+        """The keys deleted because nobody else holds them, of `keys` or of all that `owner` holds; one transaction."""
         chosen = None if keys is None else sorted(set(keys))
 
         def released(rows: Rows) -> list[str]:

@@ -43,6 +43,7 @@ class MemoryBackend:
         self._lock = threading.RLock()
 
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
+        """Keep a copy in the form of `kv_dtype`, in place of an older one; evicts the oldest. Raises `StoreFull`."""
         form = KVForm.of(chunk.kv, kv_dtype)
         stored = StoredBlocks(form, own(form.encode(chunk.kv.detach())))
         record, size = MatchRecord.of(chunk.summary.text), stored.nbytes + _size(chunk.summary)
@@ -84,6 +85,7 @@ class MemoryBackend:
             return self._open[key].summary
 
     def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks:
+        """Blocks of layers as they are stored: a view where what is wanted is contiguous. Raises `MissingEntry`."""
         with self._lock:
             if key not in self._open:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")
@@ -132,6 +134,7 @@ class MemoryBackend:
             return PruneReport(evicted=evicted, bytes_freed=before - self._total)
 
     def stats(self) -> StoreStats:
+        """Counts since the store was made; nothing in memory is ever damaged."""
         with self._lock:
             return StoreStats(
                 entries=len(self._open),
