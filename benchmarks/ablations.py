@@ -40,6 +40,8 @@ OURS = {
     "more around": "samkv:around=16+32",
     "nothing that was looked at in turn": "samkv:witnesses=0",
     "nothing that the first look's best look at": "samkv:followed=0",
+    "what is recomputed sees all on all layers": "samkv:wide=1",
+    "on a quarter of the layers": "samkv:wide=0.25",
     "two stages": "samkv:look=two_stage",
     "two stages, twice the budget": "samkv:look=two_stage,candidates=2",
     "two stages, settled before": "samkv:settle=before,look=two_stage",

@@ -44,9 +44,9 @@ def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
 def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
     shape, rows = adapter.shape, len(one.slots)
     whole = one.layers - one.ended
-    pairs = {window: one.pairs(window) for window in set(windows[:whole])}
+    pairs = sum(one.pairs(window, layer) for layer, window in enumerate(windows[:whole]))
     linear = 2 * rows * sum(weights[:whole])
-    attention = 4 * shape.heads * shape.head_dim * sum(pairs[window] for window in windows[:whole])
+    attention = 4 * shape.heads * shape.head_dim * pairs
     if one.ended:
         hidden = adapter.model.get_input_embeddings().weight.shape[1]
         linear += 2 * rows * hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim

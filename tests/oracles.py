@@ -4,7 +4,8 @@ and a cache that hands back stored keys and values. Nothing here calls the code 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -140,6 +141,23 @@ def stock_logits(
         past_key_values=DynamicCache() if past is None else past, attention_mask=hand_made_mask(model, visible, near),
     )  # fmt: skip
     return out.logits[0].float()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def hiding(model: Any, first: int, hidden: Tensor) -> Iterator[None]:
+    """Layers from `first` on do not see what is `hidden` `(T, T)`, whatever the mask of the pass says."""
+    bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
+
+    def hide(layer: Any, args: Any, options: dict[str, Any]) -> Any:
+        return args, options | {"attention_mask": options["attention_mask"].minimum(bias)}
+
+    layers = model.get_decoder().layers[first:]
+    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def greedy(

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samkv_rag.model.narrowed import Narrow
+
 Stage = Literal["plan", "load", "select", "recompute", "first_token"]
 
 
@@ -20,20 +22,26 @@ class Pass:
     """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)` ran.
 
     The first `layers` layers ran; the last of them only up to its queries, keys and values if the pass `ended` there.
+    On the upper ones some rows may have seen only one another (`narrow`).
     """
 
     positions: Tensor
     slots: Tensor
     layers: int
     ended: bool = False
+    narrow: Narrow | None = None
 
     @classmethod
     def whole(cls, tokens: int, layers: int) -> Pass:
         """An ordinary prefill of `tokens` tokens."""
         return cls(torch.arange(tokens), torch.arange(tokens), layers)
 
-    def pairs(self, window: int | None) -> int:
-        """How many (row, token it sees) pairs one layer has; a sliding `window` ends a row's view."""
+    def pairs(self, window: int | None, layer: int = 0) -> int:
+        """How many (row, token it sees) pairs a layer has; a sliding `window` ends a row's view."""
+        if self.narrow is not None and layer >= self.narrow.layer:
+            own, others = self.slots[: self.narrow.rows], self.slots[self.narrow.rows :]
+            inner = Pass(self.positions[own], torch.arange(len(own)), self.layers)
+            return inner.pairs(window) + Pass(self.positions, others, self.layers).pairs(window)
         seen = self.slots.long() + 1
         if window is not None:
             hidden = torch.searchsorted(self.positions, self.positions[self.slots] - window, right=True)

@@ -17,6 +17,7 @@ from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import AttentionMaps, MeanAttention, Observer, together
 from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.narrowed import Narrow
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
 
@@ -196,23 +197,27 @@ class Run:
 
     def recompute_and_settle(
         self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
-        witnesses: Sequence[Tensor] = (), theta: float | Literal["cosine"] = 1.0,
+        witnesses: Sequence[Tensor] = (), theta: float | Literal["cosine"] = 1.0, wide: int | None = None,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
         It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass, and
-        what the `witnesses`, some of `again`, did. The rest is dropped before the first token is generated.
+        what the `witnesses`, some of `again`, would attend to among all. The rest is dropped before the first token is
+        generated. What stands before those tokens sees all on the first `wide` layers only, by default on all of them;
+        above, it sees what is computed in this pass.
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
         layout = self.caches.layout(whole.kept)
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
         device, columns = self.adapter.device, layout.columns(len(whole.kept))
-        maps = AttentionMaps(self._answering_rows(layout.positions[slots]).to(device), layers)
+        answering = self._answering_rows(layout.positions[slots])
+        narrow = None if wide is None else Narrow(wide, int(answering[0]))
+        maps = AttentionMaps(answering.to(device), layers)
         owned = (layout.owner >= 0).nonzero()[:, 0]
         seeing = torch.cat([torch.arange(0), *(c[w] for c, w in zip(columns, witnesses, strict=False))])
         means = MeanAttention(torch.searchsorted(slots, owned[seeing]).to(device))
-        self._recompute_into(cache, layout, slots, theta=theta, observer=together(maps, means))
+        self._recompute_into(cache, layout, slots, theta=theta, observer=together(maps, means), narrow=narrow)
         with self.stage("select"):
             chunk_tokens = layout.owner >= 0
             witnessed = means.mean(len(layout.ids))[:, chunk_tokens].cpu()
@@ -230,15 +235,16 @@ class Run:
 
     def _recompute_into(
         self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None = None,
-        theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None,
+        theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
     ) -> None:  # fmt: skip
         with self.stage("recompute"):
             ids = [layout.ids[slot] for slot in slots.tolist()]
             owned = (layout.owner[slots] >= 0).to(self.adapter.device)
-            self.costs.chunk_token_layers += int(owned.sum()) * self.adapter.shape.layers
-            self.costs.passes.append(Pass(layout.positions, slots, self.adapter.shape.layers, ended=True))
+            n_layers = self.adapter.shape.layers
+            self.costs.chunk_token_layers += int(owned.sum()) * n_layers
+            self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=True, narrow=narrow))
             blend = None if theta == 1.0 else Blend(theta, owned)
-            self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer)
+            self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer, narrow=narrow)
 
     def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
         """Every chunk token kept and computed up to layer `check`; `choose` then says which go on above it.

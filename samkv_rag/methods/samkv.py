@@ -86,6 +86,7 @@ class SamKV(Options):
     around: tuple[Count, ...] = (8, 16)
     witnesses: Count = 16
     followed: Count = 16
+    wide: Share = 0.5
     block: Positive | None = None
     initial: Count = 0
     local: Count = 0
@@ -171,7 +172,7 @@ class SamKV(Options):
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
-        none = tuple(tokens[:0] for tokens in again)
+        none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
 
         def settle(look: Look) -> Selection:
             shares = witnessed_shares(weighed(look.attention).mean(0), look.witnesses, look.witnessed)
@@ -179,8 +180,8 @@ class SamKV(Options):
             values = tuple(part[0] for part in standardised(parts))
             return Selection(best_tokens(values, budget), again, notes, Ranking(none, values, 1))
 
-        n_layers = run.adapter.shape.layers
-        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, witnesses, self.theta)
+        upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)
+        return run.recompute_and_settle(again, upper, settle, witnesses, self.theta, wide)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle

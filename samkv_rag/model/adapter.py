@@ -22,6 +22,7 @@ from samkv_rag.model.attention import NAME, AttentionMaps, AttentionPlan, Observ
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.loop import Loop
+from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.rotary import Rotary, RotaryTable
 from samkv_rag.types import ChunkKV
 
@@ -213,16 +214,19 @@ class ModelAdapter:
     def recompute(
         self, ids: Sequence[int], slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
         blend: Blend | None = None, last_layer: int | None = None, observer: Observer | None = None,
+        narrow: Narrow | None = None,
     ) -> None:  # fmt: skip
         """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced.
 
         It ends once the keys and values of `last_layer`, the model's last by default, are stored; `observer` sees every
-        layer. What the last one would make of them is only asked for of a prompt's last token.
+        layer. What the last one would make of them is only asked for of a prompt's last token. With `narrow` some of
+        the tokens see only one another on the upper layers.
         """
         slots = slots.to(self.device)
         everything = len(slots) == cache.get_seq_length()
         last = self.shape.layers - 1 if last_layer is None else last_layer
         plan = AttentionPlan(cache.positions, None if everything else slots, observer, last, self.backend)
+        plan = plan if narrow is None or everything else NarrowedPlan(plan, narrow)
         with cache.writing(slots, rows, blend):
             self.forward(ids, cache.positions[slots], cache, plan)
 

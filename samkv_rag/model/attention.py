@@ -173,11 +173,19 @@ class AttentionPlan:
     ) -> Tensor:  # fmt: skip
         """One layer of this pass; see `Plan`. Raises `PassEnded` at `last_layer`."""
         self.seen.add(layer)
-        sight = self.sight(query.shape[2], key.shape[2], window)
         if self.observer is not None:
-            self.observer(Observation(layer, query, key, sight.spans, scale, softcap, self.backend))
+            spans = self.sight(query.shape[2], key.shape[2], window).spans
+            self.observer(Observation(layer, query, key, spans, scale, softcap, self.backend))
         if layer == self.last_layer:
             raise PassEnded
+        return self.attended(layer, query, key, value, scale, softcap, window)
+
+    def attended(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
+        window: int | None,
+    ) -> Tensor:  # fmt: skip
+        """The attention itself, carried out the fastest way."""
+        sight = self.sight(query.shape[2], key.shape[2], window)
         plain, on_cpu = sight.plain and softcap is None, query.device.type == "cpu"
         if self.backend == "triton" and not plain:
             return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AttentionInterface
 
 from samkv_rag import SamKV, SamKVEngine
 from samkv_rag.methods import CacheBlend, Method
@@ -37,25 +36,25 @@ def engine_of(wiring: str) -> SamKVEngine:
 
 @contextmanager
 def counting_pairs() -> Iterator[list[int]]:
-    """Hears every layer's attention that was carried out: visible (row, key) pairs, from the mask it had."""
+    """Hears all attention that was carried out: visible (row, key) pairs, from the mask it had."""
     heard: list[int] = []
+    attended, without = attention.AttentionPlan.attended, attention._without_plan
 
-    def counted(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-        out = attention.samkv_attention(module, query, key, value, mask, **options)  # raises where a pass ends
-        plan, rows, keys = attention._PLAN.get(), query.shape[2], key.shape[2]
-        if plan is not None:
-            spans = plan.sight(rows, keys, options.get("sliding_window")).spans
-            heard.append(int((spans.last - spans.first + 1).sum()))
-        else:
-            causal = mask is None and rows > 1
-            heard.append(rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum()))
-        return out
+    def planned(plan: Any, layer: int, query: Any, key: Any, value: Any, *rest: Any) -> Any:
+        spans = plan.sight(query.shape[2], key.shape[2], rest[-1]).spans
+        heard.append(int((spans.last - spans.first + 1).sum()))
+        return attended(plan, layer, query, key, value, *rest)
 
-    AttentionInterface.register(attention.NAME, counted)
-    try:
+    def plain(module: Any, query: Any, key: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        rows, keys = query.shape[2], key.shape[2]
+        causal = mask is None and rows > 1
+        heard.append(rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum()))
+        return without(module, query, key, value, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention.AttentionPlan, "attended", planned)
+        patch.setattr(attention, "_without_plan", plain)
         yield heard
-    finally:
-        AttentionInterface.register(attention.NAME, attention.samkv_attention)
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -60,10 +60,14 @@ def distance(got: Tensor, want: Tensor) -> float:
 
 def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Kept, Cache]:
     """The kept tokens, and their entries but the last's after ONE stock forward over the whole prompt in which what is
-    not recomputed has its stored entries."""
+    not recomputed has its stored entries, and from layer `narrow` on, by default the upper half, is hidden from what
+    stands before the question."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
+    narrow = how.pop("narrow", case.adapter.shape.layers // 2)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
-    stock_logits(stock(wiring), whole.ids, whole.positions, past)
+    hidden = ~whole.fresh & (torch.arange(case.plan.n_tokens)[:, None] < case.plan.question.start)
+    with oracles.hiding(stock(wiring), narrow, hidden):
+        stock_logits(stock(wiring), whole.ids, whole.positions, past)
     kept = Kept.of(case.plan, prepared.selection)
     return kept, oracles.thinned(past, kept.positions[:-1])
 

@@ -8,6 +8,7 @@ changes (c), and keys left at the wrong positions are visibly wrong. What is set
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -170,9 +171,9 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
         asked.update(rows=rows, theta=theta, logits=frozen_logits)
         return once(run, selection, rows, theta)
 
-    def spy_on_two(run: Run, again: Any, layers: Any, settle: Any, witnesses: Any = (), theta: Any = 1.0) -> Prepared:
-        asked.update(rows=None, theta=theta, logits=settled_logits)
-        return twice(run, again, layers, settle, witnesses, theta)
+    def spy_on_two(run: Run, again: Any, layers: Any, settle: Any, witnesses: Any, theta: Any, wide: int) -> Prepared:
+        asked.update(rows=None, theta=theta, logits=partial(settled_logits, narrow=wide))
+        return twice(run, again, layers, settle, witnesses, theta, wide)
 
     monkeypatch.setattr(Run, "recompute", spy)
     monkeypatch.setattr(Run, "recompute_and_settle", spy_on_two)

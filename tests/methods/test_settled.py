@@ -33,14 +33,23 @@ from tests.oracles import Kept, stock
 
 
 @every_wiring
-@pytest.mark.parametrize("recompute", [0.0, 1 / 3, 1.0])
-def test_what_stays_saw_everything_while_it_was_recomputed(wiring: str, recompute: float) -> None:
+@pytest.mark.parametrize(("recompute", "wide"), [(0.0, 0.5), (1 / 3, 0.5), (1.0, 0.0), (1.0, 0.5), (1.0, 1.0)])
+def test_what_stays_saw_everything_on_the_wide_layers_while_it_was_recomputed(
+    wiring: str, recompute: float, wide: float
+) -> None:
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute))
+    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute, wide=wide))
     assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
     assert len(prepared.ids) < case.plan.n_tokens
-    got = case.logits(prepared)
-    assert distance(got, settled_logits(wiring, case, prepared)) < TOLERANCE
+    got, first = case.logits(prepared), int(wide * case.adapter.shape.layers)
+    assert distance(got, settled_logits(wiring, case, prepared, narrow=first)) < TOLERANCE
+
+
+@some_wirings
+def test_what_is_hidden_on_the_upper_layers_would_have_been_seen(wiring: str) -> None:
+    case = prompted(wiring)
+    wide = case.prepare(SamKV(keep=0.3, wide=1.0))
+    assert distance(case.logits(wide), settled_logits(wiring, case, wide, narrow=0)) > TOLERANCE
 
 
 @some_wirings
