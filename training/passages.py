@@ -15,7 +15,7 @@ from samkv_rag.eval.tasks import comparison, listing
 from samkv_rag.eval.tasks.drafts import Shown
 from samkv_rag.eval.tasks.filling import ChunkSize, filled, named_sentences
 from samkv_rag.eval.worlds import Context, Draft, Question
-from training.pointing import ARTICLE, Aim, Finder, aim
+from training.pointing import ANSWER, ARTICLE, FIND, Aim, Finder, aim
 from training.real import Item, Library
 from training.spelling import respell
 
@@ -156,7 +156,18 @@ def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Librar
     ):
         chunks.pop()
     kept = [item for item in items if item.passages[0] in chunks]
-    return Passage(chunks, [_as_question(item) for item in kept], lambda _: Aim({}, []), [])
+    places = {item.text: chunks.index(item.passages[0]) for item in kept if item.asked}
+    look = partial(_aim_at_text, Finder(encode.tokenizer, chunks, len(encode.head), len(encode.between)), places)
+    return Passage(chunks, [_as_question(item) for item in kept], look, [])
+
+
+def _aim_at_text(finder: Finder, places: dict[str, int], question: Question) -> Aim:
+    """Where the answer stands in the passage that a question came with; of sentences to complete: nothing."""
+    if question.task != "read":
+        return Aim({}, [])
+    found = finder.mentions([places[question.text]], [question.answer])
+    ends = {ANSWER: [mention.head for mention in found], FIND: [mention.last for mention in found]}
+    return Aim(ends if found else {}, [])
 
 
 def _as_question(item: Item) -> Question:

@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -151,22 +152,30 @@ class Library:
             raise ValueError(f"no text for training in {folder}; leave out [real] and the stages with `real = true`")
         return cls(questions, paragraphs)
 
+    @cached_property
+    def about(self) -> dict[str, list[Item]]:
+        """The questions by the passage that holds their answer."""
+        found: dict[str, list[Item]] = {}
+        for item in self.questions:
+            found.setdefault(item.passages[0], []).append(item)
+        return found
+
     def draw(self, rng: random.Random, chunks: int) -> tuple[list[str], list[Item]]:
         """At most `chunks` passages in random order, and what is asked about them.
 
-        Half of the questions come with their own passages; the golds of others are the rest. Every passage also
-        gives sentences to complete.
+        Half of the passages come with what belongs to a question of theirs; the golds of others are the rest. There
+        are also a few sentences to complete.
         """
-        picked, passages = list[Item](), dict[str, None]()
+        passages = dict[str, None]()
         while len(passages) < chunks:
             item = rng.choice(self.questions)
-            picked.append(item)
             passages |= dict.fromkeys(item.passages[: 1 if rng.random() < 0.5 else None])
             if rng.random() < 0.5:
                 passages[rng.choice(self.paragraphs)] = None
         shown = list(passages)[:chunks]
         rng.shuffle(shown)
-        asked = [item for item in picked if item.passages[0] in shown]
+        asked = [item for text in shown for item in self.about.get(text, ())]
+        rng.shuffle(asked)
         clozes = [item for text in shown for item in sentences(rng, text)]
         rng.shuffle(clozes)
-        return shown, [*asked, *clozes]
+        return shown, [*asked, *clozes[: max(1, len(asked) // 2)]]
