@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from samkv_rag.methods.options import Options, Share
 from samkv_rag.methods.prophetkv import top_tokens
 from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.options import Options, Share
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from samkv_rag.methods.options import Count, Options, Positive, Share
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.scoring import chunk_scores, turned_to_chunks
 from samkv_rag.methods.selection import anchor_masks, choose
+from samkv_rag.options import Count, Options, Positive, Share
 from samkv_rag.types import Selection
 
 

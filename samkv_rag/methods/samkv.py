@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.methods.options import Count, Options, Positive, Share, Within
 from samkv_rag.methods.run import Look, Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
@@ -40,6 +39,7 @@ from samkv_rag.methods.selection import (
     split_recompute,
     standardised,
 )  # fmt: skip
+from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.types import BLOCK, Ranking, Selection
 
 

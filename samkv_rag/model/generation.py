@@ -6,8 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
@@ -15,50 +14,30 @@ from transformers.generation.streamers import TextStreamer
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.grammar import GrammarGuide
+from samkv_rag.options import Options, Positive, Within
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
+@dataclass(frozen=True)
+class GenerationOptions(Options):
     """How to decode: greedy unless `temperature` is above 0. `stop` strings end the answer and are cut off.
 
     `grammar` (llguidance's form of Lark; needs the extra `tools`) is what the answer must fit, token by token.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
+    max_new_tokens: Positive = 256
+    temperature: Annotated[float, Within(0)] = 0.0
+    top_p: Annotated[float, Within(0, 1)] | None = None
+    top_k: Positive | None = None
     seed: int | None = None
-    stop: Sequence[str] = ()
+    stop: str | tuple[str, ...] = ()
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        for name, kinds, what in _KINDS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                raise SamKVError(f"{name} must be {what}, not {value!r}.")
-        if self.max_new_tokens < 1:
-            raise SamKVError("max_new_tokens must be at least 1.")
-        if self.temperature < 0:
-            raise SamKVError("temperature must be 0 (greedy) or above.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SamKVError("top_p must be above 0 and at most 1.")
-        if self.top_k is not None and self.top_k < 1:
-            raise SamKVError("top_k must be at least 1.")
+        super().__post_init__()
+        if self.top_p == 0:
+            raise SamKVError("top_p must be above 0.")
         if isinstance(self.stop, str):  # a string is a sequence too: of single letters
             object.__setattr__(self, "stop", (self.stop,))
-
-
-_KINDS: tuple[tuple[str, Any, str], ...] = (
-    ("max_new_tokens", Integral, "a whole number"),
-    ("temperature", Real, "a number"),
-    ("top_p", Real | None, "a number"),
-    ("top_k", Integral | None, "a whole number"),
-    ("seed", Integral | None, "a whole number"),
-    ("stop", str | Sequence, "a list of texts"),
-    ("grammar", str | None, "text"),
-)
-"""What the options may be, by name."""
 
 
 class Listener(TextStreamer):

@@ -245,7 +245,7 @@ def test_threads_get_the_answers_of_serial_calls(engine: SamKVEngine) -> None:
         ({"keep": 1.5}, "0 to 1"),
         ({"keep": float("nan")}, "0 to 1"),
         ({"beams": 4}, "Unknown generation options: beams"),
-        ({"max_new_tokens": 0}, "at least 1"),
+        ({"max_new_tokens": 0}, "1 or more"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p"),
         ({"temperature": 1.0, "top_k": -3}, "top_k"),

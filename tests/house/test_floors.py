@@ -13,6 +13,7 @@ FLOORS = {
     "samkv_rag.types": 0,
     "samkv_rag.errors": 0,
     "samkv_kernels": 1,
+    "samkv_rag.options": 1,
     "samkv_rag.reader": 1,
     "samkv_rag.model": 2,
     "samkv_rag.store": 2,

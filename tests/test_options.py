@@ -1,4 +1,4 @@
-"""A method with an option that it cannot have is refused in a sentence, and never runs as another one."""
+"""A method or a way of decoding with an option that it cannot have is refused in a sentence, and never is another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import METHODS, CacheBlend, Epic, InfoFlow, MultiInfLLM, ProphetKV, Random
-from samkv_rag.methods.options import Options
+from samkv_rag.model.generation import GenerationOptions
+from samkv_rag.options import Options
 
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (SamKV, {"keep": 1.2}, "keep must be a number, 0 to 1, not 1.2"),
@@ -32,6 +33,12 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (ProphetKV, {"share": 2}, "prophetkv: share must be"),
     (InfoFlow, {"band": (0.5, 2)}, "infoflow: band must be"),
     (Epic, {"tokens": -1}, "epic: tokens must be"),
+    (GenerationOptions, {"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more, not 0"),
+    (GenerationOptions, {"temperature": -0.1}, "temperature must be a number, 0 or more"),
+    (GenerationOptions, {"top_p": 0}, "top_p must be above 0"),
+    (GenerationOptions, {"top_k": 2.5}, "top_k must be a whole number, 1 or more or None"),
+    (GenerationOptions, {"seed": "one"}, "seed must be a whole number or None"),
+    (GenerationOptions, {"stop": 3}, "stop must be text or a tuple of which each part is text"),
 ]
 
 

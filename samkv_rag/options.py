@@ -1,4 +1,4 @@
-"""What the fields of a method may be, said once in their types and checked when a method is made."""
+"""What the fields of an options class may be, said once in their types and checked when one is made."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 class Options:
-    """A method whose fields are checked against their types: `SamKVError` says which does not fit, and what would. A
-    list that stands for a tuple becomes one."""
+    """A dataclass whose fields are checked against their types: `SamKVError` says which does not fit, and what would,
+    behind the `name` of the class if it has one. A list that stands for a tuple becomes one."""
 
-    name: str
+    name: str = ""
 
     def __post_init__(self) -> None:
+        whose = f"{self.name}: " if self.name else ""
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):  # type: ignore[arg-type]
             value, hint = getattr(self, field.name), hints[field.name]
@@ -51,7 +52,7 @@ class Options:
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
             if not _fits(value, hint):
-                raise SamKVError(f"{self.name}: {field.name} must be {_said(hint)}, not {value!r}.")
+                raise SamKVError(f"{whose}{field.name} must be {_said(hint)}, not {value!r}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
