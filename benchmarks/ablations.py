@@ -38,7 +38,6 @@ OURS = {
     "nothing around what was looked at": "samkv:around=0+0",
     "less around": "samkv:around=4+8",
     "more around": "samkv:around=16+32",
-    "nothing that was looked at in turn": "samkv:witnesses=0",
     "nothing that the first look's best look at": "samkv:followed=0",
     "what is recomputed sees all on all layers": "samkv:wide=1",
     "on a quarter of the layers": "samkv:wide=0.25",

@@ -15,7 +15,7 @@ from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.attention import AttentionMaps, MeanAttention, Observer, together
+from samkv_rag.model.attention import AttentionMaps, MeanAttention, Observer
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.store import ChunkKVStore
@@ -36,14 +36,10 @@ class Prepared:
 class Look:
     """What a recompute saw over all T chunk tokens, averaged over heads.
 
-    `attention` `(N, Q, T)`: of the tokens that lead up to the answer, on N layers; `witnesses` `(W,)`: recomputed
-    tokens, as columns, and `witnessed` `(W, T)` what they attended to themselves, averaged over all layers. `columns`
-    are each chunk's.
+    `attention` `(N, Q, T)`: of the tokens that lead up to the answer, on N layers. `columns` are each chunk's.
     """
 
     attention: Tensor
-    witnesses: Tensor
-    witnessed: Tensor
     columns: list[Tensor]
 
 
@@ -197,31 +193,25 @@ class Run:
 
     def recompute_and_settle(
         self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
-        witnesses: Sequence[Tensor] = (), theta: float | Literal["cosine"] = 1.0, wide: int | None = None,
+        theta: float | Literal["cosine"] = 1.0, wide: int | None = None,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
-        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass, and
-        what the `witnesses`, some of `again`, would attend to among all. The rest is dropped before the first token is
-        generated. What stands before those tokens sees all on the first `wide` layers only, by default on all of them;
-        above, it sees what is computed in this pass.
+        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass. The
+        rest is dropped before the first token is generated. What stands before those tokens sees all on the first
+        `wide` layers only, by default on all of them; above, it sees what is computed in this pass.
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
         layout = self.caches.layout(whole.kept)
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
-        device, columns = self.adapter.device, layout.columns(len(whole.kept))
         answering = self._answering_rows(layout.positions[slots])
         narrow = None if wide is None else Narrow(wide, int(answering[0]))
-        maps = AttentionMaps(answering.to(device), layers)
-        owned = (layout.owner >= 0).nonzero()[:, 0]
-        seeing = torch.cat([torch.arange(0), *(c[w] for c, w in zip(columns, witnesses, strict=False))])
-        means = MeanAttention(torch.searchsorted(slots, owned[seeing]).to(device))
-        self._recompute_into(cache, layout, slots, theta=theta, observer=together(maps, means), narrow=narrow)
+        maps = AttentionMaps(answering.to(self.adapter.device), layers)
+        self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            chunk_tokens = layout.owner >= 0
-            witnessed = means.mean(len(layout.ids))[:, chunk_tokens].cpu()
-            selection = settle(Look(maps.stacked[:, :, chunk_tokens].cpu(), seeing, witnessed, columns))
+            seen = maps.stacked[:, :, layout.owner >= 0].cpu()
+            selection = settle(Look(seen, layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
             cache.crop_to(len(thinned.ids) - 1)

@@ -24,7 +24,6 @@ from samkv_rag.methods.scoring import (
     surrounded,
     turned_to_chunks,
     weighed,
-    witnessed_shares,
 )  # fmt: skip
 from samkv_rag.methods.selection import (
     Choice,
@@ -59,8 +58,6 @@ class SamKV(Options):
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
-    `witnesses`: how many of the recomputed tokens, best first, are asked what they looked at in turn; it stays as if
-    the question had looked at it. Where the answer stands in another chunk than the fact, that is what leads to it.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
@@ -84,7 +81,6 @@ class SamKV(Options):
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
     around: tuple[Count, ...] = (8, 16)
-    witnesses: Count = 16
     followed: Count = 16
     wide: Share = 0.5
     block: Positive | None = None
@@ -150,7 +146,7 @@ class SamKV(Options):
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
             again = self._with_followed(run, choice, again, layers[-1])
-            return self._settle(run, again, _foremost(choice, again, self.witnesses), budget, remarks)
+            return self._settle(run, again, budget, remarks)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
 
     def _with_followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
@@ -165,9 +161,7 @@ class SamKV(Options):
             values = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
             return best_tokens([values[column] for column in seen.columns], total)
 
-    def _settle(
-        self, run: Run, again: tuple[Tensor, ...], witnesses: tuple[Tensor, ...], budget: int, notes: tuple[str, ...]
-    ) -> Prepared:
+    def _settle(self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...]) -> Prepared:
         """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
@@ -175,13 +169,13 @@ class SamKV(Options):
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
 
         def settle(look: Look) -> Selection:
-            shares = witnessed_shares(weighed(look.attention).mean(0), look.witnesses, look.witnessed)
+            shares = weighed(look.attention).mean(0)
             parts = [surrounded(shares[column], *self.around)[None] for column in look.columns]
             values = tuple(part[0] for part in standardised(parts))
             return Selection(best_tokens(values, budget), again, notes, Ranking(none, values, 1))
 
         upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)
-        return run.recompute_and_settle(again, upper, settle, witnesses, self.theta, wide)
+        return run.recompute_and_settle(again, upper, settle, self.theta, wide)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle

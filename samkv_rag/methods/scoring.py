@@ -102,21 +102,6 @@ def surrounded(values: Tensor, before: int, behind: int) -> Tensor:
     return padded.unfold(0, before + 1 + behind, 1).amax(1)
 
 
-def witnessed_shares(direct: Tensor, witnesses: Tensor, witnessed: Tensor) -> Tensor:
-    """Shares `(T,)` of the larger of what is looked at and what is looked at through a witness, each against its best.
-
-    `direct` `(T,)` is the question's attention, `witnessed` `(W, T)` that of the tokens `witnesses` `(W,)`, which
-    counts as much as the question looks at them (attention rollout over one hop, by the best way, not their sum).
-    """
-    shares = direct / direct.max().clamp(min=1e-9)
-    if not len(witnesses):
-        return shares
-    through = direct[witnesses][:, None] * witnessed
-    through[torch.arange(len(witnesses)), witnesses] = 0
-    through = through.amax(0)
-    return torch.maximum(shares, through / through.max().clamp(min=1e-9))
-
-
 def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:
     """Values `(T,)` of what is looked at, and of what the tokens looked at look at in turn.
 

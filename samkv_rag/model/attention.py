@@ -87,16 +87,6 @@ class MeanAttention:
         return self._sum / self._layers
 
 
-def together(*observers: Observer) -> Observer:
-    """One observer that is all of these."""
-
-    def observe(seen: Observation) -> None:
-        for each in observers:
-            each(seen)
-
-    return observe
-
-
 class Plan(Protocol):
     """How one pass attends."""
 

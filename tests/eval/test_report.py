@@ -148,7 +148,7 @@ def test_the_report_has_every_row_and_every_picture(tmp_path: Path) -> None:
 
 def test_more_methods_than_one_picture_can_tell_apart_are_left_to_the_table(tmp_path: Path) -> None:
     def of(count: int) -> Any:
-        settings = ["full", *(f"samkv:witnesses={m}@0.15" for m in range(count - 1))]
+        settings = ["full", *(f"samkv:followed={m}@0.15" for m in range(count - 1))]
         records = [record(n, setting, 1.0) for n in range(3) for setting in settings]
         return read_results(folder_of(tmp_path / str(count), records, settings))
 

@@ -14,7 +14,6 @@ from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, Run
 from samkv_rag.methods.layout import Layout
 from samkv_rag.methods.run import Look
-from samkv_rag.methods.scoring import witnessed_shares
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import Selection
 from tests import oracles
@@ -76,49 +75,21 @@ def test_what_was_dropped_had_been_seen(wiring: str) -> None:
 def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> None:
     case, layers = prompted(wiring), (1, 3)
     again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
-    witnesses, seen = tuple(tokens[1:4] for tokens in again), list[Look]()
+    seen = list[Look]()
 
     def settle(look: Look) -> Selection:
         seen.append(look)
         assert torch.cat(look.columns).tolist() == list(range(case.plan.chunk_tokens))
         return Selection(again, again)
 
-    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(again, layers, settle, witnesses)
+    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(again, layers, settle)
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
     maps = oracles.stock_attention(wiring, case.plan, whole, range(case.adapter.shape.layers))[:, :, whole.owner >= 0]
     rows = slice(case.plan.question.start, None)
     assert torch.allclose(seen[0].attention.double(), maps[list(layers), rows], atol=2e-5)
-    standing = torch.cat([column[tokens] for column, tokens in zip(seen[0].columns, witnesses, strict=True)])
-    assert torch.equal(seen[0].witnesses, standing)
-    at = (whole.owner >= 0).nonzero()[:, 0][standing]
-    assert torch.allclose(seen[0].witnessed.double(), maps[:, at].mean(0), atol=2e-5)
 
 
-@some_wirings
-def test_without_witnesses_none_are_asked(wiring: str) -> None:
-    case, seen = prompted(wiring), list[Look]()
-    none = tuple(torch.arange(0) for _ in case.plan.chunks)
-
-    def settle(look: Look) -> Selection:
-        seen.append(look)
-        return Selection(none, none)
-
-    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(none, (1,), settle)
-    assert seen[0].witnessed.shape == (0, case.plan.chunk_tokens)
-
-
-def test_what_a_witness_looked_at_counts_as_much_as_the_question_looks_at_it() -> None:
-    direct = torch.tensor([0.1, 0.4, 0.0, 0.0, 0.2, 0.0])
-    witnesses = torch.tensor([1, 4])
-    witnessed = torch.tensor([[0.0, 0.9, 0.5, 0.0, 0.0, 0.2], [0.0, 0.0, 0.5, 0.8, 0.1, 0.0]])
-    through = torch.tensor([0.0, 0.0, 0.2, 0.16, 0.0, 0.08]) / 0.2  # the better way, none from a witness to itself
-    want = torch.maximum(direct / 0.4, through)
-    assert torch.allclose(witnessed_shares(direct, witnesses, witnessed), want)
-    assert torch.equal(witnessed_shares(direct, witnesses[:0], witnessed[:0]), direct / 0.4)
-
-
-@pytest.mark.parametrize("witnesses", [0, 5])
-def test_what_stays_surrounds_what_was_looked_at(witnesses: int) -> None:
+def test_what_stays_surrounds_what_was_looked_at() -> None:
     """Of 88 tokens a fifth stays; every kept run reaches back and ahead of a token that was looked at."""
     case, around = prompted("llama"), (2, 3)
     seen: list[Look] = []
@@ -133,11 +104,9 @@ def test_what_stays_surrounds_what_was_looked_at(witnesses: int) -> None:
         return original(run, again, layers, heard, *rest)  # type: ignore[arg-type]
 
     run.recompute_and_settle = spy  # type: ignore[assignment,method-assign]
-    kept = SamKV(keep=0.2, around=around, witnesses=witnesses).prepare(run).selection.kept
+    kept = SamKV(keep=0.2, around=around).prepare(run).selection.kept
     look = seen[0]
-    assert len(look.witnesses) == witnesses
-    direct = (look.attention.mean(1) + look.attention[:, -1]).mean(0)
-    shares = witnessed_shares(direct, look.witnesses, look.witnessed)
+    shares = (look.attention.mean(1) + look.attention[:, -1]).mean(0)
     want, start = list[tuple[float, int, int]](), 0
     for chunk, length in enumerate(run.lengths):
         part = shares[start : start + length].tolist()
@@ -152,8 +121,6 @@ def test_alignment_and_odd_reaches_are_refused() -> None:
         SamKV(aligned=True)
     with pytest.raises(SamKVError, match="before and behind"):
         SamKV(around=(1, 2, 3))
-    with pytest.raises(SamKVError, match="witnesses"):
-        SamKV(witnesses=-1)
 
 
 @pytest.mark.parametrize(
