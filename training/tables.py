@@ -7,34 +7,47 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results.jsonl")
+METHODS = ("full", "reuse")
 _NAMES = {
     "one_hop": "one-hop",
     "two_hop": "two-hop",
     "earlier_chunk": "subject in an earlier chunk",
     "unanswerable": "unanswerable",
+    "listing": "lists over chunks",
+    "comparison": "comparisons of two things",
+    "squad11_dev_8doc": "SQuAD 1.1 dev, 8 passages",
+    "nq_open_10doc_random_distractors": "NQ-open, 10 passages",
+    "hotpotqa_ircot_dev": "HotpotQA dev sample",
+    "2wikimultihopqa_train_migres": "2WikiMultiHopQA sample",
 }
 
+Line = dict[str, Any]
 
-def read(file: Path = RESULTS) -> list[dict[str, Any]]:
+
+def read(file: Path = RESULTS) -> list[Line]:
     """Every line of the results."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def generated(lines: list[dict[str, Any]]) -> str:
-    """Exact match in percent by task; for every number of chunks a column of full prefill and one of plain reuse."""
-    sizes = sorted({line["chunks"] for line in lines if "chunks" in line})
-    cells = {(line["task"], line["chunks"], line["method"]): line for line in lines if "chunks" in line}
-    head = [f"{size}{', ' + method}" for size in sizes for method in ("full", "reuse")]
-    rows = ["| task | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    for task, name in _NAMES.items():
-        found = [cells[task, size, method] for size in sizes for method in ("full", "reuse")]
-        rows.append(f"| {name} | " + " | ".join(map(_percent, found)) + " |")
+def table(lines: list[Line], sizes: list[int | str]) -> str:
+    """A row a task, for every number of chunks a column of full prefill and one of plain reuse: exact match, its 95 %
+    interval, and F1, in percent."""
+    cells = {(line["task"], line["chunks"], line["method"]): line for line in lines if line["chunks"] in sizes}
+    columns = [(size, method) for size in sizes for method in METHODS]
+    rows = ["| task | " + " | ".join(f"{size}, {method}" for size, method in columns) + " |"]
+    rows.append("|---" * (len(columns) + 1) + "|")
+    for task in dict.fromkeys(line["task"] for line in cells.values()):
+        if all((task, *column) in cells for column in columns):
+            found = [_cell(cells[task, *column]) for column in columns]
+            rows.append(f"| {_NAMES.get(task, task)} | " + " | ".join(found) + " |")
     return "\n".join(rows)
 
 
-def _percent(line: dict[str, Any]) -> str:
-    return f"{100 * line['exact']:.0f} ± {100 * line['interval']:.0f}"
+def _cell(line: Line) -> str:
+    em, low, high = (f"{100 * value:.0f}" for value in line["em"])
+    return f"{em} [{low}, {high}] / {100 * line['f1'][0]:.0f}"
 
 
 if __name__ == "__main__":
-    print(generated(read()))
+    found = read()
+    print(table(found, [4, 8, 16, 32]), table(found, [4, 8, "all"]), sep="\n\n")
