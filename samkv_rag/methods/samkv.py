@@ -41,6 +41,9 @@ from samkv_rag.methods.selection import (
 from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.types import BLOCK, Ranking, Selection
 
+NAME = (2, 4)
+"""Tokens before and behind one that the first look likes best that stay with it: a name has several."""
+
 
 @dataclass(frozen=True)
 class SamKV(Options):
@@ -60,6 +63,10 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
+    `first`: the share of what stays that the first look settles, for questions that ask for several things: what it
+    likes best, and what that looks at in turn.
+    `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
+    there. Above, it sees what is recomputed with it. The question sees all on every layer.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -82,6 +89,7 @@ class SamKV(Options):
     settle: Literal["before", "after"] = "after"
     around: tuple[Count, ...] = (8, 16)
     followed: Count = 16
+    first: Share = 0.25
     wide: Share = 0.5
     block: Positive | None = None
     initial: Count = 0
@@ -145,34 +153,39 @@ class SamKV(Options):
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
-            again = self._with_followed(run, choice, again, layers[-1])
-            return self._settle(run, again, budget, remarks)
+            return self._settle(run, *self._followed(run, choice, again, layers[-1]), budget, remarks)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
 
-    def _with_followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
+    def _followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> tuple[Chosen, list[Tensor]]:
         """As many tokens as `again`, among them what the best of these look at in turn on the layers up to
-        `last_layer`."""
+        `last_layer`; and what all tokens of every chunk are worth by that, `(n_i,)` each."""
         total = sum(map(len, again))
         count = min(self.followed, total // 8)
         if not count:
-            return again
+            return again, choice.value
         seen = run.witnessed(_foremost(choice, again, count), last_layer)
         with run.stage("select"):
-            values = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
-            return best_tokens([values[column] for column in seen.columns], total)
+            joint = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
+            values = [joint[column] for column in seen.columns]
+            return best_tokens(values, total), values
 
-    def _settle(self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...]) -> Prepared:
-        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
+    def _settle(
+        self, run: Run, again: Chosen, values: Sequence[Tensor], budget: int, notes: tuple[str, ...]
+    ) -> Prepared:
+        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens
+        with those that the first look, by its `values`, is sure of.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
+        sure = best_tokens([surrounded(value, *NAME) for value in values], int(self.first * budget))
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0)
-            parts = [surrounded(shares[column], *self.around)[None] for column in look.columns]
-            values = tuple(part[0] for part in standardised(parts))
-            return Selection(best_tokens(values, budget), again, notes, Ranking(none, values, 1))
+            parts = standardised([surrounded(shares[column], *self.around)[None] for column in look.columns])
+            top = float(torch.cat(parts, 1).max()) + 1
+            ranks = tuple(part[0].index_fill(0, tokens, top) for part, tokens in zip(parts, sure, strict=True))
+            return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
         upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)
         return run.recompute_and_settle(again, upper, settle, self.theta, wide)

@@ -14,6 +14,8 @@ from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, Run
 from samkv_rag.methods.layout import Layout
 from samkv_rag.methods.run import Look
+from samkv_rag.methods.scoring import pass_scores
+from samkv_rag.methods.selection import normalised
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import Selection
 from tests import oracles
@@ -104,7 +106,7 @@ def test_what_stays_surrounds_what_was_looked_at() -> None:
         return original(run, again, layers, heard, *rest)  # type: ignore[arg-type]
 
     run.recompute_and_settle = spy  # type: ignore[assignment,method-assign]
-    kept = SamKV(keep=0.2, around=around).prepare(run).selection.kept
+    kept = SamKV(keep=0.2, around=around, first=0.0).prepare(run).selection.kept
     look = seen[0]
     shares = (look.attention.mean(1) + look.attention[:, -1]).mean(0)
     want, start = list[tuple[float, int, int]](), 0
@@ -114,6 +116,27 @@ def test_what_stays_surrounds_what_was_looked_at() -> None:
         want += [(-max(part[max(0, t - 3) : t + 3]), chunk, t) for t in range(length)]
     best = sorted(want)[: int(0.2 * sum(run.lengths))]
     assert {(chunk, t) for chunk, tokens in enumerate(kept) for t in tokens.tolist()} == {(c, t) for _, c, t in best}
+
+
+@pytest.mark.parametrize("first", [0.25, 0.5, 1.0])
+def test_what_the_first_look_likes_best_stays(first: float) -> None:
+    """Whatever the second look says: the best of the first one, with two tokens before and four behind."""
+    case = prompted("llama")
+    prepared = case.prepare(SamKV(keep=0.3, first=first, followed=0))
+    choice = seen_first(case)
+    near = [[float(value[max(0, t - 4) : t + 3].max()) for t in range(len(value))] for value in choice]
+    order = sorted((-score, chunk, t) for chunk, scores in enumerate(near) for t, score in enumerate(scores))
+    budget = int(0.3 * case.plan.chunk_tokens)
+    kept = {(chunk, t) for chunk, tokens in enumerate(prepared.selection.kept) for t in tokens.tolist()}
+    assert {(chunk, t) for _, chunk, t in order[: int(first * budget)]} <= kept
+    assert len(kept) == budget
+
+
+def seen_first(case: oracles.Prompted) -> list[torch.Tensor]:
+    """What every token gets of the first look on the middle third of four layers, as `choose` ranks it."""
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    parts = pass_scores(run, SamKV().selection_layers(4), 1, 0, 0)
+    return [part.amax(0) for part in normalised(parts, per_chunk=False)]
 
 
 def test_alignment_and_odd_reaches_are_refused() -> None:
