@@ -111,12 +111,35 @@ def _attend(out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece
 
 def _products(q: Tensor, key: Tensor, value: Tensor, piece: Piece, softcap: float | None) -> Tensor:
     """`(G, rep, Q, D)` over `(G, T, D)` twice -> `(G, rep, Q, D)`."""
+    weights = _scores(q, key, piece, softcap).softmax(-1)
+    return (weights @ value.to(weights.dtype)).view(q.shape)
+
+
+def _scores(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tensor:
+    """Scores `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`, -inf where a query sees nothing."""
     rows = q.flatten(1, 2)
     if rows.dtype == torch.float16:  # processors hardly multiply it
-        rows, key, value = rows.float(), key.float(), value.float()
+        rows, key = rows.float(), key.float()
     scores = rows @ key.mT
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
     for edge in piece.edges:
         scores.unflatten(1, q.shape[1:3])[..., edge.columns] += edge.bias.to(scores.dtype)
-    return (scores.softmax(-1) @ value).view(q.shape)
+    return scores
+
+
+def piecewise_shares(
+    query: Tensor, key: Tensor, spans: Spans, scale: float | None = None, softcap: float | None = None
+) -> Tensor:
+    """As `attention_shares`: the weights of `piecewise_attention`, averaged over heads, fp32 `(B, Q, T)`."""
+    groups, found = key.shape[1], torch.zeros(*spans.first.shape, key.shape[2])
+    scaled = (query * (query.shape[-1] ** -0.5 if scale is None else scale)).unflatten(1, (groups, -1))
+    for request, pieces in enumerate(pieces_of(spans, query.shape[1] // groups)):
+        for piece in pieces:
+            into = found[request, piece.rows, piece.keys]
+            for q, keys in zip(scaled[request, :, None, :, piece.rows], key[request, :, None, piece.keys], strict=True):
+                weights = _scores(q, keys, piece, softcap).float().softmax(-1)
+                into += weights.unflatten(1, q.shape[1:3])[0].sum(0)
+            if piece.blind is not None:
+                into.masked_fill_(piece.blind[:, None], 0)
+    return found / query.shape[1]

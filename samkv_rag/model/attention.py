@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
+from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention, piecewise_shares
 from samkv_kernels.sparse_attention import Spans, attention_shares, masked_attention, sparse_attention
 
 NAME = "samkv"
@@ -43,6 +43,8 @@ class Observation:
     def weights(self, rows: Tensor) -> Tensor:
         """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch."""
         query, spans = self.query[:1, :, rows], self.spans.rows(rows)
+        if query.device.type == "cpu" and self.backend == "torch":
+            return piecewise_shares(query, self.key[:1], spans, self.scale, self.softcap)[0]
         return attention_shares(query, self.key[:1], spans, self.scale, self.softcap, self.backend)[0]
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samkv_kernels import piecewise
-from samkv_kernels.piecewise import pieces_of, piecewise_attention
-from samkv_kernels.sparse_attention import Spans, sparse_attention
+from samkv_kernels.piecewise import pieces_of, piecewise_attention, piecewise_shares
+from samkv_kernels.sparse_attention import Spans, attention_shares, sparse_attention
 from tests.kernels.inputs import TOLERANCE, far
 
 
@@ -42,8 +42,10 @@ def test_pieces_are_sparse_attention(
         patch.setattr(piecewise, "ROWS", rows)
         patch.setattr(piecewise, "SMALL", small)
         found = piecewise_attention(query, key, value, pieces_of(spans, shared), None, softcap)
+        shares = piecewise_shares(query, key, spans, None, softcap)
     expected = sparse_attention(query, key, value, spans, None, softcap)
     assert (found - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
+    assert (shares - attention_shares(query, key, spans, None, softcap)).abs().max() < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -55,6 +57,8 @@ def test_every_dtype_stays_within_its_precision(dtype: torch.dtype, window: int 
     expected = sparse_attention(query.float(), key.float(), value.float(), spans)
     found = piecewise_attention(query, key, value, pieces_of(spans, 4))
     assert found.dtype == dtype and far(found.float(), expected) < TOLERANCE[dtype]
+    shares = piecewise_shares(query, key, spans)
+    assert far(shares, attention_shares(query.float(), key.float(), spans)) < TOLERANCE[dtype]
     other = pieces_of(Spans(spans.first, spans.last - 1), 4)
     assert far(piecewise_attention(query, key, value, other).float(), expected) > TOLERANCE[dtype]
 
