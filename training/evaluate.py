@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", help="a folder; by default the bundled reader")
     parser.add_argument("--n", type=int, default=300, help="questions of a task and number of chunks")
-    parser.add_argument("--chunks", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--chunks", type=int, nargs="*", default=SIZES)
     parser.add_argument("--real", type=Path, help="a folder with question sets (*.jsonl)")
     options = parser.parse_args()
     torch.set_num_threads(1)
