@@ -88,7 +88,7 @@ def ingest(
 @app.command()
 def ask(
     question: Question,
-    method: Annotated[str, typer.Option("--method", help="samkv, full, reuse, ...")] = "samkv",
+    method: Annotated[str, typer.Option("--method", help="samkv, full, samkv:recompute=0.33, ...")] = "samkv",
     keep: Keep = None,
     top_k: TopK = 5,
     model: Model = None,

@@ -12,6 +12,8 @@ from rich.markup import escape
 from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, out, percent, print_json
 from samkv_rag.cli.engine import FLOOR, index_root, model_name, open_engine
 from samkv_rag.errors import SamKVError
+from samkv_rag.eval.settings import parse
+from samkv_rag.methods import Method
 from samkv_rag.retrieval import ChunkIndex, Passage
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ def run(request: Request) -> None:
     model = model_of(index, request.store, request.model)
     if request.show_context and not request.as_json:
         show(passages)
-    engine = engine_for(index, request.store, model, request.kv_dtype, request.keep)
+    method, given = _method(request.method)
+    engine = engine_for(index, request.store, model, request.kv_dtype, given.get("keep", request.keep))
     try:
-        answer = _answer(engine, request, [passage.text for passage in passages])
+        answer = _answer(engine, request, method, [passage.text for passage in passages])
     finally:
         engine.close()
     if request.as_json:
@@ -80,8 +83,13 @@ def engine_for(index: ChunkIndex, store: Path, model: str, kv_dtype: str | None,
     return open_engine(model, store, made_as, FLOOR if keep is None else 0)
 
 
-def _answer(engine: Any, request: Request, chunks: list[str]) -> Answer:
-    options = {"max_new_tokens": request.max_new_tokens, "method": request.method}
+def _method(text: str) -> tuple[str | Method, dict[str, Any]]:
+    """A method by its name alone, which the engine knows, or with options (`samkv:recompute=0.33`), and these."""
+    return (text, {}) if text.isidentifier() else parse(text)
+
+
+def _answer(engine: Any, request: Request, method: str | Method, chunks: list[str]) -> Answer:
+    options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "method": method}
     if request.keep is not None:
         options["keep"] = request.keep
     stream = engine.stream_answer(request.question, chunks=chunks, **options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from samkv_rag import __version__
+from samkv_rag import SamKV, __version__
 from samkv_rag.errors import ParityError
 from samkv_rag.types import Report
 from tests.cli.conftest import Terminal
@@ -47,6 +47,15 @@ def test_ask_passes_its_options_on(terminal: Terminal, docs: Path) -> None:
     terminal("ask", "Where?", "--method", "full", "--keep", "0.3", "--max-new-tokens", "7", "--top-k", "1")
     asked = terminal.engine.asked[-1]
     assert (asked["method"], asked["keep"], asked["max_new_tokens"], len(asked["chunks"])) == ("full", 0.3, 7, 1)
+
+
+def test_ask_takes_a_method_with_its_options(terminal: Terminal, docs: Path) -> None:
+    terminal("ingest", str(docs))
+    terminal("ask", "Where?", "--method", "samkv:keep=0.3,recompute=0.5")
+    assert terminal.engine.asked[-1]["method"] == SamKV(keep=0.3, recompute=0.5)
+    terminal("ask", "Where?", "--method", "samkv.paper")
+    assert terminal.engine.asked[-1]["method"] == SamKV.paper()
+    assert "it has: keep" in plain(terminal("ask", "Where?", "--method", "samkv:keeps=1", code=1)[1])
 
 
 def test_ask_as_json(terminal: Terminal, docs: Path) -> None:
