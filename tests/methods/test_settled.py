@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from samkv_rag import SamKV, SamKVError
+from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, Run
 from samkv_rag.methods.layout import Layout
 from samkv_rag.methods.run import Look
@@ -30,6 +30,7 @@ from tests.methods.gates import (
     settled_past,
     some_wirings,
 )  # fmt: skip
+from tests.models import adapter
 from tests.oracles import Kept, stock
 
 
@@ -44,6 +45,14 @@ def test_what_stays_saw_everything_on_the_wide_layers_while_it_was_recomputed(
     assert len(prepared.ids) < case.plan.n_tokens
     got, first = case.logits(prepared), int(wide * case.adapter.shape.layers)
     assert distance(got, settled_logits(wiring, case, prepared, narrow=first)) < TOLERANCE
+
+
+@some_wirings
+def test_a_prompt_may_begin_with_a_chunk_of_which_nothing_is_recomputed(wiring: str) -> None:
+    store = ChunkKVStore(":memory:")
+    case = oracles.Prompted(oracles.stored_plan(adapter(wiring), store, glue=0, seed=1), adapter(wiring), store)
+    prepared = case.prepare(SamKV(keep=0.3, recompute=0.0))
+    assert distance(case.logits(prepared), settled_logits(wiring, case, prepared)) < TOLERANCE
 
 
 @some_wirings
