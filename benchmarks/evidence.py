@@ -64,9 +64,7 @@ RUNS = {
     "sweep-twohop12": Asked("two_hop", 150, "samkv,samkv:recompute=0.333", 23, SHARES),
     "sweep-listing12": Asked("listing", 100, f"samkv,{WITHIN}", 61, "0.15,0.5,1"),
     "ablation-earlier12": Asked("earlier_chunk", 100, ",".join([*OURS.values(), *PAPER.values()]), 9),
-    **{
-        f"sink-{sink}12": Asked("earlier_chunk", 250, "samkv", 29, sink_prefix=sink) for sink in ("head", "bos", "none")
-    },
+    **{f"sink-{sink}12": Asked("earlier_chunk", 250, "samkv", 29, sink_prefix=sink) for sink in SINKS},
 }
 
 

@@ -45,7 +45,8 @@ def run(request: Request) -> None:
     method, given = _method(request.method)
     engine = engine_for(index, request.store, model, request.kv_dtype, given.get("keep", request.keep))
     try:
-        answer = _answer(engine, request, method, [passage.text for passage in passages])
+        keep = None if "keep" in given else request.keep
+        answer = _answer(engine, request, method, keep, [passage.text for passage in passages])
     finally:
         engine.close()
     if request.as_json:
@@ -88,10 +89,12 @@ def _method(text: str) -> tuple[str | Method, dict[str, Any]]:
     return (text, {}) if text.isidentifier() else parse(text)
 
 
-def _answer(engine: Any, request: Request, method: str | Method, chunks: list[str]) -> Answer:
+def _answer(
+    engine: Any, request: Request, method: str | Method, keep: float | None, chunks: list[str]
+) -> Answer:  # fmt: skip
     options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "method": method}
-    if request.keep is not None:
-        options["keep"] = request.keep
+    if keep is not None:
+        options["keep"] = keep
     stream = engine.stream_answer(request.question, chunks=chunks, **options)
     try:
         for piece in stream:

@@ -22,6 +22,9 @@ SamKV lowers what is kept, CacheBlend and its relatives only what is recomputed.
 *- full*: the paired difference of F1 to full prefill; *right*: the same among the questions that full answers exactly.
 *first token*: median time from the call. *KV*: resident bytes of keys and values. *scored*: bytes that choosing read.
 *work*: operations up to the first token, as a share of full's. `anchors_only`, `random` and `no_context` are controls.
+
+An evaluation that lists several environments was gone on with later or with other code: its settings may have been
+timed apart, and their first tokens, in tables and pictures, do not compare. Their work does.
 """
 _TITLES = (
     "method", "asked", "kept %", "recomputed %", "EM", "F1", "F1 - full", "F1 - full, right", "first token", "KV",

@@ -66,7 +66,7 @@ class SamKV(Options):
     `first`: the share of what stays that the first look settles, for questions that ask for several things: what it
     likes best, and what that looks at in turn.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
-    there. Above, it sees what is recomputed with it. The question sees all on every layer.
+    there. Above, it sees what is recomputed with it. What stands behind the chunks, from the question on, sees all.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -178,7 +178,7 @@ class SamKV(Options):
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        sure = best_tokens([surrounded(value, *NAME) for value in values], int(self.first * budget))
+        sure = best_tokens([surrounded(value, *NAME) for value in values], int(self.first * budget + 1e-9))
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0)

@@ -53,6 +53,8 @@ def test_ask_takes_a_method_with_its_options(terminal: Terminal, docs: Path) -> 
     terminal("ingest", str(docs))
     terminal("ask", "Where?", "--method", "samkv:keep=0.3,recompute=0.5")
     assert terminal.engine.asked[-1]["method"] == SamKV(keep=0.3, recompute=0.5)
+    terminal("ask", "Where?", "--method", "samkv:keep=0.3", "--keep", "0.5")
+    assert terminal.engine.asked[-1]["method"] == SamKV(keep=0.3) and "keep" not in terminal.engine.asked[-1]
     terminal("ask", "Where?", "--method", "samkv.paper")
     assert terminal.engine.asked[-1]["method"] == SamKV.paper()
     assert "it has: keep" in plain(terminal("ask", "Where?", "--method", "samkv:keeps=1", code=1)[1])
