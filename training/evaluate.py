@@ -2,7 +2,8 @@
 
 Questions of the generated tasks on held-out worlds, of 4 to 32 chunks, and with `--real FOLDER` those of its question
 sets, of 4 and 8 passages and of all; asked and marked by `samkv-rag eval`, which goes on where it was stopped. The
-records lie in `build/reader/evaluation`, to be removed before another reader or changed code is measured. One JSON line a task, number of chunks and method.
+records lie in `build/reader/evaluation`, to be removed before another reader or changed code is measured. One JSON line
+a task, number of chunks and method.
 """
 
 from __future__ import annotations
