@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -45,7 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         whose = f"{self.name}: " if self.name else ""
-        hints = get_type_hints(type(self), include_extras=True)
+        hints = _hints(type(self))  # type: ignore[arg-type]
         for field in fields(self):  # type: ignore[arg-type]
             value, hint = getattr(self, field.name), hints[field.name]
             if isinstance(value, list):
@@ -53,6 +54,12 @@ class Options:
                 object.__setattr__(self, field.name, value)
             if not _fits(value, hint):
                 raise SamKVError(f"{whose}{field.name} must be {_said(hint)}, not {value!r}.")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a class's fields, read once: options are made for every request."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _fits(value: Any, hint: Any) -> bool:
