@@ -13,6 +13,7 @@ the two-dimensional weights alone: the stacked experts of a mixture do not count
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
 def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
     shape, rows = adapter.shape, len(one.slots)
     whole = one.layers - one.ended
-    pairs = sum(one.pairs(window, layer) for layer, window in enumerate(windows[:whole]))
+    alike = Counter((window, one.narrowed(layer)) for layer, window in enumerate(windows[:whole]))
+    pairs = sum(count * one.pairs(*kind) for kind, count in alike.items())
     linear = 2 * rows * sum(weights[:whole])
     attention = 4 * shape.heads * shape.head_dim * pairs
     if one.ended:

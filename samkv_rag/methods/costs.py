@@ -36,9 +36,13 @@ class Pass:
         """An ordinary prefill of `tokens` tokens."""
         return cls(torch.arange(tokens), torch.arange(tokens), layers)
 
-    def pairs(self, window: int | None, layer: int = 0) -> int:
+    def narrowed(self, layer: int) -> bool:
+        """Whether some rows see only one another on this layer."""
+        return self.narrow is not None and layer >= self.narrow.layer
+
+    def pairs(self, window: int | None, narrowed: bool = False) -> int:
         """How many (row, token it sees) pairs a layer has; a sliding `window` ends a row's view."""
-        if self.narrow is not None and layer >= self.narrow.layer:
+        if narrowed and self.narrow is not None:
             own, others = self.slots[: self.narrow.rows], self.slots[self.narrow.rows :]
             inner = Pass(self.positions[own], torch.arange(len(own)), self.layers)
             return inner.pairs(window) + Pass(self.positions, others, self.layers).pairs(window)
