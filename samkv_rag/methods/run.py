@@ -206,8 +206,7 @@ class Run:
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
         answering = self._answering_rows(layout.positions[slots])
-        before = int(answering[0])  # none where the prompt begins with a chunk and nothing is recomputed
-        narrow = Narrow(wide, before) if wide is not None and before else None
+        narrow = None if wide is None else Narrow(wide, int(answering[0]))
         maps = AttentionMaps(answering.to(self.adapter.device), layers)
         self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):

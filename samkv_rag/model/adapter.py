@@ -226,7 +226,8 @@ class ModelAdapter:
         everything = len(slots) == cache.get_seq_length()
         last = self.shape.layers - 1 if last_layer is None else last_layer
         plan = AttentionPlan(cache.positions, None if everything else slots, observer, last, self.backend)
-        plan = plan if narrow is None or everything else NarrowedPlan(plan, narrow)
+        if narrow is not None and narrow.rows and not everything:  # else nothing is hidden from anybody
+            plan = NarrowedPlan(plan, narrow)
         with cache.writing(slots, rows, blend):
             self.forward(ids, cache.positions[slots], cache, plan)
 
