@@ -41,7 +41,7 @@ class Asked:
         """Answer what is missing in `out`."""
         run(
             Request(
-                None, self.data.split(","), self.methods, self.keep, self.limit, self.chunks, self.chunk_tokens,
+                None, [self.data], self.methods, self.keep, self.limit, self.chunks, self.chunk_tokens,
                 self.seed, None, self.sink_prefix, out,
             )
         )  # fmt: skip
