@@ -26,6 +26,7 @@ BUNDLED = "bundled"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
 _CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8"}
+_DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")
 _TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 
 
@@ -35,8 +36,9 @@ class ModelSource:
 
     `model` is "bundled", a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
-    GPU if there is one. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS; None:
-    behind nothing). `kv_dtype` is how caches are stored.
+    GPU if there is one. `model_kwargs` go to transformers; of a hub id their `revision`, `token` and the like also say
+    which files are downloaded. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS;
+    None: behind nothing). `kv_dtype` is how caches are stored.
     """
 
     model: Any = BUNDLED
@@ -66,7 +68,7 @@ class ModelSource:
         if self.model == BUNDLED:
             return reader.path()
         folder = Path(self.model).expanduser()
-        return folder if folder.is_dir() else _from_hub(str(self.model))
+        return folder if folder.is_dir() else _from_hub(str(self.model), self.model_kwargs)
 
     @cached_property
     def loaded_tokenizer(self) -> Any:
@@ -75,11 +77,12 @@ class ModelSource:
 
         if self.tokenizer is not None and not isinstance(self.tokenizer, str | os.PathLike):
             return self.tokenizer
-        name = self.tokenizer or self.folder or getattr(self.model, "name_or_path", None)
+        another = self.tokenizer if self.tokenizer != self.model else None
+        name = another or self.folder or getattr(self.model, "name_or_path", None)
         if not name:
             raise SamKVError("A loaded model without a name needs its tokenizer too: pass tokenizer=...")
         try:
-            return AutoTokenizer.from_pretrained(name, **_trust(self.model_kwargs))
+            return AutoTokenizer.from_pretrained(name, **_of(self.model_kwargs, "trust_remote_code", *_DOWNLOAD))
         except (OSError, ValueError) as error:
             raise SamKVError(f"No tokenizer could be loaded from {name}: {error}. Pass tokenizer=...") from error
 
@@ -116,7 +119,7 @@ class ModelSource:
         if self.folder is None:
             return self.model.config
         try:
-            return AutoConfig.from_pretrained(self.folder, **_trust(self.model_kwargs))
+            return AutoConfig.from_pretrained(self.folder, **_of(self.model_kwargs, "trust_remote_code"))
         except (OSError, ValueError) as error:
             raise SamKVError(f"{self.name} holds no readable model config: {error}") from error
 
@@ -182,21 +185,22 @@ def _usable(device: str) -> str:
     return device
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, kwargs: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = _of(kwargs, "revision", *_DOWNLOAD)
     try:
-        return Path(snapshot_download(name, ignore_patterns=list(_IGNORED_ON_HUB)))
+        return Path(snapshot_download(name, ignore_patterns=list(_IGNORED_ON_HUB), **wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise SamKVError(
             f"{name} is neither a folder nor a model that the hub hands out now ({type(error).__name__}). Check the "
-            "name, the network and your access rights, or use model='bundled', which needs no download."
+            "name, its revision, the network and your access rights, or use model='bundled', which needs no download."
         ) from error
 
 
-def _trust(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in ("trust_remote_code", "revision", "token") if key in kwargs}
+def _of(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _config_digest(config: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,19 @@ def test_a_gpu_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SamKVError, match="sees no GPU here; pass 'cpu'"):
         _ = ModelSource("bundled", device_map="cuda").device
     assert ModelSource("bundled", device_map="cpu").device == "cpu"
+
+
+def test_a_hub_id_is_downloaded_as_model_kwargs_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def download(name: str, *, ignore_patterns: list[str], **kwargs: Any) -> str:
+        asked.append((name, kwargs))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    of_hub = {"revision": "v2", "token": "secret", "cache_dir": "there"}
+    source = ModelSource("owner/model", model_kwargs={**of_hub, "attn_implementation": "eager"})
+    assert source.folder == tmp_path and asked == [("owner/model", of_hub)]
 
 
 def test_weights_cut_short_are_a_sentence(tmp_path: Path) -> None:
