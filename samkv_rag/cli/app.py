@@ -34,7 +34,9 @@ Question = Annotated[str, typer.Argument(help="The question, in quotes.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Passages to retrieve; each brings the one before it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
-Embed = Annotated[str, typer.Option("--embed-model", help='"hashing" (offline) or a sentence-transformers model.')]
+Embed = Annotated[
+    str | None, typer.Option("--embed-model", help='"hashing" (offline, default) or a sentence-transformers model.')
+]
 KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="How caches are stored: model bf16 fp16 int8 fp8.")]
 DEFAULT_STORE = Path(".samkv")
 METHODS = "full,reuse,samkv,cacheblend,epic,multi_infllm,prophetkv,infoflow,random,anchors_only,no_context"
@@ -75,7 +77,7 @@ def ingest(
     path: Annotated[Path, typer.Argument(help="A folder, or one file: .md .txt .html .pdf")],
     store: Store = DEFAULT_STORE,
     model: Model = None,
-    embed_model: Embed = "hashing",
+    embed_model: Embed = None,
     chunk_tokens: Annotated[int | None, typer.Option("--chunk-tokens", min=16, help="Longest chunk.")] = None,
     kv_dtype: KVDtype = None,
 ) -> None:

@@ -10,6 +10,7 @@ from samkv_rag.errors import SamKVError
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
+    from samkv_rag.retrieval.index import Settings
 
 BUNDLED = "bundled"
 BUNDLED_CHUNK = 128
@@ -43,6 +44,14 @@ def model_name(model: str) -> str:
 def index_root(store: Path) -> Path:
     """Where a store's passages are indexed."""
     return store / "index"
+
+
+def settings_of(store: Path) -> Settings | None:
+    """What a store's index was made with, the default of later commands; None before the first ingestion."""
+    from samkv_rag.retrieval import ChunkIndex, generations
+
+    root = index_root(store)
+    return ChunkIndex.open(root).manifest.settings if generations.current(root) else None
 
 
 def chunk_tokens(model: str) -> int:

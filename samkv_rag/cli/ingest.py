@@ -9,24 +9,26 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, progress_bar
-from samkv_rag.cli.engine import BUNDLED, chunk_tokens, index_root, model_name, open_engine
-from samkv_rag.retrieval import ChunkIndex, IngestPlan, IngestReport, generations, ingest_folder
+from samkv_rag.cli.engine import BUNDLED, chunk_tokens, index_root, model_name, open_engine, settings_of
+from samkv_rag.retrieval import IngestPlan, IngestReport, ingest_folder
+from samkv_rag.retrieval.embedding import OFFLINE
 from samkv_rag.retrieval.folder import Engine
 from samkv_rag.retrieval.loading import find_files
 
 
-def run(path: Path, store: Path, model: str | None, embed: str, chunk_size: int | None, kv_dtype: str | None) -> None:
-    """Ingest `path` and tell what happened."""
+def run(
+    path: Path, store: Path, model: str | None, embed: str | None, chunk_size: int | None, kv_dtype: str | None
+) -> None:
+    """Ingest `path` as its store's index was made, but for what is given, and tell what happened."""
     find_files(path)  # a wrong path is told before a store is made
-    root = index_root(store)
-    settings = ChunkIndex.open(root).manifest.settings if generations.current(root) else None
-    model = model_name(model) if model else settings.model if settings else BUNDLED
-    same_model = settings is not None and settings.model == model
-    size = chunk_size or (settings.chunk_size if settings and same_model else chunk_tokens(model))
-    stored_as = kv_dtype or (settings.kv_dtype if settings else "model")
+    known = settings_of(store)
+    model = model_name(model) if model else known.model if known else BUNDLED
+    same_model = known is not None and known.model == model
+    size = chunk_size or (known.chunk_size if known and same_model else chunk_tokens(model))
+    stored_as = kv_dtype or (known.kv_dtype if known else "model")
     engine = open_engine(model, store, stored_as)
     try:
-        report = ingest(engine, path, store, model, size, embed, stored_as)
+        report = ingest(engine, path, store, model, size, embed or (known.embed if known else OFFLINE), stored_as)
     finally:
         engine.close()
     tell(report)

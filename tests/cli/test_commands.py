@@ -12,6 +12,7 @@ import pytest
 
 from samkv_rag import SamKV, __version__
 from samkv_rag.errors import ParityError
+from samkv_rag.retrieval.embedding import HashingEmbedding
 from samkv_rag.types import Report
 from tests.cli.conftest import Terminal
 
@@ -172,6 +173,13 @@ def test_how_caches_are_stored_is_remembered(terminal: Terminal, docs: Path) -> 
     assert "holds caches of kv_dtype int8" in plain(terminal("ask", "Where?", "--kv-dtype", "fp8", code=1)[1])
     assert terminal.kv_dtypes == ["int8", "int8", "int8"]
     assert "2 changed" in plain(terminal("ingest", str(docs), "--kv-dtype", "model")[1])
+
+
+def test_how_passages_are_found_is_remembered(terminal: Terminal, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samkv_rag.retrieval.index.open_embedding", lambda name: HashingEmbedding())
+    terminal("ingest", str(docs), "--embed-model", "some/model")
+    assert "2 unchanged" in plain(terminal("ingest", str(docs))[1])
+    assert "2 changed" in plain(terminal("ingest", str(docs), "--embed-model", "hashing")[1])
 
 
 def test_a_missing_embedding_package_names_the_command(terminal: Terminal, docs: Path) -> None:
