@@ -12,6 +12,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
 from samkv_rag.profiling.measure import Looked, look
+from samkv_rag.store import ChunkKVStore
 from samkv_rag.store.profiles import ModelProfile
 
 ENOUGH = 10
@@ -55,8 +56,8 @@ def profile(
     """Measure on `items` which layers should choose blocks; `progress` is called after each of them.
 
     A set of layers is good when it keeps the answers' tokens (where `ENOUGH` questions have theirs in their chunks), or
-    else when it agrees with full attention; both as `Looked` defines them. The chunks' caches are computed as needed
-    and forgotten again. Raises `SamKVError` when there are no questions.
+    else when it agrees with full attention; both as `Looked` defines them. Each question's chunks are computed
+    into a store of their own, which ends with it. Raises `SamKVError` when there are no questions.
     """
     looked = list(_looked(engine, items, keep, progress))
     if not looked:
@@ -73,11 +74,9 @@ def profile(
 
 def _looked(engine: SamKVEngine, items: Iterable[Item], keep: float, progress: Progress) -> Iterable[Looked]:
     for item in items:
-        stored = set(engine.store.keys())
-        keys = engine.precompute(item.chunks)
-        if keys:
-            yield look(engine, item, keep)
-        engine.forget(sorted(set(keys) - stored))
+        with SamKVEngine(engine.source, ChunkKVStore()) as own:
+            if own.precompute(item.chunks):
+                yield look(own, item, keep)
         progress()
 
 

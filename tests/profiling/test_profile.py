@@ -123,10 +123,21 @@ def test_answers_decide_where_there_are_enough_of_them_and_agreement_elsewhere(e
         profile(engine, [])
 
 
-def test_the_store_is_left_as_it_was(engine: SamKVEngine) -> None:
+def test_the_store_is_left_as_it_was_even_when_measuring_is_stopped(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = sorted(engine.store.keys())
-    profile(engine, [ITEM, replace(ITEM, chunks=("Something that was never stored before.", CHUNKS[0]))])
+    items = [replace(ITEM, chunks=("Something that was never stored before.", CHUNKS[0])), ITEM]
+    profile(engine, items)
     assert sorted(engine.store.keys()) == before != []
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("samkv_rag.profiling.choice.look", stop)
+    with pytest.raises(KeyboardInterrupt):
+        profile(engine, items)
+    assert sorted(engine.store.keys()) == before
 
 
 # -- what is used --------------------------------------------------------------------------------------------------
