@@ -67,7 +67,7 @@ class Answering:
             plan = make_plan()
             check_length(plan, call.options, self.adapter.model.config)
             room, least = call.options.max_new_tokens, self.min_kept_tokens
-            run = Run(plan, self.adapter, self.store, room, least, self.library.fingerprint)
+            run = Run(plan, self.adapter, self.store, room, least, self.library.model_fingerprint)
             run.costs.seconds["plan"] = time.perf_counter() - start
             try:
                 prepared = call.method.prepare(run) if plan.chunks else run.prefill()

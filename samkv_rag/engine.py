@@ -90,6 +90,11 @@ class SamKVEngine:
         return self.source.fingerprint
 
     @property
+    def model_fingerprint(self) -> str:
+        """What is measured of the model depends on, however its caches are stored: `store.profiles` is by this."""
+        return self.source.model_fingerprint
+
+    @property
     def adapter(self) -> ModelAdapter:
         """The attached model; loads it on first use."""
         with self._loading:

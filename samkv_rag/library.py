@@ -32,9 +32,9 @@ class Library:
         self._planner: Planner | None = None
 
     @property
-    def fingerprint(self) -> str:
+    def model_fingerprint(self) -> str:
         """The model's, beside which the store keeps what was measured of it."""
-        return self._source.fingerprint
+        return self._source.model_fingerprint
 
     @property
     def planner(self) -> Planner:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from samkv_rag.cli.console import notes, out, percent, print_json
-from samkv_rag.cli.engine import BUNDLED, open_engine
+from samkv_rag.cli.engine import BUNDLED, open_engine, settings_of
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.profiling import LayerProfile, Tried, profile
@@ -37,13 +37,15 @@ class Request:
 def run(request: Request) -> None:
     """Measure, show, store."""
     sources = [Source.of(spec) for spec in request.data or DEFAULT_DATA]
-    model = request.model or BUNDLED
-    with closing(open_engine(model, request.store, request.kv_dtype or "model")) as engine:
+    known = settings_of(request.store)
+    model = request.model or (known.model if known else BUNDLED)
+    stored_as = request.kv_dtype or (known.kv_dtype if known else "model")
+    with closing(open_engine(model, request.store, stored_as)) as engine:
         engine.load()
         with _bar() as bar:
             task = bar.add_task(f"Profiling {escape(model)}", total=request.limit * len(sources))
             found = profile(engine, _items(sources, request), request.keep, lambda: bar.advance(task))
-        engine.store.profiles.put(engine.fingerprint, found.as_profile())
+        engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
         print_json({"model": model, "layers": list(found.chosen), **found.as_profile().measured})
         return

@@ -58,7 +58,7 @@ class Run:
 
     def __init__(
         self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore, room: int = 0, min_kept_tokens: int = 0,
-        fingerprint: str | None = None,
+        model_fingerprint: str | None = None,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.adapter = adapter
@@ -67,7 +67,7 @@ class Run:
         self.entries = Entries(plan, adapter, store)
         self.caches = Assembly(plan, adapter, self.entries, self.costs, room + 1)
         self.min_kept_tokens = min_kept_tokens
-        self.fingerprint = fingerprint
+        self.model_fingerprint = model_fingerprint
 
     @property
     def lengths(self) -> list[int]:

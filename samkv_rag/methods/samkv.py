@@ -279,7 +279,7 @@ def _measured_layers(run: Run) -> tuple[tuple[int, ...] | None, tuple[str, ...]]
     """The selection layers in the store's profile of the model, else those its config notes; None where nobody has
     measured. With a remark when the profile is damaged and was passed over."""
     try:
-        profile = None if run.fingerprint is None else run.store.profiles.get(run.fingerprint)
+        profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
     except ValueError as error:
         return run.adapter.selection_layers, (f"{error} and was not used: run samkv-rag profile again",)
     return (run.adapter.selection_layers if profile is None else profile.layers), ()

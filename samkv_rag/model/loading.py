@@ -142,15 +142,27 @@ class ModelSource:
         device or the chat template.
         """
         parts = {
-            "weights": self._weights_digest(),
-            "config": _config_digest(self.config),
-            "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
+            **self._of_model,
             "dtype": str(self.resolved_dtype),
             "kv_dtype": str(_CACHED_AS.get(self.kv_dtype) or self.resolved_dtype),
             "sink_prefix": self.sink_ids,
             "format": FORMAT_VERSION,
         }
         return _digest(json.dumps(parts, sort_keys=True))
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """What a measurement of the model depends on, however its caches are made and stored: weights, config and
+        tokenizer, as a hex digest."""
+        return _digest(json.dumps(self._of_model, sort_keys=True))
+
+    @cached_property
+    def _of_model(self) -> dict[str, str]:
+        return {
+            "weights": self._weights_digest(),
+            "config": _config_digest(self.config),
+            "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
+        }
 
     def _weights_digest(self) -> str:
         if self.folder is None:

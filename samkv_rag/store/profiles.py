@@ -1,4 +1,4 @@
-"""`models/`: what was measured of a model, beside its fingerprint; one small file each, checked when it is read."""
+"""`models/`: what was measured of a model, by its fingerprint; one small file each, checked when it is read."""
 
 from __future__ import annotations
 

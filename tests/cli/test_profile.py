@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from typer.testing import CliRunner
 
-from samkv_rag import ChunkKVStore, SamKVEngine
+from samkv_rag import ChunkKVStore, SamKVEngine, reader
 from samkv_rag.cli.app import app
 
 ROWS = [
@@ -16,7 +17,7 @@ ROWS = [
 ]
 
 
-def test_it_shows_a_table_and_keeps_the_layers_beside_the_models_fingerprint(tmp_path: Path) -> None:
+def test_it_shows_a_table_and_keeps_the_layers_by_the_models_fingerprint(tmp_path: Path) -> None:
     data, store = tmp_path / "mine.jsonl", tmp_path / "store"
     data.write_text("\n".join(json.dumps({"id": str(n), **row}) for n, row in enumerate(ROWS)))
     args = ["profile", "--data", str(data), "--store", str(store), "--keep", "0.5"]
@@ -27,9 +28,21 @@ def test_it_shows_a_table_and_keeps_the_layers_beside_the_models_fingerprint(tmp
     found = json.loads(printed.stdout)
     assert found["questions"] == 2 and found["by"] == "agreement"
     with SamKVEngine.from_pretrained("bundled", store=ChunkKVStore(store)) as engine:
-        kept = engine.store.profiles.get(engine.fingerprint)
+        kept = engine.store.profiles.get(engine.model_fingerprint)
         assert kept is not None and list(kept.layers) == found["layers"]
         assert len(engine.store) == 0, "measuring leaves no caches behind"
+
+
+def test_it_measures_the_model_that_the_store_was_ingested_with(tmp_path: Path) -> None:
+    model, docs, store = tmp_path / "own", tmp_path / "docs.md", str(tmp_path / "store")
+    shutil.copytree(reader.path(), model)
+    docs.write_text("Firm 1 is based in Oslo.")
+    data = tmp_path / "mine.jsonl"
+    data.write_text(json.dumps({"id": "0", **ROWS[0]}))
+    made = CliRunner().invoke(app, ["ingest", str(docs), "--model", str(model), "--kv-dtype", "int8", "--store", store])
+    assert made.exit_code == 0, made.output
+    shown = json.loads(CliRunner().invoke(app, ["profile", "--data", str(data), "--store", store, "--json"]).stdout)
+    assert shown["model"] == str(model)
 
 
 def test_data_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path
         by_layer = {layer: kept_by(engine, SamKV(settle="before", keep=0.3, layers=(layer,))) for layer in range(4)}
         middle = kept_by(engine, SamKV(settle="before", keep=0.3, layers=(1, 2)))
         assert kept_by(engine, SamKV(settle="before", keep=0.3)) == middle, "the middle third of four layers"
-        engine.store.profiles.put(engine.fingerprint, ModelProfile((3,)))
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
         assert kept_by(engine, SamKV(settle="before", keep=0.3)) == by_layer[3] != middle
         assert kept_by(engine, SamKV(settle="before", keep=0.3, layers=(0,))) == by_layer[0] != by_layer[3], (
             "the caller's come first"
@@ -164,11 +164,20 @@ def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path
         assert kept_by(again, SamKV(settle="before", keep=0.3)) == by_layer[3]
 
 
+def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+    with tiny_engine(store=ChunkKVStore(tmp_path), kv_dtype="int8", sink_prefix="bos") as other:
+        assert other.fingerprint != engine.fingerprint
+        by_layer = {layer: kept_by(other, SamKV(settle="before", keep=0.3, layers=(layer,))) for layer in (1, 3)}
+        assert kept_by(other, SamKV(settle="before", keep=0.3)) == by_layer[3] != by_layer[1]
+
+
 def test_another_models_profile_is_not_used(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         before = kept_by(engine, SamKV(settle="before", keep=0.3))
-        other = tiny_engine("qwen2").fingerprint
-        assert other != engine.fingerprint
+        other = tiny_engine("qwen2").model_fingerprint
+        assert other != engine.model_fingerprint
         engine.store.profiles.put(other, ModelProfile((3,)))
         assert (
             kept_by(engine, SamKV(settle="before", keep=0.3))
@@ -180,8 +189,8 @@ def test_another_models_profile_is_not_used(tmp_path: Path) -> None:
 def test_a_damaged_profile_is_reported_and_ignored(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         before = kept_by(engine, SamKV(settle="before", keep=0.3))
-        engine.store.profiles.put(engine.fingerprint, ModelProfile((3,)))
-        file = tmp_path / "models" / f"{engine.fingerprint}.json"
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+        file = tmp_path / "models" / f"{engine.model_fingerprint}.json"
         sound = file.read_bytes()
         for damaged in (sound.replace(b"3", b"2", 1), sound[:-9], b"[]", b"\xff", sound.replace(b"3", b'"x"')):
             file.write_bytes(damaged)
