@@ -22,10 +22,11 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
 
 def _open(folder: Path) -> ChunkKVStore:
     """The store in `folder`; a look at a store never makes one."""
-    if not folder.is_dir():
-        raise SamKVError(f"There is no store in {folder}: run samkv-rag ingest FOLDER first, or give --store.")
     from samkv_rag import ChunkKVStore
+    from samkv_rag.store import identity
 
+    if not (folder / identity.NAME).is_file():
+        raise SamKVError(f"There is no store in {folder}: run samkv-rag ingest FOLDER first, or give --store.")
     return ChunkKVStore(str(folder))
 
 

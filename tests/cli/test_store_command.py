@@ -67,6 +67,15 @@ def test_the_index_beside_the_entries_survives_a_prune(terminal: Terminal, folde
     assert (folder / "index" / "gen-1" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("command", [[], ["verify"], ["prune"]])
+def test_a_look_at_a_folder_that_is_no_store_leaves_it_as_it_is(
+    terminal: Terminal, tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    assert "There is no store in photos" in terminal("store", *command, "--store", "photos", code=1)[1]
+    assert list((tmp_path / "photos").iterdir()) == []
+
+
 @pytest.mark.parametrize(("text", "size"), [("10", 10), ("1k", 1024), ("1.5 MB", 3 << 19), ("2GiB", 2 << 30)])
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
