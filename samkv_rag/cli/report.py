@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samkv_rag.cli.console import notes, out
+from samkv_rag.errors import SamKVError
 from samkv_rag.eval.markdown import document
 from samkv_rag.eval.plots import can_draw, draw, pictured
 from samkv_rag.eval.results import Results, pack, read_results
@@ -17,6 +18,7 @@ def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> No
 
     With `packed` only the compact copies are written.
     """
+    _check_names(folders)
     if packed is not None:
         for folder in folders:
             notes.print(f"Packed: {pack(folder, packed)}", soft_wrap=True)
@@ -35,9 +37,17 @@ def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> No
     notes.print(f"Written: {target}{pictures}", soft_wrap=True)
 
 
+def _check_names(folders: Sequence[Path]) -> None:
+    """An evaluation goes by its folder's name, and so do its pictures and its compact copy."""
+    names = [folder.resolve().name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise SamKVError(f"Two of the folders are called {name}: rename one, or report them apart.")
+
+
 def pictures_of(target: Path) -> Path:
-    """`docs/results.md` has its pictures in `docs/results/`."""
-    return target.with_suffix("")
+    """`docs/results.md` has its pictures in `docs/results/`, `results` in `results-pictures/`."""
+    return target.with_suffix("") if target.suffix else target.with_name(f"{target.name}-pictures")
 
 
 def command_of(target: Path) -> str:
@@ -51,5 +61,6 @@ def _link(target: Path, picture: Path) -> str:
 
 def text_of(results: Sequence[Results], target: Path) -> str:
     """The text that `run` writes, without drawing: the pictures' names follow from the evaluations'."""
-    links = {one.name: [f"{target.stem}/{one.name}-{axis}.png" for axis in pictured(one)] for one in results}
+    folder = pictures_of(target).name
+    links = {one.name: [f"{folder}/{one.name}-{axis}.png" for axis in pictured(one)] for one in results}
     return document(results, command_of(target), links)

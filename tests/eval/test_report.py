@@ -146,6 +146,22 @@ def test_the_report_has_every_row_and_every_picture(tmp_path: Path) -> None:
     assert text == command.text_of([read_results(folder)], target)
 
 
+def test_two_evaluations_of_one_name_are_told_apart_by_the_user(tmp_path: Path) -> None:
+    folders = [folder_of(tmp_path / place / "trial", answered()) for place in ("a", "b")]
+    for out, packed in ((tmp_path / "both.md", None), (None, tmp_path / "packed")):
+        with pytest.raises(SamKVError, match="called trial: rename one"):
+            command.run(folders, out, packed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_report_without_a_suffix_has_its_pictures_beside_it(tmp_path: Path) -> None:
+    folder, target = folder_of(tmp_path / "trial", answered()), tmp_path / "results"
+    command.run([folder], target, None)
+    assert "](results-pictures/trial-kept.png)" in target.read_text()
+    assert (tmp_path / "results-pictures" / "trial-kept.png").exists()
+    assert target.read_text() == command.text_of([read_results(folder)], target)
+
+
 def test_more_methods_than_one_picture_can_tell_apart_are_left_to_the_table(tmp_path: Path) -> None:
     def of(count: int) -> Any:
         settings = ["full", *(f"samkv:followed={m}@0.15" for m in range(count - 1))]
