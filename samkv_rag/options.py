@@ -71,8 +71,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, part) for part in inner)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(part, inner[0]) for part in value)
+        return isinstance(value, tuple) and _all_fit(value, inner)
     return _PLAIN[hint][1](value)
+
+
+def _all_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
+    hints = parts[:1] * len(value) if parts[-1] is ... else parts
+    return len(value) == len(hints) and all(map(_fits, value, hints))
 
 
 def _said(hint: Any) -> str:
@@ -83,6 +88,8 @@ def _said(hint: Any) -> str:
         return " or ".join(map(repr, inner))
     if origin in (types.UnionType, typing.Union):
         return " or ".join(map(_said, inner))
-    if origin is tuple:
+    if origin is tuple and inner[-1] is ...:
         return f"a tuple of which each part is {_said(inner[0])}"
+    if origin is tuple:
+        return f"a tuple of {len(inner)} parts: {'; '.join(map(_said, inner))}"
     return _PLAIN[hint][0]

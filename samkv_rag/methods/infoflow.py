@@ -27,7 +27,7 @@ class InfoFlow(Options):
     def prepare(self, run: Run) -> Prepared:
         kept = tuple(torch.arange(length) for length in run.lengths)
         depth = run.adapter.shape.layers
-        first = int(self.band[0] * depth)
+        first = min(int(self.band[0] * depth), depth - 1)
         layers = range(first, max(first + 1, round(self.band[1] * depth)))
         maps, columns = run.question_attention(kept, layers)
         return run.recompute(top_tokens(kept, maps.square().sum(1).sqrt().mean(0), columns, self.share))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from samkv_rag.methods.run import Prepared, Run
-from samkv_rag.methods.scoring import chunk_scores, turned_to_chunks
+from samkv_rag.methods.scoring import check_block, chunk_scores, turned_to_chunks
 from samkv_rag.methods.selection import anchor_masks, choose
 from samkv_rag.options import Count, Options, Positive, Share
 from samkv_rag.types import Selection
@@ -19,7 +19,8 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class MultiInfLLM(Options):
-    """`keep` of the chunk tokens; `initial` and `local` tokens of the whole context; `block` tokens per block."""
+    """`keep` of the chunk tokens; `initial` and `local` tokens of the whole context; `block` tokens per block, a
+    multiple of 16."""
 
     keep: Share = 0.15
     block: Positive = 16
@@ -27,6 +28,10 @@ class MultiInfLLM(Options):
     local: Count = 32
 
     name = "multi_infllm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_block(self.block)
 
     def prepare(self, run: Run) -> Prepared:
         """Choose blocks of the whole context by the pooled question query on all layers; reuse them as stored."""

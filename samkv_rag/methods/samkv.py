@@ -17,6 +17,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Look, Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
+    check_block,
     chunk_scores,
     followed_values,
     pass_scores,
@@ -87,7 +88,7 @@ class SamKV(Options):
     keep: Share = 0.15
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
-    around: tuple[Count, ...] = (8, 16)
+    around: tuple[Count, Count] = (8, 16)
     followed: Count = 16
     first: Share = 0.25
     wide: Share = 0.5
@@ -115,10 +116,8 @@ class SamKV(Options):
         super().__post_init__()
         if self.aligned and self.settle == "after":
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
-        if len(self.around) != 2:
-            raise SamKVError("around is two numbers of tokens: before and behind, such as (8, 16).")
-        if self.block is not None and self.block % BLOCK and self.look != "keys":
-            raise SamKVError(f"block must be a multiple of {BLOCK} tokens, the unit of the summaries that are scored.")
+        if self.block is not None and self.look != "keys":
+            check_block(self.block)
 
     @property
     def _block(self) -> int:

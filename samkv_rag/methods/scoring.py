@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
+from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
 from samkv_rag.types import BLOCK
 
 GAIN = 4.0
 """What a look at second hand counts, to one at first hand."""
+
+
+def check_block(block: int) -> None:
+    """Raises `SamKVError` for selection blocks of which no whole number of summaries can be scored."""
+    if block % BLOCK:
+        raise SamKVError(f"block must be a multiple of {BLOCK} tokens, the unit of the summaries that are scored.")
 
 
 def personalised(generic: Tensor, local: Tensor, partner: str = "query") -> Tensor:

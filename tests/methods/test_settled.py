@@ -148,11 +148,9 @@ def seen_first(case: oracles.Prompted) -> list[torch.Tensor]:
     return [part.amax(0) for part in normalised(parts, per_chunk=False)]
 
 
-def test_alignment_and_odd_reaches_are_refused() -> None:
+def test_alignment_is_refused() -> None:
     with pytest.raises(SamKVError, match='settle="before"'):
         SamKV(aligned=True)
-    with pytest.raises(SamKVError, match="before and behind"):
-        SamKV(around=(1, 2, 3))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,14 @@ def test_prophetkv_chooses_what_the_question_attends_to(wiring: str) -> None:
     assert torch.equal(got, best)
 
 
+def test_infoflow_looks_at_the_last_layer_where_its_band_begins_behind_it() -> None:
+    case = prompted("llama")
+    behind, last, first = (
+        case.prepare(InfoFlow(share=0.2, band=band)).selection.recomputed for band in ((1, 1), (0.75, 1), (0, 0))
+    )
+    assert torch.equal(torch.cat(behind), torch.cat(last)) and not torch.equal(torch.cat(last), torch.cat(first))
+
+
 def test_epic_recomputes_the_head_of_every_chunk_but_the_first() -> None:
     chosen = prompted("llama").prepare(Epic(tokens=8)).selection.recomputed
     assert [tokens.tolist() for tokens in chosen] == [[], list(range(8)), list(range(8)), list(range(5))]
