@@ -49,7 +49,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         stage_seconds={stage: run.costs.seconds.get(stage, 0.0) for stage in _STAGES},
         backend=run.adapter.backend,
         misses=tuple(text[:_MISS_CHARS] for text in plan.misses),
-        notes=selection.notes,
+        notes=(*run.notes, *selection.notes),
         prompt_digest=ids_digest(plan.token_ids),
     )
 

@@ -54,8 +54,8 @@ class SamKVEngine:
         """An engine over `model`: "bundled", a hub id, a folder, or a loaded model. Nothing is loaded yet.
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`; `method` a name or a method object (default `SamKV()`).
-        At least `min_kept_tokens` chunk tokens of a prompt are kept and recomputed, whatever `keep` says: with 512,
-        15 % is reached from 3,414 chunk tokens on, and a prompt with fewer than 512 is computed anew. `sink_prefix`:
+        A method with `keep` keeps `min_kept_tokens` chunk tokens of a prompt at least: with 512, 15 % is reached from
+        3,414 chunk tokens on, and of a prompt with fewer than 512 `SamKV()` computes all anew. `sink_prefix`:
         what chunks are ingested behind (its own entries are dropped): "head", the first lines of the prompt of
         `answer`; "bos", a BOS token; or "none" (the paper). `kv_dtype` is how caches are stored: "model", "bf16",
         "fp16", "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded together,

@@ -113,7 +113,7 @@ class ChatSamKV(Described):
     namespace: str = "default"
     """Caches are shared within a namespace and never across; give every tenant one."""
     min_kept_tokens: int = 512
-    """Prompts with fewer chunk tokens than this are not thinned."""
+    """The fewest chunk tokens of a prompt that a method with `keep` keeps: of fewer, all."""
     device_map: Any = None
     dtype: Any = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)

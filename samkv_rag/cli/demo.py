@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from samkv_rag.cli.console import human_bytes, human_seconds, notes, out, percent, print_json
-from samkv_rag.cli.engine import BUNDLED, chunk_tokens, index_root, model_name, open_engine
+from samkv_rag.cli.engine import BUNDLED, FLOOR, chunk_tokens, index_root, model_name, open_engine
 from samkv_rag.cli.ingest import ingest, tell
 from samkv_rag.demo import HANDBOOK, DemoQuestion, questions
 from samkv_rag.eval.metrics import exact_match
@@ -35,7 +35,7 @@ def run(model: str | None, keep: float | None, top_k: int, store: Path | None, a
     """Ingest, ask, compare; tables on stdout, or one JSON object."""
     name = model_name(model or BUNDLED)
     with _folder(store) as folder:
-        engine = open_engine(name, folder)
+        engine = open_engine(name, folder, min_kept_tokens=FLOOR if keep is None else 0)
         try:
             tell(ingest(engine, HANDBOOK, folder, name, chunk_tokens(name), OFFLINE))
             index = ChunkIndex.open(index_root(folder))

@@ -20,6 +20,6 @@ class AnchorsOnly(Options):
 
     def prepare(self, run: Run) -> Prepared:
         longest = max(run.lengths)
-        masks = anchor_masks(run.lengths, longest, longest, int(self.keep * sum(run.lengths)))
+        masks = anchor_masks(run.lengths, longest, longest, run.budget(self.keep))
         kept = tuple(mask.nonzero()[:, 0] for mask in masks)
         return run.recompute(Selection(kept, kept))

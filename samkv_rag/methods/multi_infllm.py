@@ -35,7 +35,7 @@ class MultiInfLLM(Options):
 
     def prepare(self, run: Run) -> Prepared:
         """Choose blocks of the whole context by the pooled question query on all layers; reuse them as stored."""
-        budget = int(self.keep * sum(run.lengths))
+        budget = run.budget(self.keep)
         whole = anchor_masks([sum(run.lengths)], self.initial, self.local, budget // 2)[0]
         anchors = list(torch.split(whole, run.lengths))
         last = run.adapter.shape.layers - 1

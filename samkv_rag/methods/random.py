@@ -27,7 +27,7 @@ class Random(Options):
     def prepare(self, run: Run) -> Prepared:
         """The same draw for the same seed and chunk lengths."""
         generator = torch.Generator().manual_seed(self.seed)
-        budget = int(self.keep * sum(run.lengths))
+        budget = run.budget(self.keep)
         anchors = anchor_masks(run.lengths, self.initial, self.local, budget // 2)
         scores = [
             ChunkScores(torch.rand(1, -(-length // self.block), generator=generator), torch.zeros(0, dtype=torch.bool))

@@ -66,13 +66,22 @@ class Run:
         self.costs = Costs(adapter.device)
         self.entries = Entries(plan, adapter, store)
         self.caches = Assembly(plan, adapter, self.entries, self.costs, room + 1)
-        self.min_kept_tokens = min_kept_tokens
         self.model_fingerprint = model_fingerprint
+        self.notes: tuple[str, ...] = ()
+        self._min_kept_tokens = min_kept_tokens
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of every chunk in the prompt."""
         return [len(chunk.token_ids) for chunk in self.plan.chunks]
+
+    def budget(self, keep: float) -> int:
+        """How many chunk tokens to keep: the share `keep`, but no fewer than the engine's least; a note says so."""
+        total = sum(self.lengths)
+        wanted, least = int(keep * total + 1e-9), min(self._min_kept_tokens, total)
+        if wanted < least:
+            self.notes = (f"{least} tokens are the least to keep (min_kept_tokens): keep alone would be {wanted}",)
+        return max(wanted, least)
 
     @property
     def _chunks_end(self) -> int:

@@ -135,9 +135,8 @@ class SamKV(Options):
 
     def prepare(self, run: Run) -> Prepared:
         """Score, select within the budget, recompute; everything kept and recomputed skips the question's pass."""
-        total = sum(run.lengths)
-        budget = max(int(self.keep * total + 1e-9), min(run.min_kept_tokens, total))
-        if budget == total and self.recompute == 1 and not self.aligned:
+        budget = run.budget(self.keep)
+        if budget == sum(run.lengths) and self.recompute == 1 and not self.aligned:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)

@@ -101,6 +101,14 @@ def test_demo_asks_all_methods_about_the_same_chunks(terminal: Terminal) -> None
         assert [call.get("keep") for call in three] == [0.2, None, None]
 
 
+def test_a_small_context_keeps_64_tokens_unless_a_share_is_asked_for(terminal: Terminal, docs: Path) -> None:
+    terminal("ingest", str(docs))
+    for command in (["demo", "--json"], ["ask", "Where?"]):
+        terminal(*command)
+        terminal(*command, "--keep", "0.2")
+    assert terminal.floors[1:] == [64, 0, 64, 0]
+
+
 def test_demo_prints_a_table_for_each_question_and_a_summary(terminal: Terminal, tmp_path: Path) -> None:
     out, err = terminal("demo", "--store", str(tmp_path / "kept"))
     assert out.count("expected:") == 10 and out.count("✓") == 30

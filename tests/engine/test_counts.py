@@ -187,7 +187,14 @@ def test_the_same_chunk_twice_counts_twice(engine: SamKVEngine) -> None:
     assert adds_up(report)
 
 
-def test_below_min_kept_tokens_nothing_is_dropped() -> None:
-    engine = tiny_engine(min_kept_tokens=512)
+@pytest.mark.parametrize("method", ["samkv", "multi_infllm", "random", "anchors_only"])
+def test_a_method_with_keep_keeps_min_kept_tokens_at_least_and_says_so(method: str) -> None:
+    engine = tiny_engine(min_kept_tokens=100)
     engine.precompute(CHUNKS)
-    assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).report.dropped_tokens == 0
+    few, whole, enough = (
+        engine.answer(ASKED, chunks, method=method, keep=keep, max_new_tokens=1).report
+        for chunks, keep in ((CHUNKS, 0.1), (CHUNKS[1:2], 0.1), (CHUNKS, 0.5))
+    )
+    assert few.kept_tokens == 100 and "keep alone would be 25" in few.notes[0]
+    assert whole.dropped_tokens == 0 and whole.notes
+    assert enough.kept_tokens == enough.chunk_tokens // 2 and not enough.notes

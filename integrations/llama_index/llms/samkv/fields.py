@@ -35,7 +35,9 @@ class SamKVFields(FunctionCallingLLM):
     is_chat_model: bool = Field(default=True, description="Whether prompts go through the model's chat template.")
     is_function_calling_model: bool = Field(default=True, description="Whether agents and programs may offer tools.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="For `from_pretrained`.", exclude=True)
-    min_kept_tokens: int = Field(default=512, description="The fewest chunk tokens of a prompt that are kept.", ge=0)
+    min_kept_tokens: int = Field(
+        default=512, description="The fewest chunk tokens of a prompt that a method with `keep` keeps.", ge=0
+    )
 
     _holder: EngineHolder = PrivateAttr()
 
