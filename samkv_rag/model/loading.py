@@ -52,6 +52,8 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.kv_dtype not in KV_DTYPES:
             raise SamKVError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
+        if self.dtype != "auto":
+            _floating(self.dtype)
         if self.model is None:
             raise SamKVError(f"There is no model: pass {BUNDLED!r}, a hub id, a folder, or a loaded model.")
 
@@ -106,7 +108,7 @@ class ModelSource:
         if self.folder is None:
             return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
         if self.dtype != "auto":
-            return getattr(torch, self.dtype) if isinstance(self.dtype, str) else self.dtype
+            return _floating(self.dtype)
         stored = getattr(self.config, "dtype", None) or torch.float32
         half = stored in (torch.float16, torch.bfloat16)
         return torch.float32 if half and self.device == "cpu" else stored
@@ -189,6 +191,13 @@ class ModelSource:
         except (OSError, ValueError, SafetensorError) as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}. Are its files whole?") from error
         return model if self.device is None else model.to(self.device)
+
+
+def _floating(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise SamKVError(f"dtype is 'auto' or a floating type of torch, such as 'bfloat16', not {dtype!r}.")
 
 
 def _usable(device: str) -> str:

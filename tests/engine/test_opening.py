@@ -18,6 +18,13 @@ def test_no_model_is_a_sentence() -> None:
         SamKVEngine.from_pretrained(None)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8", torch.int8, "nn", None])
+def test_a_dtype_that_no_model_runs_in_is_a_sentence(dtype: Any) -> None:
+    with pytest.raises(SamKVError, match="dtype is 'auto' or a floating type of torch, such as 'bfloat16', not"):
+        SamKVEngine.from_pretrained("bundled", dtype=dtype)
+    assert ModelSource("bundled", dtype="bfloat16").resolved_dtype == torch.bfloat16
+
+
 def test_a_gpu_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SamKVError, match="sees no GPU here; pass 'cpu'"):
