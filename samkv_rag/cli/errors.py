@@ -33,8 +33,8 @@ class Shell(TyperGroup):
         except KeyboardInterrupt:
             notes.print("Stopped. What was finished is kept; run the same command to go on.")
             raise typer.Exit(INTERRUPTED) from None
-        except (SamKVError, OSError, MemoryError) as error:
-            if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone, which typer handles
+        except (SamKVError, OSError, MemoryError, RuntimeError) as error:
+            if not _is_for_the_user(error):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -42,10 +42,22 @@ class Shell(TyperGroup):
             raise typer.Exit(USER_ERROR) from None
 
 
+def _is_for_the_user(error: Exception) -> bool:
+    """All but bugs, and that the reader of a pipe has gone, which typer handles."""
+    known = isinstance(error, SamKVError | OSError) or _is_memory(error)
+    return known and not isinstance(error, BrokenPipeError)
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Python has an error for it, and torch a text: one of the GPU's and one of the CPU's."""
+    texts = ("out of memory", "allocate memory") if isinstance(error, RuntimeError) else ()
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
 def _sentence(error: BaseException) -> str:
     from rich.markup import escape
 
-    if isinstance(error, MemoryError):
+    if _is_memory(error):
         return "The memory is full; use a smaller model, fewer passages (--top-k) or smaller chunks (--chunk-tokens)."
     if isinstance(error, OSError) and error.filename and error.strerror:
         return escape(f"{error.strerror}: {error.filename}")

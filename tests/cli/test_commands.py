@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from samkv_rag import SamKV, __version__
 from samkv_rag.errors import ParityError
@@ -193,6 +195,27 @@ def test_how_passages_are_found_is_remembered(terminal: Terminal, docs: Path, mo
 def test_a_missing_embedding_package_names_the_command(terminal: Terminal, docs: Path) -> None:
     _, err = terminal("ingest", str(docs), "--embed-model", "some/model", code=1)
     assert "pip install llama-index-embeddings-huggingface" in plain(err)
+
+
+def _fill_the_memory() -> None:
+    torch.empty(1 << 55, dtype=torch.uint8)
+
+
+def _fill_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def _stumble() -> None:
+    raise RuntimeError("The size of tensor a (2) must match the size of tensor b (3)")
+
+
+@pytest.mark.parametrize("fail", [_fill_the_memory, _fill_the_gpu, _stumble])
+def test_a_full_memory_names_the_remedy_and_a_bug_does_not(
+    terminal: Terminal, docs: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
+) -> None:
+    monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.precompute", lambda *_, **__: fail())
+    _, err = terminal("ingest", str(docs), code=1)
+    assert ("Error: The memory is full; use a smaller model" in plain(err)) == (fail is not _stumble)
 
 
 def test_an_interrupt_exits_with_130(terminal: Terminal, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
