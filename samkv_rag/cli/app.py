@@ -39,7 +39,6 @@ Embed = Annotated[
 ]
 KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="How caches are stored: model bf16 fp16 int8 fp8.")]
 DEFAULT_STORE = Path(".samkv")
-METHODS = "full,reuse,samkv,cacheblend,epic,multi_infllm,prophetkv,infoflow,random,anchors_only,no_context"
 
 
 def _version(wanted: bool) -> None:
@@ -157,8 +156,8 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the records; the same one goes on where it stopped.")],
     model: Model = None,
     methods: Annotated[
-        str, typer.Option("--methods", help="Names, with options: samkv:look=bound,samkv.paper")
-    ] = METHODS,
+        str | None, typer.Option("--methods", help="Names, with options: samkv:look=bound,samkv.paper; default: all.")
+    ] = None,
     keep: Annotated[str, typer.Option("--keep", help="Shares kept, or recomputed by methods that keep all.")] = "0.15",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each source.")] = 100,
     chunks: Annotated[

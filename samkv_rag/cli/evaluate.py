@@ -18,6 +18,7 @@ from samkv_rag.eval.runner import Evaluation, evaluate
 from samkv_rag.eval.settings import settings
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.eval.tasks import ChunkSize
+from samkv_rag.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Request:
 
     model: str | None
     data: list[str]
-    methods: str
+    methods: str | None
     keep: str
     limit: int
     chunks: int | None
@@ -40,7 +41,7 @@ class Request:
 def run(request: Request) -> None:
     """Answer everything that is missing in `request.out`, and say how to see it."""
     sources = [Source.of(spec) for part in request.data for spec in part.split(",") if spec]
-    chosen = settings(request.methods, _shares(request.keep))
+    chosen = settings(request.methods or ",".join(METHODS), _shares(request.keep))
     model = request.model or BUNDLED
     with open_engine(model, Path(":memory:"), sink_prefix=request.sink_prefix) as engine:
         engine.load()

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from samkv_rag import SamKV, __version__
-from samkv_rag.errors import ParityError
+from samkv_rag.errors import ParityError, SamKVError
+from samkv_rag.methods import METHODS, Reuse
 from samkv_rag.retrieval.embedding import HashingEmbedding
 from samkv_rag.types import Report
 from tests.cli.conftest import Terminal
@@ -163,6 +164,22 @@ def test_errors_name_the_remedy_without_a_traceback(
     _, err = terminal(*args, code=code)
     assert words in plain(err.replace("│", "")) and "Traceback" not in err
     assert not (tmp_path / ".samkv").exists(), "a failed command leaves no store behind"
+
+
+def test_an_evaluation_compares_every_method_there_is_unless_some_are_named(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    def hear(methods: str, keep: object) -> None:
+        compared.append(methods)
+        raise SamKVError("That is enough.")
+
+    monkeypatch.setitem(METHODS, "mine", Reuse)  # type: ignore[arg-type]
+    monkeypatch.setattr("samkv_rag.cli.evaluate.settings", hear)
+    for named in ([], ["--methods", "full,mine"]):
+        terminal("eval", "--data", "one_hop", "--out", "run", *named, code=1)
+    assert compared == [",".join(METHODS), "full,mine"] and compared[0].endswith(",mine")
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(terminal: Terminal) -> None:
