@@ -111,6 +111,13 @@ class Kept:
         return cls(list(ids), torch.tensor(positions), torch.tensor(owner), torch.tensor(fresh))
 
 
+def unblocked(kv: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the storage layout: `(L, B, 2, G, BLOCK, D)` -> keys and values `(L, G, B * BLOCK, D)`."""
+    layers, blocks, _, heads, size, dim = kv.shape
+    keys, values = kv.permute(2, 0, 3, 1, 4, 5).reshape(2, layers, heads, blocks * size, dim)
+    return keys, values
+
+
 def hand_made_mask(model: Any, visible: Tensor, near: Tensor) -> Any:
     """Additive 4-D masks in the form the model takes: one for all layers, or one per layer type."""
 

@@ -20,13 +20,6 @@ def blocked(keys: Tensor, values: Tensor) -> Tensor:
     return out.cpu()
 
 
-def unblocked(kv: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of the storage layout: `(L, B, 2, G, BLOCK, D)` -> keys and values `(L, G, B * BLOCK, D)`."""
-    layers, blocks, _, heads, size, dim = kv.shape
-    keys, values = kv.permute(2, 0, 3, 1, 4, 5).reshape(2, layers, heads, blocks * size, dim)
-    return keys, values
-
-
 def summarised(text: str, ids: Sequence[int], keys: Tensor, local_query: Tensor, dtype: torch.dtype) -> ChunkSummary:
     """Mean, minimum and maximum of `keys` `(L, G, >=T, D)` (in the chunk's own frame) per block, in `dtype`."""
     per_block = [keys[:, :, start : min(start + BLOCK, len(ids))] for start in range(0, len(ids), BLOCK)]

@@ -7,11 +7,10 @@ import torch
 from transformers import DynamicCache
 
 from samkv_rag import SamKVError
-from samkv_rag.model.blocks import unblocked
 from samkv_rag.prompt.template import HEAD
 from tests.engine.test_engine import ASKED, CHUNKS, EVERYTHING, stock_answer
 from tests.models import byte_tokenizer, tiny_engine
-from tests.oracles import stock
+from tests.oracles import stock, unblocked
 
 BOS = byte_tokenizer().bos_token_id
 

@@ -10,12 +10,11 @@ from transformers import DynamicCache
 
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.blocks import unblocked
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
 from tests.cases import REFUSED, WIRINGS
 from tests.models import adapter, build
-from tests.oracles import random_ids, stock
+from tests.oracles import random_ids, stock, unblocked
 
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 
