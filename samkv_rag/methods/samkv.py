@@ -42,7 +42,7 @@ from samkv_rag.methods.selection import (
 from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.types import BLOCK, Ranking, Selection
 
-NAME = (2, 4)
+NAME_REACH = (2, 4)
 """Tokens before and behind one that the first look likes best that stay with it: a name has several."""
 
 
@@ -176,7 +176,7 @@ class SamKV(Options):
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        sure = best_tokens([surrounded(value, *NAME) for value in values], int(self.first * budget + 1e-9))
+        sure = best_tokens([surrounded(value, *NAME_REACH) for value in values], int(self.first * budget + 1e-9))
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0)
