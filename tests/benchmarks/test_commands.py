@@ -18,6 +18,7 @@ Row = dict[str, str]
 Command = Callable[..., list[Row]]
 
 ARGUMENTS = {
+    "decode": ("--tokens", "64", "--new", "2", "--answers", "2", "--rounds", "1"),
     "ttft": ("--models", "random", "--tokens", "256", "--rounds", "2"),
     "ingestion": ("--chunks", "3", "--chunk-tokens", "40", "--rounds", "2"),
     "serving": ("--tokens", "256", "--budget", "1", "--new", "4", "--rounds", "2"),
@@ -31,7 +32,7 @@ def by(rows: list[Row], *names: str) -> dict[tuple[str, ...], Row]:
     return {tuple(row[name] for name in names): row for row in rows}
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("name", [*ARGUMENTS, "integrations"])
 def test_no_number_is_told_when_reuse_is_not_exact(
     name: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,7 +45,7 @@ def test_no_number_is_told_when_reuse_is_not_exact(
 
     monkeypatch.setattr(ModelAdapter, "assemble", shifted)
     with pytest.raises(ParityError):
-        command(name, *ARGUMENTS[name])
+        command(name, *ARGUMENTS.get(name, ()))
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
