@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SHINGLE = 13  # words in a row that count as the same text, the length used for GPT-3's contamination check
+_WITHOUT = "leave out [real] and the stages with `real = true`"
 _WORDS = re.compile(r"\w+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
@@ -145,11 +146,14 @@ class Library:
     def of(cls, options: dict[str, Any]) -> Library:
         """The library that a configuration's `[real]` table names: `folder`, `evaluation`, `questions`, `text`."""
         folder = Path(options["folder"])
-        exclude = Exclusion.of(folder / name for name in options["evaluation"])
-        questions = read_questions([folder / name for name in options["questions"]], exclude)
-        paragraphs = read_paragraphs([folder / name for name in options["text"]], exclude)
+        try:
+            exclude = Exclusion.of(folder / name for name in options["evaluation"])
+            questions = read_questions([folder / name for name in options["questions"]], exclude)
+            paragraphs = read_paragraphs([folder / name for name in options["text"]], exclude)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename} is not there; {_WITHOUT}") from error
         if not questions or not paragraphs:
-            raise ValueError(f"no text for training in {folder}; leave out [real] and the stages with `real = true`")
+            raise ValueError(f"no text for training in {folder}; {_WITHOUT}")
         return cls(questions, paragraphs)
 
     @cached_property

@@ -1,6 +1,6 @@
 """Train the reader: `python -m training.train [config.toml]`. Stops and resumes at any time.
 
-One process, one thread. The curriculum goes from one chunk to sixteen as accuracy passes each stage's mark;
+One process, one thread. The curriculum goes through the configuration's stages as accuracy passes each one's mark;
 every batch is made of new worlds, so the accuracy in the log is on unseen worlds (with training-side names).
 """
 

@@ -110,3 +110,5 @@ def test_empty_library_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "held.jsonl", [record("Who built it?", "two brothers", SECRET)])
     with pytest.raises(ValueError, match="no text for training"):
         Library.of({"folder": tmp_path, "evaluation": ["held.jsonl"], "questions": [], "text": []})
+    with pytest.raises(ValueError, match=r"away\.jsonl is not there; leave out \[real\]"):
+        Library.of({"folder": tmp_path, "evaluation": ["held.jsonl"], "questions": ["away.jsonl"], "text": []})
