@@ -20,6 +20,7 @@ from samkv_rag.methods.scoring import (
     check_block,
     chunk_scores,
     followed_values,
+    liked,
     pass_scores,
     personalised,
     surrounded,
@@ -42,9 +43,6 @@ from samkv_rag.methods.selection import (
 from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.types import BLOCK, Ranking, Selection
 
-NAME_REACH = (2, 4)
-"""Tokens before and behind one that the first look likes best that stay with it: a name has several."""
-
 
 @dataclass(frozen=True)
 class SamKV(Options):
@@ -64,8 +62,8 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
-    `first`: the share of what stays that the first look settles, for questions that ask for several things: what it
-    likes best, and what that looks at in turn.
+    `prior`: how much the first look has to say in what stays: the power of its scores by which the second look's are
+    multiplied, for questions that ask for several things, of which the second looks at one. 0: the second look alone.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it. What stands behind the chunks, from the question on, sees all.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
@@ -88,9 +86,9 @@ class SamKV(Options):
     keep: Share = 0.15
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
-    around: tuple[Count, Count] = (8, 16)
+    around: tuple[Count, Count] = (4, 8)
     followed: Count = 16
-    first: Share = 0.25
+    prior: Annotated[float, Within(0)] = 1.0
     wide: Share = 0.5
     block: Positive | None = None
     initial: Count = 0
@@ -170,19 +168,18 @@ class SamKV(Options):
     def _settle(
         self, run: Run, again: Chosen, values: Sequence[Tensor], budget: int, notes: tuple[str, ...]
     ) -> Prepared:
-        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens
-        with those that the first look, by its `values`, is sure of.
+        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens,
+        if the first look, by its `values`, liked it too.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        sure = best_tokens([surrounded(value, *NAME_REACH) for value in values], int(self.first * budget + 1e-9))
+        before = liked(torch.cat(list(values))) ** self.prior
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0)
-            parts = standardised([surrounded(shares[column], *self.around)[None] for column in look.columns])
-            top = float(torch.cat(parts, 1).max()) + 1
-            ranks = tuple(part[0].index_fill(0, tokens, top) for part, tokens in zip(parts, sure, strict=True))
+            both = [surrounded(shares[column] * before[column], *self.around) for column in look.columns]
+            ranks = tuple(part[0] for part in standardised([part[None] for part in both]))
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
         upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)

@@ -13,6 +13,8 @@ from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
 from samkv_rag.types import BLOCK
 
+FLOOR = 0.03
+"""What counts of a second look where a first one saw nothing, to where it saw most (our choice)."""
 GAIN = 4.0
 """What a look at second hand counts, to one at first hand."""
 
@@ -119,6 +121,13 @@ def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: 
     through = direct[witnesses][:, None] * witnessed
     through[torch.arange(len(witnesses)), witnesses] = 0
     return torch.maximum(direct, gain * through.amax(0))
+
+
+def liked(values: Tensor) -> Tensor:
+    """How much a look likes every token `(T,)`: from `FLOOR` for the least of its `values`, any score that grows with
+    attention, to 1 more for the greatest."""
+    above = values - values.min()
+    return above / above.max().clamp(min=1e-12) + FLOOR
 
 
 def weighed(attention: Tensor) -> Tensor:
