@@ -57,7 +57,8 @@ def verdict(rows: Sequence[Row], margin: float) -> Verdict:
             f"{_points(lost)} points. What it shows is selection: {text} {_controls(by_name, ours)}{_few(ours)}",
         )
     without = "" if lost is None else f"Reuse loses {_points(lost)} points. "
-    return Verdict(word, word, f"{text[0].upper()}{text[1:]} {without}{_controls(by_name, ours)}{_few(ours)}")
+    claimed = "open" if word == "holds" and not _apart(_best_control(by_name), ours) else word
+    return Verdict(claimed, word, f"{text[0].upper()}{text[1:]} {without}{_controls(by_name, ours)}{_few(ours)}")
 
 
 def _goal(ours: Row, margin: float) -> tuple[str, str]:
@@ -75,14 +76,23 @@ def _goal(ours: Row, margin: float) -> tuple[str, str]:
     return "open", f"{found}, which reaches below -{margin:g}: the goal is not shown, nor its opposite."
 
 
-def _controls(by_name: dict[str, Row], ours: Row) -> str:
-    """The best control, and whether its interval and ours are apart."""
+def _best_control(by_name: dict[str, Row]) -> Row | None:
     labels = [f"{name}@{KEEP:g}" for name in CONTROLS] + list(CONTROLS)
     found = [by_name[label] for label in labels if label in by_name]
-    if not found:
-        return "No control was run. "
-    best = max(found, key=lambda row: row.f1.value)
-    apart = "apart from" if best.f1.high < ours.f1.low else "NOT apart from"
+    return max(found, key=lambda row: row.f1.value, default=None)
+
+
+def _apart(control: Row | None, ours: Row) -> bool:
+    """True if the control's interval lies below ours."""
+    return control is not None and control.f1.high < ours.f1.low
+
+
+def _controls(by_name: dict[str, Row], ours: Row) -> str:
+    """The best control, and whether its interval and ours are apart."""
+    best = _best_control(by_name)
+    if best is None:
+        return "No control was run, without which nothing is claimed. "
+    apart = "apart from" if _apart(best, ours) else "NOT apart from"
     return f"The best control ({best.setting}) reaches {_points(best.f1.value)} F1, {apart} ours. "
 
 

@@ -18,7 +18,7 @@ from samkv_rag.eval.records import RECORDS
 from samkv_rag.eval.results import PACKED, TaskResults, collected, pack, read_results
 from samkv_rag.eval.runfile import open_run
 from samkv_rag.eval.statistics import Estimate
-from samkv_rag.eval.summary import Row, rows_of
+from samkv_rag.eval.summary import CONTROLS, Row, rows_of
 from samkv_rag.eval.verdicts import verdict
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +118,14 @@ def test_the_verdict_names_the_best_control_and_the_number_of_questions() -> Non
     good, bad = judged(), judged(count=40, random=0.75)
     assert "The best control (random@0.15) reaches 10.0 F1, apart from ours. (1,200 questions.)" in good.text
     assert "NOT apart from ours" in bad.text and "(40 questions; the goal asks for 1,000.)" in bad.text
+
+
+def test_nothing_holds_without_a_control_that_lies_below() -> None:
+    alike = judged(random=0.79)
+    assert (alike.word, alike.difference) == ("open", "holds") and "NOT apart from ours" in alike.text
+    rows = [row for row in rows_of(results_of(answered(count=1200))) if row.method not in CONTROLS]
+    alone = verdict(rows, 1.0)
+    assert (alone.word, alone.difference) == ("open", "holds") and "No control was run" in alone.text
 
 
 def test_an_easy_task_still_says_what_selection_lost() -> None:
