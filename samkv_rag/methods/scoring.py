@@ -13,7 +13,7 @@ from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
 from samkv_rag.types import BLOCK
 
-FLOOR = 0.03
+FLOOR = 0.1
 """What counts of a second look where a first one saw nothing, to where it saw most (our choice)."""
 GAIN = 4.0
 """What a look at second hand counts, to one at first hand."""

@@ -108,7 +108,7 @@ def test_what_stays_surrounds_what_both_looks_like(prior: float) -> None:
     seen = overheard(run)
     kept = SamKV(keep=0.2, around=around, prior=prior, followed=0).prepare(run).selection.kept
     first = torch.cat(seen_first(case))
-    liked = (first - first.min()) / (first.max() - first.min()) + 0.03
+    liked = (first - first.min()) / (first.max() - first.min()) + 0.1
     shares = (seen[0].attention.mean(1) + seen[0].attention[:, -1]).mean(0) * liked**prior
     want, start = list[tuple[float, int, int]](), 0
     for chunk, length in enumerate(run.lengths):
