@@ -73,12 +73,9 @@ class Keeper:
             if old := [key for name, key in store.owned(owner) if name == owner and key not in keys]:
                 self.engine.forget(store.release(owner, old))
 
-    def release(self, ids: Iterable[str] | None) -> None:
-        """End what these documents need, or all documents of the collection."""
-        if ids is None:
-            self._release({owner for owner, _ in self.engine.store.owned(self._prefix)})
-        else:
-            self._release([self._prefix + id for id in ids])
+    def release(self, ids: Iterable[str]) -> None:
+        """End what these documents need."""
+        self._release([self._prefix + id for id in ids])
 
     def _release(self, owners: Iterable[str]) -> None:
         gone = [key for owner in owners for key in self.engine.store.release(owner)]

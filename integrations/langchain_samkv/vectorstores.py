@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from langchain_samkv.ingestion import MIN_CHARS, Keeper
-from samkv_rag import SamKVEngine
+from langchain_samkv.ingestion import MIN_CHARS, Keeper, stored_documents
+from samkv_rag import SamKVEngine, SamKVError
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
 
 Scored = list[tuple[Document, float]]
+
+logger = logging.getLogger(__name__)
 
 
 class ChunkKVVectorStore(VectorStore):
@@ -83,18 +86,37 @@ class ChunkKVVectorStore(VectorStore):
         return new
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Delete documents, and the caches that no other document needs."""
+        """Delete documents, and the caches that no other document needs.
+
+        Without `ids` (by a filter, or all) it is for the wrapped store to say which documents went: those it lists
+        before and not after. One that cannot list its documents keeps their caches, with a warning.
+        """
+        known = self._listed() if ids is None else set(ids)
         done = self.inner.delete(ids, **kwargs)
         if done is not False:
-            self._keeper.release(ids)
+            left = self._listed() if ids is None and known else set[str]()
+            self._keeper.release(known - left)
         return done
 
     async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """As `delete`."""
+        """As `delete`; the event loop goes on while documents are listed and caches released."""
+        known = await asyncio.to_thread(self._listed) if ids is None else set(ids)
         done = await self.inner.adelete(ids, **kwargs)
         if done is not False:
-            await asyncio.to_thread(self._keeper.release, ids)
+            left = await asyncio.to_thread(self._listed) if ids is None and known else set[str]()
+            await asyncio.to_thread(self._keeper.release, known - left)
         return done
+
+    def _listed(self) -> set[str]:
+        """The ids of the wrapped store's documents; none, and a warning, where it does not list them."""
+        try:
+            return {str(document.id) for document in stored_documents(self.inner)}
+        except SamKVError:
+            logger.warning(
+                "%s deletes documents without saying which; their caches stay in the KV store. Delete by ids to remove "
+                "them, or give the store max_bytes.", type(self.inner).__name__,
+            )  # fmt: skip
+            return set()
 
     @classmethod
     def from_texts(

@@ -62,6 +62,65 @@ def test_caches_live_as_long_as_some_document_has_the_text(engine: SamKVEngine, 
     assert len(engine.store) == 0 and engine.store.owned() == []
 
 
+class Filtering(InMemoryVectorStore):
+    """A store that deletes by a filter too, as Chroma does."""
+
+    def delete(self, ids: Any = None, source: str | None = None, **kwargs: Any) -> None:
+        found = [id for id, entry in self.store.items() if entry["metadata"].get("source") == source]
+        super().delete(found if ids is None else ids)
+
+    async def adelete(self, ids: Any = None, **kwargs: Any) -> None:
+        self.delete(ids, **kwargs)
+
+
+class Opaque(InMemoryVectorStore):
+    """A store that finds documents by id and lists none."""
+
+    def __init__(self, inner: InMemoryVectorStore) -> None:
+        self.inner = inner
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        return self.inner.add_documents(documents, **kwargs)
+
+    def get_by_ids(self, ids: Any, /) -> list[Document]:
+        return self.inner.get_by_ids(ids)
+
+    def delete(self, ids: Any = None, **kwargs: Any) -> None:
+        self.inner.delete(ids, **kwargs)
+
+
+def sourced() -> list[Document]:
+    return [Document(id=id, page_content=text, metadata={"source": id}) for id, text in zip("abc", TEXTS, strict=True)]
+
+
+async def test_deleting_by_a_filter_releases_what_went_and_nothing_else(engine: SamKVEngine) -> None:
+    store = ChunkKVVectorStore(Filtering(embeddings()), engine)
+    store.add_documents(sourced())
+    store.delete(source="a")
+    assert [cached(engine, text) for text in TEXTS] == [False, True, True]
+    await store.adelete(source="b")
+    assert [cached(engine, text) for text in TEXTS] == [False, False, True]
+    store.delete(source="nobody's")
+    assert cached(engine, TEXTS[2])
+
+
+def test_a_delete_that_deletes_nothing_keeps_the_caches(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
+    store.add_documents(sourced())
+    store.delete()  # of InMemoryVectorStore: deletes the given ids, and none are given
+    assert len(store.get_by_ids(["a", "b", "c"])) == len(engine.store) == 3
+
+
+def test_a_store_that_says_not_what_it_deleted_keeps_the_caches(
+    engine: SamKVEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ChunkKVVectorStore(Opaque(Filtering(embeddings())), engine)
+    store.add_documents(sourced())
+    store.delete(source="a")
+    assert len(engine.store) == 3 and "Opaque deletes documents without saying which" in caplog.text
+    store.delete(["b"])
+    assert not cached(engine, TEXTS[1]) and len(caplog.records) == 1
+
+
 def test_a_document_that_changes_changes_its_cache(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
     store.add_documents(documents(a=TEXTS[0]))
     store.add_documents(documents(a=TEXTS[1]))
@@ -169,15 +228,6 @@ def test_an_existing_store_is_cached_without_embedding_again(engine: SamKVEngine
 
 
 def test_precompute_takes_texts_documents_and_ids(engine: SamKVEngine) -> None:
-    class Opaque(InMemoryVectorStore):
-        """A store that finds documents by id and lists none."""
-
-        def __init__(self, inner: InMemoryVectorStore) -> None:
-            self.inner = inner
-
-        def get_by_ids(self, ids: Any, /) -> list[Document]:
-            return self.inner.get_by_ids(ids)
-
     inner = InMemoryVectorStore.from_texts(TEXTS, embeddings(), ids=["0", "1", "2"])
     with pytest.raises(SamKVError, match="pass ids="):
         precompute(engine, Opaque(inner))

@@ -158,6 +158,14 @@ def test_caches_are_read_replaced_and_deleted(kind: Callable[..., Any], place: P
     assert retriever.invoke(QUESTION)[0].page_content in (TEXTS[0], TEXTS[2])
 
 
+def test_chroma_deletes_by_metadata(place: Place, engine: SamKVEngine) -> None:
+    store = ChunkKVVectorStore(chroma(place), engine)
+    sources = [{"source": "a"}, {"source": "b"}, None]
+    store.add_texts(TEXTS, sources, ids=place.ids)
+    store.delete(where={"source": "b"})
+    assert stored(engine) == {TEXTS[0], TEXTS[2]}
+
+
 @pytest.mark.parametrize("kind", STORES)
 def test_a_reopened_store_finds_its_caches(kind: Callable[..., Any], place: Place, engine: SamKVEngine) -> None:
     ChunkKVVectorStore(kind(place), engine).add_documents(documents(place), ids=place.ids)
