@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +13,17 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from langchain_samkv.answers import ChunkWriter, result_of
 from langchain_samkv.described import Described
-from langchain_samkv.messages import Roles, converted
+from langchain_samkv.engines import Engines, Settings, fields_of
+from langchain_samkv.messages import converted
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS, Request, traced
 from langchain_samkv.structured import structured
 from langchain_samkv.tools import choice_of
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.methods import Method, resolve_method
 from samkv_rag.stream import AnswerStream
 from samkv_rag.types import PromptPlan
 
@@ -120,14 +121,17 @@ class ChatSamKV(Described):
     """Keywords for transformers' `from_pretrained`."""
     given_engine: SamKVEngine | None = Field(default=None, alias="engine", exclude=True, repr=False)
 
-    _engines: dict[str, SamKVEngine] = PrivateAttr(default_factory=dict)
-    _roles: dict[str, Roles] = PrivateAttr(default_factory=dict)
-    _making: Any = PrivateAttr(default_factory=threading.RLock)
+    shared_engines: Engines = Field(default_factory=Engines, exclude=True, repr=False)
+    """The engines made so far: copies of this object, as for configured calls, go on with them."""
 
     @model_validator(mode="after")
-    def _named_by_its_engine(self) -> ChatSamKV:
-        if self.given_engine is not None and "model" not in self.model_fields_set:
-            self.model = self.given_engine.source.name
+    def _as_its_engine(self) -> ChatSamKV:
+        """The fields say what a given engine is; a name and a method of this object's own stay."""
+        if self.given_engine is not None:
+            own = self.model_fields_set & {"model", "method"}
+            for name, value in fields_of(self.given_engine).items():
+                if name not in own:
+                    setattr(self, name, value)
         return self
 
     # -- the engine --------------------------------------------------------------------------------------------
@@ -144,39 +148,34 @@ class ChatSamKV(Described):
         return str(name or "model")
 
     def _engine(self, name: str) -> SamKVEngine:
-        with self._making:
-            if name not in self._engines:
-                own = name == self.model_name
-                self._engines[name] = self.given_engine if own and self.given_engine else self._make(name, own)
-            return self._engines[name]
+        """The engine of this object's model, or of one that a call named: that one shares the store."""
+        if name != self.model_name:
+            other = {**self._settings, "model": name, "tokenizer": None, "store": self.engine.store}
+            return self.shared_engines.get(other, self.engine.method)
+        return self.given_engine or self.shared_engines.get(self._settings, self.method)
 
-    def _make(self, name: str, own: bool) -> SamKVEngine:
-        """An engine for this object's model, or for one that a call named: that one shares the store."""
-        loading = {"device_map": self.device_map, "dtype": self.dtype, "model_kwargs": self.model_kwargs}
-        if own:
-            return SamKVEngine.from_pretrained(
-                self.model, self.tokenizer, self.kv_store, self.method, self.namespace,
-                min_kept_tokens=self.min_kept_tokens, **loading,
-            )  # fmt: skip
-        base = self.engine
-        return SamKVEngine.from_pretrained(
-            name, None, base.store, base.method, base.namespace, min_kept_tokens=base.min_kept_tokens, **loading
-        )
+    @property
+    def _settings(self) -> Settings:
+        return {
+            "model": self.model, "tokenizer": self.tokenizer, "store": self.kv_store, "namespace": self.namespace,
+            "min_kept_tokens": self.min_kept_tokens, "device_map": self.device_map, "dtype": self.dtype,
+            "model_kwargs": self.model_kwargs,
+        }  # fmt: skip
+
+    @property
+    def _own_method(self) -> str | Method | None:
+        """The method of this object's calls: not that of its engine, which a copy with another one may have made."""
+        return self.method if self.given_engine is not None else resolve_method(self.method or "samkv")
 
     def explain(self, messages: LanguageModelInput) -> PromptPlan:
         """Where known chunks stand in these messages, and what the engine takes to be the question."""
-        return self.engine.plan(converted(self._convert_input(messages).to_messages(), self._roles_of(self.model_name)))
+        roles = self.shared_engines.roles(self.engine)
+        return self.engine.plan(converted(self._convert_input(messages).to_messages(), roles))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own token ids."""
         ids: list[int] = self.engine.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-    def _roles_of(self, name: str) -> Roles:
-        with self._making:
-            if name not in self._roles:
-                self._roles[name] = Roles.of(self._engine(name).tokenizer)
-            return self._roles[name]
 
     # -- answering ---------------------------------------------------------------------------------------------
 
@@ -187,11 +186,10 @@ class ChatSamKV(Described):
         name = keywords.get("model") or self.model_name
         if not isinstance(name, str):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
-        defaults = {field: getattr(self, field) for field in _DEFAULTS}
-        if "method" in self.model_fields_set:
-            defaults["method"] = self.method
-        request = Request.of(defaults, stop, keywords)
-        return request.start(self._engine(name), self._roles_of(name), messages), name, bool(request.form.tools)
+        defaults = {field: getattr(self, field) for field in _DEFAULTS} | {"method": self._own_method}
+        request, engine = Request.of(defaults, stop, keywords), self._engine(name)
+        stream = request.start(engine, self.shared_engines.roles(engine), messages)
+        return stream, name, bool(request.form.tools)
 
     async def _astart(self, *call: Any) -> tuple[AnswerStream, str, bool]:
         """As `_start`, which may load the tokenizer, in a thread; a cancelled call takes its answer with it."""

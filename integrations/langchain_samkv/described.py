@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+
+from samkv_rag import SamKVError
 
 
 class Described(BaseChatModel):
@@ -26,6 +29,18 @@ class Described(BaseChatModel):
         return (
             super().to_json() if plain and not getattr(self, "given_engine", None) else self.to_json_not_implemented()
         )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.model_copy()  # a model is never copied: copies share the engine
+
+    def __getstate__(self) -> dict[Any, Any]:
+        names = [getattr(self, name) for name in ("model", "kv_store")]
+        if getattr(self, "given_engine", None) or not all(isinstance(name, str | PathLike) for name in names):
+            raise SamKVError(
+                "A ChatSamKV over a loaded model, an engine or an open store cannot be sent to another process; name "
+                "its model and the folder of its store."
+            )
+        return super().__getstate__()
 
     def _resolve_model_profile(self) -> ModelProfile:
         """Text only; tools and structured output of any model, by grammar. The window is known of a loaded model."""

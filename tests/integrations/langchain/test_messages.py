@@ -87,6 +87,6 @@ def test_chunks_are_found_in_tool_messages_of_any_template(engine: SamKVEngine) 
     llm = ChatSamKV(engine=engine, max_tokens=4)
     loop = [HumanMessage("Q"), AIMessage("", tool_calls=[CALL]), ToolMessage(CHUNK, tool_call_id="1")]
     for roles in (Roles(), Roles(tool=False)):
-        llm._roles[llm.model_name] = roles
+        llm.shared_engines._roles[llm.engine] = roles
         answer = llm.invoke(loop)
         assert answer.response_metadata["samkv"]["chunk_tokens"] > 0
