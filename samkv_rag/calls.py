@@ -41,6 +41,15 @@ def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> N
         )
 
 
+def overridden(standing: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A caller's standing options, overridden by those of one call.
+
+    A standing `keep` belongs to the standing method: a call with another method has its own, or none.
+    """
+    other = given.get("method") is not None
+    return {name: value for name, value in standing.items() if not (other and name == "keep")} | dict(given)
+
+
 def short(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Answers from passages are short; a caller may ask for more."""
     return {"max_new_tokens": 64, **generation}

@@ -12,6 +12,7 @@ from langchain_core.messages import BaseMessage
 from langchain_samkv.messages import Roles, converted, question_of
 from langchain_samkv.tools import Form
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.calls import overridden
 from samkv_rag.stream import AnswerStream
 
 DEFAULT_MAX_TOKENS = 256
@@ -40,7 +41,7 @@ class Request:
             raise SamKVError(f"ChatSamKV does not know {', '.join(unknown)}; a call may have: {known}.")
         form = Form.of(*(keywords.get(name) for name in _FORM))
         given = defaults.get("stop") if stop is None else stop
-        return cls({**defaults, **keywords}, [given] if isinstance(given, str) else list(given or ()), form)
+        return cls(overridden(defaults, keywords), [given] if isinstance(given, str) else list(given or ()), form)
 
     def start(self, engine: SamKVEngine, roles: Roles, messages: Sequence[BaseMessage]) -> AnswerStream:
         """Hand the call to the engine; the work starts in a thread of its own."""

@@ -132,6 +132,18 @@ def test_keywords_of_one_call(llm: ChatSamKV) -> None:
     assert llm.bind(max_tokens=2).invoke("Hello").response_metadata["finish_reason"] == "length"
 
 
+def test_the_fields_keep_belongs_to_the_fields_method(engine: SamKVEngine) -> None:
+    engine.precompute(CHUNKS)
+    llm = ChatSamKV(engine=engine, max_tokens=2, keep=0.3)
+
+    def ratio(**keywords: Any) -> float:
+        return float(llm.invoke(ASKED, **keywords).response_metadata["samkv"]["kept_ratio"])
+
+    assert ratio(method="full") == 1.0  # the way to turn reuse off
+    assert ratio() == ratio(method="samkv", keep=0.3) != ratio(method="samkv")
+    assert ratio(keep=0.6) == pytest.approx(0.6, abs=0.02)
+
+
 def test_stop_of_one_call_goes_before_the_fields(llm: ChatSamKV) -> None:
     text = llm.invoke("Hello", max_tokens=30).text
     stop = text[len(text) // 2]

@@ -18,6 +18,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.llms.samkv.reuse import raw_of
 from llama_index.llms.samkv.tools import parse_calls
 from samkv_rag import Answer, SamKVError
+from samkv_rag.calls import overridden
 from samkv_rag.prompt.plan import Prompt
 
 OPTIONS = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "method", "keep", "question")
@@ -30,10 +31,7 @@ def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     renamed = {ALIASES.get(name, name): value for name, value in given.items()}
     if unknown := sorted(set(renamed) - set(OPTIONS)):
         raise SamKVError(f"Unknown keywords: {', '.join(unknown)}. A call takes: {', '.join((*OPTIONS, *ALIASES))}.")
-    chosen = {name: value for name, value in renamed.items() if value is not None}
-    merged = {**defaults, **chosen}
-    if "method" in chosen and "keep" not in chosen:
-        merged.pop("keep", None)  # the LLM's keep belongs to the LLM's method
+    merged = overridden(defaults, {name: value for name, value in renamed.items() if value is not None})
     if isinstance(merged.get("stop"), str):
         merged["stop"] = [merged["stop"]]
     return {name: value for name, value in merged.items() if value is not None}
