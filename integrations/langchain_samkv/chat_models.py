@@ -13,21 +13,17 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from langchain_samkv.answers import ChunkWriter, result_of
 from langchain_samkv.described import Described
-from langchain_samkv.engines import Engines, Settings, fields_of
+from langchain_samkv.fields import DEFAULTS
 from langchain_samkv.messages import converted
-from langchain_samkv.requests import DEFAULT_MAX_TOKENS, Request, traced
+from langchain_samkv.requests import Request, traced
 from langchain_samkv.structured import structured
 from langchain_samkv.tools import choice_of
-from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.methods import Method, resolve_method
+from samkv_rag import SamKVError
 from samkv_rag.stream import AnswerStream
 from samkv_rag.types import PromptPlan
-
-_DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep")
 
 
 class ChatSamKV(Described):
@@ -87,85 +83,7 @@ class ChatSamKV(Described):
         ```
     """
 
-    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
-
-    model: Any = Field(default="bundled", validation_alias=AliasChoices("model", "model_name"))
-    """"bundled", a hub id, a folder, or a loaded transformers model."""
-    tokenizer: Any = Field(default=None, exclude=True, repr=False)
-    """The tokenizer of a loaded model."""
-    temperature: float | None = 0.0
-    """0 is greedy."""
-    max_tokens: int | None = DEFAULT_MAX_TOKENS
-    """The longest answer, in tokens."""
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: list[str] | str | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
-    """Texts that end the answer; they are cut off."""
-    timeout: float | None = None
-    """Seconds after which a call raises `TimeoutError` and lets go of the model."""
-    streaming: bool = False
-    kv_store: Any = "./kv"
-    """Where chunk caches live: a folder, ":memory:" or a `ChunkKVStore`."""
-    method: Any = "samkv"
-    """How caches are used: "samkv", "full" (not at all), another method's name, or a method object."""
-    keep: float | None = None
-    """Kept chunk tokens / chunk tokens; None is the method's own."""
-    namespace: str = "default"
-    """Caches are shared within a namespace and never across; give every tenant one."""
-    min_kept_tokens: int = 512
-    """The fewest chunk tokens of a prompt that a method with `keep` keeps: of fewer, all."""
-    device_map: Any = None
-    dtype: Any = "auto"
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keywords for transformers' `from_pretrained`."""
-    given_engine: SamKVEngine | None = Field(default=None, alias="engine", exclude=True, repr=False)
-
-    shared_engines: Engines = Field(default_factory=Engines, exclude=True, repr=False)
-    """The engines made so far: copies of this object, as for configured calls, go on with them."""
-
-    @model_validator(mode="after")
-    def _as_its_engine(self) -> ChatSamKV:
-        """The fields say what a given engine is; a name and a method of this object's own stay."""
-        if self.given_engine is not None:
-            own = self.model_fields_set & {"model", "method"}
-            for name, value in fields_of(self.given_engine).items():
-                if name not in own:
-                    setattr(self, name, value)
-        return self
-
-    # -- the engine --------------------------------------------------------------------------------------------
-
-    @property
-    def engine(self) -> SamKVEngine:
-        """The engine, made on first use; it loads the model when it first needs it."""
-        return self._engine(self.model_name)
-
-    @property
-    def model_name(self) -> str:
-        """What the model is called."""
-        name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", "")
-        return str(name or "model")
-
-    def _engine(self, name: str) -> SamKVEngine:
-        """The engine of this object's model, or of one that a call named: that one shares the store."""
-        if name != self.model_name:
-            other = {**self._settings, "model": name, "tokenizer": None, "store": self.engine.store}
-            return self.shared_engines.get(other, self.engine.method)
-        return self.given_engine or self.shared_engines.get(self._settings, self.method)
-
-    @property
-    def _settings(self) -> Settings:
-        return {
-            "model": self.model, "tokenizer": self.tokenizer, "store": self.kv_store, "namespace": self.namespace,
-            "min_kept_tokens": self.min_kept_tokens, "device_map": self.device_map, "dtype": self.dtype,
-            "model_kwargs": self.model_kwargs,
-        }  # fmt: skip
-
-    @property
-    def _own_method(self) -> str | Method | None:
-        """The method of this object's calls: not that of its engine, which a copy with another one may have made."""
-        return self.method if self.given_engine is not None else resolve_method(self.method or "samkv")
+    # -- what the model sees -----------------------------------------------------------------------------------
 
     def explain(self, messages: LanguageModelInput) -> PromptPlan:
         """Where known chunks stand in these messages, and what the engine takes to be the question."""
@@ -186,7 +104,7 @@ class ChatSamKV(Described):
         name = keywords.get("model") or self.model_name
         if not isinstance(name, str):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
-        defaults = {field: getattr(self, field) for field in _DEFAULTS} | {"method": self._own_method}
+        defaults = {field: getattr(self, field) for field in DEFAULTS} | {"method": self._own_method}
         request, engine = Request.of(defaults, stop, keywords), self._engine(name)
         stream = request.start(engine, self.shared_engines.roles(engine), messages)
         return stream, name, bool(request.form.tools)
@@ -279,12 +197,6 @@ class ChatSamKV(Described):
     @property
     def _llm_type(self) -> str:
         return "samkv"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        """All that an answer depends on: LangChain's answer caches are keyed by it."""
-        fields = (*_DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs")
-        return {"model": self.model_name, "method": repr(self.method), **{name: getattr(self, name) for name in fields}}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return traced(super()._get_ls_params(stop=stop, **kwargs), stop or self.stop, kwargs, self.model_name)

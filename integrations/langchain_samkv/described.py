@@ -5,13 +5,14 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any, Self
 
-from langchain_core.language_models import BaseChatModel, ModelProfile
+from langchain_core.language_models import ModelProfile
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 
+from langchain_samkv.fields import DEFAULTS, SamKVFields
 from samkv_rag import SamKVError
 
 
-class Described(BaseChatModel):
+class Described(SamKVFields):
     """A chat model that is saved by its fields (`langchain_core.load.dumps`) when they are all plain.
 
     There are no secrets in them. `loads` with `allowed_objects=[ChatSamKV]` and
@@ -26,21 +27,25 @@ class Described(BaseChatModel):
         """A loaded model, an engine, a store or a method that were given as objects cannot be saved."""
         given = [getattr(self, name) for name in ("model", "method", "kv_store", "device_map", "dtype")]
         plain = all(value is None or isinstance(value, str | int | dict) for value in given)
-        return (
-            super().to_json() if plain and not getattr(self, "given_engine", None) else self.to_json_not_implemented()
-        )
+        return super().to_json() if plain and self.given_engine is None else self.to_json_not_implemented()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()  # a model is never copied: copies share the engine
 
     def __getstate__(self) -> dict[Any, Any]:
-        names = [getattr(self, name) for name in ("model", "kv_store")]
-        if getattr(self, "given_engine", None) or not all(isinstance(name, str | PathLike) for name in names):
+        named = isinstance(self.model, str | PathLike) and isinstance(self.kv_store, str | PathLike)
+        if self.given_engine is not None or not named:
             raise SamKVError(
                 "A ChatSamKV over a loaded model, an engine or an open store cannot be sent to another process; name "
                 "its model and the folder of its store."
             )
         return super().__getstate__()
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """All that an answer depends on: LangChain's answer caches are keyed by it."""
+        fields = (*DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs")
+        return {"model": self.model_name, "method": repr(self.method), **{name: getattr(self, name) for name in fields}}
 
     def _resolve_model_profile(self) -> ModelProfile:
         """Text only; tools and structured output of any model, by grammar. The window is known of a loaded model."""
@@ -49,7 +54,7 @@ class Described(BaseChatModel):
             text_outputs=True, image_outputs=False, audio_outputs=False, video_outputs=False, reasoning_output=False,
             tool_calling=True, tool_choice=True, tool_call_streaming=True, structured_output=True, open_weights=True,
         )  # fmt: skip
-        positions = _positions(getattr(self, "model", None))
+        positions = _positions(self.model)
         return profile if positions is None else {**profile, "max_input_tokens": positions}
 
 
