@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from os import PathLike
 from typing import Any, Self
 
 from langchain_core.language_models import ModelProfile
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+from langchain_core.outputs import LLMResult
 
 from langchain_samkv.fields import DEFAULTS, SamKVFields
 from samkv_rag import SamKVError
@@ -43,9 +45,26 @@ class Described(SamKVFields):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """All that an answer depends on: LangChain's answer caches are keyed by it."""
+        """What an answer depends on, as far as it is known without loading anything."""
+        objects = {name: repr(getattr(self, name)) for name in ("method", "device_map", "dtype")}
         fields = (*DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs")
-        return {"model": self.model_name, "method": repr(self.method), **{name: getattr(self, name) for name in fields}}
+        return {"model": self.model_name, **objects, **{name: getattr(self, name) for name in fields}}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of LangChain's answer caches: all that an answer depends on besides messages and stored chunks."""
+        params = {**self._identifying_params, "identity": self._identity(), **kwargs}
+        return str(sorted({**params, "stop": self.stop if stop is None else stop}.items()))
+
+    def _identity(self) -> str:
+        """What tells models of one name apart: the tokenizer's name, or, of objects, what is in them."""
+        if self.given_engine is None and isinstance(self.model, str) and isinstance(self.tokenizer, str | None):
+            return repr(self.tokenizer)
+        return f"{self.engine.fingerprint} {getattr(self.engine.tokenizer, 'chat_template', None)}"
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """As the base class's, whose answer cache asks for the identity; it is found beside the event loop."""
+        await asyncio.to_thread(self._identity)
+        return await super().agenerate(*args, **kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile:
         """Text only; tools and structured output of any model, by grammar. The window is known of a loaded model."""
