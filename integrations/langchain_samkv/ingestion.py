@@ -28,7 +28,7 @@ class Keeper:
 
     def __init__(self, llm: ChatSamKV | SamKVEngine, collection: str, min_chars: int) -> None:
         self._llm = llm
-        self._prefix = f"{collection}/"
+        self._prefix = collection.replace("%", "%25").replace("/", "%2F") + "/"  # the first slash ends the collection
         self._min_chars = min_chars
 
     @property

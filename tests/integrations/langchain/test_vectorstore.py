@@ -128,13 +128,18 @@ def test_a_document_that_changes_changes_its_cache(engine: SamKVEngine, store: C
     assert store.get_by_ids(["a"])[0].page_content == TEXTS[1]
 
 
-def test_ids_of_two_collections_do_not_meet(engine: SamKVEngine) -> None:
-    left, right = (
-        ChunkKVVectorStore(InMemoryVectorStore(embeddings()), engine, collection=name) for name in ("left", "right")
-    )
-    left.add_texts([TEXTS[0]], ids=["1"])
-    right.add_texts([TEXTS[1]], ids=["1"])
-    left.delete(["1"])
+@pytest.mark.parametrize(
+    "left, right",
+    [(("left", "1"), ("right", "1")), (("team", "docs/1"), ("team/docs", "1")), (("a/b", "1"), ("a%2Fb", "1"))],
+)
+def test_ids_of_two_collections_do_not_meet(
+    engine: SamKVEngine, left: tuple[str, str], right: tuple[str, str]
+) -> None:  # fmt: skip
+    stores = []
+    for (collection, id), text in zip((left, right), TEXTS, strict=False):
+        stores.append(ChunkKVVectorStore(InMemoryVectorStore(embeddings()), engine, collection=collection))
+        stores[-1].add_texts([text], ids=[id])
+    stores[0].delete([left[1]])
     assert not cached(engine, TEXTS[0]) and cached(engine, TEXTS[1])
 
 
