@@ -18,6 +18,7 @@ from langchain_core.messages import (
 
 from samkv_rag import SamKVError
 from samkv_rag.prompt.grammar import call_text
+from samkv_rag.prompt.template import merged
 
 Turn = dict[str, Any]
 
@@ -76,7 +77,7 @@ def converted(messages: Sequence[BaseMessage], roles: Roles, instructions: str =
         turns = [_as_user(turn) if turn["role"] == "tool" else turn for turn in turns]
     if not roles.system:
         turns = [{**turn, "role": "user"} if turn["role"] == "system" else turn for turn in turns]
-    return _merged(turns)
+    return merged(turns)
 
 
 def question_of(messages: Sequence[BaseMessage], roles: Roles) -> str | None:
@@ -133,16 +134,3 @@ def _role(message: BaseMessage) -> str:
 
 def _as_user(turn: Turn) -> Turn:
     return {"role": "user", "content": f"<tool_response>\n{turn['content']}\n</tool_response>"}
-
-
-def _merged(turns: Sequence[Turn]) -> list[Turn]:
-    merged: list[Turn] = []
-    for turn in turns:
-        last = merged[-1] if merged else None
-        if last is None or last["role"] != turn["role"] or turn["role"] == "tool":
-            merged.append(dict(turn))
-            continue
-        last["content"] = "\n\n".join(filter(None, (last["content"], turn["content"])))
-        if last.get("name") != turn.get("name"):
-            last.pop("name", None)
-    return merged

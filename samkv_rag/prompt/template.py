@@ -69,6 +69,23 @@ def content_of(message: Message) -> str:
     return "".join(map(str, texts))
 
 
+def merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Neighbours of one role as one message, a blank line between: many chat templates want roles to alternate.
+
+    Results of tools, and messages that call tools by themselves, stay apart; a name stays if all have it.
+    """
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        last = made[-1] if made else {}
+        if last.get("role") != message["role"] or message["role"] == "tool" or "tool_calls" in {*last, *message}:
+            made.append(dict(message))
+            continue
+        last["content"] = "\n\n".join(filter(None, (last["content"], message["content"])))
+        if last.get("name") != message.get("name"):
+            last.pop("name", None)
+    return made
+
+
 def render(
     tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]], tools: Sequence[Any] = ()
 ) -> list[Piece] | None:  # fmt: skip

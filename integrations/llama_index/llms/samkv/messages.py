@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.llms.samkv.tools import arguments_of
 from samkv_rag import SamKVError
 from samkv_rag.prompt.grammar import call_text
+from samkv_rag.prompt.template import merged
 
 ROLES = {
     MessageRole.SYSTEM: "system",
@@ -61,19 +62,7 @@ def convert(messages: Sequence[ChatMessage], native_tools: bool) -> list[Convert
     With `native_tools` the template renders tool calls and tool results itself; otherwise they become text of the
     assistant and of the user. Neighbours of the same role are merged, because many templates want turns to alternate.
     """
-    converted: list[Converted] = []
-    for message in messages:
-        new = _native(message) if native_tools else _plain(message)
-        last = converted[-1] if converted else None
-        if last is not None and _mergeable(last, new):
-            last["content"] = "\n\n".join(filter(None, (last["content"], new["content"])))
-        else:
-            converted.append(new)
-    return converted
-
-
-def _mergeable(last: Converted, new: Converted) -> bool:
-    return last["role"] == new["role"] != "tool" and set(last) == set(new) == {"role", "content"}
+    return merged([_native(message) if native_tools else _plain(message) for message in messages])
 
 
 def calls_in(message: ChatMessage) -> list[ToolCallBlock]:
