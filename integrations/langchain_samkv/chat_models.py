@@ -20,8 +20,8 @@ from langchain_samkv.fields import DEFAULTS
 from langchain_samkv.messages import converted
 from langchain_samkv.requests import Request, traced
 from langchain_samkv.structured import structured
-from langchain_samkv.tools import choice_of
 from samkv_rag import SamKVError
+from samkv_rag.prompt.tools import choice_of, names_of
 from samkv_rag.stream import AnswerStream
 from samkv_rag.types import PromptPlan
 
@@ -177,7 +177,7 @@ class ChatSamKV(Described):
         `tool_choice`: "auto" (words or a call), "any" (a call), the name of a tool, or "none".
         """
         specs = [convert_to_openai_tool(tool) for tool in tools]
-        choice = choice_of(tool_choice, [spec["function"]["name"] for spec in specs])
+        choice = choice_of(tool_choice, names_of(specs))
         return self.bind(tools=specs, tool_choice=choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
 
     def with_structured_output(

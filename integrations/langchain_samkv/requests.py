@@ -10,9 +10,10 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.messages import BaseMessage
 
 from langchain_samkv.messages import Roles, converted, question_of
-from langchain_samkv.tools import Form
+from langchain_samkv.tools import form_of
 from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.calls import overridden
+from samkv_rag.prompt.tools import Form
 from samkv_rag.stream import AnswerStream
 
 DEFAULT_MAX_TOKENS = 256
@@ -39,7 +40,7 @@ class Request:
         if unknown := sorted(set(keywords) - _KNOWN):
             known = ", ".join(sorted(_KNOWN - set(_NOT_OURS) | {"stop"}))
             raise SamKVError(f"ChatSamKV does not know {', '.join(unknown)}; a call may have: {known}.")
-        form = Form.of(*(keywords.get(name) for name in _FORM))
+        form = form_of(*(keywords.get(name) for name in _FORM))
         given = defaults.get("stop") if stop is None else stop
         return cls(overridden(defaults, keywords), [given] if isinstance(given, str) else list(given or ()), form)
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from langchain_samkv.messages import Roles, converted
 from langchain_samkv.structured import plain_schema
-from langchain_samkv.tools import Form
+from langchain_samkv.tools import form_of
 from samkv_rag.prompt.grammar import call_text
 
 
@@ -66,7 +66,7 @@ class Lesson:
 
 def lesson(messages: str | Sequence[BaseMessage], answer: str, **form: Any) -> Lesson:
     asked = [HumanMessage(messages)] if isinstance(messages, str) else messages
-    made = Form.of(
+    made = form_of(
         [convert_to_openai_tool(tool) for tool in form.get("tools", ())], "any", False, form.get("response_format")
     )
     return Lesson(converted(asked, Roles(), made.instructions), answer)

@@ -13,17 +13,10 @@ from llama_index.core.tools.types import BaseTool
 from llama_index.llms.samkv.fields import SamKVFields
 from llama_index.llms.samkv.messages import calls_in, convert
 from llama_index.llms.samkv.requests import TOOL_OPTIONS, ChatRequest, CompletionRequest, call_options
-from llama_index.llms.samkv.tools import (
-    ToolSpec,
-    arguments_of,
-    demand,
-    grammar_of,
-    instructions,
-    named_tool,
-    specs_of,
-)
+from llama_index.llms.samkv.tools import arguments_of, form_of, specs_of
 from samkv_rag.prompt.plan import Prompt
 from samkv_rag.prompt.template import Conversation
+from samkv_rag.prompt.tools import Form, ToolSpec
 
 
 class SamKVCalling(SamKVFields):
@@ -55,24 +48,15 @@ class SamKVCalling(SamKVFields):
         asked = {name: given[name] for name in TOOL_OPTIONS if name in given}
         rest = {name: value for name, value in given.items() if name not in asked}
         options = call_options(self._defaults(), rest)
-        specs = list(asked.get("tools") or [])
-        if not specs:
-            return ChatRequest(self._chat_prompt(messages, []), options)
-        name, required, offered = named_tool(asked.get("tool_choice"), specs, bool(asked.get("tool_required")))
-        if not offered:
-            return ChatRequest(self._chat_prompt(messages, []), options)
-        if name is not None:
-            specs = [spec for spec in specs if spec["function"]["name"] == name]
-        parallel = bool(asked.get("allow_parallel_tool_calls"))
-        told = self._told(specs, parallel, demand(name) if required else "")
-        prompt = self._chat_prompt([*told, *messages], specs)
-        options["grammar"] = grammar_of(specs, required, parallel)
-        return ChatRequest(prompt, options, tuple(spec["function"]["name"] for spec in specs), parallel)
+        form = form_of(asked)
+        if not form.tools:
+            return ChatRequest(self._chat_prompt(messages, ()), options)
+        prompt = self._chat_prompt([*self._told(form), *messages], form.tools)
+        return ChatRequest(prompt, {**options, "grammar": form.grammar}, form.names, form.parallel)
 
-    def _told(self, specs: Sequence[ToolSpec], parallel: bool, wish: str) -> list[ChatMessage]:
+    def _told(self, form: Form) -> list[ChatMessage]:
         """What the template does not say about the tools, as a message of the system."""
-        how = "" if self._renders_tools else instructions(specs, parallel)
-        text = "\n".join(filter(None, (how, wish)))
+        text = form.demand if self._renders_tools else form.instructions
         return [ChatMessage(role=MessageRole.SYSTEM, content=text)] if text else []
 
     def _chat_prompt(self, messages: Sequence[ChatMessage], specs: Sequence[ToolSpec]) -> Prompt:

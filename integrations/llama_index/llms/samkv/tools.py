@@ -1,4 +1,4 @@
-"""Function calling: tools as JSON schemas into the prompt, and tool calls out of the model's text."""
+"""Function calling: tools as JSON schemas for the prompt, and tool calls out of the model's text."""
 
 from __future__ import annotations
 
@@ -11,26 +11,14 @@ from typing import Any
 from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.tools.types import BaseTool
 
-from samkv_rag import SamKVError
-from samkv_rag.prompt.grammar import call_grammar
-
-ToolSpec = dict[str, Any]
-
-_HEAD = "You can call these functions, one JSON schema per line:"
-_HOW = """To call a function, answer in this form; you will then be given its result:
-<tool_call>
-{"name": <function name>, "arguments": <JSON object>}
-</tool_call>"""
-_MANY = "Several calls may follow each other."
-_REQUIRED = "You must call a function; do not answer in words."
-_NAMED = "You must call the function {name}; do not answer in words."
+from samkv_rag.prompt.tools import Form
 
 _DECODER = json.JSONDecoder()
 _OPENING = re.compile(r"[{\[]")
 _WRAPPING = re.compile(r"</?tool_call>|<\|?tool_calls?\|?>|\[/?TOOL_CALLS\]|<\|python_tag\|>|```(?:json)?")
 
 
-def specs_of(tools: Sequence[BaseTool]) -> list[ToolSpec]:
+def specs_of(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
     """The tools as JSON schemas of functions, the form that chat templates take."""
     return [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
 
@@ -41,40 +29,14 @@ def supports_tools(chat_template: Any) -> bool:
     return any(isinstance(template, str) and re.search(r"\btools\b", template) for template in templates)
 
 
-def named_tool(choice: Any, specs: Sequence[ToolSpec], required: bool) -> tuple[str | None, bool, bool]:
-    """(the tool that must be called, whether any must be, whether any may be) for a `tool_choice`."""
-    if isinstance(choice, Mapping):
-        choice = choice.get("function", choice).get("name")
-    if choice in (None, "auto"):
-        return None, required, True
-    if choice in ("any", "required"):
-        return None, True, True
-    if choice == "none":
-        return None, False, False
-    names = [spec["function"]["name"] for spec in specs]
-    if choice not in names:
-        raise SamKVError(
-            f"tool_choice {choice!r} is not one of the tools; choose one of: "
-            f"{', '.join(names)}, or 'auto', 'required', 'none'."
-        )
-    return str(choice), True, True
-
-
-def instructions(specs: Sequence[ToolSpec], parallel: bool) -> str:
-    """What a model is told whose chat template knows nothing of tools."""
-    lines = [json.dumps(spec["function"], ensure_ascii=False) for spec in specs]
-    return "\n".join([_HEAD, *lines, _HOW, *([_MANY] if parallel else [])])
-
-
-def demand(name: str | None) -> str:
-    """The sentence that asks for a call."""
-    return _NAMED.format(name=name) if name else _REQUIRED
-
-
-def grammar_of(specs: Sequence[ToolSpec], required: bool, parallel: bool) -> str:
-    """What decoding allows: calls that fit the tools' schemas, and words too unless a call is required."""
-    functions = [(spec["function"]["name"], spec["function"]["parameters"]) for spec in specs]
-    return call_grammar(functions, required, parallel)
+def form_of(options: Mapping[str, Any]) -> Form:
+    """The form of an answer to a call with these `TOOL_OPTIONS`."""
+    tools, choice = options.get("tools") or (), options.get("tool_choice")
+    if not tools:
+        return Form()
+    if choice in (None, "auto") and options.get("tool_required"):
+        choice = "any"
+    return Form.of(tools, choice, bool(options.get("allow_parallel_tool_calls")))
 
 
 def arguments_of(value: Any) -> dict[str, Any] | None:

@@ -1,0 +1,69 @@
+"""What a model is told of tools and of a schema, whichever framework asks, and what the grammar then lets through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from samkv_rag import SamKVError
+from samkv_rag.prompt.grammar import call_grammar, json_grammar
+from samkv_rag.prompt.tools import ANY_OBJECT, Form, choice_of
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+]
+NOTHING = {"type": "object", "properties": {}}
+
+
+@pytest.mark.parametrize(
+    "choice, meant",
+    [
+        (None, "auto"), (False, "auto"), ("auto", "auto"), (True, "any"), ("any", "any"), ("required", "any"),
+        ("none", "none"), ("now", "now"), ({"type": "function", "function": {"name": "now"}}, "now"),
+        ({"type": "tool", "name": "now"}, "now"), ({"type": "any"}, "any"),
+    ],
+)  # fmt: skip
+def test_a_choice_may_be_written_in_many_ways(choice: Any, meant: str) -> None:
+    assert choice_of(choice, ["weather", "now"]) == meant
+
+
+def test_a_tool_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(SamKVError, match="'x' is not one of the tools; choose one of: weather, now, or 'auto'"):
+        Form.of(TOOLS, "x")
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_tools_that_may_be_called_are_all_shown(parallel: bool) -> None:
+    form = Form.of(TOOLS, "auto", parallel)
+    assert form.names == ("weather", "now") and form.demand == ""
+    assert '{"type": "function", "function": {"name": "now"}}\n</tools>' in form.instructions
+    assert form.grammar == call_grammar([("weather", CITY), ("now", NOTHING)], required=False, parallel=parallel)
+
+
+def test_a_call_that_is_required_is_asked_for() -> None:
+    form = Form.of(TOOLS, "any")
+    assert form.demand == "You must call a function; do not answer in words."
+    assert form.instructions == f"{Form.of(TOOLS).instructions}\n\n{form.demand}"
+    assert form.grammar == call_grammar([("weather", CITY), ("now", NOTHING)], required=True, parallel=False)
+
+
+def test_of_a_chosen_tool_nothing_else_is_shown() -> None:
+    form = Form.of(TOOLS, "now")
+    assert form.demand == "You must call the function now; do not answer in words."
+    assert "weather" not in form.instructions
+    assert form.grammar == call_grammar([("now", NOTHING)], required=True, parallel=False)
+
+
+def test_tools_that_must_not_be_called_are_not_there() -> None:
+    for form in (Form.of(TOOLS, "none"), Form.of([], "any"), Form()):
+        assert (form.names, form.demand, form.instructions, form.grammar) == ((), "", "", None)
+
+
+def test_a_schema_is_shown_and_held_to() -> None:
+    form = Form.of([], schema=CITY)
+    assert form.instructions.startswith("Answer with one JSON value that fits this JSON schema")
+    assert form.instructions.endswith('"required": ["city"]}') and form.grammar == json_grammar(CITY)
+    assert Form.of([], schema=ANY_OBJECT).instructions == "Answer with one JSON object, and nothing else."
