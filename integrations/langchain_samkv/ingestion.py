@@ -12,13 +12,10 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.ingest import MIN_CHARS
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
-
-MIN_CHARS = 32
-"""Shorter texts are not cached: they would be found by chance inside ordinary sentences."""
-
 
 _PAGE = 1000
 

@@ -12,8 +12,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from langchain_samkv.ingestion import MIN_CHARS, Keeper, stored_documents
+from langchain_samkv.ingestion import Keeper, stored_documents
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.ingest import MIN_CHARS
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV

@@ -7,8 +7,7 @@ from typing import Literal
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
-MIN_CHARS = 32
-"""Texts shorter than this cost more to look up than to compute; they are not cached."""
+from samkv_rag.ingest import MIN_CHARS
 
 ModeName = Literal["none", "llm"]
 Cacheable = Sequence[BaseNode | NodeWithScore | str]
