@@ -17,11 +17,13 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.model.generation import Listener, cut_at_stop, finished_by_model, generation_kwargs, random_of
 from samkv_rag.store import ChunkKVStore, EntryError
-from samkv_rag.turns import Turnstile
+from samkv_rag.turns import Request, Turnstile
 from samkv_rag.types import Answer, FinishReason, PromptPlan, Report, Usage
 
 MakePlan = Callable[[], PromptPlan]
 OnText = Callable[[str], None]
+OnAnswer = Callable[[Answer], None]
+Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +39,39 @@ class Answering:
     min_kept_tokens: int
 
     def answer(
-        self, make_plan: MakePlan, call: Call, on_text: OnText | None, cancelled: Callable[[], bool] | None
-    ) -> Answer:
-        """The answer to one call; `on_text` gets its pieces from whichever thread makes them."""
+        self, make_plan: MakePlan, call: Call, on_text: OnText | None = None, cancelled: Cancelled | None = None,
+        on_answer: OnAnswer | None = None,
+    ) -> Answer:  # fmt: skip
+        """The answer to one call; `on_text` gets its pieces from whichever thread makes them.
+
+        Chunks that it missed are stored before this returns, unless it was cancelled; `on_answer` does not wait for it.
+        """
         gone = cancelled or _never
-        started = time.perf_counter()
         with self.turnstile.request(cancelled) as request:
-            with request:
-                if gone():
-                    raise SamKVError("The answer was cancelled before its turn came.")
-                run, prepared = self._prepare(make_plan, call)
-                listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
-                ready = time.perf_counter()
-                decoding = self._begin(prepared, call, listener, gone)
-            ids = self.batch.finish(decoding, self.adapter.loop.step)
-            left = gone()
-            first = listener.first_token_at or time.perf_counter()
-            run.costs.seconds["first_token"] += first - ready
-            report = make_report(run, prepared, call.method.name, first - started)
-            del decoding, prepared  # the cache has done its work
-            if not left:
-                self.library.heal(run.plan, request)
-        return self._finish(ids, call, report, left)
+            plan, answer = self._answer(make_plan, call, on_text, gone, request)
+            if plan.misses and not gone():
+                with self.library.held_open():
+                    if on_answer is not None:
+                        on_answer(answer)
+                    self.library.heal(plan, request)
+        return answer
+
+    def _answer(
+        self, make_plan: MakePlan, call: Call, on_text: OnText | None, gone: Cancelled, turn: Request
+    ) -> tuple[PromptPlan, Answer]:
+        started = time.perf_counter()
+        with turn:
+            if gone():
+                raise SamKVError("The answer was cancelled before its turn came.")
+            run, prepared = self._prepare(make_plan, call)
+            listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
+            ready = time.perf_counter()
+            decoding = self._begin(prepared, call, listener, gone)
+        ids = self.batch.finish(decoding, self.adapter.loop.step)
+        first = listener.first_token_at or time.perf_counter()
+        run.costs.seconds["first_token"] += first - ready
+        report = make_report(run, prepared, call.method.name, first - started)
+        return run.plan, self._finish(ids, call, report, gone())
 
     def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:
         """Plan and prepare; an entry that proves unusable while it is read becomes a miss."""
@@ -78,7 +91,7 @@ class Answering:
                     raise
                 self.library.unusable.add(error.key)
 
-    def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Callable[[], bool]) -> Decoding:
+    def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
         return self.adapter.loop.begin(
             prepared.ids, prepared.cache, listener, random_of(call.options.seed, self.adapter.device),
             **generation_kwargs(self.adapter.model, self.tokenizer, call.options, gone),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.answering import Answering, MakePlan, OnText
+from samkv_rag.answering import Answering, MakePlan
 from samkv_rag.batch import Batch
 from samkv_rag.calls import Call, short
 from samkv_rag.errors import SamKVError
@@ -142,7 +142,7 @@ class SamKVEngine:
         """The answer to `question` from `chunks`, in the order given.
 
         `generation`: max_new_tokens (64), temperature, top_p, top_k, seed, stop. Chunks that are not stored are
-        prefilled, reported as misses, and stored for the next time.
+        prefilled, reported as misses, and stored for the next time, before this returns; a failure of that is logged.
         """
         return self._answer(self._asked(question, chunks), self._call(method, keep, short(generation), strip=True))
 
@@ -152,7 +152,8 @@ class SamKVEngine:
     ) -> AnswerStream:  # fmt: skip
         """As `answer`, in pieces: iterate, then `.answer`; `.close()` cancels within one token.
 
-        Waiting for it ends in a `TimeoutError` after `timeout` seconds.
+        Waiting for it ends in a `TimeoutError` after `timeout` seconds. It does not wait until chunks that were missed
+        are stored; `.join()` and the engine's `close` do.
         """
         call = self._call(method, keep, short(generation), strip=True)
         return self._stream(self._asked(question, chunks), call, timeout)
@@ -190,17 +191,16 @@ class SamKVEngine:
         return Call.of(method, keep, generation, strip)
 
     def _stream(self, make_plan: MakePlan, call: Call, timeout: float | None = None) -> AnswerStream:
-        return AnswerStream(lambda on_text, cancelled: self._answer(make_plan, call, on_text, cancelled), timeout)
+        return AnswerStream(lambda *hooks: self._answering().answer(make_plan, call, *hooks), timeout)
 
-    def _answer(
-        self, make_plan: MakePlan, call: Call, on_text: OnText | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Answer:  # fmt: skip
+    def _answer(self, make_plan: MakePlan, call: Call) -> Answer:
+        return self._answering().answer(make_plan, call)
+
+    def _answering(self) -> Answering:
         self.load()
-        answering = Answering(
+        return Answering(
             self.adapter, self.tokenizer, self.store, self._turn, self._batch, self._library, self.min_kept_tokens
         )
-        return answering.answer(make_plan, call, on_text, cancelled)
 
     # -- housekeeping ------------------------------------------------------------------------------------------
 
@@ -211,9 +211,9 @@ class SamKVEngine:
             return check_parity(self.adapter)
 
     def close(self) -> None:
-        """Close the store; the engine answers no more."""
+        """Close the store, once what finished answers missed is stored; the engine answers no more."""
         self._closed = True
-        self.store.close()
+        self._library.close()
 
     def __enter__(self) -> SamKVEngine:
         return self

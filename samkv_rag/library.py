@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from samkv_rag.ingest import Pending, Progress, ingest, reported
 from samkv_rag.model.adapter import ModelAdapter
@@ -15,6 +16,8 @@ from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.plan import Planner
 from samkv_rag.store import ChunkKVStore, StoreError, chunk_key
 from samkv_rag.types import MatchRecord, PromptPlan
+
+logger = logging.getLogger(__name__)
 
 
 class Library:
@@ -30,6 +33,8 @@ class Library:
         self._source, self._store, self._namespace = source, store, namespace
         self._loading = loading
         self._planner: Planner | None = None
+        self._holding = threading.Condition()
+        self._holders = 0
 
     @property
     def model_fingerprint(self) -> str:
@@ -95,12 +100,32 @@ class Library:
             return self._source.adapter
 
     def heal(self, plan: PromptPlan, turn: AbstractContextManager[None]) -> None:
-        """Store again what a plan missed; a full store is not the answer's problem."""
-        with contextlib.suppress(StoreError):
+        """Store again what a plan missed. Whatever goes wrong is logged: it is not the answer's problem."""
+        try:
             self.add(self.chunks(plan.misses), turn)
+        except Exception as error:
+            logger.warning("What an answer missed could not be stored: %s: %s", type(error).__name__, error)
 
     def remove(self, keys: Sequence[str]) -> int:
         """Delete entries; returns how many there were."""
         for key in keys:
             self.planner.matcher.discard(key)
         return self._store.delete(list(keys))
+
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """The store stays open meanwhile: `close` waits."""
+        with self._holding:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._holding:
+                self._holders -= 1
+                self._holding.notify_all()
+
+    def close(self) -> None:
+        """Close the store as soon as nobody holds it open."""
+        with self._holding:
+            self._holding.wait_for(lambda: not self._holders)
+        self._store.close()

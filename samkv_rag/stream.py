@@ -14,7 +14,8 @@ from typing import NoReturn
 from samkv_rag.errors import SamKVError
 from samkv_rag.types import Answer
 
-Job = Callable[[Callable[[str], None], Callable[[], bool]], Answer]
+Job = Callable[[Callable[[str], None], Callable[[], bool], Callable[[Answer], None]], Answer]
+"""Makes an answer, given what hears its pieces, whether it is cancelled, and what may hear the answer early."""
 PATIENCE = 10.0
 """Seconds that leaving Python waits for streams that nobody closed: they stop at the next token."""
 
@@ -63,12 +64,16 @@ class AnswerStream:
 
     def _work(self) -> None:
         try:
-            self._answer = self._job(self._emit, self._cancelled.is_set)
+            self._finish(self._job(self._emit, self._cancelled.is_set, self._finish))
         except BaseException as error:  # handed to the consumer, who is in another thread
             self._error = error
-        finally:
             self._emit(None)
+        finally:
             _running.discard(self)
+
+    def _finish(self, answer: Answer) -> None:
+        self._answer = answer
+        self._emit(None)
 
     def _emit(self, piece: str | None) -> None:
         """A new piece, or None at the end; wakes whoever waits, in threads and in event loops."""
@@ -149,7 +154,6 @@ class AnswerStream:
         with self._news:
             if not self._news.wait_for(lambda: self._done, self._left()):
                 self._give_up()
-        self._thread.join()
         self._raise_error()
         if self._answer is None:
             raise SamKVError("The stream ended without an answer.")
@@ -164,18 +168,19 @@ class AnswerStream:
         self._cancelled.set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the engine has let go of it, at most `timeout` seconds."""
+        """Wait until the engine has let go of it and stored what it missed, at most `timeout` seconds."""
         self._thread.join(timeout)
 
     def close(self) -> None:
-        """Stop decoding at the next token, or waiting for a turn, and wait until the engine has let go of it."""
+        """Stop decoding at the next token, or waiting for a turn, and wait until no more comes of it."""
         self.cancel()
-        self.join()
+        with self._news:
+            self._news.wait_for(lambda: self._done)
 
     async def aclose(self) -> None:
         """As `close`, without blocking the event loop."""
         self.cancel()
-        await asyncio.to_thread(self.join)
+        await asyncio.to_thread(self.close)
 
     def __enter__(self) -> AnswerStream:
         return self

@@ -138,6 +138,7 @@ async def test_a_stream_is_closed_by_async_with(engine: SamKVEngine) -> None:
         async with engine.stream_answer(ASKED, CHUNKS, max_new_tokens=600) as stream:
             while len(steps) < 6:
                 await asyncio.sleep(0.001)
+    await asyncio.to_thread(stream.join, 10)
     assert not running() and stream.answer.finish_reason == "cancelled"
 
 

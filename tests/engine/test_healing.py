@@ -1,0 +1,110 @@
+"""What an answer missed is stored behind it: nobody waits for that who has the answer, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from samkv_rag import ChunkKVStore, SamKVEngine
+from tests.models import tiny_engine
+from tests.waiting import SOON, wait_until
+
+CHUNKS = ["Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles."]
+ASKED = "Where is Lumen Labs based?"
+
+
+class HeldStore(ChunkKVStore):
+    """A store in memory that stores nothing until it is told to `go`; `reached` says that it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:")
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def put(self, *args: Any, **options: Any) -> None:
+        self.reached.set()
+        assert self.go.wait(SOON)
+        super().put(*args, **options)
+
+
+@contextmanager
+def held() -> Iterator[tuple[SamKVEngine, HeldStore]]:
+    store = HeldStore()
+    try:
+        yield tiny_engine(store=store), store
+    finally:
+        store.go.set()
+
+
+def test_a_streamed_answer_does_not_wait_until_what_it_missed_is_stored() -> None:
+    with held() as (engine, store):
+        with engine.stream_answer(ASKED, CHUNKS, max_new_tokens=4, timeout=SOON) as stream:
+            text = "".join(stream)
+        answer = stream.answer
+        assert store.reached.wait(SOON) and len(store) == 0
+        assert answer.text == text and answer.report.misses and answer.finish_reason == "length"
+        store.go.set()
+        stream.join(SOON)
+        assert engine.answer(ASKED, CHUNKS, max_new_tokens=4).report.misses == ()
+
+
+async def test_an_awaited_answer_does_not_wait_either() -> None:
+    with held() as (engine, store):
+        async with engine.stream_answer(ASKED, CHUNKS, max_new_tokens=4) as stream:
+            answer = await stream.wait()
+        assert len(store) == 0 and "".join([piece async for piece in stream]) == answer.text
+
+
+def test_closing_the_engine_waits_until_it_is_stored() -> None:
+    with held() as (engine, store):
+        assert list(engine.stream_answer(ASKED, CHUNKS, max_new_tokens=1)) is not None
+        key = engine.keys(CHUNKS)[0]
+        closed = threading.Event()
+        present: list[bool] = []
+        store.close = lambda: (present.append(key in store), closed.set())  # type: ignore[method-assign, return-value]
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        assert store.reached.wait(SOON) and not closed.is_set()
+        store.go.set()
+        closing.join(SOON)
+        assert present == [True]
+
+
+@pytest.mark.parametrize("way", ["answer", "stream"])
+def test_what_goes_wrong_behind_an_answer_is_logged_and_does_not_cost_it(
+    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    engine = tiny_engine()
+    want = engine.answer(ASKED, CHUNKS, max_new_tokens=4).token_ids
+    engine.forget(engine.keys(CHUNKS))
+    monkeypatch.setattr(engine.adapter, "ingest", out_of_memory)
+    with caplog.at_level(logging.WARNING):
+        if way == "answer":
+            answer = engine.answer(ASKED, CHUNKS, max_new_tokens=4)
+        else:
+            stream = engine.stream_answer(ASKED, CHUNKS, max_new_tokens=4)
+            assert "".join(stream) == stream.answer.text
+            answer = stream.answer
+            stream.join(SOON)
+    assert answer.token_ids == want
+    assert "What an answer missed could not be stored: RuntimeError: out of memory" in caplog.text
+
+
+def test_a_cancelled_answer_stores_nothing() -> None:
+    engine, steps = tiny_engine(), list[int]()
+    handle = engine.adapter.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    try:
+        stream = engine.stream_answer(ASKED, CHUNKS, max_new_tokens=600)
+        wait_until(lambda: len(steps) > 3)
+        stream.close()
+    finally:
+        handle.remove()
+    stream.join(SOON)
+    assert stream.answer.finish_reason == "cancelled" and len(engine.store) == 0
