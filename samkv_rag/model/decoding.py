@@ -131,9 +131,14 @@ class Decoding:
         return torch.multinomial(scores.softmax(-1), 1, generator=self._random)[:, 0]
 
     def _end(self) -> None:
-        self.ended = True
-        if self._hearer is not None:
-            self._hearer.end()
+        """The hearer comes first: who sees that an answer has `ended`, in another thread, hears it no further."""
+        try:
+            if self._hearer is not None:
+                self._hearer.end()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.ended = True
 
     def fail(self, error: BaseException) -> None:
         """End with an error, which `result` raises."""

@@ -228,6 +228,30 @@ def test_an_error_in_a_rows_rules_or_listener_is_its_own() -> None:
     assert listening.ends == 1
 
 
+class LastHearer(Hearer):
+    """Notes whether the answer had ended before it was told so, and may fail then."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.decoding: Decoding | None = None
+        self.late: bool | None = None
+        self._error = error
+
+    def end(self) -> None:
+        assert self.decoding is not None
+        self.late = self.decoding.ended
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize("error", [None, OSError("hung up")], ids=["hears", "fails"])
+def test_an_answer_ends_when_its_listener_has_heard_all_of_it(error: Exception | None) -> None:
+    hearer = LastHearer(error)
+    row = hearer.decoding = begin(prompted("llama")[0], METHODS[0], hearer=hearer)
+    together("llama", [row])
+    assert hearer.late is False and row.ended and row.error is error
+
+
 def test_an_error_in_the_forward_is_the_error_of_the_row_that_causes_it() -> None:
     """A cache without room fails in the middle of a forward for four: the others take the step again without it."""
     cases, want = prompted("llama"), alone("llama")
