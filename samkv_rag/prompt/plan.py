@@ -10,7 +10,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.prompt.checks import require_messages, require_text
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
-from samkv_rag.prompt.template import Conversation, Message, Piece, answer_pieces, content_of, render
+from samkv_rag.prompt.template import Conversation, Message, Piece, answer_pieces, content_of, has_template, render
 from samkv_rag.types import PromptPlan, Question, Segment
 
 Prompt = str | Sequence[Message] | Conversation
@@ -33,7 +33,7 @@ class Planner:
         """The plan of `answer(question, chunks)`: one fixed template, chunk texts stripped, empty ones left out."""
         texts = [text for chunk in chunks if (text := chunk.strip())]
         pieces = answer_pieces(question, texts)
-        if getattr(self.encoder.tokenizer, "chat_template", None) is None:
+        if not has_template(self.encoder.tokenizer):
             return self._plan(pieces, question, self.encoder.prefix)
         rendered = render(self.encoder.tokenizer, [{"role": "user"}], [pieces])
         if rendered is None:
@@ -51,7 +51,7 @@ class Planner:
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
         pieces = render(self.encoder.tokenizer, messages, contents, tools) or self._unmatched(messages, tools)
-        return self._plan(pieces, asked, [])
+        return self._plan(pieces, asked, [] if has_template(self.encoder.tokenizer) else self.encoder.prefix)
 
     def _unmatched(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[Piece]:
         whole = [[Piece(content_of(message))] for message in messages]

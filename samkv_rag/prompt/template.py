@@ -86,6 +86,11 @@ def merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return made
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template; that one writes a prompt's BOS itself."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
 def render(
     tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]], tools: Sequence[Any] = ()
 ) -> list[Piece] | None:  # fmt: skip
@@ -108,7 +113,7 @@ def render(
 
 def _apply(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any]) -> str:
     options = {"tools": list(tools)} if tools else {}
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not has_template(tokenizer):
         return SEPARATOR.join(content_of(message) for message in messages) + TAIL
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)

@@ -134,6 +134,16 @@ def test_a_raw_prompt_that_begins_with_a_chunk_still_begins_with_the_bos() -> No
     assert [segment.kind for segment in plan.segments] == ["glue", "chunk", "glue"]
 
 
+def test_messages_begin_with_the_bos_where_no_chat_template_writes_it() -> None:
+    tokenizer = with_bos()
+    plan = check(Shelf(tokenizer).know(ALPHA).planner.for_prompt(messages(f"{ALPHA}\n{ASKED}")))
+    assert plan.token_ids == tokenizer(f"{ALPHA}\n{ASKED}\nAnswer:")["input_ids"]
+    assert plan.question.text == ASKED
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    written = check(Shelf(tokenizer).know(ALPHA).planner.for_prompt(messages(f"{ALPHA}\n{ASKED}")))
+    assert written.token_ids == tokenizer(f"{ALPHA}\n{ASKED}")["input_ids"]
+
+
 def test_the_question_is_the_text_behind_the_last_chunk_else_before_the_first() -> None:
     planner = Shelf().know(ALPHA, BETA).planner
     behind = check(planner.for_prompt(f"Read this.\n{ALPHA}\n{ASKED}"))
