@@ -30,11 +30,11 @@ class SamKVEngine:
     """Answers from chunk caches with a local Hugging Face model. Construct with `from_pretrained`; cheap and lazy."""
 
     def __init__(
-        self, source: ModelSource, store: ChunkKVStore, method: str | Method = "samkv", namespace: str = "default",
-        min_kept_tokens: int = 0, max_batch: int = 8,
+        self, source: ModelSource, store: str | Path | ChunkKVStore, method: str | Method = "samkv",
+        namespace: str = "default", min_kept_tokens: int = 0, max_batch: int = 8,
     ) -> None:  # fmt: skip
         self.source = source
-        self.store = store
+        self.store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
         self.method = resolve_method(method)
         self.namespace = namespace
         self.min_kept_tokens = min_kept_tokens
@@ -42,7 +42,8 @@ class SamKVEngine:
         self._batch = Batch(self._turn)
         self._loading = threading.RLock()
         self._closed = False
-        self._library = Library(source, store, namespace, self._loading)
+        self._opened_store = self.store is not store
+        self._library = Library(source, self.store, namespace, self._loading)
 
     @classmethod
     def from_pretrained(
@@ -53,18 +54,17 @@ class SamKVEngine:
     ) -> SamKVEngine:  # fmt: skip
         """An engine over `model`: "bundled", a hub id, a folder, or a loaded model. Nothing is loaded yet.
 
-        `store` is a folder, ":memory:" or a `ChunkKVStore`; `method` a name or a method object (default `SamKV()`).
-        A method with `keep` keeps `min_kept_tokens` chunk tokens of a prompt at least: with 512, 15 % is reached from
-        3,414 chunk tokens on, and of a prompt with fewer than 512 `SamKV()` computes all anew. `sink_prefix`:
-        what chunks are ingested behind (its own entries are dropped): "head", the first lines of the prompt of
-        `answer`; "bos", a BOS token; or "none" (the paper). `kv_dtype` is how caches are stored: "model", "bf16",
-        "fp16", "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded together,
-        each with its cache in memory. Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
+        `store` is a folder, ":memory:" or a `ChunkKVStore`, which its maker closes; `method` a name or a method object
+        (default `SamKV()`). A method with `keep` keeps `min_kept_tokens` chunk tokens of a prompt at least: with 512,
+        15 % is reached from 3,414 chunk tokens on, and of a prompt with fewer than 512 `SamKV()` computes all anew.
+        `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", the first lines of the
+        prompt of `answer`; "bos", a BOS token; or "none" (the paper). `kv_dtype` is how caches are stored: "model",
+        "bf16", "fp16", "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded
+        together, each with its cache in memory. Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
         """
         sink = sink_text(sink_prefix)
         source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink, kv_dtype)
-        chunk_store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
-        return cls(source, chunk_store, method or SamKV(), namespace, min_kept_tokens, max_batch)
+        return cls(source, store, method or SamKV(), namespace, min_kept_tokens, max_batch)
 
     # -- the model and its texts -------------------------------------------------------------------------------
 
@@ -211,9 +211,14 @@ class SamKVEngine:
             return check_parity(self.adapter)
 
     def close(self) -> None:
-        """Close the store, once what finished answers missed is stored; the engine answers no more."""
+        """Answer no more, and return when what finished answers missed is stored.
+
+        A store that this engine opened is closed; one that it was given may serve others, and is its maker's to close.
+        """
         self._closed = True
-        self._library.close()
+        self._library.wait_until_free()
+        if self._opened_store:
+            self.store.close()
 
     def __enter__(self) -> SamKVEngine:
         return self

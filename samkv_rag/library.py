@@ -14,8 +14,8 @@ from samkv_rag.prompt.checks import require_texts
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.plan import Planner
-from samkv_rag.store import ChunkKVStore, StoreError, chunk_key
-from samkv_rag.types import MatchRecord, PromptPlan
+from samkv_rag.store import ChunkKVStore, EntryError, chunk_key
+from samkv_rag.types import ChunkSummary, MatchRecord, PromptPlan
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,18 @@ class Library:
     def _stored_ids(self, key: str) -> Sequence[int] | None:
         if key in self.unusable:
             return None
-        try:
-            ids: list[int] = self._store.summary(key).token_ids.tolist()
-        except StoreError:
-            return None
-        return ids
+        summary = self._summary(key)
+        return None if summary is None else summary.token_ids.tolist()
 
     def _text_of(self, key: str) -> str | None:
+        summary = self._summary(key)
+        return None if summary is None else summary.text
+
+    def _summary(self, key: str) -> ChunkSummary | None:
+        """None for an entry that is gone or damaged; what is wrong with the store as a whole is raised."""
         try:
-            return self._store.summary(key).text
-        except StoreError:
+            return self._store.summary(key)
+        except EntryError:
             return None
 
     def chunks(self, texts: Sequence[str]) -> list[Pending]:
@@ -114,7 +116,7 @@ class Library:
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """The store stays open meanwhile: `close` waits."""
+        """The store is in use meanwhile; `wait_until_free` waits."""
         with self._holding:
             self._holders += 1
         try:
@@ -124,8 +126,7 @@ class Library:
                 self._holders -= 1
                 self._holding.notify_all()
 
-    def close(self) -> None:
-        """Close the store as soon as nobody holds it open."""
+    def wait_until_free(self) -> None:
+        """Return when nobody holds the store open."""
         with self._holding:
             self._holding.wait_for(lambda: not self._holders)
-        self._store.close()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from samkv_rag import SamKV, SamKVEngine, SamKVError
+from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.model.loading import ModelSource
+from samkv_rag.store import StoreError
 from tests.models import adapter, byte_tokenizer, tiny_engine
 
 
@@ -60,6 +61,32 @@ def test_a_closed_engine_says_so() -> None:
         assert engine.answer("Who?", [], max_new_tokens=1).text is not None
     with pytest.raises(SamKVError, match="This engine is closed: make a new one"):
         engine.answer("Who?", [])
+
+
+CHUNK = "Lumen Labs is a company in Oslo that makes solar lamps and kettles."
+
+
+def test_an_engine_closes_only_the_store_that_it_opened(tmp_path: Path) -> None:
+    shared = ChunkKVStore(tmp_path / "shared")
+    one, other = tiny_engine(store=shared), tiny_engine(store=shared)
+    other.precompute([CHUNK])
+    one.close()
+    assert other.answer("Where?", [CHUNK], max_new_tokens=1).report.misses == ()
+    own = tiny_engine(store=tmp_path / "own")
+    own.close()
+    with pytest.raises(StoreError, match="store is closed"):
+        own.store.stats()
+
+
+@pytest.mark.parametrize("place", [":memory:", "disk"])
+def test_a_store_that_was_closed_is_a_sentence_and_no_miss(place: str, tmp_path: Path) -> None:
+    engine = tiny_engine(store=ChunkKVStore(tmp_path if place == "disk" else place))
+    engine.precompute([CHUNK])
+    engine.store.close()
+    with pytest.raises(StoreError, match="store is closed"):
+        engine.answer("Where?", [CHUNK])
+    with pytest.raises(StoreError, match="store is closed"):
+        engine.generate(f"{CHUNK}\nWhere?")
 
 
 def test_the_name_of_the_engines_own_method_means_it_with_its_options() -> None:
