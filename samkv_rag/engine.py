@@ -119,7 +119,8 @@ class SamKVEngine:
         """Store the caches of chunk texts (stripped; empty ones are left out); returns their keys in order.
 
         Idempotent: what is stored already costs nothing. `progress` True shows a bar; a callable gets
-        (done tokens, all tokens) after every batch. Raises `StoreFull` or `SamKVError`; what was done stays done.
+        (done tokens, all tokens) after every batch. Texts of fewer than 32 characters serve `answer`, which names its
+        chunks, and are not looked for in prompts. Raises `StoreFull` or `SamKVError`; what was done stays done.
         """
         chunks = self._library.chunks(texts)
         self._library.add(chunks, self._turn, progress)

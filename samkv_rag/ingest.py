@@ -11,9 +11,6 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, estimate_bytes
 
 BATCH_TOKENS = 2048
-MIN_CHARS = 32
-"""Documents shorter than this are not worth a cache: they cost more to look for than to compute, and would be found by
-chance inside ordinary sentences."""
 Progress = Callable[[int, int], None]
 
 

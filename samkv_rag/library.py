@@ -12,7 +12,7 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import ModelSource
 from samkv_rag.prompt.checks import require_texts
 from samkv_rag.prompt.encoding import Encoder
-from samkv_rag.prompt.matcher import Matcher
+from samkv_rag.prompt.matcher import MIN_CHARS, Matcher
 from samkv_rag.prompt.plan import Planner
 from samkv_rag.store import ChunkKVStore, EntryError, chunk_key
 from samkv_rag.types import ChunkSummary, MatchRecord, PromptPlan
@@ -52,7 +52,7 @@ class Library:
     def _make_planner(self) -> Planner:
         matcher = Matcher(self._text_of)
         for key, record in self._store.records(self._namespace):
-            matcher.add(key, record)
+            _know(matcher, key, record)
         return Planner(Encoder(self._source.loaded_tokenizer), matcher, self._key, self._stored_ids)
 
     def _key(self, token_ids: Sequence[int]) -> str:
@@ -94,7 +94,7 @@ class Library:
                 )  # fmt: skip
         for chunk in chunks:
             self.unusable.discard(chunk.key)
-            self.planner.matcher.add(chunk.key, MatchRecord.of(chunk.text))
+            _know(self.planner.matcher, chunk.key, MatchRecord.of(chunk.text))
 
     @property
     def _adapter(self) -> ModelAdapter:
@@ -130,3 +130,8 @@ class Library:
         """Return when nobody holds the store open."""
         with self._holding:
             self._holding.wait_for(lambda: not self._holders)
+
+
+def _know(matcher: Matcher, key: str, record: MatchRecord) -> None:
+    if record.length >= MIN_CHARS:
+        matcher.add(key, record)

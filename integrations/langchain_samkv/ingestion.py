@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.ingest import MIN_CHARS
+from samkv_rag.prompt.matcher import MIN_CHARS
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV

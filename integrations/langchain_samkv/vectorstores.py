@@ -14,7 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from langchain_samkv.ingestion import Keeper, stored_documents
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.ingest import MIN_CHARS
+from samkv_rag.prompt.matcher import MIN_CHARS
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV

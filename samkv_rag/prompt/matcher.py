@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from samkv_rag.prompt.windows import TOP_LEVEL, Hashes, WindowFilter, hash_text, hash_windows
 from samkv_rag.types import TAIL_CHARS, MatchRecord, text_digest
 
+MIN_CHARS = 32
+"""Texts shorter than this are not worth looking for in prompts: they stand in ordinary sentences by chance."""
+
 MIN_PARTIAL = 64
 """Characters of a cut chunk below which its prefix is not worth reusing."""
 

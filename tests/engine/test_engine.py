@@ -11,6 +11,7 @@ import torch
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.prompt.matcher import MIN_CHARS
 from tests.cases import WIRINGS
 from tests.models import adapter, build, byte_tokenizer, tiny_engine
 from tests.oracles import stock
@@ -209,6 +210,18 @@ def test_forgotten_chunks_are_misses() -> None:
     assert engine.forget(keys) == 2
     assert not engine.plan(f"{CHUNKS[0]}\n{ASKED}").chunks
     assert len(engine.answer(ASKED, CHUNKS, max_new_tokens=1).report.misses) == 2
+
+
+def test_short_chunks_serve_who_names_them_and_are_not_looked_for_in_prompts() -> None:
+    engine = tiny_engine()
+    short, long = CHUNKS[0][: MIN_CHARS - 1], CHUNKS[1][1 : MIN_CHARS + 1]
+    assert len(short) < MIN_CHARS == len(long)
+    engine.precompute(["e", short, long])
+    assert [chunk.text for chunk in engine.plan(f"Hello there. {short}. {long}. Where?").chunks] == [long]
+    report = engine.answer(ASKED, ["e", short], max_new_tokens=1).report
+    assert report.misses == () and report.chunk_tokens == 1 + len(short)
+    reopened = tiny_engine(store=engine.store)
+    assert [chunk.text for chunk in reopened.plan(f"Hello there. {short}. {long}. Where?").chunks] == [long]
 
 
 # -- threads, refusals ---------------------------------------------------------------------------------------------

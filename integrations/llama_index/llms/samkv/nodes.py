@@ -7,7 +7,7 @@ from typing import Literal
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
-from samkv_rag.ingest import MIN_CHARS
+from samkv_rag.prompt.matcher import MIN_CHARS
 
 ModeName = Literal["none", "llm"]
 Cacheable = Sequence[BaseNode | NodeWithScore | str]
