@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.prompt.checks import require_text
 
 HEAD = "Answer from the passages in a few words, or say: not in the passages.\n\n"
 SEPARATOR = "\n\n"
@@ -96,7 +97,7 @@ def render(
 ) -> list[Piece] | None:  # fmt: skip
     """The chat template's output as pieces, chunks in place; None if the template lost or doubled one.
 
-    `contents[i]` are the pieces of message i's content.
+    `contents[i]` are the pieces of message i's content. Raises `SamKVError` on what cannot be encoded.
     """
     nonce = secrets.token_hex(4)
     marks: dict[str, Piece] = {}
@@ -108,7 +109,7 @@ def render(
             marks.update({mark: piece} if mark else {})
             text += mark or piece.text
         rendered.append({**message, "content": text})
-    return _split(_apply(tokenizer, rendered, tools), marks)
+    return _split(require_text(_apply(tokenizer, rendered, tools), "The prompt that the messages make"), marks)
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any]) -> str:

@@ -59,7 +59,10 @@ def fingerprint(path: Path) -> SourceFile:
 
 
 def load(source: SourceFile) -> list[Document]:
-    """The file's text as LlamaIndex documents, a section each; raises UnreadableFile with the reason."""
+    """The file's text as LlamaIndex documents, a section each; raises UnreadableFile with the reason.
+
+    Halves of surrogate pairs, which PDFs hold, are joined; one that is alone becomes U+FFFD.
+    """
     try:
         reader = SimpleDirectoryReader(
             input_files=[str(source.path)], file_extractor=extractors(), file_metadata=lambda _: {}, raise_on_error=True
@@ -70,6 +73,8 @@ def load(source: SourceFile) -> list[Document]:
     if not documents:
         scanned = source.path.suffix.lower() == ".pdf"
         raise UnreadableFile("no text in it" + (" (a scanned PDF needs OCR first)" if scanned else ""))
+    for document in documents:
+        document.set_content(document.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return documents
 
 

@@ -24,6 +24,8 @@ CALLS: dict[str, Any] = {
     "no text to cache": lambda e: e.precompute([None]),
     "one text to cache": lambda e: e.precompute("text"),
     "half a character": lambda e: e.answer("What?", ["\ud800"]),
+    "half a character in a message": lambda e: e.generate([{"role": "user", "content": "\ud800"}]),
+    "half a character in a part": lambda e: e.generate([{"role": "user", "content": [{"text": "\ud800"}]}]),
     "no length": lambda e: e.answer("What?", ["text"], max_new_tokens=None),
     "a length in text": lambda e: e.answer("What?", ["text"], max_new_tokens="5"),
     "half a token": lambda e: e.answer("What?", ["text"], max_new_tokens=1.5),

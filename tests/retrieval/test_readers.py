@@ -18,16 +18,20 @@ def read(path: Path) -> list[str]:
     return [document.text for document in load(fingerprint(path))]
 
 
-def pdf(text: str) -> bytes:
-    """The smallest PDF that shows a line of text."""
+def pdf(text: str, meaning: dict[str, str] | None = None) -> bytes:
+    """The smallest PDF that shows a line of text; `meaning` are the UTF-16 units that its font gives to characters."""
     stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
+    pairs = "".join(f"<{ord(letter):02x}> <{units}>\n" for letter, units in (meaning or {}).items())
+    space = "1 begincodespacerange\n<00> <ff>\nendcodespacerange\n"
+    cmap = f"begincmap\n{space}{len(meaning or {})} beginbfchar\n{pairs}endbfchar\nendcmap\n".encode()
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
         b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R "
         b"/Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%b\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica " + (b"/ToUnicode 6 0 R >>" if meaning else b">>"),
+        b"<< /Length %d >>\nstream\n%b\nendstream" % (len(cmap), cmap),
     ]
     out, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):
@@ -36,9 +40,9 @@ def pdf(text: str) -> bytes:
     rows = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     return (
         out
-        + b"xref\n0 6\n0000000000 65535 f \n"
+        + b"xref\n0 7\n0000000000 65535 f \n"
         + rows
-        + b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+        + b"trailer << /Size 7 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
     )
 
 
@@ -74,6 +78,14 @@ def test_pdf_text_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf("Alma Works is based in Tyrsa."))
     assert read(path) == ["Alma Works is based in Tyrsa."]
+
+
+def test_halves_of_surrogate_pairs_in_a_pdf_cost_one_character_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf("Alma x Works yz", {"x": "d83d", "y": "d83d", "z": "de00"}))
+    source = fingerprint(path)
+    assert [document.text for document in load(source)] == ["Alma \ufffd Works \U0001f600"]
+    assert len(split(source, load(source), lambda text: list(text.encode()), 64)) == 1
 
 
 def test_wrapped_prose_is_joined_and_verse_is_not() -> None:
