@@ -44,12 +44,12 @@ class Answering:
     ) -> Answer:  # fmt: skip
         """The answer to one call; `on_text` gets its pieces from whichever thread makes them.
 
-        Chunks that it missed are stored before this returns, unless it was cancelled; `on_answer` does not wait for it.
+        Whole chunks that it missed are stored before this returns, unless it was cancelled, but after `on_answer`.
         """
         gone = cancelled or _never
         with self.turnstile.request(cancelled) as request:
             plan, answer = self._answer(make_plan, call, on_text, gone, request)
-            if plan.misses and not gone():
+            if plan.to_store and not gone():
                 with self.library.held_open():
                     if on_answer is not None:
                         on_answer(answer)

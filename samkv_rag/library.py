@@ -51,7 +51,7 @@ class Library:
 
     def _make_planner(self) -> Planner:
         matcher = Matcher(self._text_of)
-        for key, record in self._store.records(self._namespace):
+        for key, record in self._store.records(self._namespace, self.fingerprint):
             _know(matcher, key, record)
         return Planner(Encoder(self._source.loaded_tokenizer), matcher, self._key, self._stored_ids)
 
@@ -102,9 +102,9 @@ class Library:
             return self._source.adapter
 
     def heal(self, plan: PromptPlan, turn: AbstractContextManager[None]) -> None:
-        """Store again what a plan missed. Whatever goes wrong is logged: it is not the answer's problem."""
+        """Store again the whole chunks that a plan missed. An error is logged: it is not the answer's problem."""
         try:
-            self.add(self.chunks(plan.misses), turn)
+            self.add(self.chunks(plan.to_store), turn)
         except Exception as error:
             logger.warning("What an answer missed could not be stored: %s: %s", type(error).__name__, error)
 

@@ -119,11 +119,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class PromptPlan:
-    """Where known chunks stand in a prompt, and what the question is. Segments are in prompt order, without gaps."""
+    """Where known chunks stand in a prompt, and what the question is. Segments are in prompt order, without gaps.
+
+    `misses` are chunks that the store does not have, as they stand in the prompt; `to_store` those of them that stand
+    there whole, and can be stored again.
+    """
 
     segments: tuple[Segment, ...]
     question: Question
     misses: tuple[str, ...] = ()
+    to_store: tuple[str, ...] = ()
 
     @property
     def token_ids(self) -> list[int]:

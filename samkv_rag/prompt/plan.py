@@ -69,7 +69,7 @@ class Planner:
 
     def _plan(self, pieces: Sequence[Piece], question: str, prefix: Sequence[int]) -> PromptPlan:
         segments: list[Segment] = []
-        misses: list[str] = []
+        missed: list[Piece] = []
 
         def add(kind: Any, text: str, ids: Sequence[int], key: str | None = None) -> None:
             start = segments[-1].stop if segments else 0
@@ -84,7 +84,7 @@ class Planner:
             add("glue", "", lead)
             ids, key, reused = self._chunk(piece)
             if key is None:
-                misses.append(piece.text)
+                missed.append(piece)
                 add("glue", piece.text, ids)
                 continue
             reused -= index == len(pieces) - 1 and reused == len(ids)  # the last token is generate()'s: always fresh
@@ -92,7 +92,9 @@ class Planner:
             add("glue", "", ids[reused:])
         if not segments:
             raise SamKVError("The prompt is empty; pass some text.")
-        return PromptPlan(tuple(segments), self._question(segments, question, len(prefix)), tuple(misses))
+        misses = tuple(piece.text for piece in missed)
+        whole = tuple(piece.text for piece in missed if not piece.partial)
+        return PromptPlan(tuple(segments), self._question(segments, question, len(prefix)), misses, whole)
 
     def _chunk(self, piece: Piece) -> tuple[list[int], str | None, int]:
         """Token ids, the store key if it is there, and how many leading tokens its entry covers."""

@@ -92,9 +92,14 @@ class ChunkKVStore:
         """The keys in order, those of `namespace` or all."""
         return self._backend.keys(namespace)
 
-    def records(self, namespace: str = "default") -> Iterator[tuple[str, MatchRecord]]:
-        """(key, match record) of every entry in `namespace`, in key order, damaged ones included; opens no entry."""
-        return self._backend.records(namespace)
+    def records(
+        self, namespace: str = "default", fingerprint: str | None = None
+    ) -> Iterator[tuple[str, MatchRecord]]:  # fmt: skip
+        """(key, match record) of every entry in `namespace`, in key order, damaged ones included; opens no entry.
+
+        With `fingerprint`, only of those that were put with it.
+        """
+        return self._backend.records(namespace, fingerprint)
 
     def summary(self, key: str) -> ChunkSummary:
         """The entry's summary; counts a hit or a miss and makes the entry the most recently used.

@@ -74,8 +74,8 @@ class DiskBackend:
     def keys(self, namespace: str | None) -> Iterator[str]:
         return (row.key for row in self.rows(namespace))
 
-    def records(self, namespace: str) -> Iterator[tuple[str, MatchRecord]]:
-        return ((row.key, row.record) for row in self.rows(namespace))
+    def records(self, namespace: str, fingerprint: str | None) -> Iterator[tuple[str, MatchRecord]]:
+        return ((row.key, row.record) for row in self.rows(namespace) if fingerprint in (None, row.fingerprint))
 
     def summary(self, key: str) -> ChunkSummary:
         """The entry's summary; counts a hit or a miss, and now and then writes the counts down. Raises `EntryError`."""

@@ -23,6 +23,7 @@ class _Held:
     summary: ChunkSummary
     stored: StoredBlocks
     namespace: str
+    fingerprint: str
     record: MatchRecord
     nbytes: int
 
@@ -47,7 +48,7 @@ class MemoryBackend:
         form = KVForm.of(chunk.kv, kv_dtype)
         stored = StoredBlocks(form, own(form.encode(chunk.kv.detach())))
         record, size = MatchRecord.of(chunk.summary.text), stored.nbytes + _size(chunk.summary)
-        held = _Held(_copy(chunk.summary), stored, namespace, record, size)
+        held = _Held(_copy(chunk.summary), stored, namespace, fingerprint, record, size)
         if self._max_bytes is not None and held.nbytes > self._max_bytes:
             raise StoreFull(
                 f"Chunk {key} takes {held.nbytes} bytes but the store may hold {self._max_bytes}: "
@@ -71,9 +72,10 @@ class MemoryBackend:
         with self._lock:
             return iter(sorted(key for key, held in self._open.items() if namespace in (None, held.namespace)))
 
-    def records(self, namespace: str) -> Iterator[tuple[str, MatchRecord]]:
+    def records(self, namespace: str, fingerprint: str | None) -> Iterator[tuple[str, MatchRecord]]:
         with self._lock:
-            return iter([(key, self._open[key].record) for key in self.keys(namespace)])
+            held = [(key, self._open[key]) for key in self.keys(namespace)]
+        return ((key, each.record) for key, each in held if fingerprint in (None, each.fingerprint))
 
     def summary(self, key: str) -> ChunkSummary:
         with self._lock:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +106,38 @@ def test_a_cancelled_answer_stores_nothing() -> None:
         handle.remove()
     stream.join(SOON)
     assert stream.answer.finish_reason == "cancelled" and len(engine.store) == 0
+
+
+LONG = "Lumen Labs is a company in Oslo that makes lamps. " * 4
+
+
+def test_a_cut_chunk_of_another_model_is_no_chunk_of_ours() -> None:
+    store = ChunkKVStore(":memory:")
+    plain, small = tiny_engine(store=store), tiny_engine(store=store, kv_dtype="int8")
+    plain.precompute([LONG])
+    report = small.generate(f"{LONG[:120]}\n{ASKED}", max_new_tokens=1).report
+    assert report.misses == () and report.chunk_tokens == 0
+    assert len(store) == 1
+
+
+def test_a_cut_chunk_is_found_beside_another_models_cache_of_its_text() -> None:
+    store = ChunkKVStore(":memory:")
+    engines = [tiny_engine(store=store, kv_dtype=kv_dtype) for kv_dtype in ("model", "int8")]
+    for engine in engines:
+        engine.precompute([LONG])
+    for engine in [tiny_engine(store=store, kv_dtype=kv_dtype) for kv_dtype in ("model", "int8")]:
+        plan = engine.plan(f"{LONG[:120]}\n{ASKED}")
+        assert [chunk.key for chunk in plan.chunks] == engine.keys([LONG]) and plan.misses == ()
+
+
+def test_a_cut_chunk_that_is_damaged_is_a_miss_that_stores_nothing(tmp_path: Path) -> None:
+    engine = tiny_engine(store=ChunkKVStore(tmp_path), method="reuse")
+    (key,) = engine.precompute([LONG])
+    path = next(tmp_path.rglob(f"{key}.kv.*"))
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 2, len(data), 64):  # every block
+        data[at] ^= 4
+    path.write_bytes(data)
+    report = engine.generate(f"{LONG[:120]}\n{ASKED}", max_new_tokens=1).report
+    assert len(report.misses) == 1 and report.chunk_tokens == 0
+    assert list(engine.store.keys()) == [key]

@@ -198,6 +198,15 @@ def test_a_cut_chunk_reuses_its_prefix_and_computes_the_rest() -> None:
     assert PLAIN.decode(plan.token_ids) == f"{ALPHA[:80]}\n{ASKED}"
 
 
+def test_a_missed_chunk_can_be_stored_again_if_it_stands_there_whole() -> None:
+    shelf = Shelf().know(ALPHA, BETA)
+    shelf.ids.clear()
+    plan = check(shelf.planner.for_prompt(f"{BETA}\n{ALPHA[:80]}\n{ASKED}"))
+    cut = plan.misses[1]
+    assert plan.misses == (BETA, cut) and ALPHA.startswith(cut) and not plan.chunks
+    assert plan.to_store == (BETA,)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["hit", "miss"])
 def test_a_document_cannot_forge_a_turn(known: bool) -> None:
     controls = set(CHAT.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))

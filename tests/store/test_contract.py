@@ -111,13 +111,14 @@ def test_any_text_has_its_record(store: ChunkKVStore, text: str) -> None:
     assert store.verify() == []
 
 
-def test_namespaces_are_apart(store: ChunkKVStore) -> None:
+def test_namespaces_and_models_are_apart(store: ChunkKVStore) -> None:
     store.put(B, make_chunk(1), namespace="one")
-    store.put(A, make_chunk(2), namespace="one")
+    store.put(A, make_chunk(2), namespace="one", fingerprint="model")
     store.put(C, make_chunk(3), namespace='two "quoted" ü')
     assert list(store.keys()) == [A, B, C]
     assert list(store.keys("one")) == [A, B] and list(store.keys('two "quoted" ü')) == [C]
     assert [key for key, _ in store.records("one")] == [A, B]
+    assert [key for key, _ in store.records("one", "model")] == [A]
     assert list(store.records("none")) == []
 
 
