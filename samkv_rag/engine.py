@@ -134,6 +134,15 @@ class SamKVEngine:
         """Delete entries; returns how many there were."""
         return self._library.remove(keys)
 
+    def refresh(self) -> SamKVEngine:
+        """Index the store's texts anew; returns the engine.
+
+        Call it when other engines or processes have stored or deleted chunks: `plan`, `generate` and `stream` look for
+        the texts that were stored when this engine first looked, or that it stored itself. `answer` needs no refresh.
+        """
+        self._library.refresh()
+        return self
+
     # -- answering ---------------------------------------------------------------------------------------------
 
     def answer(

@@ -49,6 +49,12 @@ class Library:
                 self._planner = self._make_planner()
             return self._planner
 
+    def refresh(self) -> None:
+        """Read the store's texts anew: find what others stored, look no more for what they deleted."""
+        with self._loading:
+            self.unusable.clear()
+            self._planner = self._make_planner()
+
     def _make_planner(self) -> Planner:
         matcher = Matcher(self._text_of)
         for key, record in self._store.records(self._namespace, self.fingerprint):

@@ -224,6 +224,18 @@ def test_short_chunks_serve_who_names_them_and_are_not_looked_for_in_prompts() -
     assert [chunk.text for chunk in reopened.plan(f"Hello there. {short}. {long}. Where?").chunks] == [long]
 
 
+def test_what_others_stored_and_deleted_is_known_after_a_refresh(tmp_path: Path) -> None:
+    prompt = f"{CHUNKS[0]}\n{CHUNKS[1]}\n{ASKED}"
+    one, other = (tiny_engine(store=ChunkKVStore(tmp_path)) for _ in range(2))
+    gone = one.precompute(CHUNKS[:1])
+    assert [chunk.text for chunk in one.plan(prompt).chunks] == CHUNKS[:1]
+    other.precompute(CHUNKS[1:])
+    other.forget(gone)
+    plan = one.refresh().plan(prompt)
+    assert [chunk.text for chunk in plan.chunks] == CHUNKS[1:]
+    assert plan.misses == (), "what another deleted is not stored again"
+
+
 # -- threads, refusals ---------------------------------------------------------------------------------------------
 
 
