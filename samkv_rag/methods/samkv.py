@@ -55,8 +55,8 @@ class SamKV(Options):
     it: F1 at 12 chunks on held-out worlds with the bundled reader, where an earlier chunk names the subject (n = 800)
     full 97, ours 97, `settle="before"` 47, `paper()` 1; two-hop (n = 800) 94, 92, 43 and 4 (docs/results.md).
 
-    `keep`: kept chunk tokens / chunk tokens, a hard ceiling. `recompute`: recomputed tokens / that number, chosen by
-    rank ("score") or from the head of every chosen run (`recompute_by`).
+    `keep`: kept chunk tokens / chunk tokens, a hard ceiling above the engine's `min_kept_tokens`. `recompute`:
+    recomputed tokens / that number, chosen by rank ("score") or from the head of every chosen run (`recompute_by`).
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
