@@ -57,7 +57,7 @@ class Library:
 
     def _make_planner(self) -> Planner:
         matcher = Matcher(self._text_of)
-        for key, record in self._store.records(self._namespace, self.fingerprint):
+        for key, record in self._store.records(self._namespace, self._source.fingerprint):
             _know(matcher, key, record)
         return Planner(Encoder(self._source.loaded_tokenizer), matcher, self._key, self._stored_ids)
 
