@@ -154,7 +154,7 @@ def force(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
         if not forced:
             return stream(prompt, **options)
         answer = ask(prompt, **options)
-        return AnswerStream(lambda emit, cancelled: (emit(answer.text), answer)[1])
+        return AnswerStream(lambda emit, *_: (emit(answer.text), answer)[1])
 
     monkeypatch.setattr(llm.engine, "generate", ask)
     monkeypatch.setattr(llm.engine, "stream", ask_in_pieces)
@@ -290,7 +290,7 @@ def force_some(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch, texts: Any) -> No
         if text is None:
             return made
 
-        def answer(emit: Any, cancelled: Any) -> Any:
+        def answer(emit: Any, *_: Any) -> Any:
             emit(text)
             return replace(made.answer, text=text)
 
