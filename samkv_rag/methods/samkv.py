@@ -62,8 +62,8 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
-    `prior`: how much the first look has to say in what stays: the power of its scores by which the second look's are
-    multiplied, for questions that ask for several things, of which the second looks at one. 0: the second look alone.
+    `prior`: how much the first look has to say in what stays: attention of the second counts up to 1 + `prior` times
+    where the first looked most, for questions that ask for several things, of which the second looks at one.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it. What stands behind the chunks, from the question on, sees all.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
@@ -174,11 +174,11 @@ class SamKV(Options):
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        before = liked(torch.cat(list(values))) ** self.prior
+        factor = 1 + self.prior * liked(torch.cat(list(values)))
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0)
-            both = [surrounded(shares[column] * before[column], *self.around) for column in look.columns]
+            both = [surrounded(shares[column] * factor[column], *self.around) for column in look.columns]
             ranks = tuple(part[0] for part in standardised([part[None] for part in both]))
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 

@@ -13,8 +13,6 @@ from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
 from samkv_rag.types import BLOCK
 
-FLOOR = 0.1
-"""What counts of a second look where a first one saw nothing, to where it saw most (our choice)."""
 GAIN = 4.0
 """What a look at second hand counts, to one at first hand."""
 
@@ -124,10 +122,10 @@ def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: 
 
 
 def liked(values: Tensor) -> Tensor:
-    """How much a look likes every token `(T,)`: from `FLOOR` for the least of its `values`, any score that grows with
-    attention, to 1 more for the greatest."""
+    """How much a look likes every token `(T,)`: from 0 for the least of its `values`, any score that grows with
+    attention, to 1 for the greatest."""
     above = values - values.min()
-    return above / above.max().clamp(min=1e-12) + FLOOR
+    return above / above.max().clamp(min=1e-12)
 
 
 def weighed(attention: Tensor) -> Tensor:
