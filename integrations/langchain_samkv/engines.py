@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from langchain_samkv.messages import Roles
 from samkv_rag import SamKVEngine
-
-Settings = Mapping[str, Any]
-"""The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
+from samkv_rag.engines import Engines
 
 
-class Engines:
-    """One engine for all who ask for the same settings. What is pickled is empty: another process loads anew."""
+class ChatEngines(Engines):
+    """Engines and what their chat templates can carry."""
 
     def __init__(self) -> None:
-        self._made: list[tuple[Settings, SamKVEngine]] = []
+        super().__init__()
         self._roles: dict[SamKVEngine, Roles] = {}
-        self._making = threading.RLock()
-
-    def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The engine with these settings, made for who asks first, with its `method`."""
-        with self._making:
-            engine = next((engine for known, engine in self._made if known == settings), None)
-            if engine is None:
-                engine = SamKVEngine.from_pretrained(**settings, method=method)
-                self._made.append((settings, engine))
-            return engine
 
     def roles(self, engine: SamKVEngine) -> Roles:
         """The roles that the chat template of an engine's model can carry, found once."""
@@ -36,12 +22,6 @@ class Engines:
             if engine not in self._roles:
                 self._roles[engine] = Roles.of(engine.tokenizer)
             return self._roles[engine]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Engines:
-        return self
-
-    def __reduce__(self) -> tuple[Callable[[], Engines], tuple[()]]:
-        return Engines, ()
 
 
 def fields_of(engine: SamKVEngine) -> dict[str, Any]:

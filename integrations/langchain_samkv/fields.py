@@ -7,7 +7,7 @@ from typing import Any, Self
 from langchain_core.language_models import BaseChatModel
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
-from langchain_samkv.engines import Engines, Settings, fields_of
+from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
 from samkv_rag import SamKVEngine
 from samkv_rag.methods import Method, resolve_method
@@ -53,7 +53,7 @@ class SamKVFields(BaseChatModel):
     """Keywords for transformers' `from_pretrained`."""
     given_engine: SamKVEngine | None = Field(default=None, alias="engine", exclude=True, repr=False)
 
-    shared_engines: Engines = Field(default_factory=Engines, exclude=True, repr=False)
+    shared_engines: ChatEngines = Field(default_factory=ChatEngines, exclude=True, repr=False)
     """The engines made so far: copies of this object, as for configured calls, go on with them."""
 
     @model_validator(mode="after")
@@ -87,7 +87,7 @@ class SamKVFields(BaseChatModel):
         return self.given_engine or self.shared_engines.get(self._settings, self.method)
 
     @property
-    def _settings(self) -> Settings:
+    def _settings(self) -> dict[str, Any]:
         return {
             "model": self.model, "tokenizer": self.tokenizer, "store": self.kv_store, "namespace": self.namespace,
             "min_kept_tokens": self.min_kept_tokens, "device_map": self.device_map, "dtype": self.dtype,

@@ -24,6 +24,7 @@ FLOORS = {
     "samkv_rag.batch": 4,
     "samkv_rag.calls": 4,
     "samkv_rag.engine": 4,
+    "samkv_rag.engines": 4,
     "samkv_rag.flops": 4,
     "samkv_rag.ingest": 4,
     "samkv_rag.library": 4,

@@ -242,3 +242,10 @@ def test_copies_share_the_engine_and_only_a_named_model_is_pickled(llm: SamKVLLM
         pickle.dumps(llm)
     again = pickle.loads(pickle.dumps(SamKVLLM(kv_store=":memory:", keep=0.3)))
     assert (again.kv_store, again.keep) == (":memory:", 0.3)
+
+
+def test_a_copy_with_another_namespace_has_an_engine_of_its_own() -> None:
+    llm = SamKVLLM(kv_store=":memory:")
+    other = llm.model_copy(update={"namespace": "other"})
+    assert (llm.engine.namespace, other.engine.namespace) == ("default", "other")
+    assert llm.model_copy(update={"temperature": 0.5}).engine is llm.engine

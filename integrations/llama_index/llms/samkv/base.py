@@ -151,9 +151,9 @@ class SamKVLLM(SamKVCalling):
 
     async def _aready(self) -> None:
         """Tokenizer and config are needed to make a request; the first caller reads them beside the event loop."""
-        if not self._holder.ready:
+        if self.engine not in self._holder.read:
             await asyncio.to_thread(lambda: (self.tokenizer, self.metadata))
-            self._holder.ready = True
+            self._holder.read.add(self.engine)
 
     def _start(self, request: Request[Any]) -> AnswerStream:
         return self.engine.stream(request.prompt, **request.options)

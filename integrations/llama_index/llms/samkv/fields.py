@@ -66,14 +66,15 @@ class SamKVFields(FunctionCallingLLM):
     @property
     def engine(self) -> SamKVEngine:
         """The engine, made on first use; its model is loaded by the first answer, or by `load()`."""
-        return self._holder.get(self._make_engine)
+        return self._holder.get(self._settings, self.method)
 
-    def _make_engine(self) -> SamKVEngine:
-        return SamKVEngine.from_pretrained(
-            self.model_name, store=self.kv_store, method=self.method, namespace=self.namespace,
-            device_map=self.device_map, dtype=self.dtype, model_kwargs=self.model_kwargs,
-            min_kept_tokens=self.min_kept_tokens,
-        )  # fmt: skip
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "model": self.model_name, "store": self.kv_store, "namespace": self.namespace,
+            "device_map": self.device_map, "dtype": self.dtype, "model_kwargs": self.model_kwargs,
+            "min_kept_tokens": self.min_kept_tokens,
+        }  # fmt: skip
 
     def load(self) -> Self:
         """Load the model now instead of at the first answer; returns the LLM."""
@@ -116,7 +117,7 @@ class SamKVFields(FunctionCallingLLM):
         return self.model_copy()  # a model is never copied: copies share the engine
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._holder.ready_made:
+        if self._holder.given is not None:
             raise SamKVError("An LLM over a ready-made engine cannot be sent to another process; name its model.")
         state = dict(super().__getstate__())
         return {**state, "__pydantic_private__": None}

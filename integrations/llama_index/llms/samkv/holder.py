@@ -1,27 +1,26 @@
-"""The engine behind an LLM, made on first use and shared by every copy of that LLM."""
+"""The engines behind an LLM, made on first use and shared by every copy of that LLM."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from typing import Any
 
 from llama_index.llms.samkv.reuse import Tally
 from samkv_rag import SamKVEngine
+from samkv_rag.engines import Engines, Settings
 
 
-class EngineHolder:
-    """Holds one engine and the totals of what it answered."""
+class EngineHolder(Engines):
+    """The engine that was given, or one for each group of settings; and the totals of what was answered.
 
-    def __init__(self, engine: SamKVEngine | None = None) -> None:
-        self.ready_made = engine is not None
-        self.ready = False
+    `read` are those engines whose tokenizer and config are known to be loaded.
+    """
+
+    def __init__(self, given: SamKVEngine | None = None) -> None:
+        super().__init__()
+        self.given = given
         self.tally = Tally()
-        self._engine = engine
-        self._lock = threading.Lock()
+        self.read: set[SamKVEngine] = set()
 
-    def get(self, make: Callable[[], SamKVEngine]) -> SamKVEngine:
-        """The engine; made by the first caller."""
-        with self._lock:
-            if self._engine is None:
-                self._engine = make()
-            return self._engine
+    def get(self, settings: Settings, method: Any) -> SamKVEngine:
+        """The given engine, else the one with these settings."""
+        return self.given or super().get(settings, method)

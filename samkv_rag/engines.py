@@ -1,0 +1,35 @@
+"""The engines behind a framework's model object, shared by its copies: frameworks copy such objects for many calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from samkv_rag.engine import SamKVEngine
+
+Settings = Mapping[str, Any]
+"""The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
+
+
+class Engines:
+    """One engine for all who ask for the same settings. What is pickled is empty: another process loads anew."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Settings, SamKVEngine]] = []
+        self._making = threading.RLock()
+
+    def get(self, settings: Settings, method: Any) -> SamKVEngine:
+        """The engine with these settings, made for who asks first, with its `method`."""
+        with self._making:
+            engine = next((engine for known, engine in self._made if known == settings), None)
+            if engine is None:
+                engine = SamKVEngine.from_pretrained(**settings, method=method)
+                self._made.append((settings, engine))
+            return engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        return type(self), ()
