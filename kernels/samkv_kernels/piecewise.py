@@ -83,21 +83,25 @@ def pieces_of(spans: Spans, shared: int) -> list[list[Piece]]:
 
 def piecewise_attention(
     query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Sequence[Piece]], scale: float | None = None,
-    softcap: float | None = None,
+    softcap: float | None = None, shares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """As `sparse_attention`: `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)`.
 
-    `pieces` are those of its spans (`pieces_of`), of each request or one list for all.
+    `pieces` are those of its spans (`pieces_of`), of each request or one list for all. To `shares` `(B, Q, T)`, if
+    given, the weights are added, averaged over heads: what `piecewise_shares` would make once more.
     """
     out = torch.empty_like(query)
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     for request in range(len(query)):
         for piece in pieces[request if len(pieces) > 1 else 0]:
-            _attend(out[request], scaled[request], key[request], value[request], piece, softcap)
+            into = None if shares is None else shares[request, piece.rows, piece.keys]
+            _attend(out[request], scaled[request], key[request], value[request], piece, softcap, into)
     return out
 
 
-def _attend(out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softcap: float | None) -> None:
+def _attend(
+    out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softcap: float | None, shares: Tensor | None
+) -> None:  # fmt: skip
     """Fill the rows of a piece in `out` `(H, Q, D)`; key heads one at a time, unless there is little to do."""
     groups, shared = len(key), len(query) // len(key)
     q, keys = query[:, piece.rows].unflatten(0, (groups, shared)), piece.keys
@@ -105,14 +109,16 @@ def _attend(out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece
     step = groups if q[..., 0].numel() * (keys.stop - keys.start) <= SMALL else 1
     for group in range(0, groups, step):
         part = slice(group, group + step)
-        found = _products(q[part], key[part, keys], value[part, keys], piece, softcap)
-        into[part] = found if piece.blind is None else found.masked_fill(piece.blind[:, None], 0)
+        weights = _weights(q[part], key[part, keys], piece, softcap)
+        into[part] = (weights @ value[part, keys].to(weights.dtype)).view(q[part].shape)
+        if shares is not None:
+            shares += weights.unflatten(1, q.shape[1:3]).sum((0, 1), dtype=torch.float32) / len(query)
 
 
-def _products(q: Tensor, key: Tensor, value: Tensor, piece: Piece, softcap: float | None) -> Tensor:
-    """`(G, rep, Q, D)` over `(G, T, D)` twice -> `(G, rep, Q, D)`."""
+def _weights(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tensor:
+    """Softmax of the scores `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`; 0 for who sees nothing."""
     weights = _scores(q, key, piece, softcap).softmax(-1)
-    return (weights @ value.to(weights.dtype)).view(q.shape)
+    return weights if piece.blind is None else weights.masked_fill(piece.blind.repeat(q.shape[1])[:, None], 0)
 
 
 def _scores(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tensor:

@@ -15,9 +15,9 @@ from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.attention import AttentionMaps, MeanAttention, Observer
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
+from samkv_rag.model.observers import AttentionMaps, MeanAttention, Observer
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
 

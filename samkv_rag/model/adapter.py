@@ -18,11 +18,12 @@ from transformers import DynamicCache
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_kernels.rope_gather import Stored, rope_gather_into
 from samkv_rag.errors import SamKVError, UnsupportedModel
-from samkv_rag.model.attention import NAME, AttentionMaps, AttentionPlan, Observer, PassEnded, attention_plan
+from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
+from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.rotary import Rotary, RotaryTable
 from samkv_rag.types import ChunkKV
 

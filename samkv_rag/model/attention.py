@@ -7,10 +7,10 @@ cache's slots: no dense HF mask, right for gaps and for sliding windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,72 +21,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention, piecewise_shares
-from samkv_kernels.sparse_attention import Spans, attention_shares, masked_attention, sparse_attention
+from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
+from samkv_kernels.sparse_attention import Spans, masked_attention, sparse_attention
+from samkv_rag.model.observers import Observation, Observer, Watcher
 
 NAME = "samkv"
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, which keys each
-    query sees, score scale and soft cap."""
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    spans: Spans
-    scale: float | None
-    softcap: float | None
-    backend: Backend
-
-    def weights(self, rows: Tensor) -> Tensor:
-        """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch."""
-        query, spans = self.query[:1, :, rows], self.spans.rows(rows)
-        if query.device.type == "cpu" and self.backend == "torch":
-            return piecewise_shares(query, self.key[:1], spans, self.scale, self.softcap)[0]
-        return attention_shares(query, self.key[:1], spans, self.scale, self.softcap, self.backend)[0]
-
-
-Observer = Callable[[Observation], None]
-
-
-class AttentionMaps:
-    """An observer that gathers what the query `rows` of a pass attend to on `layers`."""
-
-    def __init__(self, rows: Tensor, layers: Sequence[int]) -> None:
-        self._rows, self._layers = rows, layers
-        self._maps: list[Tensor] = []
-
-    def __call__(self, seen: Observation) -> None:
-        if seen.layer in self._layers:
-            self._maps.append(seen.weights(self._rows))
-
-    @property
-    def stacked(self) -> Tensor:
-        """Softmax attention over all slots, averaged over heads: fp32 `(len(layers), len(rows), T)`."""
-        return torch.stack(self._maps)
-
-
-class MeanAttention:
-    """An observer that averages what the query `rows` of a pass attend to over all layers that it sees."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self._rows = rows
-        self._sum: Tensor | None = None
-        self._layers = 0
-
-    def __call__(self, seen: Observation) -> None:
-        if len(self._rows):
-            weights = seen.weights(self._rows)
-            self._sum = weights if self._sum is None else self._sum + weights
-            self._layers += 1
-
-    def mean(self, slots: int) -> Tensor:
-        """Softmax attention over all `slots`, averaged over heads and layers: fp32 `(len(rows), slots)`."""
-        if self._sum is None:
-            return torch.zeros(0, slots, device=self._rows.device)
-        return self._sum / self._layers
 
 
 class Plan(Protocol):
@@ -165,25 +104,55 @@ class AttentionPlan:
     ) -> Tensor:  # fmt: skip
         """One layer of this pass; see `Plan`. Raises `PassEnded` at `last_layer`."""
         self.seen.add(layer)
-        if self.observer is not None:
-            spans = self.sight(query.shape[2], key.shape[2], window).spans
-            self.observer(Observation(layer, query, key, spans, scale, softcap, self.backend))
+        sight = self.sight(query.shape[2], key.shape[2], window)
+        seen = Observation(layer, query, key, sight.spans, scale, softcap, self.backend)
         if layer == self.last_layer:
+            self._tell(seen)
             raise PassEnded
-        return self.attended(layer, query, key, value, scale, softcap, window)
+        shares = self._room_for_shares(layer, query, key, sight, softcap)
+        out = self.attended(layer, query, key, value, scale, softcap, window, shares)
+        self._tell(replace(seen, shares=shares))
+        return out
+
+    def _tell(self, seen: Observation) -> None:
+        if self.observer is not None:
+            self.observer(seen)
+
+    def _room_for_shares(
+        self, layer: int, query: Tensor, key: Tensor, sight: Sight, softcap: float | None
+    ) -> Tensor | None:  # fmt: skip
+        """Room for the weights of the queries that end a pass, where attending makes them and most are wanted."""
+        watcher, n_query = self.observer, query.shape[2]
+        together = n_query - self.apart(layer)
+        if not isinstance(watcher, Watcher) or not watcher.watches(layer) or 2 * len(watcher.rows) < together:
+            return None
+        if len(query) > 1 or not self._in_pieces(query, sight, softcap) or int(watcher.rows[0]) < n_query - together:
+            return None
+        return torch.zeros(together, key.shape[2])
+
+    def apart(self, layer: int) -> int:
+        """How many queries, the first ones, attend apart from the others in this layer."""
+        return 0
+
+    def _in_pieces(self, query: Tensor, sight: Sight, softcap: float | None) -> bool:
+        """Whether attention goes by products of a few queries: on a CPU, but where SDPA is the faster one."""
+        plain = sight.plain and softcap is None
+        if query.device.type != "cpu" or (self.backend == "triton" and not plain):
+            return False
+        return not (plain and sight.causal and query.dtype == torch.float32)
 
     def attended(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None,
+        window: int | None, shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The attention itself, carried out the fastest way."""
+        """The attention itself, carried out the fastest way; the weights of all queries are added to `shares`."""
         sight = self.sight(query.shape[2], key.shape[2], window)
-        plain, on_cpu = sight.plain and softcap is None, query.device.type == "cpu"
-        if self.backend == "triton" and not plain:
-            return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
-        if on_cpu and not (plain and sight.causal and query.dtype == torch.float32):  # where SDPA is the faster one
+        if self._in_pieces(query, sight, softcap):
             pieces = sight.pieces(query.shape[1] // key.shape[1])
-            return piecewise_attention(query, key, value, pieces, scale, softcap)
+            into = None if shares is None else shares[None]
+            return piecewise_attention(query, key, value, pieces, scale, softcap, into)
+        if self.backend == "triton" and not (sight.plain and softcap is None):
+            return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
         if softcap is None:
             return _sdpa(query, key, value, sight, scale)
         return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)

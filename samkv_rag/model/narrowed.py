@@ -31,16 +31,19 @@ class NarrowedPlan(AttentionPlan):
         self._inner = AttentionPlan(plan.positions[own], backend=plan.backend)
         self._outer = AttentionPlan(plan.positions, others, backend=plan.backend)
 
+    def apart(self, layer: int) -> int:
+        return 0 if layer < self._narrow.layer else self._narrow.rows
+
     def attended(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None,
+        window: int | None, shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The attention of one layer: of all queries together below `narrow.layer`, of the two kinds apart above."""
         if layer < self._narrow.layer:
-            return super().attended(layer, query, key, value, scale, softcap, window)
+            return super().attended(layer, query, key, value, scale, softcap, window, shares)
         rows, own = self._narrow.rows, self._own
         inner = self._inner.attended(
             layer, query[:, :, :rows], key[:, :, own], value[:, :, own], scale, softcap, window
         )  # fmt: skip
-        outer = self._outer.attended(layer, query[:, :, rows:], key, value, scale, softcap, window)
+        outer = self._outer.attended(layer, query[:, :, rows:], key, value, scale, softcap, window, shares)
         return torch.cat([inner, outer], 2)

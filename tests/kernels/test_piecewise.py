@@ -41,11 +41,13 @@ def test_pieces_are_sparse_attention(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(piecewise, "ROWS", rows)
         patch.setattr(piecewise, "SMALL", small)
-        found = piecewise_attention(query, key, value, pieces_of(spans, shared), None, softcap)
+        made = torch.zeros(batch, asked, kept)
+        found = piecewise_attention(query, key, value, pieces_of(spans, shared), None, softcap, made)
         shares = piecewise_shares(query, key, spans, None, softcap)
     expected = sparse_attention(query, key, value, spans, None, softcap)
     assert (found - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
-    assert (shares - attention_shares(query, key, spans, None, softcap)).abs().max() < TOLERANCE[torch.float32]
+    reference = attention_shares(query, key, spans, None, softcap)
+    assert max((each - reference).abs().max() for each in (shares, made)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -55,10 +57,11 @@ def test_every_dtype_stays_within_its_precision(dtype: torch.dtype, window: int 
     query, key, value = (x.to(dtype) for x in drawn(1, 2, 4, 150, 400, 32))
     spans = Spans.causal(torch.arange(250, 400)[None], torch.arange(400)[None], window)
     expected = sparse_attention(query.float(), key.float(), value.float(), spans)
-    found = piecewise_attention(query, key, value, pieces_of(spans, 4))
+    made = torch.zeros(1, 150, 400)
+    found = piecewise_attention(query, key, value, pieces_of(spans, 4), shares=made)
     assert found.dtype == dtype and far(found.float(), expected) < TOLERANCE[dtype]
-    shares = piecewise_shares(query, key, spans)
-    assert far(shares, attention_shares(query.float(), key.float(), spans)) < TOLERANCE[dtype]
+    for shares in (piecewise_shares(query, key, spans), made):
+        assert far(shares, attention_shares(query.float(), key.float(), spans)) < TOLERANCE[dtype]
     other = pieces_of(Spans(spans.first, spans.last - 1), 4)
     assert far(piecewise_attention(query, key, value, other).float(), expected) > TOLERANCE[dtype]
 

@@ -1,0 +1,103 @@
+"""Who looks at a pass: observers get what every layer attends with, and what came of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_kernels.backend import Backend
+from samkv_kernels.piecewise import piecewise_shares
+from samkv_kernels.sparse_attention import Spans, attention_shares
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, which keys each
+    query sees, score scale and soft cap. `shares` `(n, T)` are the weights of the last n queries of a batch of one,
+    averaged over heads, where attending has made them anyway."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    spans: Spans
+    scale: float | None
+    softcap: float | None
+    backend: Backend
+    shares: Tensor | None = None
+
+    def weights(self, rows: Tensor) -> Tensor:
+        """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch."""
+        if self.shares is not None:
+            return self.shares[rows - (self.query.shape[2] - len(self.shares))]
+        query, spans = self.query[:1, :, rows], self.spans.rows(rows)
+        if query.device.type == "cpu" and self.backend == "torch":
+            return piecewise_shares(query, self.key[:1], spans, self.scale, self.softcap)[0]
+        return attention_shares(query, self.key[:1], spans, self.scale, self.softcap, self.backend)[0]
+
+
+Observer = Callable[[Observation], None]
+
+
+class Watcher(ABC):
+    """An observer of weights: those of the query `rows` (sorted), on the layers that it `watches`."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __call__(self, seen: Observation) -> None:
+        if self.watches(seen.layer):
+            self.take(seen.weights(self.rows))
+
+    @abstractmethod
+    def watches(self, layer: int) -> bool:
+        """Whether it wants the weights of this layer."""
+
+    @abstractmethod
+    def take(self, weights: Tensor) -> None:
+        """The weights `(len(rows), T)` of one layer."""
+
+
+class AttentionMaps(Watcher):
+    """Gathers what the query `rows` of a pass attend to on `layers`."""
+
+    def __init__(self, rows: Tensor, layers: Sequence[int]) -> None:
+        super().__init__(rows)
+        self._layers = layers
+        self._maps: list[Tensor] = []
+
+    def watches(self, layer: int) -> bool:
+        return layer in self._layers
+
+    def take(self, weights: Tensor) -> None:
+        self._maps.append(weights)
+
+    @property
+    def stacked(self) -> Tensor:
+        """Softmax attention over all slots, averaged over heads: fp32 `(len(layers), len(rows), T)`."""
+        return torch.stack(self._maps)
+
+
+class MeanAttention(Watcher):
+    """Averages what the query `rows` of a pass attend to over all layers that it sees."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__(rows)
+        self._sum: Tensor | None = None
+        self._layers = 0
+
+    def watches(self, layer: int) -> bool:
+        return len(self.rows) > 0
+
+    def take(self, weights: Tensor) -> None:
+        self._sum = weights if self._sum is None else self._sum + weights
+        self._layers += 1
+
+    def mean(self, slots: int) -> Tensor:
+        """Softmax attention over all `slots`, averaged over heads and layers: fp32 `(len(rows), slots)`."""
+        if self._sum is None:
+            return torch.zeros(0, slots, device=self.rows.device)
+        return self._sum / self._layers
