@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -179,6 +179,7 @@ def test_the_shortlist_is_the_best_blocks_taken_whole(lengths: list[int], limit:
     parts = [torch.rand(layers, -(-n // BLOCK), generator=generator) for n in lengths]
     got = shortlist([ChunkScores(p, torch.zeros(p.shape[1], dtype=torch.bool)) for p in parts], lengths, limit, BLOCK)
     values = standardised_best([part.double().numpy() for part in parts])
+    assume(np.diff(np.sort(np.concatenate(values))).min(initial=1) > 1e-4)  # two blocks alone are as good as each other
     want = best_blocks(values, tuple(lengths), limit)
     assert blocks_read(tuple(got)) == set(want)
     assert sum(map(len, got)) == sum(min(BLOCK, lengths[chunk] - at * BLOCK) for chunk, at in want)
