@@ -7,9 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from samkv_rag.engine import SamKVEngine
+from samkv_rag.errors import SamKVError
 
 Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
+
+
+def require_namespace(engine: SamKVEngine, namespace: str) -> None:
+    """Raises `SamKVError` where an engine that was given serves another namespace: tenants must not be mixed up."""
+    if engine.namespace != namespace:
+        raise SamKVError(
+            f"The engine that was given serves the namespace {engine.namespace!r}, not {namespace!r}; give one for "
+            "it, or name a model instead."
+        )
 
 
 class Engines:

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
 from samkv_rag import SamKVEngine
+from samkv_rag.engines import require_namespace
 from samkv_rag.methods import Method, resolve_method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep")
@@ -58,8 +59,11 @@ class SamKVFields(BaseChatModel):
 
     @model_validator(mode="after")
     def _as_its_engine(self) -> Self:
-        """The fields say what a given engine is; a name and a method of this object's own stay."""
+        """The fields say what a given engine is; a name and a method of this object's own stay. Another namespace is
+        refused."""
         if self.given_engine is not None:
+            if "namespace" in self.model_fields_set:
+                require_namespace(self.given_engine, self.namespace)
             own = self.model_fields_set & {"model", "method"}
             for name, value in fields_of(self.given_engine).items():
                 if name not in own:

@@ -266,3 +266,9 @@ async def test_waiting_for_others_counts_for_a_time_out() -> None:
         await llm.ainvoke("Hello", timeout=0.3)
     assert time.monotonic() - started < 2
     first.close()
+
+
+def test_a_given_engine_serves_no_other_namespace(engine: SamKVEngine) -> None:
+    with pytest.raises(SamKVError, match="serves the namespace 'default', not 'other'"):
+        ChatSamKV(engine=engine, namespace="other")
+    assert ChatSamKV(engine=engine, namespace="default").engine is engine

@@ -249,3 +249,10 @@ def test_a_copy_with_another_namespace_has_an_engine_of_its_own() -> None:
     other = llm.model_copy(update={"namespace": "other"})
     assert (llm.engine.namespace, other.engine.namespace) == ("default", "other")
     assert llm.model_copy(update={"temperature": 0.5}).engine is llm.engine
+
+
+def test_a_given_engine_serves_no_other_namespace(llm: SamKVLLM) -> None:
+    with pytest.raises(SamKVError, match="serves the namespace 'default', not 'other'"):
+        _ = llm.model_copy(update={"namespace": "other"}).engine
+    with pytest.raises(SamKVError, match="serves the namespace 'default', not 'other'"):
+        _ = SamKVLLM.from_engine(llm.engine, namespace="other").engine

@@ -49,6 +49,8 @@ class SamKVFields(FunctionCallingLLM):
         if isinstance(fields.get("stop"), str):
             fields["stop"] = [fields["stop"]]
         super().__init__(**fields)
+        if engine is not None and "namespace" not in fields:
+            self.namespace = engine.namespace
         self._holder = EngineHolder(engine)
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any
 
 from llama_index.llms.samkv.reuse import Tally
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import Engines, Settings
+from samkv_rag.engines import Engines, Settings, require_namespace
 
 
 class EngineHolder(Engines):
@@ -22,5 +22,9 @@ class EngineHolder(Engines):
         self.read: set[SamKVEngine] = set()
 
     def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The given engine, else the one with these settings."""
-        return self.given or super().get(settings, method)
+        """The given engine, else the one with these settings; raises `SamKVError` for another namespace than the given
+        engine's."""
+        if self.given is None:
+            return super().get(settings, method)
+        require_namespace(self.given, settings["namespace"])
+        return self.given
