@@ -34,6 +34,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (CacheBlend, {"check": -1}, "cacheblend: check must be"),
     (ProphetKV, {"share": 2}, "prophetkv: share must be"),
     (InfoFlow, {"band": (0.5, 2)}, "infoflow: band must be"),
+    (InfoFlow, {"band": (0.8, 0.2)}, "the lower end and the upper"),
     (InfoFlow, {"band": (0.5,)}, "band must be a tuple of 2 parts"),
     (Epic, {"tokens": -1}, "epic: tokens must be"),
     (GenerationOptions, {"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more, not 0"),

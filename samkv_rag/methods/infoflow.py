@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samkv_rag.errors import SamKVError
 from samkv_rag.methods.prophetkv import top_tokens
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.options import Options, Share
@@ -23,6 +24,11 @@ class InfoFlow(Options):
     band: tuple[Share, Share] = (0.6875, 0.8125)
 
     name = "infoflow"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.band[0] > self.band[1]:
+            raise SamKVError("infoflow: band is the lower end and the upper, such as (0.6875, 0.8125).")
 
     def prepare(self, run: Run) -> Prepared:
         kept = tuple(torch.arange(length) for length in run.lengths)
