@@ -168,8 +168,8 @@ class SamKV(Options):
     def _settle(
         self, run: Run, again: Chosen, values: Sequence[Tensor], budget: int, notes: tuple[str, ...]
     ) -> Prepared:
-        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens, the
-        more so where the first look, by its `values`, had looked.
+        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens,
+        the more so where the first look, by its `values`, had looked.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
