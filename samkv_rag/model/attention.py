@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -104,19 +104,15 @@ class AttentionPlan:
     ) -> Tensor:  # fmt: skip
         """One layer of this pass; see `Plan`. Raises `PassEnded` at `last_layer`."""
         self.seen.add(layer)
-        sight = self.sight(query.shape[2], key.shape[2], window)
-        seen = Observation(layer, query, key, sight.spans, scale, softcap, self.backend)
-        if layer == self.last_layer:
-            self._tell(seen)
-            raise PassEnded
-        shares = self._room_for_shares(layer, query, key, sight, softcap)
-        out = self.attended(layer, query, key, value, scale, softcap, window, shares)
-        self._tell(replace(seen, shares=shares))
-        return out
-
-    def _tell(self, seen: Observation) -> None:
+        sight, out, shares = self.sight(query.shape[2], key.shape[2], window), None, None
+        if layer != self.last_layer:
+            shares = self._room_for_shares(layer, query, key, sight, softcap)
+            out = self.attended(layer, query, key, value, scale, softcap, window, shares)
         if self.observer is not None:
-            self.observer(seen)
+            self.observer(Observation(layer, query, key, sight.spans, scale, softcap, self.backend, shares))
+        if out is None:
+            raise PassEnded
+        return out
 
     def _room_for_shares(
         self, layer: int, query: Tensor, key: Tensor, sight: Sight, softcap: float | None

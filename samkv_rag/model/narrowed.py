@@ -39,9 +39,9 @@ class NarrowedPlan(AttentionPlan):
         window: int | None, shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The attention of one layer: of all queries together below `narrow.layer`, of the two kinds apart above."""
-        if layer < self._narrow.layer:
+        rows, own = self.apart(layer), self._own
+        if not rows:
             return super().attended(layer, query, key, value, scale, softcap, window, shares)
-        rows, own = self._narrow.rows, self._own
         inner = self._inner.attended(
             layer, query[:, :, :rows], key[:, :, own], value[:, :, own], scale, softcap, window
         )  # fmt: skip
