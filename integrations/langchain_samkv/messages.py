@@ -18,7 +18,7 @@ from langchain_core.messages import (
 
 from samkv_rag import SamKVError
 from samkv_rag.prompt.grammar import call_text
-from samkv_rag.prompt.template import merged
+from samkv_rag.prompt.template import has_template, merged
 
 Turn = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Roles:
     @classmethod
     def of(cls, tokenizer: Any) -> Roles:
         """Found by rendering: a template may refuse a role, and it may drop what it says."""
-        if getattr(tokenizer, "chat_template", None) is None:
+        if not has_template(tokenizer):
             return cls()
         ask, called = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
         result = {"role": "tool", "content": _MARK, "name": "f", "tool_call_id": "000000000"}

@@ -48,15 +48,15 @@ class SamKVFields(FunctionCallingLLM):
             fields["kv_store"] = str(fields["kv_store"])
         if isinstance(fields.get("stop"), str):
             fields["stop"] = [fields["stop"]]
+        if engine is not None:
+            fields.setdefault("namespace", engine.namespace)
         super().__init__(**fields)
-        if engine is not None and "namespace" not in fields:
-            self.namespace = engine.namespace
         self._holder = EngineHolder(engine)
 
     @classmethod
     def from_engine(cls, engine: SamKVEngine, **fields: Any) -> Self:
         """An LLM over a ready-made engine, which may serve others too."""
-        own = {"model_name": engine.source.name, "namespace": engine.namespace, "kv_store": engine.store.stats().path}
+        own = {"model_name": engine.source.name, "kv_store": engine.store.stats().path}
         return cls(engine=engine, **{**own, "min_kept_tokens": engine.min_kept_tokens, **fields})
 
     @classmethod
