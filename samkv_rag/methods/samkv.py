@@ -165,16 +165,14 @@ class SamKV(Options):
             values = [joint[column] for column in seen.columns]
             return best_tokens(values, total), values
 
-    def _settle(
-        self, run: Run, again: Chosen, values: Sequence[Tensor], budget: int, notes: tuple[str, ...]
-    ) -> Prepared:
+    def _settle(self, run: Run, again: Chosen, values: list[Tensor], budget: int, notes: tuple[str, ...]) -> Prepared:
         """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens,
         the more so where the first look, by its `values`, had looked.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        factor = 1 + self.prior * liked(torch.cat(list(values)))
+        factor = 1 + self.prior * liked(torch.cat(values))
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0)
