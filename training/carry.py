@@ -55,7 +55,7 @@ def watch(run: Run, source: int, seek: int) -> Seen:
     names, ids, values = list[Tensor](), list[Tensor](), list[Tensor]()
     for number in range(BATCHES):
         batch = make_batch(random.Random(f"carry-{number}"), run.encode, sizes_of(run.config, STAGE))
-        at, golds = batch.points[SOURCE]
+        at, golds = batch.points[SOURCE].flat()
         streams = residuals(run.reader, batch)
         which, place = golds.nonzero().unbind(1)
         row = at[which] // batch.ids.shape[1]
@@ -161,11 +161,11 @@ def watch_names(run: Run, layer: int) -> Named:
         )
         stream, ids = norm(residuals(run.reader, batch)[layer]).flatten(0, 1), batch.ids.flatten()
         length = batch.ids.shape[1]
-        at, golds = batch.points[SOURCE]
+        at, golds = batch.points[SOURCE].flat()
         which, place = golds.nonzero().unbind(1)
         begun = torch.unique(at[which] // length * length + place)
         context = (torch.arange(len(ids)) % length < batch.split).index_fill(0, begun, False)
-        at, golds = batch.points[NAME]
+        at, golds = batch.points[NAME].flat()
         at, golds = at[~golds[:, 0]], golds[~golds[:, 0]]
         first = at // length * length + golds.int().argmax(1)
         parts.append((stream[begun], ids[begun], stream[context][::5], stream[at], ids[first]))

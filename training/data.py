@@ -7,7 +7,8 @@ part of the rows, so that far positions are learned on short contexts.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,28 +17,74 @@ from samkv_rag.eval.worlds import Question
 from training.passages import Encoder, Passage, Sizes, choose, draw_real, draw_world, prompt
 from training.pointing import ANSWER, ARTICLE, BIND, FIND, KINDS, NAME, SEEK, Aim, Point, name_end, name_span
 from training.real import Library
+from training.shelf import DRAWN, Shelf
 
 RESTING = {ANSWER: [0], SEEK: [0], NAME: [0]}
 """Where heads look from the end of a question that are not to answer it."""
+ROOM = 64  # points of a kind in a row, at most
 
 
-@dataclass
+@dataclass(frozen=True)
+class Points:
+    """Places `at` [B, P] in the rows of a batch, those of them that are `meant` [B, P], and where each should look in a
+    row of `length`: `spots` [3, M], the row, the number of the place in it, and where that looks."""
+
+    at: Tensor
+    meant: Tensor
+    spots: Tensor
+    length: int
+
+    @property
+    def golds(self) -> Tensor:
+        """Where each place should look [B, P, T]."""
+        found = torch.zeros(*self.at.shape, self.length, dtype=torch.bool, device=self.at.device)
+        return found.index_put(tuple(self.spots), torch.ones((), dtype=torch.bool, device=self.at.device))
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """The places that are meant among all tokens of the batch [P], and the golds of each [P, T]."""
+        rows = torch.arange(len(self.at))[:, None] * self.length
+        return (rows + self.at)[self.meant], self.golds[self.meant]
+
+    def to(self, device: torch.device) -> Points:
+        """The same on another device."""
+        return Points(*(part.to(device, non_blocking=True) for part in (self.at, self.meant, self.spots)), self.length)
+
+
+@dataclass(frozen=True)
 class Batch:
-    """ids, positions [B, T]; mask [B, 1, U, T]; where, targets [N]; group: question number per target, or -1.
+    """ids, positions, owner [B, T]; where, targets [N]; group: question number per target, or -1.
 
-    The first `split` places of a row are its context. `points` are for each kind the flat places [P] of tokens that
-    should look at `golds` [P, T].
+    The first `split` places of a row are its context. `owner` says whose a token is: 0 the context's, 1.. a question's
+    of the row, -1 nobody's. `points` are by kind the tokens that should look at others, `pointed` which kinds have any.
     """
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor
+    owner: Tensor
     split: int
     where: Tensor
     targets: Tensor
     group: Tensor
     tasks: list[str]
-    points: dict[str, tuple[Tensor, Tensor]]
+    points: dict[str, Points]
+    pointed: dict[str, bool]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        moved = {
+            name: part.to(device, non_blocking=True) for name, part in vars(self).items() if isinstance(part, Tensor)
+        }
+        return replace(self, **moved, points={kind: points.to(device) for kind, points in self.points.items()})
+
+    @property
+    def mask(self) -> Tensor:
+        """What question tokens see [B, 1, U, T]: the context and, causally, their own question; padding sees itself, to
+        stay finite."""
+        asked, length = self.owner[:, self.split :], self.owner.shape[1]
+        places = torch.arange(length, device=self.owner.device)
+        same = self.owner[:, None, :] == asked[:, :, None]
+        seen = (self.owner[:, None, :] == 0) | same & (places <= places[self.split :, None])
+        return seen[:, None]
 
 
 def _positions(rng: random.Random, pieces: list[list[int]], reach: int) -> list[int]:
@@ -54,12 +101,12 @@ def _positions(rng: random.Random, pieces: list[list[int]], reach: int) -> list[
 
 
 def make_batch(
-    rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | None = None, reach: int = 3000
+    rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | Shelf | None = None, reach: int = 3000
 ) -> Batch:
     """A batch of fresh rows, no wider than its widest row."""
     rows = [_Row(rng, encode, sizes, reach, library) for _ in range(sizes.rows)]
-    split = max(len(row.context) for row in rows)
-    length = split + max(len(row.asked) for row in rows)
+    split = sizes.context if sizes.exact else max(len(row.context) for row in rows)
+    length = split + (sizes.asked if sizes.exact else max(len(row.asked) for row in rows))
     ids, positions = torch.full((sizes.rows, length), encode.pad), torch.zeros(sizes.rows, length, dtype=torch.long)
     owner = torch.full((sizes.rows, length), -1)
     where, targets, group, tasks = list[int](), list[int](), list[int](), list[str]()
@@ -68,47 +115,45 @@ def make_batch(
             (0, row.context, row.places, [0] * len(row.context)),
             (split, row.asked, row.asked_places, row.owner),
         ):
-            ids[number, start : start + len(tokens)] = torch.tensor(tokens)
-            positions[number, start : start + len(tokens)] = torch.tensor(places)
-            owner[number, start : start + len(tokens)] = torch.tensor(owners)
+            ids[number, start : start + len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            positions[number, start : start + len(tokens)] = torch.tensor(places, dtype=torch.long)
+            owner[number, start : start + len(tokens)] = torch.tensor(owners, dtype=torch.long)
         where += [number * length + split + place for place in row.where]
         group += [len(tasks) + owner_ - 1 for owner_ in (row.owner[place] for place in row.where)]
         targets += row.targets
         tasks += row.tasks
-        plain = rng.sample(range(len(row.context) - 1), min(sizes.plain, len(row.context) - 1))
+        plain: Sequence[int] = range(len(row.context) - 1)
+        plain = rng.sample(plain, sizes.plain) if sizes.plain < len(plain) else plain
         where += [number * length + place for place in plain]
         targets += [row.context[place + 1] for place in plain]
         group += [-1] * len(plain)
-    return Batch(
-        ids,
-        positions,
-        _mask(owner, split),
-        split,
-        torch.tensor(where),
-        torch.tensor(targets),
-        torch.tensor(group),
-        tasks,
-        {kind: _points(rows, kind, split, length) for kind in KINDS},
-    )
+    points = {kind: _points(rng, rows, kind, split, length) for kind in KINDS}
+    pointed = {kind: bool(found.meant.any()) for kind, found in points.items()}
+    targets_ = (torch.tensor(part) for part in (where, targets, group))
+    return Batch(ids, positions, owner, split, *targets_, tasks, points, pointed)
 
 
-def _points(rows: list[_Row], kind: str, split: int, length: int) -> tuple[Tensor, Tensor]:
-    """Flat places of the tokens with points of this kind [P], and where each of them should look [P, T]."""
-    points = [(number, point) for number, row in enumerate(rows) for point in row.points if point.kind == kind]
-    at = torch.tensor([number * length + split * point.asked + point.at for number, point in points], dtype=torch.long)
-    golds = torch.zeros(len(points), length, dtype=torch.bool)
-    for number, (_, point) in enumerate(points):
-        golds[number, [gold + split * point.inner for gold in point.golds]] = True
-    return at, golds
+def _points(rng: random.Random, rows: list[_Row], kind: str, split: int, length: int) -> Points:
+    """The points of this kind: of every row as many as there is room for."""
+    found = [[point for point in row.points if point.kind == kind] for row in rows]
+    found = [rng.sample(points, ROOM) if len(points) > ROOM else points for points in found]
+    most = max(1, max(map(len, found)))
+    at, meant = torch.zeros(len(rows), most, dtype=torch.long), torch.zeros(len(rows), most, dtype=torch.bool)
+    spots = list[tuple[int, int, int]]()
+    for row, points in enumerate(found):
+        for number, point in enumerate(points):
+            at[row, number], meant[row, number] = split * point.asked + point.at, True
+            spots += ((row, number, gold + split * point.inner) for gold in point.golds)
+    return Points(at, meant, torch.tensor(spots, dtype=torch.long).view(-1, 3).T, length)
 
 
 class _Row:
     """One context and its questions as lists: ids, positions, which question a token belongs to, what is supervised."""
 
     def __init__(
-        self, rng: random.Random, encode: Encoder, sizes: Sizes, reach: int, library: Library | None = None
+        self, rng: random.Random, encode: Encoder, sizes: Sizes, reach: int, library: Library | Shelf | None = None
     ) -> None:
-        drawn = draw_real(rng, encode, sizes, library) if sizes.real else draw_world(rng, encode, sizes)
+        drawn = _draw(rng, encode, sizes, library)
         pieces = [piece[: sizes.context] for piece in encode.context(drawn.chunks)]
         self.context = [i for piece in pieces for i in piece][: sizes.context]
         *self.places, self.end = _positions(rng, pieces, reach)
@@ -169,6 +214,15 @@ class _Row:
         self.owner += [len(self.tasks)] * len(tokens)
 
 
+def _draw(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | Shelf | None) -> Passage:
+    """What a row is made of."""
+    if isinstance(library, Shelf) and sizes.shelf:
+        return DRAWN[sizes.shelf](rng, encode, sizes, library)
+    if sizes.real:
+        return draw_real(rng, encode, sizes, library)
+    return draw_world(rng, encode, sizes)
+
+
 def _ends(question: Question, found: Aim, encode: Encoder) -> dict[str, list[int]]:
     """Where the end of a question looks, by kind: a head that is not to answer it rests on the first token."""
     if question.task == "unanswerable":
@@ -185,11 +239,3 @@ def _member_end(question: Question, encode: Encoder, answer: list[int], number: 
     spans = (place for place in range(len(answer)) if text in encode.tokenizer.decode(answer[: place + 1]))
     return next(spans) + 1
 
-
-def _mask(owner: Tensor, context: int) -> Tensor:
-    """Question tokens see the context and, causally, their own question; padding sees itself, to stay finite."""
-    asked, length = owner[:, context:], owner.shape[1]
-    same = owner[:, None, :] == asked[:, :, None]
-    causal = torch.arange(length)[None, :] <= torch.arange(context, length)[:, None]
-    seen = (owner[:, None, :] == 0) | same & causal
-    return seen[:, None]

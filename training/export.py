@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from training.passages import Encoder
 from training.train import CONFIG, load_encoder, read_config
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+SHARD = "15MB"  # a file of weights, at most
 WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "weights"
 
 
@@ -41,26 +43,31 @@ def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
     return found
 
 
-def load_reader(config: dict[str, Any]) -> LlamaForCausalLM:
-    """The checkpoint's model, in float32, as transformers runs it."""
-    state = torch.load(Path(config["folder"]) / "checkpoint.pt", weights_only=True)["average"]
+def load_reader(config: dict[str, Any], state: dict[str, Tensor]) -> LlamaForCausalLM:
+    """The model of these weights, in float32, as transformers runs it."""
     model = LlamaForCausalLM(llama_config(config, load_encoder(config)))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or missing:
-        raise ValueError(f"checkpoint does not fit: missing {missing}, unexpected {unexpected}")
+        raise ValueError(f"the weights do not fit: missing {missing}, unexpected {unexpected}")
     model.eval()
     return model
 
 
-def export(config: dict[str, Any], folder: Path = WEIGHTS) -> None:
+def save_reader(config: dict[str, Any], state: dict[str, Tensor], folder: Path) -> None:
     """Save model and tokenizer in `folder`: weights in float16, half the bytes, to be computed with in float32, as the
     folder's own config says (at this size bfloat16 would lose accuracy)."""
-    load_reader(config).half().save_pretrained(folder)
+    load_reader(config, state).half().save_pretrained(folder, max_shard_size=SHARD)
     found = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(found, indent=2) + "\n")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(config["folder"]) / "tokenizer")
     tokenizer.chat_template = TEMPLATE.read_text()
     tokenizer.save_pretrained(folder)
+
+
+def export(config: dict[str, Any], folder: Path = WEIGHTS) -> None:
+    """Save the averaged weights of a run's checkpoint in `folder`."""
+    state = torch.load(Path(config["folder"]) / "checkpoint.pt", weights_only=True)["average"]
+    save_reader(config, state, folder)
 
 
 if __name__ == "__main__":

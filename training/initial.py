@@ -5,7 +5,7 @@ that looks for places whose token before is the current token, and brings what s
 Found by gradient descent alone this costs a small model thousands of steps on a flat loss; written into the
 initial weights it costs none. The same
 holds for heads that gather the last few words, which is how the end of a question comes to know the
-question. The residual stream starts out in five parts: this token (64), the token before (32), the last few
+question. The residual stream starts out in five parts: of 192, this token (64), the token before (32), the last few
 tokens (32), the token two before (16), and the output (48). Everything here is only a starting point: all
 weights are trained, and nothing keeps the parts apart.
 """
@@ -13,14 +13,36 @@ weights are trained, and nothing keeps the parts apart.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from training.model import Attention, Reader, Shape
 
-THIS, BEFORE, RECENT, FARTHER, OUTPUT = 0, 64, 96, 128, 144
-_CODE = (0, 32)  # where the two halves of the output code stand in THIS; each fills half of OUTPUT
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a stream of `hidden` begin, and how wide those are that hold tokens nearby (as wide as a head):
+    this token's comes first."""
+
+    before: int
+    recent: int
+    farther: int
+    output: int
+    near: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> Parts:
+        """The parts for this shape; its heads must be a sixth as wide as its stream."""
+        unit, rest = divmod(shape.hidden, 192)
+        if rest or shape.head_dim != 32 * unit:
+            raise ValueError(f"initial weights need a multiple of 192 units in heads of a sixth, not {shape}")
+        return cls(*(unit * place for place in (64, 96, 128, 144, 32)))
+
+    @property
+    def half(self) -> int:
+        """How much of the output each half of its code fills; the halves begin at 0 and `near` of this token's part."""
+        return self.near * 3 // 4
 
 
 def initialise(reader: Reader, pieces: list[str], seed: int, match: float = 4.0, copy: float = 0.15) -> None:
@@ -50,14 +72,15 @@ def initialise(reader: Reader, pieces: list[str], seed: int, match: float = 4.0,
 def _embeddings(reader: Reader, pieces: list[str], generator: torch.Generator) -> None:
     """Codes in THIS for reading and in OUTPUT for writing; a leading space or case changes a code only in part."""
     table, head = reader.model.embed_tokens.weight.data, reader.lm_head.weight.data
-    shared, half = dict[str, Tensor](), (table.shape[1] - OUTPUT) // 2
+    shared, parts = dict[str, Tensor](), Parts.of(reader.shape)
     table *= 0.5
     for row, piece in enumerate(pieces):
-        base = shared.setdefault(piece.strip().lower() or piece, torch.randn(BEFORE, generator=generator))
-        code = 0.7 * base + 0.7 * torch.randn(BEFORE, generator=generator)
-        table[row, :BEFORE] = 0.1 * code
-        for part, start in enumerate(_CODE):
-            head[row, OUTPUT + part * half : OUTPUT + (part + 1) * half] = 0.15 * code[start : start + half]
+        base = shared.setdefault(piece.strip().lower() or piece, torch.randn(parts.before, generator=generator))
+        code = 0.7 * base + 0.7 * torch.randn(parts.before, generator=generator)
+        table[row, : parts.before] = 0.1 * code
+        for number in range(2):
+            written, start = parts.output + number * parts.half, number * parts.near
+            head[row, written : written + parts.half] = 0.15 * code[start : start + parts.half]
 
 
 def _rows(number: int, dim: int) -> slice:
@@ -72,7 +95,8 @@ def _previous_token_heads(attention: Attention, copy: float) -> None:
     attention.k_proj.weight.data[:dim] = 0
     attention.k_proj.bias.data[fast] = 7.0
     attention.v_proj.weight.data[:dim] = torch.eye(dim, attention.shape.hidden)
-    for head, (offset, place, width) in enumerate(((1, BEFORE, 32), (2, FARTHER, 16))):
+    parts = Parts.of(attention.shape)
+    for head, (offset, place, width) in enumerate(((1, parts.before, dim), (2, parts.farther, half))):
         rows = _rows(head, dim)
         attention.q_proj.weight.data[rows] = 0
         attention.q_proj.bias.data[rows][fast] = 7.0 * (frequencies * offset).cos()
@@ -87,16 +111,21 @@ def _slow_rows(shape: Shape) -> Tensor:
     return torch.cat([torch.arange(first, half), torch.arange(half + first, 2 * half)])
 
 
+def _near_rows(dim: int) -> Tensor:
+    """Rows of a head whose rotation tells near from far."""
+    return torch.arange(dim * 3 // 32, dim * 3 // 16)
+
+
 def _window_heads(attention: Attention, group: int, sharpness: tuple[float, float], copy: float) -> None:
     """The heads of a group average the last tokens, fewer the sharper, and write them to RECENT."""
-    dim = attention.shape.head_dim
-    medium = torch.arange(2, 7)
+    dim, recent = attention.shape.head_dim, Parts.of(attention.shape).recent
+    medium = torch.arange(dim // 16, dim * 7 // 32)
     _clear(attention, group)
     attention.k_proj.bias.data[group * dim + medium] = 1.0
-    attention.v_proj.weight.data[_rows(group, dim)] = torch.eye(dim, attention.shape.hidden).roll(32, 1)
+    attention.v_proj.weight.data[_rows(group, dim)] = torch.eye(dim, attention.shape.hidden).roll(dim, 1)
     for head, sharp in zip(_heads(attention.shape, group), sharpness, strict=True):
-        attention.q_proj.bias.data[head * dim + medium] = sharp * dim**0.5
-        attention.o_proj.weight.data[RECENT : RECENT + 32, _rows(head, dim)] = copy * torch.eye(32, dim)
+        attention.q_proj.bias.data[head * dim + medium] = sharp * 5 / len(medium) * dim**0.5
+        attention.o_proj.weight.data[recent : recent + dim, _rows(head, dim)] = copy * torch.eye(dim)
 
 
 def _heads(shape: Shape, group: int) -> range:
@@ -119,8 +148,8 @@ def _induction_heads(attention: Attention, groups: tuple[int, ...], match: float
     places = torch.arange(len(slow))
     for group in groups:
         _clear(attention, group)
-        code = places + group * (32 - len(slow))
-        attention.k_proj.weight.data[group * dim + slow, BEFORE + code] = match**0.5
+        code = places + group * (dim - len(slow))
+        attention.k_proj.weight.data[group * dim + slow, Parts.of(attention.shape).before + code] = match**0.5
         for head in _heads(attention.shape, group):
             attention.q_proj.weight.data[head * dim + slow, code] = match**0.5
         _copy_out(attention, group, group % 2, copy)
@@ -128,26 +157,25 @@ def _induction_heads(attention: Attention, groups: tuple[int, ...], match: float
 
 def _copy_out(attention: Attention, group: int, part: int, copy: float) -> None:
     """What a group's heads look at becomes more likely as the next token; `part` says which half of the code."""
-    shape, dim = attention.shape, attention.shape.head_dim
-    half = (shape.hidden - OUTPUT) // 2
-    value = torch.arange(half)
-    attention.v_proj.weight.data[group * dim + value, _CODE[part] + value] = 1.0
+    shape, dim, parts = attention.shape, attention.shape.head_dim, Parts.of(attention.shape)
+    value = torch.arange(parts.half)
+    attention.v_proj.weight.data[group * dim + value, part * parts.near + value] = 1.0
     for head in _heads(shape, group):
-        attention.o_proj.weight.data[OUTPUT + part * half + value, head * dim + value] = copy
+        attention.o_proj.weight.data[parts.output + part * parts.half + value, head * dim + value] = copy
 
 
 def _similar_place_heads(attention: Attention, groups: tuple[int, ...], match: float, copy: float) -> None:
     """These groups look, not too near, for places with similar recent words, and lean towards what stands there."""
     slow, dim = _slow_rows(attention.shape), attention.shape.head_dim
-    near, places = torch.arange(3, 6), torch.arange(len(slow))
+    near, places = _near_rows(dim), torch.arange(len(slow))
     for part, group in enumerate(groups):
         _clear(attention, group)
-        code = RECENT + places + part * (32 - len(slow))
+        code = Parts.of(attention.shape).recent + places + part * (dim - len(slow))
         attention.k_proj.weight.data[group * dim + slow, code] = match**0.5
         attention.k_proj.bias.data[group * dim + near] = 1.0
         for head in _heads(attention.shape, group):
             attention.q_proj.weight.data[head * dim + slow, code] = match**0.5
-            attention.q_proj.bias.data[head * dim + near] = -1.5 * dim**0.5
+            attention.q_proj.bias.data[head * dim + near] = -1.5 * 3 / len(near) * dim**0.5
         _copy_out(attention, group, part, copy)
 
 
@@ -158,7 +186,7 @@ def _alike_heads(attention: Attention, groups: Iterable[int], generator: torch.G
     are so small that they stay that way.
     """
     slow, dim, hidden = _slow_rows(attention.shape), attention.shape.head_dim, attention.shape.hidden
-    near = torch.arange(3, 6)
+    near = _near_rows(dim)
     for group in groups:
         directions = 1.2 * torch.linalg.qr(torch.randn(hidden, len(slow), generator=generator))[0].T
         attention.k_proj.weight.data[group * dim + slow] = directions
@@ -166,7 +194,7 @@ def _alike_heads(attention: Attention, groups: Iterable[int], generator: torch.G
         attention.v_proj.weight.data[_rows(group, dim)].normal_(0, hidden**-0.5, generator=generator)
         for head in _heads(attention.shape, group):
             attention.q_proj.weight.data[head * dim + slow] = directions
-            attention.q_proj.bias.data[head * dim + near] = -(dim**0.5)
+            attention.q_proj.bias.data[head * dim + near] = -3 / len(near) * dim**0.5
 
 
 def _tell_apart(attention: Attention, generator: torch.Generator) -> None:

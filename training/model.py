@@ -12,12 +12,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from training.attention import as_bias, attend
 
 Look = tuple[int, int, Tensor]
-"""Layer, head and flat token places [P]: where attention is to be seen."""
+"""Layer, head and places [B, P] in every row: where attention is to be seen."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+        return (rms_norm(x.float(), self.weight.shape, eps=1e-5) * self.weight).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [B, H, T, head_dim], halves convention; cos and sin are [B, 1, T, head_dim / 2]."""
+    """Rotary positions on x [..., head_dim], halves convention; cos and sin [..., head_dim / 2]."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -63,29 +63,23 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, shape.kv_heads * shape.head_dim)
         self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, split: int) -> Tensor:
-        rows, length, _ = x.shape
-        heads = (rows, length, -1, self.shape.head_dim)
-        q = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
-        k = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        out = attend(q, k, v, bias, split)
-        return cast(Tensor, self.o_proj(out.transpose(1, 2).reshape(rows, length, -1)))
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [N, heads, head_dim], keys and values [N, kv_heads, head_dim] of flat states [N, hidden]."""
+        heads = (len(x), -1, self.shape.head_dim)
+        q, k = self.q_proj(x).view(heads), self.k_proj(x).view(heads)
+        return rotate(q, cos, sin), rotate(k, cos, sin), self.v_proj(x).view(heads)
 
     def look(self, x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, head: int) -> Tensor:
-        """Attention logits [P, T] of one head at the flat places `at` [P] over all tokens of their rows."""
-        dim, length = self.shape.head_dim, x.shape[1]
+        """Attention logits [B, P, T] of one head at the places `at` [B, P] of each row of x [B, T, hidden]."""
+        dim = self.shape.head_dim
         group = head // (self.shape.heads // self.shape.kv_heads)
         q_rows, k_rows = slice(head * dim, (head + 1) * dim), slice(group * dim, (group + 1) * dim)
-        keys = linear(x, self.k_proj.weight[k_rows], self.k_proj.bias[k_rows])
-        keys = rotate(keys[:, None], cos, sin)[:, 0]
-        asking = linear(x.flatten(0, 1)[at], self.q_proj.weight[q_rows], self.q_proj.bias[q_rows])
-        asking = rotate(asking, cos.flatten(0, 2)[at], sin.flatten(0, 2)[at])
-        found: Tensor = torch.zeros(len(at), length)
-        for row in range(x.shape[0]):
-            inside = (at // length == row).nonzero()[:, 0]
-            found = found.index_add(0, inside, (asking[inside] @ keys[row].T).float())
-        return cast(Tensor, found * dim**-0.5)
+        keys = rotate(linear(x, self.k_proj.weight[k_rows], self.k_proj.bias[k_rows]), cos, sin)
+        places = at[..., None]
+        asking = x.gather(1, places.expand(-1, -1, x.shape[-1]))
+        turns = (turn.gather(1, places.expand(-1, -1, dim // 2)) for turn in (cos, sin))
+        asking = rotate(linear(asking, self.q_proj.weight[q_rows], self.q_proj.bias[q_rows]), *turns)
+        return cast(Tensor, (asking @ keys.mT).float() * dim**-0.5)
 
 
 class Mlp(nn.Module):
@@ -109,9 +103,22 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(shape), Mlp(shape)
         self.input_layernorm, self.post_attention_layernorm = Norm(shape.hidden), Norm(shape.hidden)
 
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention needs of flat states [N, hidden]: queries, keys and values, rotated by cos and sin [N, 1, half]."""
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after(self, x: Tensor, seen: Tensor) -> Tensor:
+        """The states behind the layer, from what attention has brought [N, heads * head_dim]."""
+        x = x + self.self_attn.o_proj(seen).to(x.dtype)
+        return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x))).to(x.dtype)
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, split: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, split)
-        return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
+        """States [B, T, hidden] behind the layer; cos and sin [B, T, head_dim / 2]."""
+        turns = (turn.flatten(0, 1)[:, None] for turn in (cos, sin))
+        parts = self.before(x.flatten(0, 1), *turns)
+        q, k, v = (part.view(*x.shape[:2], *part.shape[1:]).transpose(1, 2) for part in parts)
+        seen = attend(q, k, v, bias, split).transpose(1, 2).flatten(0, 1).flatten(1)
+        return self.after(x.flatten(0, 1), seen).view(x.shape)
 
 
 class Decoder(nn.Module):
@@ -129,8 +136,8 @@ class Decoder(nn.Module):
         self.register_buffer("frequencies", shape.theta**-half, persistent=False)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, 1, T, head_dim / 2] of positions [B, T]."""
-        turns = positions[:, None, :, None].float() * self.frequencies
+        """cos and sin [B, T, head_dim / 2] of positions [B, T]."""
+        turns = positions[..., None].float() * self.frequencies
         return turns.cos(), turns.sin()
 
     def forward(
@@ -138,7 +145,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states [B, T, hidden], and the logits of every look."""
         cos, sin = self.angles(positions)
-        x: Tensor = self.embed_tokens(ids)
+        x: Tensor = self.embed_tokens(ids).to(state_type(ids.device))
         bias = as_bias(mask)
         found = dict[int, Tensor]()
         for index, layer in enumerate(self.blocks):
@@ -147,6 +154,12 @@ class Decoder(nn.Module):
                     found[number] = layer.self_attn.look(layer.input_layernorm(x), cos, sin, at, head)
             x = layer(x, cos, sin, bias, split)
         return cast(Tensor, self.norm(x)), [found[number] for number in range(len(looks))]
+
+
+def state_type(device: torch.device) -> torch.dtype:
+    """The type in which states pass from layer to layer: half the bytes on a GPU, whose memory is what training waits
+    for there."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 class Reader(nn.Module):
@@ -161,9 +174,9 @@ class Reader(nn.Module):
     def forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor, split: int, where: Tensor, looks: Sequence[Look] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [N, vocab] at the N flat token places `where` of ids [B, T], and attention logits [P, T] of `looks`.
+        """Logits [N, vocab] at the N flat token places `where` of ids [B, T], and attention logits [B, P, T] of `looks`.
 
         positions [B, T]; mask [B, 1, U, T].
         """
         hidden, found = self.model(ids, positions, mask, split, looks)
-        return cast(Tensor, self.lm_head(hidden.flatten(0, 1)[where])), found
+        return cast(Tensor, self.lm_head(hidden.flatten(0, 1).index_select(0, where))), found

@@ -23,6 +23,9 @@ INSTRUCTION = "Answer from the passages in a few words, or say: not in the passa
 SHARES = {
     "read": 1.0,
     "cloze": 0.3,
+    "blank": 0.3,
+    "chain": 0.7,
+    "pair": 0.3,
     "one_hop": 0.34,
     "earlier_chunk": 0.24,
     "two_hop": 0.27,
@@ -43,7 +46,9 @@ class Sizes:
     sentence names its subject unless `named` is False).
     `respelt` is the share of worlds whose names are spelt anew from any tokens, so that rare ones are copied as well.
     `filled` chunks are made as long as that many tokens by sentences of other worlds, each naming its subject.
-    With `real` the rows are real text from a library instead of worlds."""
+    With `real` the rows are real text from a library instead of worlds.
+    With `shelf` they are packed text: plain `text`, what `people` asked, or questions `made` from pages.
+    With `exact` a batch has all the room that is given, so that all batches of a stage have the same shape."""
 
     rows: int
     context: int
@@ -58,6 +63,8 @@ class Sizes:
     real: bool = False
     respelt: float = 0.0
     filled: int = 0
+    exact: bool = False
+    shelf: str = ""
 
 
 class Encoder:
@@ -157,13 +164,13 @@ def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Librar
         chunks.pop()
     kept = [item for item in items if item.passages[0] in chunks]
     places = {item.text: chunks.index(item.passages[0]) for item in kept if item.asked}
-    look = partial(_aim_at_text, Finder(encode.tokenizer, chunks, len(encode.head), len(encode.between)), places)
+    look = partial(aim_at_text, Finder(encode.tokenizer, chunks, len(encode.head), len(encode.between)), places)
     return Passage(chunks, [_as_question(item) for item in kept], look, [])
 
 
-def _aim_at_text(finder: Finder, places: dict[str, int], question: Question) -> Aim:
+def aim_at_text(finder: Finder, places: dict[str, int], question: Question) -> Aim:
     """Where the answer stands in the passage that a question came with; of sentences to complete: nothing."""
-    if question.task != "read":
+    if question.text not in places:
         return Aim({}, [])
     found = finder.mentions([places[question.text]], [question.answer])
     ends = {ANSWER: [mention.head for mention in found], FIND: [mention.last for mention in found]}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -31,8 +32,11 @@ def beginning_like_words() -> normalizers.Normalizer:
     return normalizers.Sequence([normalizers.Prepend(_MARK), drop, normalizers.Replace(_MARK, " ")])
 
 
-def train_tokenizer(folder: Path, vocab_size: int, world_count: int) -> PreTrainedTokenizerFast:
-    """Learn `vocab_size` tokens from training worlds and save them in `folder`, loadable by AutoTokenizer."""
+def train_tokenizer(
+    folder: Path, vocab_size: int, world_count: int, more: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:  # fmt: skip
+    """Learn `vocab_size` tokens from training worlds and `more` text, and save them in `folder`, loadable by
+    AutoTokenizer."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = beginning_like_words()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,7 +47,7 @@ def train_tokenizer(folder: Path, vocab_size: int, world_count: int) -> PreTrain
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(_texts(world_count), trainer)
+    bpe.train_from_iterator(chain(_texts(world_count), more), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=BOS,

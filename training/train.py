@@ -112,47 +112,45 @@ class Losses:
     plain: Tensor
     points: dict[str, Tensor]
     right: Tensor
-    hits: dict[str, float]
+    hits: dict[str, Tensor]
 
     def total(self, options: dict[str, Any]) -> Tensor:
         """The weighted sum that is minimised."""
-        pointing = torch.stack(list(self.points.values())).sum() if self.points else torch.zeros(())
+        pointing = torch.stack([*self.points.values(), self.first.new_zeros(())]).sum()
         texts = self.first + self.rest * float(options["rest_weight"]) + self.plain * float(options["plain_weight"])
         return texts + pointing * float(options["point_weight"])
 
 
 def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
     """All losses of a batch; `heads` says by name which head is taught to look where."""
-    names = [name for name, (kind, *_) in heads.items() if len(batch.points[kind][0])]
-    looks = [(*heads[name][1:], batch.points[heads[name][0]][0]) for name in names]
+    names = [name for name, (kind, *_) in heads.items() if batch.pointed[kind]]
+    looks = [(*heads[name][1:], batch.points[heads[name][0]].at) for name in names]
     logits, found = reader(batch.ids, batch.positions, batch.mask, batch.split, batch.where, looks)
     each = cross_entropy(logits.float(), batch.targets, reduction="none")
     answer, first = batch.group >= 0, _first(batch)
     masses = {name: _mass(batch, heads[name][0], seen) for name, seen in zip(names, found, strict=True)}
     return Losses(
-        _mean(each[first]),
-        _mean(each[answer & ~first]),
-        _mean(each[~answer]),
-        {name: -mass.mean() for name, mass in masses.items()},
+        _mean(each, first),
+        _mean(each, answer & ~first),
+        _mean(each, ~answer),
+        {name: -_mean(mass, batch.points[heads[name][0]].meant) for name, mass in masses.items()},
         logits.argmax(-1) == batch.targets,
-        {name: float(mass.detach().exp().mean()) for name, mass in masses.items()},
+        {name: _mean(mass.detach().exp(), batch.points[heads[name][0]].meant) for name, mass in masses.items()},
     )
 
 
-def _mean(values: Tensor) -> Tensor:
-    """The mean, 0 of none: a row may be too full for a question."""
-    return values.sum() / max(1, len(values))
+def _mean(values: Tensor, these: Tensor) -> Tensor:
+    """The mean of these, 0 of none: a row may be too full for a question."""
+    return values.masked_fill(~these, 0.0).sum() / these.sum().clamp(min=1)
 
 
 def _mass(batch: Batch, kind: str, seen: Tensor) -> Tensor:
-    """Log of the attention [P] on the golds of each point, from the head's logits [P, T]."""
-    at, golds = batch.points[kind]
-    row, place = at // batch.ids.shape[1], at % batch.ids.shape[1]
-    visible = torch.arange(batch.ids.shape[1]) <= place[:, None]
-    asked = place >= batch.split
-    visible[asked] = batch.mask[row[asked], 0, place[asked] - batch.split]
+    """Log of the attention [B, P] on the golds of each point, from the head's logits [B, P, T]."""
+    points, places = batch.points[kind], torch.arange(batch.ids.shape[1], device=seen.device)
+    owner = batch.owner.gather(1, points.at)[..., None]
+    visible = (places <= points.at[..., None]) & ((batch.owner[:, None] == 0) | (batch.owner[:, None] == owner))
     seen = seen.masked_fill(~visible, -1e9)
-    return torch.logsumexp(seen.masked_fill(~golds, -1e9), -1) - torch.logsumexp(seen, -1)
+    return torch.logsumexp(seen.masked_fill(~points.golds, -1e9), -1) - torch.logsumexp(seen, -1)
 
 
 def _first(batch: Batch) -> Tensor:
@@ -163,7 +161,7 @@ def _first(batch: Batch) -> Tensor:
 def exact_matches(batch: Batch, right: Tensor) -> dict[str, float]:
     """Share of questions per task whose whole answer is right, given that its beginning was."""
     answer = batch.group >= 0
-    wrong = torch.zeros(len(batch.tasks)).index_add(0, batch.group[answer], (~right[answer]).float())
+    wrong = torch.zeros(len(batch.tasks), device=right.device).index_add(0, batch.group[answer], (~right[answer]).float())
     found: dict[str, list[bool]] = {}
     for task, count in zip(batch.tasks, wrong.tolist(), strict=True):
         found.setdefault(task, []).append(count == 0)

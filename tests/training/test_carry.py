@@ -3,6 +3,7 @@
 import torch
 from tokenizers import Tokenizer
 
+from training.attention import attend
 from training.carry import carry, ridge, with_space
 from training.export import WEIGHTS
 from training.model import Attention, Shape
@@ -20,8 +21,10 @@ def test_a_head_brings_what_it_reads_to_where_it_writes() -> None:
             attention.o_proj.weight[:, head * 6 : head * 6 + 6] = 0
         attention.o_proj.bias.zero_()
         carry(attention, 1, read, offset, write)
-        found = attention(x, torch.ones(1, 1, 1, 3), torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 0, 1), 1)
-    assert torch.allclose(found[0, 0], write @ (read @ x[0, 0] + offset), atol=1e-5)
+        parts = attention.project(x[0], torch.ones(1, 1, 3), torch.zeros(1, 1, 3))
+        seen = attend(*(part[None].transpose(1, 2) for part in parts), torch.zeros(1, 1, 0, 1), 1)
+        found = attention.o_proj(seen.flatten())
+    assert torch.allclose(found, write @ (read @ x[0, 0] + offset), atol=1e-5)
 
 
 def test_heads_that_share_values_fall_silent() -> None:

@@ -83,7 +83,7 @@ def test_unanswerable_questions_aim_at_nothing(encode: Encoder) -> None:
 def test_where_nothing_answers_the_instruction_does(encode: Encoder) -> None:
     assert encode.tokenizer.decode(encode.head[encode.nothing :]).strip().startswith(NOT_FOUND)
     batch = make_batch(random.Random(1), encode, SIZES)
-    golds = batch.points[ANSWER][1].nonzero()[:, 1]
+    golds = batch.points[ANSWER].flat()[1].nonzero()[:, 1]
     assert batch.tasks.count("unanswerable") == (golds == encode.nothing).sum()
 
 

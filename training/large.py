@@ -1,0 +1,196 @@
+"""Train the large reader on one GPU: `python -m training.large [large.toml] --seconds 480`.
+
+The mixture of stages, the learning rate and the end follow the clock, so that a run fills the time that a machine is
+lent for. Worker processes make the batches, each a function of the seed and its number; every batch of all stages has
+the same number of tokens, so that the layers are compiled once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import pickle
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from training.data import Batch, make_batch
+from training.export import save_reader
+from training.initial import initialise
+from training.model import Layer, Reader, Shape
+from training.optimiser import Optimiser
+from training.passages import Encoder, Sizes
+from training.shelf import Shelf
+from training.train import Losses, exact_matches, losses, read_config, taught
+
+CONFIG = Path(__file__).with_name("large.toml")
+EVERY = 50  # steps between log lines
+
+
+class Batches(IterableDataset[tuple[int, bytes]]):
+    """(stage, pickled batch) without end; `progress` is how much of the run is over, 0 to 1."""
+
+    def __init__(self, config: dict[str, Any], encode: Encoder, shelf: Shelf, progress: Synchronized[float]) -> None:
+        self.config, self.encode, self.shelf, self.progress = config, encode, shelf, progress
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        worker = get_worker_info()
+        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        torch.set_num_threads(1)
+        while True:
+            rng = random.Random(f"{self.config['seed']}-{number}")
+            stage = choose_stage(rng, self.config, self.progress.value)
+            batch = make_batch(rng, self.encode, sizes_of(self.config["stages"][stage]), self.shelf)
+            yield stage, pickle.dumps(batch)
+            number += step
+
+
+def choose_stage(rng: random.Random, config: dict[str, Any], progress: float) -> int:
+    """A stage by its share at this point of the run: `mix` has the shares at the beginning, the middle and the end."""
+    weights = [share_at(stage["mix"], progress) for stage in config["stages"]]
+    return rng.choices(range(len(weights)), weights)[0]
+
+
+def share_at(mix: list[float], progress: float) -> float:
+    """The value at `progress` (0 to 1) on straight lines between the values of `mix`."""
+    place = min(max(progress, 0.0), 1.0) * (len(mix) - 1)
+    left = min(int(place), len(mix) - 2)
+    return mix[left] + (mix[left + 1] - mix[left]) * (place - left)
+
+
+def sizes_of(stage: dict[str, Any]) -> Sizes:
+    """The sizes of a stage's batches."""
+    return Sizes(**{key: value for key, value in stage.items() if key not in ("name", "mix", "plain_weight")}, exact=True)
+
+
+def rate_at(progress: float, step: int, options: dict[str, Any]) -> float:
+    """Learning rate: warm-up by steps, plateau, linear fall over the last `decay` part of the time."""
+    left = (1 - progress) / options["decay"]
+    return float(options["rate"] * min(1.0, (step + 1) / options["warmup"]) * max(0.02, min(1.0, left)))
+
+
+@dataclass
+class Sums:
+    """What a log line says, added up on the device: nothing waits for it but the line."""
+
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: torch.Tensor | float) -> None:
+        """Add to a mean."""
+        self.losses[name] = self.losses.get(name, 0.0) + value  # type: ignore[assignment]
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """All means, which then begin anew."""
+        found = {name: round(float(value) / self.counts[name], 4) for name, value in sorted(self.losses.items())}
+        self.losses, self.counts = {}, {}
+        return found
+
+
+class Run:
+    """A reader in training."""
+
+    def __init__(self, config: dict[str, Any], encode: Encoder, device: torch.device) -> None:
+        self.config, self.encode, self.device = config, encode, device
+        self.reader = Reader(Shape(vocab=config["vocab"], **config["shape"]))
+        initialise(self.reader, [encode.tokenizer.decode([i]) for i in range(config["vocab"])], config["seed"])
+        self.reader.to(device)
+        self.optimiser = Optimiser(self.reader, config["optimiser"]["weight_decay"])
+        self.weights = list(self.reader.parameters())
+        self.average = [weight.detach().clone() for weight in self.weights]
+        self.step, self.tokens, self.sums = 0, 0, Sums()
+
+    def update(self, stage: int, batch: Batch, progress: float) -> None:
+        """One update from one batch."""
+        options, stages = self.config["optimiser"], self.config["stages"]
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            found = losses(self.reader, batch, taught(self.config))
+        total = found.total(options | {"plain_weight": stages[stage].get("plain_weight", options["plain_weight"])})
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimiser.step(rate_at(progress, self.step, options))
+        self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
+        torch._foreach_lerp_(self.average, self.weights, max(1 / options["average"], 10 / (self.step + 10)))
+        self._note(stage, batch, found)
+
+    def _note(self, stage: int, batch: Batch, found: Losses) -> None:
+        name = self.config["stages"][stage]["name"]
+        self.sums.add(f"{name} plain", found.plain.detach())
+        if batch.tasks:
+            self.sums.add(f"{name} first", found.first.detach())
+        if batch.tasks and self.step % 5 == 0:
+            for task, share in (exact_matches(batch, found.right) | found.hits).items():
+                self.sums.add(f"{name} {task}", share)
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by name."""
+        names = (name for name, _ in self.reader.named_parameters())
+        return {name: weight.float().cpu() for name, weight in zip(names, self.average, strict=True)}
+
+
+def compile_layers() -> None:
+    """Fuse what stands before and behind attention; one compilation serves all layers."""
+    Layer.before = torch.compile(Layer.before, dynamic=False)  # type: ignore[method-assign]
+    Layer.after = torch.compile(Layer.after, dynamic=False)  # type: ignore[method-assign]
+
+
+def train(run: Run, batches: Iterator[tuple[int, bytes]], progress: Synchronized[float], seconds: float) -> None:
+    """Update until the time is over; log and save on the way."""
+    log = Path(run.config["folder"]) / "log.jsonl"
+    begun, saved, waited = time.perf_counter(), 0.0, 0.0
+    while progress.value < 1:
+        asked = time.perf_counter()
+        stage, packed = next(batches)
+        waited += time.perf_counter() - asked
+        run.update(stage, pickle.loads(packed), progress.value)
+        if run.step == 10:  # compiled by now
+            torch.cuda.synchronize() if run.device.type == "cuda" else None
+        if run.step % EVERY == 0 or run.step == 10:
+            line = {"step": run.step, "tokens": run.tokens, "waited": round(waited, 1)} | run.sums.means()
+            line["seconds"] = round(time.perf_counter() - begun, 1)
+            print(json.dumps(line), flush=True)
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if time.perf_counter() - begun - saved > 120:
+            saved = time.perf_counter() - begun
+            save_reader(run.config, run.averaged(), Path(run.config["folder"]) / "weights")
+        progress.value = (time.perf_counter() - begun) / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path, default=CONFIG)
+    parser.add_argument("--seconds", type=float, required=True, help="how long to train")
+    parser.add_argument("--workers", type=int, default=14, help="processes that make batches")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    config = read_config(options.config)
+    folder = Path(config["folder"])
+    encode = Encoder(Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")))
+    progress = multiprocessing.Value("d", 0.0)
+    feed = Batches(config, encode, Shelf.open(folder / "library.xz"), progress)  # type: ignore[arg-type]
+    loader = DataLoader(
+        feed, batch_size=None, num_workers=options.workers, prefetch_factor=6 if options.workers else None
+    )
+    batches = iter(loader)  # forks the workers, before the GPU is touched
+    if options.device == "cuda":
+        compile_layers()
+    run = Run(config, encode, torch.device(options.device))
+    train(run, batches, progress, options.seconds)  # type: ignore[arg-type]
+    save_reader(config, run.averaged(), folder / "weights")
+
+
+if __name__ == "__main__":
+    main()

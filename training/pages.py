@@ -1,0 +1,67 @@
+"""Pages of real text: what is packed for training, and rows that ask generated questions about them."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.real import Exclusion, passage
+
+SHORTEST, LONGEST = 80, 1500  # characters of a page's beginning, and of a paragraph
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page's title and the paragraphs of its beginning, as one text."""
+
+    title: str
+    text: str
+
+    @property
+    def passage(self) -> str:
+        """The page as a chunk."""
+        return passage(self.title, self.text)
+
+
+def read_pages(files: Iterable[Path]) -> Iterator[tuple[str, list[str]]]:
+    """Title and paragraphs of every page."""
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") as opened:
+            for page in opened.read().split("\n# "):
+                title, _, body = page.lstrip("# ").partition("\n")
+                yield title.strip(), [line.strip() for line in body.split("\n") if line.strip()]
+
+
+def read_beginnings(files: Iterable[Path], exclude: Exclusion) -> list[Page]:
+    """The beginning of every page: as many of its first paragraphs as fit."""
+    found = list[Page]()
+    for title, paragraphs in read_pages(files):
+        text = ""
+        for paragraph in paragraphs:
+            if len(text) + len(paragraph) >= LONGEST:
+                break
+            text = f"{text} {paragraph}".strip()
+        if len(text) >= SHORTEST and exclude.allows_text(text):
+            found.append(Page(title, text))
+    return found
+
+
+def read_paragraphs(files: Iterable[Path], exclude: Exclusion) -> list[Page]:
+    """Every paragraph as a page of its own, long ones cut at a sentence."""
+    return [
+        Page(title, text)
+        for title, paragraphs in read_pages(files)
+        for paragraph in paragraphs
+        for text in _cut(paragraph)
+        if len(text) >= SHORTEST and exclude.allows_text(text)
+    ]
+
+
+def _cut(text: str) -> Iterator[str]:
+    while len(text) > LONGEST:
+        end = text.rfind(". ", 0, LONGEST) + 1 or LONGEST
+        yield text[:end]
+        text = text[end:].strip()
+    yield text
