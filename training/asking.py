@@ -1,0 +1,83 @@
+"""Questions with short answers about an encyclopaedia's pages, from their facts and from their sentences, by rules.
+
+A human's question costs minutes; these cost nothing, and their wordings are many, so that a reader cannot take one form
+for the task. What is asked always stands in the page, title and text, as it is answered.
+"""
+
+from __future__ import annotations
+
+import random
+
+from training.converting import convert
+from training.facts import Fact, is_person, kind
+from training.texts import plain
+from training.wordings import ASKED, INVERSE
+
+Pair = tuple[str, str]
+CASUAL = 1 / 3  # share of questions as people type them: small letters, no question mark
+_TYPES = "film movie album EP song single novel book magazine series musical opera play episode"
+TYPED = frozenset(_TYPES.split())
+
+
+def about_page(rng: random.Random, title: str, text: str, facts: list[Fact]) -> list[Pair]:
+    """Every question that the rules find about a page, in random order, with its answer."""
+    found = [one for fact in facts for one in (*_direct(rng, title, facts, fact), *_inverse(rng, title, facts, fact))]
+    found += convert(rng, title, text, facts)
+    shown = f"{title}\n{text}"
+    kept = {
+        question: answer for question, answer in found if answer in shown and answer.lower() not in question.lower()
+    }
+    pairs = [(casual(rng, question), answer) for question, answer in kept.items()]
+    rng.shuffle(pairs)
+    return pairs
+
+
+def casual(rng: random.Random, question: str) -> str:
+    """The question as it is, or as it is typed into a search box."""
+    return question.lower().rstrip("?.") if rng.random() < CASUAL else question[0].upper() + question[1:]
+
+
+def named(rng: random.Random, title: str, facts: list[Fact]) -> str:
+    """The page's subject as a question names it: works often with what they are in front."""
+    name, what = plain(title), kind(facts)
+    if what in TYPED and rng.random() < 0.5:
+        return rng.choice((f"the {what} {name}", f"{what} {name}", f'the {what} "{name}"'))
+    return name
+
+
+def possessive(name: str) -> str:
+    """Whose it is."""
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
+
+
+def fill(template: str, subject: str) -> str:
+    """A template with its subject."""
+    return template.format(s=subject, p=possessive(subject))
+
+
+def _direct(rng: random.Random, title: str, facts: list[Fact], fact: Fact) -> list[Pair]:
+    template = rng.choice(ASKED[fact.relation])
+    if fact.relation == "definition" and fact.value.split()[-1] in ("one", "member", "part", "part-time"):
+        return []
+    return [(fill(template, named(rng, title, facts)), fact.value)]
+
+
+def _inverse(rng: random.Random, title: str, facts: list[Fact], fact: Fact) -> list[Pair]:
+    """The page asked for by one of its facts, if there is enough to say what it is."""
+    values = {one.relation: one.value for one in facts}
+    if fact.relation not in INVERSE:
+        return []
+    template = rng.choice(INVERSE[fact.relation])
+    words = {
+        "v": fact.value,
+        "k": kind(facts),
+        "d": values.get("definition", ""),
+        "n": values.get("nationality", ""),
+        "o": values.get("occupation", ""),
+    }
+    if any(not words[key] for key in words if f"{{{key}}}" in template):
+        return []
+    described = words["d"] if "{d}" in template else ""
+    if fact.value in described or (template.startswith("Who") and not is_person(facts)):
+        return []
+    return [(template.format(**words), plain(title))]

@@ -1,0 +1,151 @@
+# ruff: noqa: E501 - a line is an expression
+"""Facts that the lead of an encyclopaedia's page states about its subject, read by rules.
+
+A rule is only tried on sentences that speak of the page's subject: the first, and those that begin with a pronoun,
+with a word of the title or with "The film" and the like. That is what keeps another person's birthplace out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from training.relations import KINDS, NATION, PATTERNS
+from training.texts import DATE, PLACE, plain, split
+
+LONGEST = 8  # words of a value
+MOST = 2  # values of one relation
+_PERSONAL_NAMES = (
+    "born birthplace died deathplace spouse father mother child sibling team position university office party "
+    "debut known_for nationality occupation cause"
+)
+PERSONAL = frozenset(_PERSONAL_NAMES.split())
+# What only a person has, so that a page which is none is not searched for it; and what a person has not.
+_IMPERSONAL_NAMES = (
+    "located population area length height seats founded opened director producer released capital county district "
+    "country capital_of tributary held venue winner season_number owner manufacturer network operator architect "
+    "headquarters genre_album performer developer publisher distributor enrollment register language family genus "
+    "native_to found_in starring author founder members composer host"
+)
+IMPERSONAL = frozenset(_IMPERSONAL_NAMES.split())
+_ABOUT = re.compile(
+    rf"(?:He|She|It|They|His|Her|Its|Their|Born|Founded|Established|Located|The (?:\w+ )?(?:{KINDS}))\b"
+)
+_FRONT = re.compile(
+    rf"(?:In|On|Since|After|Before|During) [^,]{{1,40}}, (?:he|she|it|they|his|her|its|the (?:{KINDS}))\b"
+)
+_BRACKET = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
+_BORN = re.compile(rf"\b(?:born|b\.)(?: [^\d;]{{0,40}}?)? ?(?P<born>{DATE})(?:,? (?:in|at) (?P<birthplace>{PLACE}))?")
+_LIFE = re.compile(
+    rf"(?P<born>{DATE})(?:,? (?:in )?(?P<birthplace>{PLACE}))? ?[-–—] ?(?:c\. )?(?P<died>{DATE})(?:,? (?:in )?(?P<deathplace>{PLACE}))?"
+)
+_DIED = re.compile(rf"\b(?:died|d\.) (?P<died>{DATE})")
+_IS = re.compile(r"\b(?:is|was|are|were) (?P<article>an?|the|one of the) ")
+_NOUNS = re.compile(
+    r"[^.;:()]*?(?=\.(?:\s|$)|[;:()]| (?:who|that|which|whose|where|in|of|from|located|situated|based|by|for|at|on|with|"
+    r"to|under|about|directed|written|known|produced|released|published|starring|playing|found|near|between|born|"
+    r"created|developed|and (?:is|was|the|has|a|one)|as|featuring|serving|operated|owned|currently|comprising|along)\b"
+    r"|, (?!(?:[a-z-]+ ){0,3}[a-z-]+(?:,| and\b| or\b))|$)"
+)
+_NATION = re.compile(rf"(?:(?:former|retired|professional|late) )*(?P<v>{NATION})\b (?P<rest>.+)")
+_TRADE = re.compile(
+    r"\b(?:\w*(?:er|or|ist|ian|man|woman|ant|ress|star|lete|coach|model|host|poet|athlete|critic|physicist|mathematician"
+    r"|lawyer|nurse|diplomat|judge|general|chef|priest|monk|mayor|pilot|cook|scholar|advocate|back|guard|bishop))\b$"
+)
+_WORK = re.compile(rf"\b(?:{KINDS})$")
+_WORKS = re.compile(rf"\b(?:{KINDS})\b")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`value` stands in the text from `start` on."""
+
+    relation: str
+    value: str
+    start: int
+
+
+def read_facts(title: str, text: str) -> list[Fact]:
+    """The facts of a page in the order of the text, every value at most twice and short."""
+    sentences = list(split(text))
+    if not sentences:
+        return []
+    found = [*_bracket(sentences[0][1]), *_definition(sentences[0][1])]
+    person = is_person(found)
+    for start, sentence in _about(plain(title), sentences):
+        found.extend(_stated(start, sentence, person))
+    return sorted(_kept(found, plain(title)), key=lambda fact: fact.start)
+
+
+def is_person(facts: list[Fact]) -> bool:
+    """True for a page about somebody."""
+    return any(fact.relation in ("born", "died", "occupation") for fact in facts)
+
+
+def kind(facts: list[Fact]) -> str:
+    """The noun for what the page is about (film, song, city), empty if unknown."""
+    for fact in facts:
+        if fact.relation == "definition":
+            words = _WORKS.findall(fact.value)
+            return words[-1] if words else ""
+    return ""
+
+
+def _about(title: str, sentences: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    words = title.split()
+    names = (title, words[0], words[-1], f"The {title}") if words[0] not in ("The", "A", "In") else (title,)
+    for place, (start, sentence) in enumerate(sentences):
+        if place == 0 or sentence.startswith(names) or _ABOUT.match(sentence) or _FRONT.match(sentence):
+            yield start, sentence
+
+
+def _stated(start: int, sentence: str, person: bool) -> Iterator[Fact]:
+    for relation, patterns in PATTERNS.items():
+        if relation in (IMPERSONAL if person else PERSONAL):
+            continue
+        for pattern in patterns:
+            if found := pattern.search(sentence):
+                yield Fact(relation, found["v"], start + found.start("v"))
+                break
+
+
+def _bracket(first: str) -> Iterator[Fact]:
+    """Dates and places of a life, from the brackets behind the name."""
+    bracket = _BRACKET.search(first[:400])
+    if not bracket or bracket.start() > 120:
+        return
+    found = _LIFE.search(bracket[1]) or _BORN.search(bracket[1]) or _DIED.search(bracket[1])
+    if not found or not (len(found[0]) > 12 or "born" in found[0]):
+        return
+    for relation, value in found.groupdict().items():
+        if value:
+            yield Fact(relation, value, bracket.start(1) + found.start(relation))
+
+
+def _definition(first: str) -> Iterator[Fact]:
+    found = _IS.search(first)
+    nouns = _NOUNS.match(first, found.end()) if found else None
+    if not found or not nouns or not nouns[0].strip():
+        return
+    value = nouns[0].rstrip(" ,")
+    nation = _NATION.match(value)
+    rest = nation["rest"] if nation else value
+    if _TRADE.search(rest) and not _WORK.search(rest):
+        if nation:
+            yield Fact("nationality", nation["v"], found.end() + nation.start("v"))
+        yield Fact("occupation", rest, found.end() + (nation.start("rest") if nation else 0))
+    elif found["article"] in ("a", "an"):
+        yield Fact("definition", value, found.end())
+
+
+def _kept(found: list[Fact], title: str) -> Iterator[Fact]:
+    """Without what is too long, repeated or no more than the title itself."""
+    seen: dict[str, list[str]] = {}
+    for fact in found:
+        values = seen.setdefault(fact.relation, [])
+        short = len(fact.value.split()) <= LONGEST
+        again = any(fact.value in value or value in fact.value for value in values)
+        if short and not again and len(values) < MOST and len(fact.value) > 1 and fact.value not in title:
+            values.append(fact.value)
+            yield fact
