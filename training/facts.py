@@ -46,14 +46,25 @@ _NOUNS = re.compile(
     r"[^.;:()]*?(?=\.(?:\s|$)|[;:()]| (?:who|that|which|whose|where|in|of|from|located|situated|based|by|for|at|on|with|"
     r"to|under|about|directed|written|known|produced|released|published|starring|playing|found|near|between|born|"
     r"created|developed|and (?:is|was|the|has|a|one)|as|featuring|serving|operated|owned|currently|comprising|along)\b"
-    r"|, (?!(?:[a-z-]+ ){0,3}[a-z-]+(?:,| and\b| or\b))|$)"
+    r"| \w+ed (?:in|by|to|on|for|at|from|as|of|near|with|and)\b|, (?!(?:[a-z-]+ ){0,3}[a-z-]+(?:,| and\b| or\b))|$)"
 )
 _NATION = re.compile(rf"(?:(?:former|retired|professional|late) )*(?P<v>{NATION})\b (?P<rest>.+)")
 _TRADE = re.compile(
-    r"\b(?:\w*(?:er|or|ist|ian|man|woman|ant|ress|star|lete|coach|model|host|poet|athlete|critic|physicist|mathematician"
-    r"|lawyer|nurse|diplomat|judge|general|chef|priest|monk|mayor|pilot|cook|scholar|advocate|back|guard|bishop))\b$"
+    r"\b(?:\w*(?:er|or|ist|ian|man|woman|ress|star|lete|coach|model|host|poet|critic|mathematician|lawyer|nurse|diplomat"
+    r"|judge|general|chef|priest|monk|mayor|pilot|scholar|advocate|back|guard|bishop|servant|merchant|lieutenant))$"
+)
+_NO_TRADE = re.compile(
+    r"\b(?:coaster|list|member|number|order|center|tower|theater|character|chapter|computer|trailer|cluster|layer|motor"
+    r"|corridor|bomber|liner|skyscraper|carrier|destroyer|browser|retailer|provider|operator|manufacturer|developer|paper"
+    r"|disorder|river|glider|polymer|processor|server|minesweeper|supplier|thriller|crater|chamber|fighter|cover|floor"
+    r"|insurer|container|border|cruiser|steamer|schooner|tanker|freighter|power|water|letter|cancer|answer|super|sector"
+    r"|reactor|vector|manor|harbor|error|color|tractor|helicopter|router|estonian|sectarian|flower|spider|cylinder"
+    r"|quarter|counter|remainder|meter|filter|adapter|conifer|seater|variant|newspaper|star|honor|publisher|identifier"
+    r"|distributor|compiler|assembler|maneuver|restaurant|liman|archiver|better|brother)$",
+    re.IGNORECASE,
 )
 _WORK = re.compile(rf"\b(?:{KINDS})$")
+_WORKS_OF_ART = re.compile(r"\b(?:film|movie|album|EP|song|single|novel|book|series|sitcom|play|musical|game)$")
 _WORKS = re.compile(rf"\b(?:{KINDS})\b")
 
 
@@ -73,8 +84,11 @@ def read_facts(title: str, text: str) -> list[Fact]:
         return []
     found = [*_bracket(sentences[0][1]), *_definition(sentences[0][1])]
     person = is_person(found)
+    unasked = PERSONAL if not person else IMPERSONAL
+    if any(fact.relation == "definition" and _WORKS_OF_ART.search(fact.value) for fact in found):
+        unasked |= {"country", "located", "county", "district", "headquarters"}
     for start, sentence in _about(plain(title), sentences):
-        found.extend(_stated(start, sentence, person))
+        found.extend(_stated(start, sentence, unasked))
     return sorted(_kept(found, plain(title)), key=lambda fact: fact.start)
 
 
@@ -100,9 +114,9 @@ def _about(title: str, sentences: list[tuple[int, str]]) -> Iterator[tuple[int, 
             yield start, sentence
 
 
-def _stated(start: int, sentence: str, person: bool) -> Iterator[Fact]:
+def _stated(start: int, sentence: str, unasked: frozenset[str]) -> Iterator[Fact]:
     for relation, patterns in PATTERNS.items():
-        if relation in (IMPERSONAL if person else PERSONAL):
+        if relation in unasked:
             continue
         for pattern in patterns:
             if found := pattern.search(sentence):
@@ -131,7 +145,7 @@ def _definition(first: str) -> Iterator[Fact]:
     value = nouns[0].rstrip(" ,")
     nation = _NATION.match(value)
     rest = nation["rest"] if nation else value
-    if _TRADE.search(rest) and not _WORK.search(rest):
+    if _TRADE.search(rest) and not _WORK.search(rest) and not _NO_TRADE.search(rest):
         if nation:
             yield Fact("nationality", nation["v"], found.end() + nation.start("v"))
         yield Fact("occupation", rest, found.end() + (nation.start("rest") if nation else 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from training.texts import DATE, DAY, MONTH, NUMBER, PERSON, PLACE, THING, WORD, YEAR
+from training.texts import DATE, DAY, MONTH, NUMBER, PERSON, PLACE, THING, UPPER, WORD, YEAR
 
 NATIONS = (
     "American|British|English|Scottish|Welsh|Irish|Northern Irish|Canadian|Australian|New Zealand|Indian|Pakistani|"
@@ -106,7 +106,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         rf"\bin the (?:province|district|department|municipality|canton|region) of (?P<v>{WORD}(?: {WORD})?)",
     ),
     "country": (
-        r"\bin (?:[\w' -]+, ){0,3}(?:(?:\w+ ){1,3})?(?P<v>United States|England|Scotland|Wales|Ireland|France|Germany|Italy|Spain|Portugal|Poland|Russia|Ukraine|India|Pakistan|Iran|Turkey|China|Japan|South Korea|Indonesia|Malaysia|Thailand|Vietnam|Philippines|Australia|Canada|Mexico|Brazil|Argentina|Chile|Peru|Colombia|Egypt|Nigeria|Ghana|Kenya|South Africa|Sweden|Norway|Denmark|Finland|Switzerland|Austria|Belgium|Netherlands|Greece|Romania|Bulgaria|Hungary|Czech Republic|Serbia|Croatia|Israel|Estonia|Latvia|Lithuania|Iceland|Nepal|Sri Lanka|Bangladesh|Afghanistan|Iraq|Syria|Cuba|Jamaica)(?=[.,; ])",
+        r"\bin (?:[\w' -]+, ){0,3}(?:(?:\w+ ){1,3})?(?P<v>United States|England|Scotland|Wales|Ireland|France|Germany|Italy|Spain|Portugal|Poland|Russia|Ukraine|India|Pakistan|Iran|Turkey|China|Japan|South Korea|Indonesia|Malaysia|Thailand|Vietnam|Philippines|Australia|Canada|Mexico|Brazil|Argentina|Chile|Peru|Colombia|Egypt|Nigeria|Ghana|Kenya|South Africa|Sweden|Norway|Denmark|Finland|Switzerland|Austria|Belgium|Netherlands|Greece|Romania|Bulgaria|Hungary|Czech Republic|Serbia|Croatia|Israel|Estonia|Latvia|Lithuania|Iceland|Nepal|Sri Lanka|Bangladesh|Afghanistan|Iraq|Syria|Cuba|Jamaica)(?=[.,;]|$| (?!City|Kingdom|National))",
     ),
     "capital": (
         rf"\b(?:[Ii]ts|[Tt]he) (?:\w+ )?(?:capital|county seat|seat)(?: city| and largest city)? (?:is|was) (?P<v>{PLACE})",
@@ -153,11 +153,11 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "child": (rf"\b(?:father|mother) of (?:[a-z-]+ ){{0,4}}(?P<v>{PERSON})",),
     "sibling": (rf"\b(?:brother|sister|twin) of (?:[a-z-]+ ){{0,4}}(?P<v>{PERSON})",),
     "team": (
-        rf"\b(?:plays|played|who currently plays)(?: (?:as|at) (?:an? )?[\w -]+?)? (?:for|with) (?:[a-z-]+ ){{0,4}}?(?P<v>{THING})",
+        rf"\b(?:plays|played|who currently plays)(?: (?:as|at) (?:an? )?[\w -]+?)? (?:for|with) (?:[a-z-]+ ){{0,4}}?(?P<v>{THING}?)(?= of the|[^\w ]| (?!teams|of|{UPPER})|$)",
         rf"\b(?:head coach|manager|coach|captain) (?:of|for|at) (?:the )?(?P<v>{THING})",
     ),
     "position": (
-        r"\bplay(?:s|ed|ing) (?:primarily |mainly |mostly )?as an? (?P<v>[a-z][a-z -]+?)(?=[.,;]| for| with| in| at| and)",
+        r"\bplay(?:s|ed|ing) (?:primarily |mainly |mostly )?as an? (?P<v>[a-z][a-z -]+?)(?=[.,;]| (?:for|with|in|at|and|on|who)\b)",
         r"\b(?:is|was) an? [\w -]*?(?P<v>goalkeeper|midfielder|striker|centre-back|right-back|left-back|quarterback|linebacker|wide receiver|running back|shortstop|outfielder|infielder|third baseman|first baseman|second baseman|pitcher|catcher|goaltender|defenseman|defenceman|winger|forward|defender|point guard|shooting guard|fullback|tight end|cornerback|safety)\b",
     ),
     "league": (
@@ -165,7 +165,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         rf"\bmembers? of the (?P<v>{THING} (?:League|Conference|Association|Division))",
     ),
     "university": (
-        rf"\b(?:attended|graduated from|studied at|educated at|graduate of|alumnus of|degree from|studied \w+ at|played college \w+ (?:at|for))(?: the)? (?P<v>{THING})",
+        rf"\b(?:attended|graduated from|studied at|educated at|graduate of|alumnus of|degree from|studied \w+ at|played college \w+ (?:at|for))(?: the)? (?P<v>(?!\d){THING})",
     ),
     "award": (
         rf"\b(?:won|received|awarded|recipient of|earned|was given)(?: (?:an?|the|her|his|its|\w+))? (?P<v>(?:\d{{4}} )?{THING} (?:Awards?|Prize|Medal|Trophy|Grammy|Emmy)\b(?: for Best(?: {WORD})+)?)",

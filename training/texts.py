@@ -10,7 +10,7 @@ UPPER = r"[^\W\d_a-zß-öø-ÿ]"  # `re` has no \p{Lu}: a letter that is not a s
 WORD = rf"(?:(?:St|Dr|Jr|Sr|Mt|Ft|Mr|Mrs)\.|{UPPER}\.(?:{UPPER}\.)*|{UPPER}[\w-]*(?:['’](?!s\b)[\w-]+)*)"
 PARTICLE = r"(?:(?:de|la|le|las|los|van|von|der|den|del|della|di|da|dos|du|al|bin|el|ibn|y|af|zu|ter|ten) ){0,2}"
 PERSON = rf"(?:{WORD}(?: {PARTICLE}{WORD}){{1,4}}(?:,? (?:Jr|Sr)\.)?)"
-JOIN = r"(?:(?:of|the|for|de|la|del|du|di|da|on|in the|at|von|van|der|and the|&) ){0,2}"
+JOIN = r"(?:(?:of|the|for|de|la|del|du|di|da|von|van|der|and the|&) ){0,2}"
 THING = rf"(?:(?:{WORD}|\d+(?=[ ]{UPPER}))(?: {JOIN}{WORD}| \d{{1,4}}\b(?! (?:by|to|in|million))){{0,6}})"
 PLACE = rf"(?:{WORD}(?: (?:(?:of|the|de|la|del|du|upon|am|on) ){{0,2}}{WORD}){{0,4}}(?:, (?:the )?{WORD}(?: {WORD}){{0,3}}){{0,3}})"
 MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"

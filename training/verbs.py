@@ -12,12 +12,12 @@ _IRREGULAR = (
     "retook retake/oversaw oversee/forced force"
 )
 _E = (
-    "released produced moved served received married died retired graduated created based introduced used continued "
+    "released produced moved served received married died retired graduated created based introduced continued "
     "debuted_ changed closed competed coached recorded_ resigned_ merged achieved announced_ acquired co-produced "
     "invaded divided_ defined included escaped arrived acted_ voiced hosted_ captured scored named raised replaced "
     "invented_ composed described designed_ discovered_ issued inspired managed measured_ observed operated organized "
     "organised purchased placed ranked_ reduced required resided restored revived secured separated settled_ shared "
-    "staged survived toured_ united used valued voted wrestled charted_ celebrated collaborated contributed_ "
+    "staged survived toured_ united  valued voted wrestled charted_ celebrated collaborated contributed_ "
     "co-founded_ commenced comprised concluded conceived confirmed_ contained_ converted_ dated declared decided "
     "dedicated_ defeated_ demonstrated departed_ deployed_ diagnosed encouraged engaged enrolled_ established_ "
     "evolved executed_ explored expired featured forced illustrated imposed improved increased initiated involved "
@@ -58,3 +58,20 @@ _REGULAR = (
 BASES: dict[str, str] = dict(pair.split() for pair in _IRREGULAR.split("/"))
 for _word in (*(word for word in _E.split() if not word.endswith("_")), *_REGULAR.split()):
     BASES.setdefault(_word, _base(_word))
+_NOW = (
+    "plays play/contains contain/features feature/operates operate/runs run/serves serve/flows flow/lies lie/has have/"
+    "borders border/covers cover/hosts host/offers offer/provides provide/competes compete/teaches teach/lives live/"
+    "works work/produces produce/includes include/represents represent/connects connect/crosses cross/employs employ/"
+    "owns own/uses use/stars star/follows follow/tells tell/holds hold/consists consist/belongs belong/begins begin/"
+    "ends end/takes take/rises rise/sits sit/stands stand/houses house/publishes publish/manages manage/forms form/"
+    "receives receive/occurs occur/grows grow/feeds feed/ranges range/reaches reach/joins join/passes pass/"
+    "resides reside/writes write/broadcasts broadcast/airs air/appears appear/describes describe/contests contest/"
+    "focuses focus/specializes specialize/comprises comprise/leads lead/shares share/supports support/"
+    "extends extend/enters enter/derives derive/comes come/requires require/seats seat/meets meet/drains drain"
+)
+PRESENT: dict[str, str] = dict(pair.split() for pair in _NOW.split("/"))
+_PERFECT = (
+    "written wrote/given gave/taken took/chosen chose/driven drove/sung sang/drawn drew/begun began/shown showed/"
+    "beaten beat/flown flew/broken broke/run ran/worn wore/thrown threw/rewritten rewrote/overseen oversaw/seen saw"
+)
+PAST: dict[str, str] = dict(pair.split() for pair in _PERFECT.split("/"))  # where it is not the participle
