@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from training.asking import TYPED, Pair, casual, fill, named
 from training.facts import Fact, is_person, kind
 from training.texts import MONTH, normal, plain
-from training.wordings import ASKED, FIRST, HOPS, HUMAN_HOPS, LAST, SAME
+from training.wordings import ASKED, FIRST, HOPS, HUMAN_HOPS, LAST, LINKED, SAME
 
+NO = 0.25  # share of "no" that is kept: two pages at random have hardly anything in common
 Pages = Mapping[str, tuple[str, list[Fact]]]
 _MONTHS = MONTH.removeprefix("(?:").rstrip(")").split("|")
 _YEAR = re.compile(r"\b(1[0-9]|20)\d\d\b")
@@ -19,6 +20,13 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _UNITS = {"kilo": 1000.0, "km": 1000.0, "mi": 1609.3, "f": 0.3048, "m": 1.0, "sq": 1.0, "h": 1.0, "a": 1.0}
 _SKIPPED = frozenset(("definition", "occupation", "season_number", "genre_album", "also_known", "character"))
 _OF_WORKS = frozenset(("director", "author", "performer", "starring", "producer", "released", "label"))
+_BODIES = frozenset(("team", "league", "university", "owner", "operator", "developer", "publisher", "label", "network"))
+_PLACED = frozenset(
+    ("birthplace", "deathplace", "located", "headquarters", "county", "district", "capital", "venue", "birthplace")
+)
+_NOT_OF_PLACES = frozenset(
+    ("opened", "parent_company", "league", "held", "venue", "team", "award", "manufacturer", "owner", "headquarters")
+)
 _DATES = frozenset(("born", "died", "released", "founded", "opened", "held"))
 
 
@@ -67,6 +75,9 @@ def _fits(relation: str, facts: list[Fact]) -> bool:
         return True
     if is_person(facts):
         return relation in HUMAN_HOPS or relation in ("performer", "owner")
+    settled = any(fact.relation in ("population", "capital", "county") for fact in facts)
+    if settled and relation in _BODIES:
+        return False
     made = any(fact.relation in _OF_WORKS for fact in facts) or kind(facts) in TYPED
     return not made and relation not in HUMAN_HOPS
 
@@ -81,7 +92,9 @@ def chained(rng: random.Random, pages: Pages, link: Link) -> Iterator[Chain]:
     """The questions that lead over one link."""
     subject = named(rng, link.title, pages[link.title][1])
     for fact in pages[link.target][1]:
-        if fact.relation in _SKIPPED or normal(link.title) in fact.value.lower():
+        if fact.relation in _SKIPPED or (link.fact.relation in _PLACED and fact.relation in _NOT_OF_PLACES):
+            continue
+        if normal(link.title) in fact.value.lower():
             continue
         phrase = fill(rng.choice(HOPS[link.fact.relation]), subject)
         templates = [template for template in ASKED[fact.relation] if "{p}" not in template]
@@ -104,6 +117,46 @@ def compare(rng: random.Random, page_a: tuple[str, list[Fact]], page_b: tuple[st
         pair = (values[relation], others[relation])
         found += _ordered(rng, relation, (one, other), pair, what) or _same(rng, relation, (one, other), pair, what)
     return [(casual(rng, question), answer) for question, answer in found]
+
+
+def compare_linked(rng: random.Random, pages: Pages, one: Link, other: Link) -> list[Pair]:
+    """Which of two works has the older director and the like: four pages in all are needed to answer."""
+    kinds = [kind(pages[link.title][1]) for link in (one, other)]
+    role = LINKED.get(one.fact.relation, [""])[0]
+    if one.fact.relation != other.fact.relation or kinds[0] != kinds[1] or not (kinds[0] and role):
+        return []
+    names = (plain(one.title), plain(other.title))
+    if one.target == other.target or names[0] == names[1]:
+        return []
+    first, second = ({fact.relation: fact.value for fact in reversed(pages[link.target][1])} for link in (one, other))
+    words = {"k": kinds[0], "r": role}
+    found = list[Pair]()
+    for relation in sorted(first.keys() & second.keys() & {"born", "died"}):
+        sizes = [measure(relation, value[relation]) for value in (first, second)]
+        found += _older(rng, relation, names, sizes, words)
+    found += _compatriots(rng, names, (first.get("nationality", ""), second.get("nationality", "")), words)
+    return [(casual(rng, question), answer) for question, answer in found]
+
+
+def _older(
+    rng: random.Random, relation: str, names: Pair, sizes: list[float | None], words: dict[str, str]
+) -> list[Pair]:
+    first, second = sizes
+    if first is None or second is None or int(first) == int(second):
+        return []
+    found = list[Pair]()
+    for end, answer in (("first", names[first > second]), ("last", names[first < second])):
+        a, b = rng.sample(names, 2)
+        template = rng.choice(LINKED[f"{relation}_{end}"])
+        found.append((template.format(a=a, b=b, **words), answer))
+    return found
+
+
+def _compatriots(rng: random.Random, names: Pair, nations: Pair, words: dict[str, str]) -> list[Pair]:
+    if not all(nations) or (nations[0] != nations[1] and (rng.random() > NO or nations[0] in nations[1])):
+        return []
+    a, b = rng.sample(names, 2)
+    return [(rng.choice(LINKED["same"]).format(a=a, b=b, **words), "yes" if nations[0] == nations[1] else "no")]
 
 
 def _ordered(rng: random.Random, relation: str, names: Pair, values: Pair, what: str) -> list[Pair]:
@@ -129,6 +182,8 @@ def _same(rng: random.Random, relation: str, names: Pair, values: Pair, what: st
     if one != other and (one in other or other in one):
         return []
     a, b = rng.sample(names, 2)
+    if one != other and rng.random() > NO:
+        return []
     return [(rng.choice(SAME[relation]).format(a=a, b=b), "yes" if one == other else "no")]
 
 

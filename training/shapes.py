@@ -74,5 +74,5 @@ DANGLING = re.compile(
     r"|\b(?:both|between)\b(?!.* and )|^(?:Who|What|Which \w+) (?:is|was|were|are) (?:a|an)\b|\b(\w+) \1\b"
 )
 STOP = re.compile(
-    r"[,;:](?= |$)| - | (?:and|but|while|which|who|where|when|after|before|until|with|that|because|due to) "
+    r"[,;:](?= (?!\d{4}\b)|$)| - | (?:and|but|while|which|who|where|when|after|before|until|with|that|because|due to) "
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _TABLES: dict[str, dict[str, list[str]]] = tomllib.loads(Path(__file__).with_name("wordings.toml").read_text("utf-8"))
 ASKED, INVERSE, HOPS = _TABLES["asked"], _TABLES["inverse"], _TABLES["hops"]
-FIRST, LAST, SAME = _TABLES["first"], _TABLES["last"], _TABLES["same"]
+FIRST, LAST, SAME, LINKED = (_TABLES[name] for name in ("first", "last", "same", "linked"))
 _HUMAN = (
     "director producer author starring founder architect composer spouse father mother child sibling winner host "
     "members based_on"

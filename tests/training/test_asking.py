@@ -7,7 +7,7 @@ import pytest
 from tests.training.test_facts import FILM, PERSON, TOWN
 from training.asking import about_page
 from training.facts import Fact, read_facts
-from training.linking import Pages, chains, compare, links, measure
+from training.linking import Pages, chains, compare, compare_linked, links, measure
 from training.recurring import GAP, recurring
 
 TEXTS = {
@@ -95,8 +95,7 @@ def test_comparison_of_dates_and_of_values() -> None:
 
 def test_year_alone_is_not_earlier_than_a_day_of_it() -> None:
     pages = ("Ada Ek", person("1950", "Swedish")), ("Bo Ek", person("May 4, 1950", "Danish"))
-    answers = {answer for _, answer in compare(random.Random(0), *pages)}
-    assert answers == {"no"}
+    assert {answer for seed in range(20) for _, answer in compare(random.Random(seed), *pages)} == {"no"}
 
 
 @pytest.mark.parametrize(
@@ -110,3 +109,18 @@ def test_year_alone_is_not_earlier_than_a_day_of_it() -> None:
 )
 def test_measure(relation: str, value: str, size: float | None) -> None:
     assert measure(relation, value) == size
+
+
+def test_comparison_over_two_links() -> None:
+    works = {
+        "Low Tide": ("", [Fact("definition", "1990 drama film", 0), Fact("director", "Ada Ek", 0)]),
+        "High Tide": ("", [Fact("definition", "drama film", 0), Fact("director", "Bo Ek", 0)]),
+        "Ada Ek": ("", person("1950", "Swedish")),
+        "Bo Ek": ("", person("1960", "Swedish")),
+    }
+    one, other = links(works)
+    drawn = (pair for seed in range(40) for pair in compare_linked(random.Random(seed), works, one, other))
+    found = {question.lower().rstrip("?"): answer for question, answer in drawn}
+    assert found["which film has the director who was born first, high tide or low tide"] == "Low Tide"
+    assert found["which film has the director who is younger, low tide or high tide"] == "High Tide"
+    assert found["do the films low tide and high tide have directors of the same nationality"] == "yes"
