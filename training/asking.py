@@ -41,7 +41,7 @@ def casual(rng: random.Random, question: str) -> str:
 def named(rng: random.Random, title: str, facts: list[Fact]) -> str:
     """The page's subject as a question names it: works often with what they are in front."""
     name, what = plain(title), kind(facts)
-    if what in TYPED and rng.random() < 0.5:
+    if what in TYPED and not is_person(facts) and rng.random() < 0.5:
         return rng.choice((f"the {what} {name}", f"{what} {name}", f'the {what} "{name}"'))
     return name
 
@@ -57,7 +57,8 @@ def fill(template: str, subject: str) -> str:
 
 
 def _direct(rng: random.Random, title: str, facts: list[Fact], fact: Fact) -> list[Pair]:
-    template = rng.choice(ASKED[fact.relation])
+    personal = fact.relation == "definition" and is_person(facts)
+    template = rng.choice(ASKED["occupation" if personal else fact.relation])
     if fact.relation == "definition" and (fact.value in _EMPTY or " " not in fact.value and rng.random() < 0.5):
         return []  # a page's first word for itself, "town", is asked for too often otherwise
     return [(fill(template, named(rng, title, facts)), fact.value)]

@@ -118,7 +118,8 @@ def _statements(page: Page, body: str, tail: str) -> Iterator[Statement]:
         subject, who = page.subject(found["s"])
         yield _statement(subject, who, found, tail)
         for more in shapes.AND.finditer(body, found.end("v")):
-            yield _statement(subject, who, more, "")
+            if not (found["p"] and more["v"] and more["v"].endswith("ed")):  # "was bought and closed": a participle
+                yield _statement(subject, who, more, "")
     for relative in shapes.RELATIVE.finditer(body):
         word = "Who" if relative["w"] == "who" else "What"
         yield _statement(relative["s"], word, relative, "")
@@ -172,7 +173,8 @@ def _places(rng: random.Random, one: Statement) -> Iterator[Pair]:
 
 
 def _agents(one: Statement) -> Iterator[Pair]:
-    if part := shapes.BY.search(one.short):
+    part = shapes.BY.search(one.short)
+    if part and one.verb != "based":
         rest = _without(one.short, part) + one.tail
         thing = one.verb in shapes.BY_THINGS
         yield one.ask("What" if thing else "Who", f" by{rest}"), part["v"]

@@ -26,9 +26,10 @@ _IMPERSONAL_NAMES = (
     "located population area length height seats founded opened director producer released capital county district "
     "country capital_of tributary held venue winner season_number owner manufacturer network operator architect "
     "headquarters genre_album performer developer publisher distributor enrollment register language family genus "
-    "native_to found_in starring author founder members composer host"
+    "native_to found_in starring author founder members composer host parent_company"
 )
 IMPERSONAL = frozenset(_IMPERSONAL_NAMES.split())
+_EARLY = frozenset(("country", "located"))  # what the first two sentences say; later ones name other places
 _ABOUT = re.compile(
     rf"(?:He|She|It|They|His|Her|Its|Their|Born|Founded|Established|Located|The (?:\w+ )?(?:{KINDS}))\b"
 )
@@ -48,6 +49,7 @@ _NOUNS = re.compile(
     r"created|developed|and (?:is|was|the|has|a|one)|as|featuring|serving|operated|owned|currently|comprising|along)\b"
     r"| \w+ed (?:in|by|to|on|for|at|from|as|of|near|with|and)\b|, (?!(?:[a-z-]+ ){0,3}[a-z-]+(?:,| and\b| or\b))|$)"
 )
+_LOOSE = re.compile(r"(?: (?:[a-z]+ly|[a-z]+ed|held|built|made|and|or|set))+$")  # the beginning of what follows
 _NATION = re.compile(rf"(?:(?:former|retired|professional|late) )*(?P<v>{NATION})\b (?P<rest>.+)")
 _TRADE = re.compile(
     r"\b(?:\w*(?:er|or|ist|ian|man|woman|ress|star|lete|coach|model|host|poet|critic|mathematician|lawyer|nurse|diplomat"
@@ -88,7 +90,8 @@ def read_facts(title: str, text: str) -> list[Fact]:
     if any(fact.relation == "definition" and _WORKS_OF_ART.search(fact.value) for fact in found):
         unasked |= {"country", "located", "county", "district", "headquarters"}
     for start, sentence in _about(plain(title), sentences):
-        found.extend(_stated(start, sentence, unasked))
+        later = start > sentences[min(1, len(sentences) - 1)][0]
+        found.extend(_stated(start, sentence, unasked | _EARLY if later else unasked))
     return sorted(_kept(found, plain(title)), key=lambda fact: fact.start)
 
 
@@ -142,7 +145,9 @@ def _definition(first: str) -> Iterator[Fact]:
     nouns = _NOUNS.match(first, found.end()) if found else None
     if not found or not nouns or not nouns[0].strip():
         return
-    value = nouns[0].rstrip(" ,")
+    value = _LOOSE.sub("", nouns[0].rstrip(" ,"))
+    if not value or value.endswith((" No", "U", "St")):
+        return
     nation = _NATION.match(value)
     rest = nation["rest"] if nation else value
     if _TRADE.search(rest) and not _WORK.search(rest) and not _NO_TRADE.search(rest):

@@ -106,7 +106,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         rf"\bin the (?:province|district|department|municipality|canton|region) of (?P<v>{WORD}(?: {WORD})?)",
     ),
     "country": (
-        r"\bin (?:[\w' -]+, ){0,3}(?:(?:\w+ ){1,3})?(?P<v>United States|England|Scotland|Wales|Ireland|France|Germany|Italy|Spain|Portugal|Poland|Russia|Ukraine|India|Pakistan|Iran|Turkey|China|Japan|South Korea|Indonesia|Malaysia|Thailand|Vietnam|Philippines|Australia|Canada|Mexico|Brazil|Argentina|Chile|Peru|Colombia|Egypt|Nigeria|Ghana|Kenya|South Africa|Sweden|Norway|Denmark|Finland|Switzerland|Austria|Belgium|Netherlands|Greece|Romania|Bulgaria|Hungary|Czech Republic|Serbia|Croatia|Israel|Estonia|Latvia|Lithuania|Iceland|Nepal|Sri Lanka|Bangladesh|Afghanistan|Iraq|Syria|Cuba|Jamaica)(?=[.,;]|$| (?!City|Kingdom|National))",
+        r"\bin (?:[\w' -]+, ){0,3}(?:(?:\w+ ){1,3})?(?<!New )(?P<v>United States|England|Scotland|Wales|Ireland|France|Germany|Italy|Spain|Portugal|Poland|Russia|Ukraine|India|Pakistan|Iran|Turkey|China|Japan|South Korea|Indonesia|Malaysia|Thailand|Vietnam|Philippines|Australia|Canada|Mexico|Brazil|Argentina|Chile|Peru|Colombia|Egypt|Nigeria|Ghana|Kenya|South Africa|Sweden|Norway|Denmark|Finland|Switzerland|Austria|Belgium|Netherlands|Greece|Romania|Bulgaria|Hungary|Czech Republic|Serbia|Croatia|Israel|Estonia|Latvia|Lithuania|Iceland|Nepal|Sri Lanka|Bangladesh|Afghanistan|Iraq|Syria|Cuba|Jamaica)(?=[.,;]|$| (?!City|Kingdom|National))",
     ),
     "capital": (
         rf"\b(?:[Ii]ts|[Tt]he) (?:\w+ )?(?:capital|county seat|seat)(?: city| and largest city)? (?:is|was) (?P<v>{PLACE})",
@@ -161,7 +161,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         r"\b(?:is|was) an? [\w -]*?(?P<v>goalkeeper|midfielder|striker|centre-back|right-back|left-back|quarterback|linebacker|wide receiver|running back|shortstop|outfielder|infielder|third baseman|first baseman|second baseman|pitcher|catcher|goaltender|defenseman|defenceman|winger|forward|defender|point guard|shooting guard|fullback|tight end|cornerback|safety)\b",
     ),
     "league": (
-        rf"\b(?:plays|play|competes|compete|competing|playing|played|participates|competed)(?: \w+)? in (?:the )?(?P<v>{THING})",
+        rf"\b(?:plays|play|competes|compete|competing|playing|played|participates|competed)(?: \w+)? in (?:the )?(?P<v>{THING})(?![\w'’]|, {UPPER}| Arena| [\d])",
         rf"\bmembers? of the (?P<v>{THING} (?:League|Conference|Association|Division))",
     ),
     "university": (
@@ -225,7 +225,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         rf"\b(?:also|better|formerly|commonly|professionally|previously|locally|originally)(?: \w+)? (?:known|called|named|titled)(?: \w+)? (?:as |by (?:his|her|their|the) (?:\w+ )?name )?(?P<v>(?:the |The )?{THING})",
     ),
     "genre_album": (
-        r"\b(?P<v>debut|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)(?= (?:studio )?(?:album|single|EP)\b)",
+        r"\b(?:is|was|as) (?:the|an?|her|his|their) (?:[\w' -]+ )?(?P<v>debut|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)(?= (?:studio )?(?:album|single|EP)\b)",
     ),
     "composer": (rf"\b(?:music|score|soundtrack)(?: \w+)? (?:is |was )?(?:composed )?by (?P<v>{PERSON})",),
     "enrollment": (
@@ -238,7 +238,9 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "character": (
         rf"\b(?:in the role|as the character|the role|the character|portrayal) of (?:[a-z-]+ ){{0,3}}(?P<v>{PERSON})",
     ),
-    "parent_company": (rf"\b(?:subsidiary|division|imprint|unit|part) of (?:the )?(?P<v>{THING})",),
+    "parent_company": (
+        rf"\b(?:is|was|are|were|as|forms|became)(?: an?)?(?: [a-z-]+)? (?:subsidiary|division|imprint|unit|part) of (?:the )?(?P<v>{THING})",
+    ),
     "register": (
         rf"\b(?:listed|added|placed)(?: \w+)? (?:on|to) the (?:U\.S\. )?National Register of Historic Places (?:in|on) (?P<v>{DATE})",
     ),

@@ -19,7 +19,7 @@ NO_SUBJECT = (
     "Upon|Under|Where|This|That|These|Those|There|Both|Some|Many|Most|Other|Each|All|Another|However|Also|Then|Until|"
     "His|Her|Its|Their|Among|Around|About|Between|Like|Unlike|Along|Including|Originally|Currently|According"
 )
-SUBJECT = rf"(?!(?:{NO_SUBJECT})\b)(?P<s>(?:[Hh]e|[Ss]he|[Ii]t|[Tt]hey|[Tt]he [a-z]+|(?:The )?{THING}(?:,? (?:and|of) (?:the )?{THING})?))"
+SUBJECT = rf"(?!(?:{NO_SUBJECT})\b|\w+ly\b)(?P<s>(?:[Hh]e|[Ss]he|[Ii]t|[Tt]hey|[Tt]he [a-z]+|(?:The )?{THING}(?:,? (?:and|of) (?:the )?{THING})?))"
 VERBS = "|".join(sorted({*BASES, *PRESENT}, key=len, reverse=True))
 ADVERB = r"(?:[a-z]+ly |also |then |first |later |once |now |still )?"
 HELPING = r"(?!(?:had|has|have) (?:been|to|[a-z]+ed|won|become|made|also|not|never|since|[a-z]+ly)\b)(?![a-z]+ by\b)"
