@@ -18,7 +18,9 @@ _MONTHS = MONTH.removeprefix("(?:").rstrip(")").split("|")
 _YEAR = re.compile(r"\b(1[0-9]|20)\d\d\b")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _UNITS = {"kilo": 1000.0, "km": 1000.0, "mi": 1609.3, "f": 0.3048, "m": 1.0, "sq": 1.0, "h": 1.0, "a": 1.0}
-_SKIPPED = frozenset(("definition", "occupation", "season_number", "genre_album", "also_known", "character"))
+_SKIPPED = frozenset(
+    ("definition", "occupation", "season_number", "genre_album", "also_known", "character", "held", "venue")
+)
 _OF_WORKS = frozenset(("director", "author", "performer", "starring", "producer", "released", "label"))
 _BODIES = frozenset(("team", "league", "university", "owner", "operator", "developer", "publisher", "label", "network"))
 _PLACED = frozenset(
@@ -97,7 +99,7 @@ def chained(rng: random.Random, pages: Pages, link: Link) -> Iterator[Chain]:
         if normal(link.title) in fact.value.lower():
             continue
         phrase = fill(rng.choice(HOPS[link.fact.relation]), subject)
-        templates = [template for template in ASKED[fact.relation] if "{p}" not in template]
+        templates = [one for one in ASKED[fact.relation] if "{p}" not in one and not one.endswith("from?")]
         question = fill(rng.choice(templates), phrase)
         if fact.value.lower() not in question.lower():
             yield Chain(casual(rng, question), fact.value, (link.title, link.target))

@@ -102,7 +102,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         rf"\bcounty seat of (?P<v>{THING} County)",
     ),
     "district": (
-        rf"\bin (?:the )?(?P<v>{WORD}(?: {WORD})? (?:District|Province|Prefecture|Voivodeship|Oblast|Municipality|Region|department|province|district|canton))\b",
+        rf"\bin (?:the )?(?P<v>(?!(?:{NATIONS}) )(?:{WORD}(?: {WORD})?) (?:District|Province|Prefecture|Voivodeship|Oblast|Municipality|Region|department|province|district|canton))\b",
         rf"\bin the (?:province|district|department|municipality|canton|region) of (?P<v>{WORD}(?: {WORD})?)",
     ),
     "country": (
