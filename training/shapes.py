@@ -66,7 +66,9 @@ KINDS_OF_NAMES = (
     "division conference committee act treaty title"
 )
 SORTS = frozenset(KINDS_OF_NAMES.split())  # last words of names that say what it is that is asked for
-UNNAMED = re.compile(r"\b(?:he|she|it|they|him|them|we|our|this|these|which|whose|such|former|latter|itself)\b|\[")
+UNNAMED = re.compile(
+    r"\b(?:he|she|it|they|him|them|we|our|this|these|which|whose|such|former|latter|itself)\b|\[|[a-z\d]{4}\. "
+)
 UNNAMED_THING = re.compile(r"\bits\b")
 UNNAMED_PERSON = re.compile(r"\b(?:his|her)\b")
 DANGLING = re.compile(
