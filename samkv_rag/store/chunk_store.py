@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from samkv_rag.store.backend import Backend, Progress
@@ -36,19 +37,22 @@ class ChunkKVStore:
         max_bytes: int | None = None,
         *,
         summary_cache_bytes: int = SUMMARY_CACHE_BYTES,
+        device: str | torch.device = "cpu",
     ) -> None:
         """Open the store in the folder `path`, making it when there is none; ":memory:" is gone with the process.
 
         Beyond `max_bytes` (K, V and summaries) a `put` evicts the least recently used entries. Summaries read from
-        disk are held in memory up to `summary_cache_bytes`. StoreError when the folder cannot be used or was made by
-        a newer version; a damaged catalogue is made again, with a warning.
+        disk are held in memory up to `summary_cache_bytes`. K and V of a store in memory lie on `device`; on the
+        model's GPU nothing crosses the bus at query time. StoreError when the folder cannot be used or was made by a
+        newer version; a damaged catalogue is made again, with a warning.
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
+        in_memory = str(path) == MEMORY
         self._backend: Backend = (
-            MemoryBackend(max_bytes) if str(path) == MEMORY else _on_disk(Path(path), max_bytes, summary_cache_bytes)
+            MemoryBackend(max_bytes, device) if in_memory else _on_disk(Path(path), max_bytes, summary_cache_bytes)
         )
-        self.profiles = Profiles(None if str(path) == MEMORY else Path(path).expanduser().absolute())
+        self.profiles = Profiles(None if in_memory else Path(path).expanduser().absolute())
 
     @property
     def store_id(self) -> str:

@@ -89,9 +89,10 @@ def byte_view(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def own(tensor: Tensor) -> Tensor:
-    """A contiguous CPU copy that shares no memory with `tensor`."""
-    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+def own(tensor: Tensor, device: str | torch.device = "cpu") -> Tensor:
+    """A contiguous copy on `device` that shares no memory with `tensor`."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    return copy.copy_(tensor.detach())
 
 
 def check_chunk(chunk: ChunkKV) -> None:

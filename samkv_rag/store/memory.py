@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from samkv_rag.store.backend import Progress
@@ -29,9 +30,10 @@ class _Held:
 
 
 class MemoryBackend:
-    """Entries in a dictionary, the least recently used first."""
+    """Entries in a dictionary, the least recently used first; their K and V lie on `device`, summaries on the CPU."""
 
-    def __init__(self, max_bytes: int | None) -> None:
+    def __init__(self, max_bytes: int | None, device: str | torch.device = "cpu") -> None:
+        self._device = device
         self.store_id = str(uuid.uuid4())
         self.bytes_read = 0
         self._max_bytes = max_bytes
@@ -46,7 +48,7 @@ class MemoryBackend:
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
         """Keep a copy in the form of `kv_dtype`, in place of an older one; evicts the oldest. Raises `StoreFull`."""
         form = KVForm.of(chunk.kv, kv_dtype)
-        stored = StoredBlocks(form, own(form.encode(chunk.kv.detach())))
+        stored = StoredBlocks(form, own(form.encode(chunk.kv.detach()), self._device))
         record, size = MatchRecord.of(chunk.summary.text), stored.nbytes + _size(chunk.summary)
         held = _Held(_copy(chunk.summary), stored, namespace, fingerprint, record, size)
         if self._max_bytes is not None and held.nbytes > self._max_bytes:
