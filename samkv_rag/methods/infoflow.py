@@ -36,4 +36,4 @@ class InfoFlow(Options):
         first = min(int(self.band[0] * depth), depth - 1)
         layers = range(first, max(first + 1, round(self.band[1] * depth)))
         maps, columns = run.question_attention(kept, layers)
-        return run.recompute(top_tokens(kept, maps.square().sum(1).sqrt().mean(0), columns, self.share))
+        return run.recompute(top_tokens(kept, maps.square().sum(1).sqrt().mean(0).cpu(), columns, self.share))

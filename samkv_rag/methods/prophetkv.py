@@ -27,7 +27,7 @@ class ProphetKV(Options):
     def prepare(self, run: Run) -> Prepared:
         kept = tuple(torch.arange(length) for length in run.lengths)
         maps, columns = run.question_attention(kept, range(run.adapter.shape.layers))
-        return run.recompute(top_tokens(kept, maps.mean((0, 1)), columns, self.share))
+        return run.recompute(top_tokens(kept, maps.mean((0, 1)).cpu(), columns, self.share))
 
 
 def top_tokens(kept: tuple[Tensor, ...], value: Tensor, columns: list[Tensor], share: float) -> Selection:

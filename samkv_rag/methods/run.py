@@ -36,7 +36,8 @@ class Prepared:
 class Look:
     """What a recompute saw over all T chunk tokens, averaged over heads.
 
-    `attention` `(N, Q, T)`: of the tokens that lead up to the answer, on N layers. `columns` are each chunk's.
+    `attention` `(N, Q, T)`: of the tokens that lead up to the answer, on N layers, where the model runs. `columns` are
+    each chunk's.
     """
 
     attention: Tensor
@@ -129,13 +130,14 @@ class Run:
         """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
 
         Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
-        order, and for every chunk the columns of its tokens.
+        order, where the model runs (it is large: take what is wanted of it before it is moved), and for every chunk
+        the columns of its tokens.
         """
         layout, cache = self._asking(kept, max(layers), to_the_end=True)
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
-            maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)[:, :, layout.owner >= 0]
-            return maps.cpu(), layout.columns(len(kept))
+            maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)
+            return maps[:, :, self._owned(layout)], layout.columns(len(kept))
 
     def witnessed(self, witnesses: Sequence[Tensor], last_layer: int) -> Witnessed:
         """What the chunk tokens `witnesses` attend to among all stored entries, on the layers up to `last_layer`. They
@@ -219,7 +221,7 @@ class Run:
         maps = AttentionMaps(answering.to(self.adapter.device), layers)
         self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            seen = maps.stacked[:, :, layout.owner >= 0].cpu()
+            seen = maps.stacked[:, :, self._owned(layout)]
             selection = settle(Look(seen, layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
@@ -238,11 +240,10 @@ class Run:
     ) -> None:  # fmt: skip
         with self.stage("recompute"):
             ids = [layout.ids[slot] for slot in slots.tolist()]
-            owned = (layout.owner[slots] >= 0).to(self.adapter.device)
-            n_layers = self.adapter.shape.layers
+            owned, n_layers = layout.owner[slots] >= 0, self.adapter.shape.layers
             self.costs.chunk_token_layers += int(owned.sum()) * n_layers
             self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=True, narrow=narrow))
-            blend = None if theta == 1.0 else Blend(theta, owned)
+            blend = None if theta == 1.0 else Blend(theta, owned.to(self.adapter.device))
             self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer, narrow=narrow)
 
     def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
@@ -264,10 +265,14 @@ class Run:
             selection = choose(moved[layout.owner >= 0], columns)
             self.costs.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
             self.costs.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
-            self.costs.scored_bytes += stored[0][:, :, layout.owner >= 0].nbytes
+            self.costs.scored_bytes += stored[0].nbytes // len(layout.ids) * self.plan.chunk_tokens
         self._recompute_into(cache, layout, self._fresh(layout, selection))
         cache.crop_to(len(layout.ids) - 1)
         return Prepared(cache, layout.ids, selection)
+
+    def _owned(self, layout: Layout) -> Tensor:
+        """Slots of chunk tokens, where the model runs."""
+        return (layout.owner >= 0).nonzero()[:, 0].to(self.adapter.device)
 
     @staticmethod
     def _fresh(layout: Layout, selection: Selection) -> Tensor:

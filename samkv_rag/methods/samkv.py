@@ -175,7 +175,7 @@ class SamKV(Options):
         factor = 1 + self.prior * liked(torch.cat(values))
 
         def settle(look: Look) -> Selection:
-            shares = weighed(look.attention).mean(0)
+            shares = weighed(look.attention).mean(0).cpu()
             both = [surrounded(shares[column] * factor[column], *self.around) for column in look.columns]
             ranks = tuple(part[0] for part in standardised([part[None] for part in both]))
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))

@@ -144,7 +144,7 @@ def pass_scores(
     """
     seen = [torch.arange(length) for length in run.lengths] if seen is None else seen
     maps, columns = run.question_attention(seen, layers)
-    return _placed(run, weighed(maps), seen, columns, block, initial, local)
+    return _placed(run, weighed(maps).cpu(), seen, columns, block, initial, local)
 
 
 def _placed(
