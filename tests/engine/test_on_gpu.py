@@ -1,0 +1,124 @@
+"""The gates on a GPU: exact there too, by the kernels and without them, from caches on the host and on the device.
+
+With SAMKV_TEST_DEVICE=cpu they run on a CPU, to see that the tests themselves are sound.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
+from samkv_rag.methods import Reuse
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.parity import check_parity
+from tests.cases import METHODS, WIRINGS
+from tests.models import build, byte_tokenizer
+from tests.oracles import Prompted, stored_plan
+
+DEVICE = os.environ.get("SAMKV_TEST_DEVICE", "cuda")
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+
+EVERYTHING = SamKV(keep=1.0)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16][: 3 if DEVICE == "cuda" else 2]
+CHUNKS = [
+    "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles.",
+    "Ana Petrov studied chemistry in Bergen before she moved to the coast, where she lives now.",
+]
+ASKED = "Where is Lumen Labs based?"
+
+
+@cache
+def attached(
+    wiring: str = "llama", device: str = DEVICE, dtype: torch.dtype = torch.float32, wanted: str | None = None
+) -> ModelAdapter:
+    return ModelAdapter(build(WIRINGS[wiring](), dtype).to(device), wanted=wanted)
+
+
+def prompted(adapter: ModelAdapter, **options: Any) -> Prompted:
+    store = ChunkKVStore(":memory:", **options)
+    return Prompted(stored_plan(adapter, store), adapter, store)
+
+
+def differ(got: Tensor, want: Tensor) -> float:
+    return float((got.cpu() - want.cpu()).abs().max() / want.abs().max())
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_everything_recomputed_is_a_plain_generate(wiring: str) -> None:
+    case = prompted(attached(wiring))
+    plain = build(WIRINGS[wiring]()).to(DEVICE)
+    tokens = torch.tensor([case.plan.token_ids], device=DEVICE)
+    said = plain.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False)
+    assert case.tokens(EVERYTHING, 8) == said[0, tokens.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_parity_gate_is_green(dtype: torch.dtype) -> None:
+    assert check_parity(attached(dtype=dtype)).passed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_says_what_it_says_on_a_cpu(method: str) -> None:
+    here, there = (prompted(attached(device=device)) for device in (DEVICE, "cpu"))
+    got, want = (case.prepare(METHODS[method]) for case in (here, there))
+    assert [kept.tolist() for kept in got.selection.kept] == [kept.tolist() for kept in want.selection.kept]
+    assert differ(here.logits(got), there.logits(want)) < 1e-3
+    assert here.tokens(METHODS[method], 4) == there.tokens(METHODS[method], 4)
+
+
+@pytest.mark.parametrize("method", ["samkv", "samkv-third", "samkv-means", "samkv-bounds", "cacheblend", "reuse"])
+@pytest.mark.parametrize("wiring", ["llama", "gemma2"])
+def test_the_kernels_and_torch_agree(wiring: str, method: str) -> None:
+    cases = [prompted(attached(wiring, wanted=wanted)) for wanted in (None, "torch")]
+    if DEVICE == "cuda":
+        assert [case.adapter.backend for case in cases] == ["triton", "torch"]
+    assert differ(*(case.logits(case.prepare(METHODS[method])) for case in cases)) < 1e-3
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "bf16", "int8", "fp8"])
+def test_caches_on_the_host_and_on_the_device_are_the_same(kv_dtype: str) -> None:
+    cases = [prompted(attached()), prompted(attached(), device=DEVICE)]
+    for case in cases:
+        for chunk in case.plan.chunks:
+            kv = case.adapter.ingest([""], [chunk.token_ids])[0]
+            case.store.put(str(chunk.key), kv, kv_dtype=kv_dtype)
+    for method in (Reuse(), METHODS["samkv-before-third"]):
+        assert torch.equal(*(case.logits(case.prepare(method)) for case in cases))
+    key = str(cases[0].plan.chunks[0].key)
+    assert cases[0].store.read_stored(key).data.device.type == "cpu"
+    assert cases[1].store.read_stored(key).data.device.type == torch.device(DEVICE).type
+    assert torch.equal(*(case.store.read_blocks(key).cpu() for case in cases))
+
+
+def test_answers_decoded_together_are_those_decoded_alone() -> None:
+    case = prompted(attached())
+    alone = [case.tokens(METHODS[name], 6) for name in ("samkv", "full")]
+    begun = []
+    for name in ("samkv", "full"):
+        prepared = case.prepare(METHODS[name])
+        loop = case.adapter.loop
+        begun.append(loop.begin(prepared.ids, prepared.cache, max_new_tokens=6, do_sample=False))
+    while going := [one for one in begun if not one.ended]:
+        case.adapter.loop.step(going)
+    assert [one.result() for one in begun] == alone
+
+
+def engine(device: str) -> SamKVEngine:
+    return SamKVEngine.from_pretrained(
+        build(WIRINGS["llama"]()).to(device), byte_tokenizer(), ":memory:", device_map=device
+    )  # fmt: skip
+
+
+def test_an_engine_answers_as_on_a_cpu() -> None:
+    both = [engine(device) for device in (DEVICE, "cpu")]
+    assert both[0].fingerprint == both[1].fingerprint, "caches may be made on one and used on the other"
+    answers = [each.answer(ASKED, CHUNKS, max_new_tokens=6) for each in both]
+    assert answers[0].token_ids == answers[1].token_ids
+    drawn = [both[0].answer(ASKED, CHUNKS, max_new_tokens=6, temperature=1.0, seed=3).token_ids for _ in range(2)]
+    assert drawn[0] == drawn[1]
