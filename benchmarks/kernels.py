@@ -8,9 +8,11 @@ after warm-up, so that the ratio within one run counts. Needs a CUDA device; wit
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -42,15 +44,20 @@ class Case:
 def gathers(device: torch.device) -> Iterator[Case]:
     """Kept blocks out of HBM in every form, and out of pinned memory as they are."""
     blocks = KEPT // SIZE
-    kv = torch.randn(LAYERS, blocks, 2, GROUPS, SIZE, DIM, dtype=torch.bfloat16)
+    kv = torch.randn(1, blocks, 2, GROUPS, SIZE, DIM, dtype=torch.bfloat16)  # the layers are alike, not their places
     rows = torch.randperm(KEPT, device=device).int()
     theta = torch.randn(1, KEPT, DIM // 2, device=device)
     angles = Angles(theta.cos(), theta.sin())
-    written = kv.numel() * 2
+    written = LAYERS * kv.numel() * 2
     for form in ("bf16", "int8", "fp8"):
-        stored = KVForm.of(kv, form).encode(kv).to(device)
+        stored = _all_layers(KVForm.of(kv, form).encode(kv).to(device))
         yield _gather(f"rope_gather {form}", _as_stored(stored, form), rows, angles, stored.nbytes + written)
-    yield _gather("rope_gather bf16 pinned", Stored.of(kv.pin_memory()), rows, angles, kv.nbytes + written)
+    pinned = _all_layers(kv).pin_memory()
+    yield _gather("rope_gather bf16 pinned", Stored.of(pinned), rows, angles, pinned.nbytes + written)
+
+
+def _all_layers(one: Tensor) -> Tensor:
+    return one.repeat(LAYERS, *[1] * (one.ndim - 1))
 
 
 def _gather(name: str, stored: Stored, rows: Tensor, angles: Angles, moved: int) -> Case:
@@ -88,6 +95,8 @@ def attentions(device: torch.device) -> Iterator[Case]:
     query = torch.randn(1, HEADS, ASKED, DIM, device=device, dtype=torch.bfloat16)
     everything = torch.arange(total, device=device)[None]
     spans = Spans.causal(everything[:, -1:].expand(1, ASKED), everything)
+    values = torch.randn_like(keys)
+    yield _attention("sparse_attention question", keys, values, spans)
     yield Case("attention_shares", lambda way: (attention_shares(query, keys, spans, backend=way),), keys.nbytes)
 
 
@@ -95,6 +104,21 @@ def _attention(name: str, key: Tensor, value: Tensor, spans: Spans) -> Case:
     query = torch.randn(1, HEADS, spans.first.shape[1], DIM, device=key.device, dtype=key.dtype)
     moved = key.nbytes + value.nbytes + 2 * query.nbytes
     return Case(name, lambda way: (sparse_attention(query, key, value, spans, backend=way),), moved)
+
+
+def every_case(device: torch.device) -> Iterator[Case]:
+    """All kernels on all their inputs, made one after another."""
+    torch.manual_seed(0)
+    for cases in (gathers, scores, attentions):
+        yield from cases(device)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what compiles and runs kernels."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return {"cuda": str(torch.version.cuda), "triton": version("triton"), "driver": driver[0] if driver else ""}
 
 
 def check(case: Case) -> float:
@@ -128,9 +152,8 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     for way, each in seconds.items():
         times = spread(each)
         reached = case.moved / times["median_ms"] / 1e6
-        rows.append(
-            where("cuda") | {"kernel": case.name, "backend": way, "error": f"{error:.2e}", **times, "gb_per_s": reached}
-        )
+        what = {"kernel": case.name, "backend": way, "error": f"{error:.2e}", **times, "gb_per_s": reached}
+        rows.append(where("cuda") | what | versions())
     print(
         f"{case.name:28s} error {error:.1e}  {rows[0]['median_ms']:8.3f} ms, reference {rows[1]['median_ms']:8.3f} ms"
     )
@@ -151,14 +174,7 @@ def main() -> int:
     except BackendError as error:
         print(error, file=sys.stderr)
         return 1
-    torch.manual_seed(0)
-    versions = {"cuda": torch.version.cuda, "triton": version("triton")}
-    rows = [
-        row | versions
-        for cases in (gathers, scores, attentions)
-        for case in cases(device)
-        for row in measure(case, rounds)
-    ]
+    rows = [row for case in every_case(device) for row in measure(case, rounds)]
     print(f"wrote {write_rows('kernels', rows)}")
     return 0
 

@@ -39,14 +39,16 @@ def asked_in_a_child(folder: Path, options: Sequence[str], system: str) -> Readi
     return Reading(**json.loads(last))
 
 
-def rows(tokens: int, seen: dict[str, list[Reading]], device: str = "cpu") -> list[dict[str, Any]]:
+def rows(
+    tokens: int, seen: dict[str, list[Reading]], device: str = "cpu", label: str = "random"
+) -> list[dict[str, Any]]:  # fmt: skip
     """One row per system: MiB at the peak and held, and how much more full takes in the same run."""
     digests = {reading.digest for found in seen.values() for reading in found if reading.digest}
     if len(digests) != 1:
         raise SystemExit("The systems did not answer the same prompt: no memory is reported.")
     out, full = [], _medians(seen["full"])
     for name, found in seen.items():
-        row: dict[str, Any] = {"model": "random", "tokens": tokens, "method": name}
+        row: dict[str, Any] = {"model": label, "tokens": tokens, "method": name}
         for what, median in _medians(found).items():
             timing = quantiles([getattr(reading, what) / MIB for reading in found], "mib")
             row |= {f"{what}_{key}": value for key, value in timing.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 import platform
 import statistics
 import subprocess
@@ -15,6 +16,8 @@ import torch
 import transformers
 
 RESULTS = Path(__file__).parent / "results"
+COMMIT = "SAMKV_COMMIT"
+"""The variable that names the commit where the code runs without its repository."""
 
 
 def where(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -22,13 +25,17 @@ def where(device: str | torch.device = "cpu") -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(0) if torch.device(device).type == "cuda" else ""
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": os.environ.get(COMMIT) or _commit(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "device": gpu or f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str:
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
 
 
 def _git(*arguments: str) -> str:
@@ -48,10 +55,12 @@ def quantiles(values: Sequence[float], unit: str) -> dict[str, float]:
     return {f"median_{unit}": statistics.median(ordered), f"p20_{unit}": low, f"p80_{unit}": high}
 
 
-def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Append `rows` to `results/<name>.csv`, with a header if the file is new; returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.csv"
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]], folder: Path | None = None) -> Path:
+    """Append `rows` to `<name>.csv` in `folder`, by default `results`, with a header if the file is new; returns its
+    path."""
+    folder = folder or RESULTS
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.csv"
     new = not file.exists()
     with file.open("a", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))

@@ -16,6 +16,10 @@ CPU_LLAMA = LlamaConfig(
     vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
     num_key_value_heads=4, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
+TINY_LLAMA = LlamaConfig(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
 LLAMA_8B = LlamaConfig(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, max_position_embeddings=131072, bos_token_id=1, eos_token_id=2,
@@ -38,12 +42,14 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
     "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "8b" the shape of Llama-3.1-8B in bfloat16,
-    "bundled" the reader.
+    "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" the reader.
     """
     if label == "bundled":
         return ModelSource(device_map=str(device)).adapter
     if label == "8b":
         return random_model(LLAMA_8B, torch.bfloat16, device)
+    if label == "tiny":
+        return random_model(TINY_LLAMA, device=device)
     return random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
 
 

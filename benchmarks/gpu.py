@@ -1,0 +1,274 @@
+"""Everything that is measured on a GPU, in one call and within `--seconds`. `python -m benchmarks.gpu --out FOLDER`
+
+Kernels against their references; time to the first token of all systems, stage by stage in the middle size; decoding;
+memory; the answers that fit a budget. The model is of random weights, made where it runs, and is behind the exactness
+gate. Chunk caches lie in the device's memory (`ChunkKVStore(device=...)`); "tiers" says what they cost on the host.
+
+Parts come in the order in which they are wanted, the long ones last. Each writes its rows to `--out` as soon as it has
+them, in the form of the benchmark that it is taken from; one that fails says why, and the next begins; one that needs
+more seconds than are left is left out. `--device cpu --model tiny --tokens 64 128 256` shows that all of it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks import decode, kernels, memory, profile, serving, stages, tiers, ttft
+from benchmarks.harness import gated, publish, wait
+from benchmarks.probe import Reading, gauge_of
+from benchmarks.rows import write_rows
+from benchmarks.shapes import model_named, random_prompt
+from benchmarks.systems import METHODS, first_token
+from samkv_kernels.backend import VARIABLE
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.store import ChunkKVStore
+from samkv_rag.types import ChunkKV, PromptPlan
+
+T = TypeVar("T")
+SYSTEMS = ("full", "reuse", "cacheblend", "samkv", "samkv 1/3", "samkv 1/10")
+SERVED = ("full", "samkv")
+NAMES = ("kernels", "ttft", "stages", "profile", "memory", "decode", "tiers", "serving")
+GIB = 2**30
+
+
+@dataclass
+class Bench:
+    """One model and its prompts of several sizes; `stop` is when the call must be over (`time.perf_counter`)."""
+
+    label: str
+    device: str
+    out: Path
+    stop: float
+    new: int
+    budget: int
+    stored: dict[int, tuple[PromptPlan, ChunkKVStore]] = field(default_factory=dict)
+
+    @cached_property
+    def adapter(self) -> ModelAdapter:
+        """The model, once reuse has been shown to be exact on it; without our kernels, and saying so, if they fail."""
+        try:
+            return self._gated()
+        except Exception:
+            if os.environ.get(VARIABLE) == "torch":
+                raise
+            traceback.print_exc(file=sys.stdout)
+        print("THE GATE IS RED: once more with the backend torch, for all that follows")
+        os.environ[VARIABLE] = "torch"
+        self.tidy()
+        return self._gated()
+
+    def _gated(self) -> ModelAdapter:
+        start = time.perf_counter()
+        adapter = model_named(self.label, self.device)
+        print(f"model made in {time.perf_counter() - start:.1f} s, backend {adapter.backend}")
+        return gated(self.label, adapter)
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.stop - time.perf_counter()
+
+    def prompt(self, tokens: int) -> tuple[PromptPlan, ChunkKVStore]:
+        """A prompt of `tokens` in chunks of 512 or 1,024, stored where the model runs; only the last one is kept."""
+        if tokens not in self.stored:
+            self.stored.clear()
+            self.tidy()
+            size = min(512 if tokens < 8192 else 1024, tokens // 4)
+            store, start = ChunkKVStore(":memory:", device=self.device), time.perf_counter()
+            self.stored[tokens] = random_prompt(self.adapter, store, tokens // size, size), store
+            print(f"{tokens // size} chunks of {size} tokens stored in {time.perf_counter() - start:.1f} s")
+        return self.stored[tokens]
+
+    def tidy(self) -> None:
+        """Give back what the last part left."""
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def save(self, name: str, rows: Sequence[Mapping[str, Any]], shown: int) -> None:
+        """Print the first columns and write all."""
+        publish(name, rows, shown, dry=True)
+        write_rows(name, rows, self.out)
+
+
+def in_turns_within(ways: Mapping[str, Callable[[], T]], seconds: float, most: int) -> dict[str, list[T]]:
+    """What every way returns in up to `most` interleaved rounds, as many as `seconds` allow, one at least, after one
+    that warms up."""
+    for way in ways.values():
+        way()
+    seen: dict[str, list[T]] = defaultdict(list)
+    start, took = time.perf_counter(), 0.0
+    while len(seen[next(iter(ways))]) < most and time.perf_counter() - start + took < seconds or not seen:
+        begun = time.perf_counter()
+        for name, way in ways.items():
+            seen[name].append(way())
+        took = time.perf_counter() - begun
+    return dict(seen)
+
+
+def every_kernel(bench: Bench) -> None:
+    """Kernels against their references; one that differs does not keep the others from being measured."""
+    for case in kernels.every_case(torch.device(bench.device)):
+        try:
+            write_rows("kernels", kernels.measure(case, 20), bench.out)
+        except (Exception, SystemExit) as error:
+            print(f"{case.name}: {type(error).__name__}: {error}")
+
+
+def first_tokens(bench: Bench, tokens: int, seconds: float) -> None:
+    """Time to the first token of stock transformers and all systems."""
+    plan, store = bench.prompt(tokens)
+    ways: dict[str, Any] = {"stock": partial(ttft.stock, bench.adapter, plan)}
+    ways |= {name: partial(first_token, bench.adapter, store, plan, METHODS[name]) for name in SYSTEMS}
+    seen = in_turns_within(ways, min(seconds, bench.left()), 9)
+    bench.save("ttft", ttft.rows(bench.label, tokens, seen, bench.device), 14)
+
+
+def every_stage(bench: Bench, tokens: int) -> None:
+    """Pass by pass against floors measured in the same run."""
+    plan, store = bench.prompt(tokens)
+    rates = stages.Rates.measured(bench.adapter, tokens)
+    bench.tidy()
+    ways = {name: partial(stages.clock, bench.adapter, store, plan, METHODS[name], rates) for name in SYSTEMS}
+    bench.save("stages", stages.rows(bench.label, tokens, rates, in_turns_within(ways, 8, 5), bench.device), 18)
+
+
+def served(bench: Bench, tokens: int) -> serving.Bench:
+    """The prompt, asked again and again."""
+    plan, store = bench.prompt(tokens)
+    return serving.Bench(bench.adapter, store, plan, bench.budget, bench.new)
+
+
+def decoding(bench: Bench, tokens: int, answers: int) -> None:
+    """Milliseconds per token of `answers` answers together, over whole caches and over kept ones."""
+    asked, seen = served(bench, tokens), decode.Seen()
+    for cache, system in zip(decode.KEPT, SERVED, strict=True):
+        begun = [asked.begin(METHODS[system], number).decoding for number in range(answers)]
+        bench.adapter.loop.step(begun)
+        wait(bench.adapter.device)
+        seen[cache, "together"] = [decode.finish(bench.adapter, [begun], time.perf_counter)]
+        del begun
+    rows = decode.table(tokens, answers, bench.new - 2, "wall", seen, bench.device, bench.label)
+    bench.save("decode", rows, 10)
+
+
+def memory_of(bench: Bench, tokens: int) -> None:
+    """What an answer takes beside model and store, at its peak and while it is written."""
+    asked, gauge, seen = served(bench, tokens), gauge_of(bench.device), dict[str, list[Reading]]()
+    for system in SYSTEMS:
+        bench.tidy()
+        gauge.restart()
+        before = gauge.now()
+        begun = asked.begin(METHODS[system], 0)
+        held = gauge.now()
+        seen[system] = [Reading(before, max(1, gauge.peak() - before), max(1, held - before), "the same")]
+        del begun
+    bench.save("memory", memory.rows(tokens, seen, bench.device, bench.label), 12)
+
+
+def by_tier(bench: Bench, tokens: int) -> None:
+    """The first token when the chunk caches lie on the device, and on the host."""
+    (plan, near), far = bench.prompt(tokens), ChunkKVStore(":memory:")
+    for chunk in plan.chunks:
+        key = str(chunk.key)
+        far.put(key, ChunkKV(near.summary(key), near.read_blocks(key)))
+    ways: dict[str, Any] = {"none full": partial(first_token, bench.adapter, near, plan, METHODS["full"])}
+    for tier, store in {"device": near, "host": far}.items():
+        for name in ("reuse", "cacheblend", "samkv"):
+            ways[f"{tier} {name}"] = partial(first_token, bench.adapter, store, plan, METHODS[name])
+    seen = {tuple(name.split()): found for name, found in in_turns_within(ways, 6, 3).items()}
+    cases = {(tier, "model", system): found for (tier, system), found in seen.items()}
+    bench.save("tiers", tiers.rows(bench.label, tokens, cases, bench.device), 11)
+
+
+def within_a_budget(bench: Bench, tokens: int) -> None:
+    """How many answers fit, and tokens a second."""
+    asked = served(bench, tokens)
+    seen = serving.measure(asked, SERVED, 1, 48)
+    bench.save("serving", serving.rows(bench.label, tokens, asked, seen, bench.device), 14)
+
+
+def one_answer(bench: Bench, tokens: int) -> None:
+    """Where the time of one prepared answer goes, operation by operation."""
+    plan, store = bench.prompt(tokens)
+    for system in ("samkv", "samkv 1/10"):
+        profile.profiled(bench.adapter, store, plan, system, bench.out)
+
+
+Part = tuple[str, float, Callable[[Bench], None]]
+
+
+def parts(sizes: Sequence[int]) -> list[Part]:
+    """Name, seconds needed, and what to do; the first sizes' first, and the last size at the end."""
+    *short, long = sizes
+    middle = short[-1] if short else long
+    return [
+        ("kernels", 15.0, every_kernel),
+        *(("ttft", 10.0, partial(first_tokens, tokens=tokens, seconds=12)) for tokens in short),
+        ("stages", 12.0, partial(every_stage, tokens=middle)),
+        ("profile", 6.0, partial(one_answer, tokens=middle)),
+        ("memory", 4.0, partial(memory_of, tokens=middle)),
+        ("decode", 4.0, partial(decoding, tokens=middle, answers=1)),
+        ("tiers", 8.0, partial(by_tier, tokens=middle)),
+        ("decode", 10.0, partial(decoding, tokens=middle, answers=8)),
+        ("ttft", 35.0 if short else 0.0, partial(first_tokens, tokens=long, seconds=30)),
+        ("serving", 20.0, partial(within_a_budget, tokens=middle)),
+    ]
+
+
+def attempt(bench: Bench, part: Part) -> bool:
+    """Do one part, if there is time; what goes wrong is told. False if it failed."""
+    name, needed, do = part
+    if bench.left() < needed:
+        print(f"-- {name}: left out, {bench.left():.0f} s are left and it needs {needed:.0f}")
+        return True
+    print(f"-- {name}, {bench.left():.0f} s left", flush=True)
+    try:
+        do(bench)
+    except (Exception, SystemExit):
+        traceback.print_exc(file=sys.stdout)
+        return False
+    finally:
+        bench.tidy()
+        sys.stdout.flush()
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--model", default="8b", choices=["8b", "random", "tiny"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[5120, 16384, 65536], help="sizes, shortest first")
+    parser.add_argument("--seconds", type=float, default=140, help="when to be done")
+    parser.add_argument("--parts", nargs="+", choices=NAMES, help="only these")
+    parser.add_argument("--new", type=int, default=34, help="tokens of a decoded answer")
+    parser.add_argument("--budget", type=float, default=16, help="GiB of keys and values for `serving`")
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the rows")
+    options = parser.parse_args()
+    stop = time.perf_counter() + options.seconds
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    budget = int(options.budget * GIB)
+    bench = Bench(options.model, options.device, options.out, stop, options.new, budget)
+    chosen = options.parts or NAMES[options.device == "cpu" :]
+    wanted = [part for part in parts(options.tokens) if part[0] in chosen]
+    failed = [part[0] for part in wanted if not attempt(bench, part)]
+    print(f"failed: {', '.join(failed) or 'none'}; {bench.left():.0f} s left")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

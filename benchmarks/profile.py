@@ -1,0 +1,62 @@
+"""Where the time of one answer goes up to its first token, operation by operation, by torch's profiler.
+
+Says which operations take the most time of the processor and of the GPU, how many kernels are launched and copied
+to and from the host, and how often the host waits. What the profiler itself takes is in the times, not in the counts.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.harness import wait
+from benchmarks.systems import METHODS, first_token
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.store import ChunkKVStore
+from samkv_rag.types import PromptPlan
+
+SHOWN = 25
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+COUNTED = {
+    "launches": LAUNCHES,
+    "copies": ("cudaMemcpyAsync",),
+    "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+}
+
+
+def counts(averages: Any) -> dict[str, int]:
+    """Calls of the driver, by kind; "items" are single numbers that the host asked for."""
+    calls = {event.key: event.count for event in averages}
+    found = {kind: sum(calls.get(name, 0) for name in names) for kind, names in COUNTED.items()}
+    return found | {"items": calls.get("aten::_local_scalar_dense", 0), "nonzeros": calls.get("aten::nonzero", 0)}
+
+
+def profiled(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, system: str, out: Path) -> dict[str, int]:
+    """Profile one question by `system`, warm; prints counts and the first operations, writes both to `out`."""
+    on_gpu = adapter.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    first_token(adapter, store, plan, METHODS[system])
+    start = time.perf_counter()
+    first_token(adapter, store, plan, METHODS[system])
+    plain = time.perf_counter() - start
+    with profile(activities=activities) as seen:
+        first_token(adapter, store, plan, METHODS[system])
+        wait(adapter.device)
+    averages = seen.key_averages()
+    found = counts(averages)
+    orders = ["self_cpu_time_total", *(["self_device_time_total"] if on_gpu else [])]
+    tables = [averages.table(sort_by=order, row_limit=SHOWN, max_name_column_width=60) for order in orders]
+    head = f"{system}, {plan.n_tokens} tokens: {1e3 * plain:.1f} ms without the profiler; {found}"
+    (out / f"profile-{system.replace(' ', '-').replace('/', '-')}.txt").write_text("\n".join([head, *tables]))
+    print(head)
+    print("\n".join(line for order in orders for line in _lines(averages, order)))
+    return found
+
+
+def _lines(averages: Any, order: str) -> list[str]:
+    """The operations that take most, one short line each."""
+    rows = sorted(averages, key=lambda event: -getattr(event, order))[:SHOWN]
+    return [f"{order}:", *(f"{getattr(row, order) / 1e3:10.2f} ms {row.count:6d} x {row.key[:70]}" for row in rows)]
