@@ -64,7 +64,13 @@ def _dump(what: str, path: Path) -> str:
 def attention(name: str, sm: int, folder: Path) -> Any:
     kernel = sparse_attention.shares_kernel if name == "shares" else sparse_attention.attend_kernel
     types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), "*bf16")
-    types |= {"out": "*bf16" if name == "attend" else "*fp32", "normaliser": "*fp32", "first": "*i32", "last": "*i32"}
+    types |= {
+        "out": "*bf16" if name == "attend" else "*fp32",
+        "normaliser": "*fp32",
+        "levels": "*fp32",
+        "first": "*i32",
+        "last": "*i32",
+    }
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
     tile = sparse_attention.tiles(torch.bfloat16, _DIM, 4096)
@@ -72,7 +78,7 @@ def attention(name: str, sm: int, folder: Path) -> Any:
         tile["ROWS"] = 64
     constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": _DIM, "WIDE": _DIM, "SOFTCAP": False, "DOT": tl.bfloat16, **tile}
     if name != "shares":
-        constants["NORMALISER"] = name == "normaliser"
+        constants |= {"NORMALISER": name == "normaliser", "SPLITS": 16 if name == "split" else 1}
     return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
 
 

@@ -23,7 +23,13 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 # What is compiled: (kernel, variant), and the compute capability.
-ATTENTION = [("attend", "bf16", 90), ("attend", "bf16", 80), ("normaliser", "bf16", 90), ("shares", "bf16", 90)]
+ATTENTION = [
+    ("attend", "bf16", 90),
+    ("attend", "bf16", 80),
+    ("split", "bf16", 90),
+    ("normaliser", "bf16", 90),
+    ("shares", "bf16", 90),
+]
 SCORES = [("logits", "bound", 90)]
 GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
 

@@ -155,6 +155,22 @@ def test_attention_with_soft_cap_and_window() -> None:
     attend_both_ways(attention_case(2, 1, 2, 9, 70, 64, torch.float32, window=23), softcap=2.0)
 
 
+@pytest.mark.parametrize(("asked", "kept", "window"), [(3, 70, None), (9, 700, None), (2, 300, 40)])
+def test_keys_split_among_programs(asked: int, kept: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few queries over many keys; queries that see nothing of a part, and nothing at all."""
+    from samkv_kernels.jit import sparse_attention as kernels
+
+    monkeypatch.setattr(kernels, "LEAST_TILES", 0.1)
+    monkeypatch.setattr(kernels, "MOST_SPLITS", 8)
+    assert kernels.splits(2, kept, 32) == 8 and kernels.splits(256, kept, 32) == 1
+    case = attention_case(2, 1, 2, asked, kept, 64, torch.float32, window)
+    attend_both_ways(case)
+    query, key, value, spans = case
+    blind = Spans(spans.first, torch.where(torch.arange(asked, device=DEVICE) == 0, -1, spans.last).int())
+    assert sparse_attention(query, key, value, blind, backend="triton")[:, :, 0].abs().max() == 0
+    attend_both_ways((query, key, value, blind))
+
+
 def test_a_window_that_is_missing_would_be_seen() -> None:
     """Negative control: the spans' first keys are used."""
     query, key, value, spans = attention_case(1, 1, 2, 9, 70, 64, torch.float32, window=3)

@@ -3,6 +3,9 @@
 The rows of a tile are (token, query head of the group), token by token, so that keys are read once for all heads that
 share them and any group size, 7 too, fills the tile. What a tile cannot see is left out by the loop's bounds: Triton
 does not pipeline a load that stands behind an `if` inside a loop. Scores are kept in base 2.
+
+A few queries over many keys make too few tiles to fill a GPU: their keys are then split among programs, and what these
+found is combined.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ from samkv_kernels.jit.launching import dot_type, on_device, power_of_2, require
 
 if TYPE_CHECKING:
     from samkv_kernels.sparse_attention import Spans
+
+PROGRAMS = 256
+"""About two for every multiprocessor of a large GPU."""
+LEAST_TILES = 4
+MOST_SPLITS = 64
 
 _UNSEEN = tl.constexpr(-1.0e30)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -46,11 +54,13 @@ def _span(first, last, spans_at, token, asks):
 
 @triton.jit(do_not_specialize=["n_query"])
 def attend_kernel(
-    query, key, value, out, first, last, n_query, span_stride, scale, cap, q_strides, k_strides, v_strides, o_strides,
+    query, key, value, out, levels, first, last, n_query, span_stride, scale, cap,
+    q_strides, k_strides, v_strides, o_strides,
     GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    # NORMALISER: what `out` gets is each row's log2 of its sum of exponentials, and values are not read.
+    # NORMALISER: only `levels` are wanted, each row's log2 of its sum of exponentials; values are not read. Programs
+    # along the third axis take a part of the keys each: both outputs are then by part, `combine_kernel` joins them.
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
     token, head, asks = _rows(tl.program_id(0), n_query, group, REP, ROWS)
@@ -64,8 +74,14 @@ def attend_kernel(
     highest = tl.full((ROWS,), _UNSEEN, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, WIDE), tl.float32)
+    begin = tl.min(start, 0)
     end = tl.max(stop, 0) + 1
-    for index in range(tl.min(start, 0), end, KEYS):
+    split = tl.program_id(2)
+    if SPLITS > 1:
+        part = tl.cdiv(tl.cdiv(end - begin, SPLITS), KEYS) * KEYS
+        begin += split * part
+        end = tl.minimum(end, begin + part)
+    for index in range(begin, end, KEYS):
         slot = index + tl.arange(0, KEYS)
         there = (slot < end)[:, None] & real
         k = tl.load(keys + slot.to(tl.int64)[:, None] * k_strides[2], mask=there, other=0).to(DOT)
@@ -81,13 +97,35 @@ def attend_kernel(
             acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
         highest = higher
     total = tl.where(total == 0, 1.0, total)
-    place = batch * o_strides[0] + head.to(tl.int64) * o_strides[1] + token.to(tl.int64) * o_strides[2]
-    if NORMALISER:
-        tl.store(out + place, highest + tl.log2(total), mask=asks)
-    else:
+    batch += split * (tl.num_programs(1) // GROUPS)
+    if NORMALISER or SPLITS > 1:
+        level = (batch * GROUPS * REP + head) * n_query + token
+        tl.store(levels + level, highest + tl.log2(total), mask=asks)
+    if not NORMALISER:
+        place = batch * o_strides[0] + head.to(tl.int64) * o_strides[1] + token.to(tl.int64) * o_strides[2]
         # A row that sees nothing has weighed what its neighbours see.
         result = tl.where((stop >= start)[:, None], acc / total[:, None], 0.0)
         tl.store(out + place[:, None] + at, result.to(out.dtype.element_ty), mask=asks[:, None] & real)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def combine_kernel(
+    parts, part_levels, out, levels, rows, DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
+    NORMALISER: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, SPLITS).to(tl.int64) * rows + row
+    level = tl.load(part_levels + place)
+    highest = tl.max(level, 0)
+    weights = tl.exp2(level - highest)
+    total = tl.sum(weights, 0)
+    if NORMALISER:
+        tl.store(levels + row, highest + tl.log2(total))
+    else:
+        at = tl.arange(0, WIDE)
+        x = tl.load(parts + place[:, None] * DIM + at[None, :], mask=(at < DIM)[None, :], other=0)
+        result = tl.sum(x * weights[:, None], 0) / total
+        tl.store(out + row * DIM + at, result.to(out.dtype.element_ty), mask=at < DIM)
 
 
 @triton.jit(do_not_specialize=["n_query", "n_key"])
@@ -140,6 +178,40 @@ def sizes(query: Tensor, key: Tensor, softcap: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def splits(programs: int, keys: int, tile: int) -> int:
+    """Into how many parts the keys of a launch of so many `programs` are split: a power of two, so that a GPU has
+    enough to do; every part has a few tiles of `tile` keys."""
+    wanted = int(min(-(-PROGRAMS // programs), keys / (LEAST_TILES * tile), MOST_SPLITS))
+    return 1 << max(0, wanted.bit_length() - 1)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, softcap: float | None,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`."""
+    batch, heads, count, dim = query.shape
+    rows = count * (heads // key.shape[1])
+    tile, (first, last, stride) = tiles(query.dtype, dim, rows), _flat(spans)
+    grid = (triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])
+    parts = splits(grid[0] * grid[1], key.shape[2], tile["KEYS"])
+    levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
+    into = levels[..., None] if out is None else out
+    if out is not None and parts > 1:
+        into = torch.empty(parts * batch, heads, count, dim, dtype=torch.float32, device=query.device)
+    fixed, how = sizes(query, key, softcap), {"SPLITS": parts, "NORMALISER": out is None}
+    with on_device(query):
+        attend_kernel[(*grid, parts)](
+            query, key, value, into, levels, first, last, count, stride, scale, softcap or 1.0,
+            query.stride()[:3], key.stride()[:3], value.stride()[:3], into.stride()[-4:-1], **fixed, **tile, **how,
+        )  # fmt: skip
+        if parts > 1:
+            joined, total = torch.empty_like(levels[0]) if out is None else out, batch * heads * count
+            combine_kernel[(total,)](into, levels, joined, joined, total, DIM=dim, WIDE=fixed["WIDE"], **how)
+            return joined
+    return levels[0]
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, softcap: float | None) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.sparse_attention.sparse_attention`."""
     query, key, value = _rows_contiguous(query, key, value, spans)
@@ -147,15 +219,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
     out = torch.empty(batch, heads, count, dim, dtype=query.dtype, device=query.device)
     if out.numel() == 0 or key.shape[2] == 0:
         return out.zero_()
-    first, last, stride = _flat(spans)
-    rows = count * (heads // key.shape[1])
-    tile = tiles(query.dtype, dim, rows)
-    with on_device(query):
-        attend_kernel[(triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])](
-            query, key, value, out, first, last, count, stride, scale, softcap or 1.0,
-            query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
-            **sizes(query, key, softcap), **tile, NORMALISER=False,
-        )  # fmt: skip
+    _attend(query, key, value, spans, scale, softcap, out)
     return out
 
 
@@ -167,17 +231,12 @@ def shares(query: Tensor, key: Tensor, spans: Spans, scale: float, softcap: floa
     out = torch.empty(batch, count, total, dtype=torch.float32, device=query.device)
     if out.numel() == 0:
         return out
-    levels = torch.empty(batch, heads, count, dtype=torch.float32, device=query.device)
+    levels = _attend(query, key, key, spans, scale, softcap)
     first, last, stride = _flat(spans)
-    rows = count * (heads // key.shape[1])
-    fixed, one, two = sizes(query, key, softcap), tiles(query.dtype, dim, rows), tiles(query.dtype, dim, count)
+    fixed, two = sizes(query, key, softcap), tiles(query.dtype, dim, count)
     two["ROWS"] = min(two["ROWS"], 32 if query.dtype == torch.float32 else 64)
     strides = query.stride()[:3], key.stride()[:3]
     with on_device(query):
-        attend_kernel[(triton.cdiv(rows, one["ROWS"]), batch * key.shape[1])](
-            query, key, key, levels, first, last, count, stride, scale, softcap or 1.0,
-            *strides, strides[1], levels.stride(), **fixed, **one, NORMALISER=True,
-        )  # fmt: skip
         shares_kernel[(triton.cdiv(total, two["KEYS"]), triton.cdiv(count, two["ROWS"]), batch)](
             query, key, levels, out, first, last, count, total, stride, scale, softcap or 1.0, *strides, **fixed, **two
         )
