@@ -8,6 +8,7 @@ after warm-up, so that the ratio within one run counts. Needs a CUDA device; wit
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def every_case(device: torch.device) -> Iterator[Case]:
 def versions() -> dict[str, str]:
     """Of what compiles and runs kernels."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split() if shutil.which(query[0]) else []
     return {"cuda": str(torch.version.cuda), "triton": version("triton"), "driver": driver[0] if driver else ""}
 
 

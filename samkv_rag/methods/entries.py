@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,14 @@ from samkv_kernels.rope_gather import Stored
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, StoredBlocks
 from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan
+
+
+class _Read(NamedTuple):
+    """Some layers of one block: where they stand in what was `read` with others."""
+
+    read: StoredBlocks
+    place: int
+    layers: int
 
 
 class Entries:
@@ -21,7 +31,7 @@ class Entries:
         self._layers = adapter.shape.layers
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
-        self._blocks: list[dict[int, list[StoredBlocks]]] = [{} for _ in plan.chunks]  # each block's layers, in parts
+        self._blocks: list[dict[int, list[_Read]]] = [{} for _ in plan.chunks]  # each block's layers, in parts
 
     def summary(self, index: int) -> tuple[ChunkSummary, bool]:
         """The small part of chunk `index`, and whether it was asked for the first time."""
@@ -44,18 +54,18 @@ class Entries:
         """Some blocks on `layers`, a run of them. Each layer of a block is read once, with those below it, and none
         above it."""
         known = self._blocks[index]
-        depths = {block: sum(len(part.data) for part in known.get(block, [])) for block in blocks}
+        depths = {block: sum(part.layers for part in known.get(block, ())) for block in blocks}
         for depth in sorted({depth for depth in depths.values() if depth < layers.stop}):
             missing = [block for block in depths if depths[block] == depth]
             read = self._store.read_stored(self._keys[index], missing, range(depth, layers.stop))
             self.bytes_read += read.nbytes
             for place, block in enumerate(missing):
-                known.setdefault(block, []).append(StoredBlocks(read.form, read.data[:, place]))
+                known.setdefault(block, []).append(_Read(read, place, layers.stop - depth))
             if missing == blocks and depth == layers.start:
                 return read
         wanted = slice(layers.start, layers.stop)
-        data = [torch.cat([part.data for part in known[block]])[wanted] for block in blocks]
-        return StoredBlocks(known[blocks[0]][0].form, torch.stack(data, 1))
+        data = [torch.cat([part.read.data[:, part.place] for part in known[block]])[wanted] for block in blocks]
+        return StoredBlocks(known[blocks[0]][0].read.form, torch.stack(data, 1))
 
     def release(self) -> None:
         """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""
