@@ -18,7 +18,8 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import PromptPlan
 
-SHOWN = 25
+KEPT, SHOWN = 25, 9
+"""Operations that are written down, and printed."""
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 COUNTED = {
     "launches": LAUNCHES,
@@ -48,11 +49,11 @@ def profiled(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, syste
     averages = seen.key_averages()
     found = counts(averages)
     orders = ["self_cpu_time_total", *(["self_device_time_total"] if on_gpu else [])]
-    tables = [averages.table(sort_by=order, row_limit=SHOWN, max_name_column_width=60) for order in orders]
     head = f"{system}, {plan.n_tokens} tokens: {1e3 * plain:.1f} ms without the profiler; {found}"
-    (out / f"profile-{system.replace(' ', '-').replace('/', '-')}.txt").write_text("\n".join([head, *tables]))
     print(head)
     print("\n".join(line for order in orders for line in _lines(averages, order)))
+    tables = [averages.table(sort_by=order, row_limit=KEPT, max_name_column_width=60) for order in orders]
+    (out / f"profile-{system.replace(' ', '-').replace('/', '-')}.txt").write_text("\n".join([head, *tables]))
     return found
 
 

@@ -42,10 +42,14 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
     "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "8b" the shape of Llama-3.1-8B in bfloat16,
+    "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" the reader.
     """
     if label == "bundled":
         return ModelSource(device_map=str(device)).adapter
+    if label == "8b-shallow":
+        shallow = LlamaConfig(**LLAMA_8B.to_diff_dict() | {"num_hidden_layers": 4})
+        return random_model(shallow, torch.float32, device)
     if label == "8b":
         return random_model(LLAMA_8B, torch.bfloat16, device)
     if label == "tiny":
