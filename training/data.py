@@ -238,4 +238,3 @@ def _member_end(question: Question, encode: Encoder, answer: list[int], number: 
     text = (", ".join(members) + "," * (len(members) < len(question.facts))).removeprefix(ARTICLE)
     spans = (place for place in range(len(answer)) if text in encode.tokenizer.decode(answer[: place + 1]))
     return next(spans) + 1
-

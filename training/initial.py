@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training.model import Attention, Reader, Shape
 
+
 @dataclass(frozen=True)
 class Parts:
     """Where the parts of a stream of `hidden` begin, and how wide those are that hold tokens nearby (as wide as a head):

@@ -69,7 +69,9 @@ def share_at(mix: list[float], progress: float) -> float:
 
 def sizes_of(stage: dict[str, Any]) -> Sizes:
     """The sizes of a stage's batches."""
-    return Sizes(**{key: value for key, value in stage.items() if key not in ("name", "mix", "plain_weight")}, exact=True)
+    return Sizes(
+        **{key: value for key, value in stage.items() if key not in ("name", "mix", "plain_weight")}, exact=True
+    )
 
 
 def rate_at(progress: float, step: int, options: dict[str, Any]) -> float:

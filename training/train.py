@@ -161,7 +161,9 @@ def _first(batch: Batch) -> Tensor:
 def exact_matches(batch: Batch, right: Tensor) -> dict[str, float]:
     """Share of questions per task whose whole answer is right, given that its beginning was."""
     answer = batch.group >= 0
-    wrong = torch.zeros(len(batch.tasks), device=right.device).index_add(0, batch.group[answer], (~right[answer]).float())
+    wrong = torch.zeros(len(batch.tasks), device=right.device).index_add(
+        0, batch.group[answer], (~right[answer]).float()
+    )
     found: dict[str, list[bool]] = {}
     for task, count in zip(batch.tasks, wrong.tolist(), strict=True):
         found.setdefault(task, []).append(count == 0)
