@@ -23,8 +23,8 @@ from training.model import Attention, Reader, Shape
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a stream of `hidden` begin, and how wide those are that hold tokens nearby (as wide as a head):
-    this token's comes first."""
+    """Where the parts of a stream begin, this token's first, and how wide those are that hold tokens nearby: `near`, as
+    wide as a head."""
 
     before: int
     recent: int

@@ -104,7 +104,7 @@ class Layer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = Norm(shape.hidden), Norm(shape.hidden)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention needs of flat states [N, hidden]: queries, keys and values, rotated by cos and sin [N, 1, half]."""
+        """Queries, keys and values of flat states [N, hidden], rotated by cos and sin [N, 1, head_dim / 2]."""
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
 
     def after(self, x: Tensor, seen: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class Reader(nn.Module):
     def forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor, split: int, where: Tensor, looks: Sequence[Look] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [N, vocab] at the N flat token places `where` of ids [B, T], and attention logits [B, P, T] of `looks`.
+        """Logits [N, vocab] at the flat token places `where` [N] of ids [B, T], attention logits [B, P, T] of `looks`.
 
         positions [B, T]; mask [B, 1, U, T].
         """

@@ -8,7 +8,7 @@ without bfloat16 arithmetic that costs more than the rest of the update. Here eq
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,15 +39,25 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update from the gradients."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for weight in group["params"]:
-                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
-                mean.lerp_(weight.grad, 1 - group["momentum"])
-                shapes[weight.shape].append((weight, weight.grad.lerp(mean, group["momentum"])))
-            for shape, pairs in shapes.items():
-                steps = orthogonal(torch.stack([mean for _, mean in pairs])) * (0.2 * max(shape) ** 0.5)
-                for (weight, _), change in zip(pairs, steps, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-group["lr"])
+            weights = group["params"]
+            grads = [weight.grad for weight in weights]
+            means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in weights]
+            torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+            changes = _by_shape(torch._foreach_lerp(grads, means, group["momentum"]))
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, changes, alpha=-group["lr"])
+
+
+def _by_shape(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The step along each matrix, those of one shape together."""
+    shapes: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, matrix in enumerate(matrices):
+        shapes[matrix.shape].append(number)
+    found = dict[int, Tensor]()
+    for shape, numbers in shapes.items():
+        steps = orthogonal(torch.stack([matrices[number] for number in numbers])) * (0.2 * max(shape) ** 0.5)
+        found |= zip(numbers, steps.unbind(), strict=True)
+    return [found[number] for number in range(len(matrices))]
 
 
 class Optimiser:

@@ -1,5 +1,6 @@
 """The large reader's training: its mixture follows the clock, its batches have one size, and it learns."""
 
+import pickle
 import random
 from dataclasses import replace
 from multiprocessing import Value
@@ -26,7 +27,7 @@ WEIGHTS = Path(__file__).parents[2] / "samkv_rag" / "reader" / "weights"
 TEXTS = {
     "Ola Brandt": "Ola Brandt (born 3 May 1951) is a Norwegian painter. Brandt was born in Bergen. "
     "The painter lives in Oslo. Her first show opened in Oslo in 1974.",
-    "Mira Holt": "Mira Holt (born 9 June 1948) is a Danish painter. Holt was born in Aarhus. She moved to Ribe in 1970.",
+    "Mira Holt": "Mira Holt (born 9 June 1948) is a Danish painter. Holt was born in Aarhus. She lives in Ribe.",
     "The Last Ferry": "The Last Ferry is a 1983 Norwegian drama film directed by Ola Brandt. It was released in 1983.",
     "The First Snow": "The First Snow is a 1990 Danish drama film directed by Mira Holt. It was released in 1990.",
 }
@@ -112,12 +113,9 @@ def test_a_run_learns_from_what_its_workers_make(encode: Encoder, shelf: Shelf) 
     feed = iter(Batches(config, encode, shelf, Value("d", 0.0)))  # type: ignore[arg-type]
     number, packed = next(feed)
     assert number == 0
-    import pickle
-
-    batch = pickle.loads(packed)
+    batch, first = pickle.loads(packed), list[float]()
     for _ in range(6):
         run.update(0, batch, 0.1)
-        seen = run.sums.means()
-        first = seen["alike first"] if run.step == 1 else first
-    assert seen["alike first"] < first
+        first.append(run.sums.means()["alike first"])
+    assert first[-1] < first[0]
     assert set(run.averaged()) == {name for name, _ in run.reader.named_parameters()}
