@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import ModelSource
+from samkv_rag.reader import is_bundled
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import PromptPlan, Question, Segment
 
@@ -43,10 +44,10 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
 
     "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "8b" the shape of Llama-3.1-8B in bfloat16,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
-    "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" the reader.
+    "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
     """
-    if label == "bundled":
-        return ModelSource(device_map=str(device)).adapter
+    if is_bundled(label):
+        return ModelSource(label, device_map=str(device)).adapter
     if label == "8b-shallow":
         shallow = LlamaConfig(**LLAMA_8B.to_diff_dict() | {"num_hidden_layers": 4})
         return random_model(shallow, torch.float32, device)

@@ -1,4 +1,4 @@
-"""The bundled reader: loads as any model does, encodes any text, and answers easy questions about unseen names."""
+"""The bundled readers: load as any model does, encode any text, and answer easy questions about unseen names."""
 
 from __future__ import annotations
 
@@ -13,23 +13,34 @@ from samkv_rag import reader
 from samkv_rag.eval import worlds
 
 INSTRUCTION = "Answer from the passages in a few words, or say: not in the passages.\n\n"
-EASY_SHARE = 0.35  # a floor for one-hop questions on four chunks, far below what CARD.md reports
+EASY_SHARE = 0.7  # a floor for one-hop questions on four chunks, far below what CARD.md reports
+MIB = 2**20
+
+
+@pytest.fixture(scope="module", params=[reader.BUNDLED, reader.SMALL])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return reader.path(request.param)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(reader.path())
+def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(reader.path(), dtype=torch.float32).eval()
+def model(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def test_weights_are_small_and_plain() -> None:
-    files = {file.name: file.stat().st_size for file in Path(reader.path()).iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
-    assert sum(files.values()) < 16 * 2**20
+def test_weights_are_small_and_plain(folder: Path) -> None:
+    files = {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert {"config.json", "tokenizer.json"} <= set(files)
+    assert max(files.values()) < 16 * MIB and sum(files.values()) < 40 * MIB
+
+
+def test_only_its_own_names_are_bundled() -> None:
+    assert reader.is_bundled("bundled") and reader.is_bundled("bundled-small")
+    assert not reader.is_bundled("bundled-tiny") and not reader.is_bundled(None)
 
 
 @pytest.mark.parametrize("text", ["Oslo", " Oslo", "naïve – «Größe» 東京 🙂\n\n\t", "<bos> is text here", "\x00\x7f"])
@@ -87,3 +98,26 @@ def test_reads_unseen_names(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     sample = list(islice(worlds.examples(11, 4, "one_hop", held_out=True), 20))
     right = sum(_answer(model, tokenizer, chunks, question) == gold for chunks, question, gold, _ in sample)
     assert right >= EASY_SHARE * len(sample)
+
+
+ENGLISH = [
+    "The Harrow Line\nThe Harrow Line is a narrow-gauge railway in the north of the county. It was opened on 4 May 1893 "
+    "by the engineer Thomas Aldous, and carried slate until the quarries closed in 1951.",
+    "Edith Marlow\nEdith Marlow (born 1921) was an English botanist. She studied at the University of Leeds, and is best "
+    "known for her work on the ferns of Borneo.",
+    "Brackwater\nBrackwater is a fishing village at the mouth of the river Esk. About 800 people live there.",
+]
+ASKED = {
+    "When was the Harrow Line opened?": "4 May 1893",
+    "Who opened the Harrow Line?": "Thomas Aldous",
+    "Where did Edith Marlow study?": "University of Leeds",
+    "How many people live in Brackwater?": "800",
+    "what was the profession of edith marlow": "botanist",
+}
+
+
+def test_the_reader_reads_english() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(reader.path())
+    model = AutoModelForCausalLM.from_pretrained(reader.path(), dtype=torch.float32).eval()
+    said = {question: _answer(model, tokenizer, ENGLISH, question) for question in ASKED}
+    assert sum(answer in said[question] for question, answer in ASKED.items()) >= 3, said

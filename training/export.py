@@ -16,7 +16,7 @@ from training.train import CONFIG, load_encoder, read_config
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 SHARD = "15MB"  # a file of weights, at most
-WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "small"
 
 
 def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:

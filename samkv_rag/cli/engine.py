@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.reader import BUNDLED, is_bundled
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
     from samkv_rag.retrieval.index import Settings
 
-BUNDLED = "bundled"
 BUNDLED_CHUNK = 128
 CHUNK = 512
-
-
 FLOOR = 64  # tokens: of a few sentences, a share is no sentence
 
 
@@ -26,7 +24,7 @@ def open_engine(
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
-    if model == BUNDLED or Path(model).is_dir():  # nothing is downloaded: the bars would only be about loading
+    if is_bundled(model) or Path(model).is_dir():  # nothing is downloaded: the bars would only be about loading
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
 
@@ -38,7 +36,7 @@ def open_engine(
 def model_name(model: str) -> str:
     """A folder by its full path, so that it is found again from elsewhere; any other name as it is."""
     folder = Path(model).expanduser()
-    return str(folder.resolve()) if model != BUNDLED and folder.is_dir() else model
+    return str(folder.resolve()) if not is_bundled(model) and folder.is_dir() else model
 
 
 def index_root(store: Path) -> Path:
@@ -55,5 +53,5 @@ def settings_of(store: Path) -> Settings | None:
 
 
 def chunk_tokens(model: str) -> int:
-    """Tokens in a chunk: the bundled reader was trained on short ones."""
-    return BUNDLED_CHUNK if model == BUNDLED else CHUNK
+    """Tokens in a chunk: the bundled readers were trained on short ones."""
+    return BUNDLED_CHUNK if is_bundled(model) else CHUNK

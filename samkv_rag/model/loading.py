@@ -22,7 +22,7 @@ from samkv_rag.model.digests import file_digest, parameters_digest
 from samkv_rag.types import KV_DTYPES
 
 FORMAT_VERSION = 1
-BUNDLED = "bundled"
+BUNDLED = reader.BUNDLED
 _WEIGHTS = ("*.safetensors", "*.bin")
 _IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
 _CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8"}
@@ -34,7 +34,7 @@ _TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "
 class ModelSource:
     """A model that is loaded when it is first needed: constructing one is cheap.
 
-    `model` is "bundled", a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
+    `model` is "bundled" (or "bundled-small"), a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
     GPU if there is one. `model_kwargs` go to transformers; of a hub id their `revision`, `token` and the like also say
     which files are downloaded. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS;
@@ -67,8 +67,8 @@ class ModelSource:
         """The folder with the model's files (a hub id is downloaded to the hub's cache); None for a loaded model."""
         if not isinstance(self.model, str | os.PathLike):
             return None
-        if self.model == BUNDLED:
-            return reader.path()
+        if reader.is_bundled(self.model):
+            return reader.path(str(self.model))
         folder = Path(self.model).expanduser()
         return folder if folder.is_dir() else _from_hub(str(self.model), self.model_kwargs)
 

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from samkv_rag import reader
 from samkv_rag.cli.app import app
-
-pytestmark = pytest.mark.skipif(
-    not (Path(reader.path()) / "model.safetensors").exists(), reason="the bundled reader's weights are not here"
-)
 
 
 def run(*args: str) -> str:

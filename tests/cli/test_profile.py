@@ -35,7 +35,7 @@ def test_it_shows_a_table_and_keeps_the_layers_by_the_models_fingerprint(tmp_pat
 
 def test_it_measures_the_model_that_the_store_was_ingested_with(tmp_path: Path) -> None:
     model, docs, store = tmp_path / "own", tmp_path / "docs.md", str(tmp_path / "store")
-    shutil.copytree(reader.path(), model)
+    shutil.copytree(reader.path(reader.SMALL), model)
     docs.write_text("Firm 1 is based in Oslo.")
     data = tmp_path / "mine.jsonl"
     data.write_text(json.dumps({"id": "0", **ROWS[0]}))

@@ -25,4 +25,4 @@ def test_they_are_the_shipped_readers(run: Path) -> None:
     if {one["transformers"] for one in found["environments"]} != {transformers.__version__}:
         pytest.skip("fingerprints hold a configuration as transformers writes it, which versions do differently")
     sink = found["arguments"]["sink_prefix"]
-    assert found["model"]["fingerprint"] == ModelSource("bundled", sink_text=sink_text(sink)).fingerprint
+    assert found["model"]["fingerprint"] == ModelSource("bundled-small", sink_text=sink_text(sink)).fingerprint

@@ -23,7 +23,7 @@ from training.shelf import DRAWN, Shelf, varied
 from training.train import read_config
 
 CONFIG = Path(__file__).parents[2] / "training" / "large.toml"
-WEIGHTS = Path(__file__).parents[2] / "samkv_rag" / "reader" / "weights"
+WEIGHTS = Path(__file__).parents[2] / "samkv_rag" / "reader" / "small"
 TEXTS = {
     "Ola Brandt": "Ola Brandt (born 3 May 1951) is a Norwegian painter. Brandt was born in Bergen. "
     "The painter lives in Oslo. Her first show opened in Oslo in 1974.",

@@ -39,7 +39,7 @@ def workplace(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for i, text in enumerate(TEXTS):
         (tmp_path / "docs" / f"{i}.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(samkv_rag.reader, "path", lambda: bundled)
+    monkeypatch.setattr(samkv_rag.reader, "path", lambda name: bundled)
     monkeypatch.setattr(SamKVLLM.model_fields["max_new_tokens"], "default", 8)
     SamKVLLM.model_rebuild(force=True)
     handlers = list(get_dispatcher().event_handlers)
