@@ -8,6 +8,11 @@ import pytest
 import torch
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Known also where `pyproject.toml` is not read: under an older pytest, on a borrowed GPU."""
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what needs a device or rights that this run does not have."""
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")

@@ -89,8 +89,8 @@ def rope_gather_into(
         return
     tokens = Tokens.of(rows, stored)
     for layer in range(len(keys)):  # what a layer takes on the way stays in the processor's caches
-        plain_keys, plain_values = _gathered(stored.layer(layer), tokens)
-        _turn_into(keys[layer, :, : len(rows)], plain_keys, angles.layer(layer))
+        plain_keys, plain_values = _gathered(stored.layer(layer), tokens)  # where the blocks are, which may be the host
+        _turn_into(keys[layer, :, : len(rows)], plain_keys.to(keys.device), angles.layer(layer))
         values[layer, :, : len(rows)] = plain_values
 
 

@@ -61,11 +61,13 @@ def _dump(what: str, path: Path) -> str:
     return subprocess.run([_TOOL, what, path], capture_output=True, text=True, check=True).stdout
 
 
-def attention(name: str, sm: int, folder: Path) -> Any:
+def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
+    """`variant` is the type, by default of heads of 128 and many rows: "bf16", "fp32 256", "fp32 256 16"."""
+    kind, dim, rows = _sized(variant)
     kernel = sparse_attention.shares_kernel if name == "shares" else sparse_attention.attend_kernel
-    types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), "*bf16")
+    types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), f"*{kind}")
     types |= {
-        "out": "*bf16" if name == "attend" else "*fp32",
+        "out": f"*{kind}" if name == "attend" else "*fp32",
         "normaliser": "*fp32",
         "levels": "*fp32",
         "first": "*i32",
@@ -73,13 +75,20 @@ def attention(name: str, sm: int, folder: Path) -> Any:
     }
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
-    tile = sparse_attention.tiles(torch.bfloat16, _DIM, 4096)
+    dtype, dot = {"bf16": (torch.bfloat16, tl.bfloat16), "fp32": (torch.float32, tl.float32)}[kind]
+    tile = sparse_attention.tiles(dtype, dim, rows)
     if name == "shares":
-        tile["ROWS"] = 64
-    constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": _DIM, "WIDE": _DIM, "SOFTCAP": False, "DOT": tl.bfloat16, **tile}
+        tile = sparse_attention.share_tiles(dtype, dim, rows)
+    constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, **tile}
     if name != "shares":
         constants |= {"NORMALISER": name == "normaliser", "SPLITS": 16 if name == "split" else 1}
     return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
+
+
+def _sized(variant: str) -> tuple[str, int, int]:
+    kind, *sizes = variant.split()
+    dim, rows = (*map(int, sizes), *(_DIM, 4096)[len(sizes) :])
+    return kind, dim, rows
 
 
 def logits(kind: str, sm: int, folder: Path) -> Any:
@@ -111,7 +120,7 @@ def gather(kind: str, sm: int, folder: Path) -> Any:
 def case(name: str, variant: str, sm: int, folder: Path) -> Any:
     if name == "gather":
         return gather(variant, sm, folder)
-    return logits(variant, sm, folder) if name == "logits" else attention(name, sm, folder)
+    return logits(variant, sm, folder) if name == "logits" else attention(name, variant, sm, folder)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ ATTENTION = [
     ("normaliser", "bf16", 90),
     ("shares", "bf16", 90),
 ]
+# The largest tiles there are, which only have to fit.
+LARGEST = [
+    (name, f"{kind} {dim}{rows}", sm)
+    for name in ("attend", "normaliser", "shares")
+    for kind, dim, rows in (("fp32", 128, ""), ("fp32", 256, ""), ("fp32", 256, " 16"), ("bf16", 256, ""))
+    for sm in (80, 90)
+]
 SCORES = [("logits", "bound", 90)]
 GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
 
@@ -37,7 +44,7 @@ GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], dict[str, Any]]:
     """Every case compiled in a process of its own, which does not interpret and shares no cache."""
-    cases = [*ATTENTION, *SCORES, *GATHER]
+    cases = [*ATTENTION, *LARGEST, *SCORES, *GATHER]
     command = [sys.executable, "-m", "tests.kernels.compiled", str(tmp_path_factory.mktemp("code")), json.dumps(cases)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -68,7 +75,7 @@ def test_products_use_the_matrix_unit(codes: dict[Any, dict[str, Any]], case: tu
     assert codes[case]["HGMMA" if hopper else "HMMA"] > 0
 
 
-@pytest.mark.parametrize("case", [case for case in ATTENTION if case[0] == "attend"])
+@pytest.mark.parametrize("case", [*ATTENTION, *LARGEST, *SCORES, *GATHER])
 def test_tiles_fit_the_shared_memory(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
     assert codes[case]["shared"] <= {80: 163, 90: 227}[case[2]] * 1024
 

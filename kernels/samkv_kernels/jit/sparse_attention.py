@@ -158,7 +158,9 @@ def shares_kernel(
 
 def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
     """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head."""
-    if dtype == torch.float32:
+    if dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits lie in shared memory
+        size, keys, warps, stages = 32, 16, 4, 1
+    elif dtype == torch.float32:
         size, keys, warps, stages = 64, 32, 4, 2
     elif dim > 128:
         size, keys, warps, stages = 64, 64, 8, 2
@@ -167,6 +169,12 @@ def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
     if rows <= 16:
         size, warps = 16, 4
     return {"ROWS": min(size, power_of_2(rows, 16)), "KEYS": keys, "num_warps": warps, "num_stages": stages}
+
+
+def share_tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
+    """As `tiles`, for weights: they are a result, which takes registers."""
+    tile = tiles(dtype, dim, rows)
+    return tile | {"ROWS": min(tile["ROWS"], 32 if dtype == torch.float32 else 64)}
 
 
 def sizes(query: Tensor, key: Tensor, softcap: float | None) -> dict[str, Any]:
@@ -233,8 +241,7 @@ def shares(query: Tensor, key: Tensor, spans: Spans, scale: float, softcap: floa
         return out
     levels = _attend(query, key, key, spans, scale, softcap)
     first, last, stride = _flat(spans)
-    fixed, two = sizes(query, key, softcap), tiles(query.dtype, dim, count)
-    two["ROWS"] = min(two["ROWS"], 32 if query.dtype == torch.float32 else 64)
+    fixed, two = sizes(query, key, softcap), share_tiles(query.dtype, dim, count)
     strides = query.stride()[:3], key.stride()[:3]
     with on_device(query):
         shares_kernel[(triton.cdiv(total, two["KEYS"]), triton.cdiv(count, two["ROWS"]), batch)](
