@@ -89,6 +89,7 @@ class Decoding:
         self._rules, self._hearer, self._random = rules, hearer, random
         self._ids = ids.new_empty(1, max(rules.max_length, ids.shape[1] + 1))
         self._ids[:, : ids.shape[1]] = ids
+        self._said = self._ids.cpu()
         self._length = ids.shape[1]
 
     @property
@@ -115,14 +116,17 @@ class Decoding:
             self.fail(error)
 
     def _take(self, logits: Tensor) -> None:
+        """The host waits for the device once, for the token: whether it ends the answer is found on the host."""
         scores = self._rules.processors(self.ids, logits)  # type: ignore[arg-type]
         token = self._choose(scores)
         self._ids[0, self._length] = token[0]
+        heard = token.cpu()
+        self._said[0, self._length] = heard[0]
         self._length += 1
-        self.tokens.append(int(token))
+        self.tokens.append(int(heard))
         if self._hearer is not None:
-            self._hearer.put(token.cpu())
-        if bool(self._rules.criteria(self.ids, None).all()):
+            self._hearer.put(heard)
+        if bool(self._rules.criteria(self._said[:, : self._length], None).all()):
             self._end()
 
     def _choose(self, scores: Tensor) -> Tensor:
