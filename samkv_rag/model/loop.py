@@ -7,13 +7,14 @@ model that can be attached is served this way, alone or together: there is no se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samkv_rag.model.attention import Plan, attention_plan
+from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Hearer, Rules
 
@@ -101,7 +102,11 @@ class Loop:
         if self._apart or len(decodings) == 1:
             return torch.cat([self._alone(decoding) for decoding in decodings])
         tokens, positions = (torch.cat(column) for column in zip(*(d.next for d in decodings), strict=True))
-        return self._logits(tokens, positions, RowsPlan(decodings), past_key_values=None, use_cache=False)
+        return self._side_by_side(tokens, positions, RowsPlan(decodings))
+
+    def _side_by_side(self, tokens: Tensor, positions: Tensor, plan: Plan) -> Tensor:
+        """Logits of one new token a row, by a plan that keeps the caches itself."""
+        return self._logits(tokens, positions, plan, past_key_values=None, use_cache=False)
 
     def _alone(self, decoding: Decoding) -> Tensor:
         if self._apart:
@@ -111,7 +116,7 @@ class Loop:
     def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
         """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers hands on as it is."""
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
-        with attention_plan(plan):
+        with attention_plan(plan), without_cudnn if tokens.shape[1] == 1 else nullcontext():
             out = self._model(tokens, position_ids=positions, attention_mask=dummy, logits_to_keep=1, **caching)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
