@@ -89,7 +89,7 @@ class ModelAdapter:
         self.rotary = Rotary(model)
         self.sink_prefix = tuple(sink_prefix)
         self.shape = self._measure()
-        self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length)
+        self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length, backend=self.backend)
 
     @torch.inference_mode()
     def _measure(self) -> KVShape:

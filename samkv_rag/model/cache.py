@@ -69,16 +69,36 @@ class SlotLayer(CacheLayerMixin):
             self._append(key_states, value_states)
         else:
             self._overwrite(key_states, value_states, self.slots)
-        return self._live()
+        return self.keys, self.values  # type: ignore[return-value]
+
+    def put_next(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one new token `(1, G, 1, D)` at `slot` `(1,)`, which only the device knows; returns the whole buffers
+        `(1, G, T + room, D)`. The token is live once `crop` has said so."""
+        self._keys.index_copy_(2, slot, keys.to(self._keys.dtype))
+        self._values.index_copy_(2, slot, values.to(self._values.dtype))
+        return self._keys, self._values
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where the keys' buffer begins and how many slots it has."""
+        return self._keys.data_ptr(), self._keys.shape[2]
+
+    def clear_room(self) -> None:
+        """Zeros for what stands behind the live slots: a weight of 0 makes nothing good of what is not a number."""
+        self._keys[:, :, self.length :] = 0
+        self._values[:, :, self.length :] = 0
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        stop = self.length + keys.shape[2]
-        if stop > self._keys.shape[2]:
-            raise ValueError(f"the cache is full: {stop} tokens, room for {self._keys.shape[2]}")
-        self._keys[:, :, self.length : stop] = keys
-        self._values[:, :, self.length : stop] = values
-        self.length = stop
+        self.require_room(keys.shape[2])
+        start, self.length = self.length, self.length + keys.shape[2]
         self._view()
+        self.keys[:, :, start:] = keys  # type: ignore[index]
+        self.values[:, :, start:] = values  # type: ignore[index]
+
+    def require_room(self, count: int) -> None:
+        """Raise ValueError unless `count` more tokens fit."""
+        if self.length + count > self._keys.shape[2]:
+            raise ValueError(f"the cache is full: {self.length + count} tokens, room for {self._keys.shape[2]}")
 
     def _overwrite(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         if self.blend is not None:
@@ -194,6 +214,10 @@ class SlotCache(Cache):
         """Take over the layers of `other`, a cache of the same tokens, above its own."""
         self.slot_layers += other.slot_layers
         self.layers += other.slot_layers
+
+    def require_room(self, count: int) -> None:
+        for layer in self.slot_layers:
+            layer.require_room(count)
 
     def crop_to(self, length: int) -> None:
         for layer in self.slot_layers:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samkv_kernels.backend import Backend
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Hearer, Rules
+from samkv_rag.model.graphs import recorder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,14 @@ class Loop:
     """Begins answers of one model and takes steps for several of them; who may call it when is the caller's business.
 
     `empty(room)` makes a cache for a prompt that has none. `apart` says that rows cannot share a forward: with longrope
-    the frequencies of a call are those of its longest position.
+    the frequencies of a call are those of its longest position. `recorder` takes the steps where graphs are wanted.
     """
 
-    def __init__(self, model: Any, empty: Callable[[int], SlotCache], apart: bool) -> None:
+    def __init__(self, model: Any, empty: Callable[[int], SlotCache], apart: bool, backend: Backend = "torch") -> None:
         self._model = model
         self._empty = empty
         self._apart = apart
+        self.recorder = recorder_of(self._side_by_side, backend, model.device, apart)
 
     @torch.inference_mode()
     def begin(
@@ -99,6 +102,8 @@ class Loop:
             self.step([decoding])
 
     def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
+        if self.recorder is not None:
+            return self.recorder.take(decodings)
         if self._apart or len(decodings) == 1:
             return torch.cat([self._alone(decoding) for decoding in decodings])
         tokens, positions = (torch.cat(column) for column in zip(*(d.next for d in decodings), strict=True))

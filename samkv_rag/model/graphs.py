@@ -1,0 +1,206 @@
+"""Decoding steps of fixed shapes, recorded as CUDA graphs: a GPU plays a step again without the host.
+
+A step of an 8B model is 1,200 launches; the host takes 25 ms and more to make them, the GPU 6 ms to carry them out.
+Where a new token goes and what it sees is read from tensors, so that the same launches serve the next token: a token
+attends over its cache's whole buffer, of which its span ends with itself. `SAMKV_GRAPHS=on` asks for it.
+
+Recorded or not, the steps of an answer are the same function, so its tokens do not depend on when a recording began.
+They attend by our kernel where a step that is not fixed goes by SDPA: the two differ by rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from samkv_kernels.backend import Backend
+from samkv_kernels.sparse_attention import Spans, sparse_attention
+from samkv_rag.errors import SamKVError
+from samkv_rag.model.attention import Plan
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.decoding import Decoding
+
+VARIABLE = "SAMKV_GRAPHS"
+PLAIN_STEPS = 2
+"""Steps in the same company before one is recorded, which takes as long as two: short answers are not worth it."""
+
+Forward = Callable[[Tensor, Tensor, Plan], Tensor]
+"""Next-token logits `(B, vocab)` of tokens `(B, 1)` at positions `(B, 1)` under a plan that keeps the caches."""
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""Records a function: what comes back does the same work again and returns the same tensor."""
+
+
+def wanted() -> bool:
+    """What SAMKV_GRAPHS asks for: "on" or "off", which it is without the variable."""
+    choice = os.environ.get(VARIABLE) or "off"
+    if choice not in ("on", "off"):
+        raise SamKVError(f"{VARIABLE}={choice!r} is neither 'on' nor 'off'.")
+    return choice == "on"
+
+
+def recorder_of(forward: Forward, backend: Backend, device: torch.device, apart: bool) -> Recorder | None:
+    """Takes a model's steps, if graphs are wanted and possible; a warning says what is in the way."""
+    if not wanted():
+        return None
+    obstacle = _obstacle(backend, device, apart)
+    if obstacle is None:
+        return Recorder(forward, backend, captured)
+    _tell(obstacle)
+    return None
+
+
+def _obstacle(backend: Backend, device: torch.device, apart: bool) -> str | None:
+    if device.type != "cuda":
+        return f"the model is on {device.type}"
+    if backend != "triton":
+        return "the backend torch waits for the GPU within a step; use the backend 'triton'"
+    return "the model's rotary frequencies depend on the length of the text" if apart else None
+
+
+def _tell(obstacle: str) -> None:
+    warnings.warn(f"Decoding runs without CUDA graphs: {obstacle}.", RuntimeWarning, stacklevel=3)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPlan:
+    """One new token for each of several caches, at `slots` `(B,)` of them; rows as in `RowsPlan`."""
+
+    caches: Sequence[SlotCache]
+    slots: Tensor
+    backend: Backend
+    _spans: dict[tuple[int, int | None], Spans] = field(default_factory=dict)
+
+    def positions(self) -> Tensor:
+        """Of the new tokens, `(B, 1)`."""
+        return torch.stack([cache.positions.index_select(0, self._slot(row)) for row, cache in enumerate(self.caches)])
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
+        window: int | None,
+    ) -> Tensor:  # fmt: skip
+        """One layer of the step; see `Plan`."""
+        out = []
+        for row, cache in enumerate(self.caches):
+            own = slice(row, row + 1)
+            keys, values = cache.slot_layers[layer].put_next(self._slot(row), key[own], value[own])
+            spans = self._seen(row, window)
+            out.append(sparse_attention(query[own], keys, values, spans, scale, softcap, self.backend))
+        return torch.cat(out)
+
+    def _slot(self, row: int) -> Tensor:
+        return self.slots[row : row + 1]
+
+    def _seen(self, row: int, window: int | None) -> Spans:
+        """Up to the token itself: what stands behind it, the cache's room, has later positions."""
+        if (row, window) not in self._spans:
+            at, slot = self.caches[row].positions[None], self._slot(row)
+            self._spans[row, window] = Spans.causal(at.index_select(1, slot), at, window)
+        return self._spans[row, window]
+
+
+class FixedStep:
+    """The steps of some answers in one company: the same launches on the same memory, token after token."""
+
+    def __init__(self, rows: Sequence[Decoding], forward: Forward, backend: Backend) -> None:
+        self._forward, self._backend = forward, backend
+        self._rows = [weakref.ref(row) for row in rows]  # a recording outlives its answers, their caches do not
+        self._memory = _memory(rows)
+        device = rows[0].ids.device
+        self._tokens = torch.zeros(len(rows), 1, dtype=torch.long, device=device)
+        self._slots = torch.zeros(len(rows), dtype=torch.long, device=device)
+        self._again: Callable[[], Tensor] | None = None
+        self.taken = 0
+        for row in rows:
+            for layer in row.cache.slot_layers:
+                layer.clear_room()
+
+    def serves(self, rows: Sequence[Decoding]) -> bool:
+        """Whether these are the answers, and their caches still lie where they lay."""
+        same = len(rows) == len(self._rows) and all(ref() is row for ref, row in zip(self._rows, rows, strict=True))
+        return same and self._memory == _memory(rows)
+
+    def take(self, rows: Sequence[Decoding]) -> Tensor:
+        """Next-token logits `(B, vocab)`, to be used before the next step; the new entries are in the caches."""
+        lengths = [row.cache.get_seq_length() for row in rows]
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            row.cache.require_room(1)
+            self._tokens[index].copy_(row.next[0][0])
+            self._slots[index].fill_(length)
+        logits = self._run() if self._again is None else self._again()
+        for row, length in zip(rows, lengths, strict=True):
+            row.cache.crop_to(length + 1)
+        self.taken += 1
+        return logits
+
+    def record(self, capture: Capture) -> None:
+        """Have later steps played; the last one is taken again in doing so, which changes nothing."""
+        self._again = capture(self._run)
+
+    @property
+    def recorded(self) -> bool:
+        return self._again is not None
+
+    def _run(self) -> Tensor:
+        plan = FixedPlan([row.cache for ref in self._rows if (row := ref()) is not None], self._slots, self._backend)
+        return self._forward(self._tokens, plan.positions(), plan)
+
+
+def _memory(rows: Sequence[Decoding]) -> list[tuple[int, int]]:
+    """Where the caches of some answers begin and end."""
+    return [row.cache.slot_layers[0].place for row in rows]
+
+
+class Recorder:
+    """Takes steps of answers, recording those of a company that stays; `reason` says why it no longer does."""
+
+    def __init__(self, forward: Forward, backend: Backend, capture: Capture) -> None:
+        self._forward, self._backend, self._capture = forward, backend, capture
+        self._step: FixedStep | None = None
+        self.reason: str | None = None
+        self.recordings = 0
+
+    def take(self, rows: Sequence[Decoding]) -> Tensor:
+        """Next-token logits `(B, vocab)` of answers that lack one token each in their caches."""
+        if self._step is None or not self._step.serves(rows):
+            self._step = None  # its memory first
+            self._step = FixedStep(rows, self._forward, self._backend)
+        logits = self._step.take(rows)
+        if self._step.taken == PLAIN_STEPS and self.reason is None:
+            logits = logits.clone()
+            self._record(self._step)
+        return logits
+
+    def _record(self, step: FixedStep) -> None:
+        try:
+            step.record(self._capture)
+            self.recordings += 1
+        except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
+            self.reason = f"a step could not be recorded ({type(error).__name__}: {error})"
+            _tell(self.reason)
+
+
+def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`run` as a CUDA graph of the current device, after one run on the stream that records: what is made only once,
+    such as a workspace for products, is not part of the graph."""
+    graph, stream, before = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        run()
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads may ask for memory meanwhile
+        try:
+            out = run()
+        finally:
+            graph.capture_end()
+    before.wait_stream(stream)
+
+    def again() -> Tensor:
+        graph.replay()
+        return out
+
+    return again
