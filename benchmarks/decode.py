@@ -52,6 +52,12 @@ def finish(adapter: ModelAdapter, groups: Sequence[Sequence[Decoding]], clock: C
     return clock() - start
 
 
+def alike(some: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int:
+    """Tokens of answers up to where they part: once is enough for rounding to change all that follows."""
+    pairs = [list(zip(one, other, strict=True)) for one, other in zip(some, others, strict=True)]
+    return sum(next((at for at, (a, b) in enumerate(row) if a != b), len(row)) for row in pairs)
+
+
 def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock: Callable[[], float]) -> Seen:
     """Seconds of every variant (cache, order). Raises `SamKVError` when what is decoded depends on the company."""
     seen: Seen = {}

@@ -45,9 +45,7 @@ def wanted() -> bool:
 
 
 def recorder_of(forward: Forward, backend: Backend, device: torch.device, apart: bool) -> Recorder | None:
-    """Takes a model's steps, if graphs are wanted and possible; a warning says what is in the way."""
-    if not wanted():
-        return None
+    """Takes a model's steps, if they can be recorded; a warning says what is in the way."""
     obstacle = _obstacle(backend, device, apart)
     if obstacle is None:
         return Recorder(forward, backend, captured)

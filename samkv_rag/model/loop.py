@@ -18,7 +18,7 @@ from samkv_kernels.backend import Backend
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Hearer, Rules
-from samkv_rag.model.graphs import recorder_of
+from samkv_rag.model.graphs import Recorder, recorder_of, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,14 @@ class Loop:
         self._model = model
         self._empty = empty
         self._apart = apart
-        self.recorder = recorder_of(self._side_by_side, backend, model.device, apart)
+        self._backend = backend
+        self.recorder: Recorder | None = None
+        if wanted():
+            self.record()
+
+    def record(self) -> None:
+        """Have later steps recorded as CUDA graphs where that can be done; a warning says why it cannot."""
+        self.recorder = recorder_of(self._side_by_side, self._backend, self._model.device, self._apart)
 
     @torch.inference_mode()
     def begin(

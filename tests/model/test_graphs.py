@@ -114,20 +114,27 @@ def test_a_full_cache_is_an_error_of_its_own_row(monkeypatch: pytest.MonkeyPatch
     assert [rows[row].result() for row in (0, 1, 3)] == [alone("llama")[row] for row in (0, 1, 3)]
 
 
-def test_graphs_are_off_unless_asked_for_and_say_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for choice in ("", "off", "on"):
+        monkeypatch.setenv(VARIABLE, choice)
+        said.append(graphs.wanted())
+    assert said == [False, False, True]
+    with pytest.warns(RuntimeWarning, match="on cpu"):
+        assert ModelAdapter(build(WIRINGS["llama"]())).loop.recorder is None
+    monkeypatch.setenv(VARIABLE, "perhaps")
+    with pytest.raises(SamKVError, match="neither"):
+        graphs.wanted()
+
+
+def test_what_is_in_the_way_is_said() -> None:
     def recorder(backend: Any = "triton", device: str = "cuda", apart: bool = False) -> Recorder | None:
         return graphs.recorder_of(lambda *_: torch.empty(0), backend, torch.device(device), apart)
 
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert recorder() is None
-    monkeypatch.setenv(VARIABLE, "on")
     assert recorder() is not None
     for why, said in (({"device": "cpu"}, "on cpu"), ({"backend": "torch"}, "torch"), ({"apart": True}, "length")):
         with pytest.warns(RuntimeWarning, match=said):
             assert recorder(**why) is None
-    monkeypatch.setenv(VARIABLE, "perhaps")
-    with pytest.raises(SamKVError, match="neither"):
-        recorder()
 
 
 def test_steps_of_one_token_do_without_cudnn_and_leave_the_setting_as_it_was() -> None:
