@@ -14,6 +14,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -138,11 +139,9 @@ class FixedStep:
 
     def record(self, capture: Capture) -> None:
         """Have later steps played; the last one is taken again in doing so, which changes nothing."""
-        self._again = capture(self._run)
-
-    @property
-    def recorded(self) -> bool:
-        return self._again is not None
+        device = self._tokens.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._again = capture(self._run)
 
     def _run(self) -> Tensor:
         plan = FixedPlan([row.cache for ref in self._rows if (row := ref()) is not None], self._slots, self._backend)
@@ -170,7 +169,6 @@ class Recorder:
             self._step = FixedStep(rows, self._forward, self._backend)
         logits = self._step.take(rows)
         if self._step.taken == PLAIN_STEPS and self.reason is None:
-            logits = logits.clone()
             self._record(self._step)
         return logits
 
