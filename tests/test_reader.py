@@ -101,10 +101,10 @@ def test_reads_unseen_names(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 ENGLISH = [
-    "The Harrow Line\nThe Harrow Line is a narrow-gauge railway in the north of the county. It was opened on 4 May 1893 "
-    "by the engineer Thomas Aldous, and carried slate until the quarries closed in 1951.",
-    "Edith Marlow\nEdith Marlow (born 1921) was an English botanist. She studied at the University of Leeds, and is best "
-    "known for her work on the ferns of Borneo.",
+    "The Harrow Line\nThe Harrow Line is a narrow-gauge railway in the north of the county. It was opened on 4 May "
+    "1893 by the engineer Thomas Aldous, and carried slate until the quarries closed in 1951.",
+    "Edith Marlow\nEdith Marlow (born 1921) was an English botanist. She studied at the University of Leeds, and is "
+    "best known for her work on the ferns of Borneo.",
     "Brackwater\nBrackwater is a fishing village at the mouth of the river Esk. About 800 people live there.",
 ]
 ASKED = {

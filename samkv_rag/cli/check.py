@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from samkv_rag.cli.console import notes, out, print_json
-from samkv_rag.cli.engine import BUNDLED, open_engine
+from samkv_rag.cli.engine import open_engine
+from samkv_rag.reader import BUNDLED
 
 
 def run(model: str | None, as_json: bool) -> None:

@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from samkv_rag.cli.console import human_bytes, human_seconds, notes, out, percent, print_json
-from samkv_rag.cli.engine import BUNDLED, FLOOR, chunk_tokens, index_root, model_name, open_engine
+from samkv_rag.cli.engine import FLOOR, chunk_tokens, index_root, model_name, open_engine
 from samkv_rag.cli.ingest import ingest, tell
 from samkv_rag.demo import HANDBOOK, DemoQuestion, questions
 from samkv_rag.eval.metrics import exact_match
+from samkv_rag.reader import BUNDLED
 from samkv_rag.retrieval import ChunkIndex
 from samkv_rag.retrieval.embedding import OFFLINE
 

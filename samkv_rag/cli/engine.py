@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.reader import BUNDLED, is_bundled
+from samkv_rag.reader import is_bundled
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from samkv_rag.cli.console import notes
-from samkv_rag.cli.engine import BUNDLED, open_engine
+from samkv_rag.cli.engine import open_engine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.records import Records
 from samkv_rag.eval.runfile import open_run
@@ -19,6 +19,7 @@ from samkv_rag.eval.settings import settings
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.eval.tasks import ChunkSize
 from samkv_rag.methods import METHODS
+from samkv_rag.reader import BUNDLED
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, progress_bar
-from samkv_rag.cli.engine import BUNDLED, chunk_tokens, index_root, model_name, open_engine, settings_of
+from samkv_rag.cli.engine import chunk_tokens, index_root, model_name, open_engine, settings_of
+from samkv_rag.reader import BUNDLED
 from samkv_rag.retrieval import IngestPlan, IngestReport, ingest_folder
 from samkv_rag.retrieval.embedding import OFFLINE
 from samkv_rag.retrieval.folder import Engine

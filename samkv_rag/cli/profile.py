@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from samkv_rag.cli.console import notes, out, percent, print_json
-from samkv_rag.cli.engine import BUNDLED, open_engine, settings_of
+from samkv_rag.cli.engine import open_engine, settings_of
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.profiling import LayerProfile, Tried, profile
+from samkv_rag.reader import BUNDLED
 
 DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop")
 

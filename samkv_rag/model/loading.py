@@ -34,7 +34,8 @@ _TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "
 class ModelSource:
     """A model that is loaded when it is first needed: constructing one is cheap.
 
-    `model` is "bundled" (or "bundled-small"), a hub id, a folder or a loaded transformers model; `tokenizer` a name, an object or None.
+    `model` is "bundled" (or "bundled-small"), a hub id, a folder or a loaded transformers model; `tokenizer` a name, an
+    object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
     GPU if there is one. `model_kwargs` go to transformers; of a hub id their `revision`, `token` and the like also say
     which files are downloaded. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS;
