@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from samkv_rag.methods.costs import Costs
-from samkv_rag.methods.entries import Entries
-from samkv_rag.methods.layout import Layout
+from samkv_rag.methods.entries import Entries, blocks_of
+from samkv_rag.methods.layout import Ground, Layout
 from samkv_rag.model.adapter import ModelAdapter, Part
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import PromptPlan
@@ -29,7 +29,7 @@ class Assembly:
     """Builds the caches that passes run over, each with `room` for what is generated."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
-        self._plan = plan
+        self.ground = Ground(plan)
         self._adapter = adapter
         self._entries = entries
         self._costs = costs
@@ -38,15 +38,7 @@ class Assembly:
 
     def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
         """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""
-        positions, ids, owner = [], list[int](), []
-        chunks = iter(enumerate(kept))
-        for segment in self._plan.segments:
-            index, inside = next(chunks) if segment.kind == "chunk" else (-1, torch.arange(len(segment.token_ids)))
-            inside = inside if stop is None else inside[inside + segment.start < stop]
-            positions.append(inside + segment.start)
-            ids += [segment.token_ids[token] for token in inside.tolist()]
-            owner.append(torch.full((len(inside),), index))
-        return Layout(torch.cat(positions), tuple(ids), torch.cat(owner))
+        return self.ground.layout(kept, stop)
 
     def assemble(
         self, kept: Sequence[Tensor], layout: Layout, layers: range | None = None,
@@ -59,25 +51,26 @@ class Assembly:
         """
         with self._costs.stage("load"):
             layers = range(self._adapter.shape.layers) if layers is None else layers
-            parts = self._parts(kept, layout, layers, replaced)
+            parts = self._parts(len(kept), layout, layers, replaced)
             cache = self._adapter.assemble(parts, layout.positions, self._room, layers)
             self._costs.held(cache.nbytes)
             return cache
 
     def _parts(
-        self, kept: Sequence[Tensor], layout: Layout, layers: range, replaced: Sequence[Tensor] | None
+        self, chunks: int, layout: Layout, layers: range, replaced: Sequence[Tensor] | None
     ) -> Iterator[Part]:
         """What each chunk gives to a cache: a chunk's tokens stand in neighbouring slots."""
-        counts = torch.bincount(layout.owner[layout.owner >= 0], minlength=len(kept)).tolist()
-        for index, (inside, count) in enumerate(zip(kept, counts, strict=True)):
-            inside = inside[:count]
-            stays = torch.ones(count, dtype=torch.bool) if replaced is None else ~torch.isin(inside, replaced[index])
-            if not stays.any():
-                continue
-            stored, rows = self._entries.tokens(index, inside[stays], layers)
-            spread = torch.full((count,), -1)
-            spread[stays] = rows
-            yield Part(int((layout.owner == index).nonzero()[0]), stored, spread)
+        slots = layout.owned
+        if replaced is not None:
+            slots = slots[~self.ground.marked(replaced)[layout.positions[slots]]]
+        owner = layout.owner[slots]
+        blocks, rows = blocks_of(owner, layout.positions[slots] - self.ground.starts[owner], chunks)
+        spread = torch.full((len(layout.owner),), -1).index_copy_(0, slots, rows)
+        spread = spread.to(self._adapter.device, non_blocking=True)
+        for index, (start, count) in enumerate(layout.runs(chunks)):
+            if blocks[index]:
+                stored = self._entries.blocks(index, blocks[index], layers)
+                yield Part(start, stored, spread[start : start + count])
 
     def hold(self, layout: Layout, cache: SlotCache) -> None:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""
@@ -86,7 +79,10 @@ class Assembly:
     def holds(self, layout: Layout) -> bool:
         """True if an earlier pass has left a cache that has all tokens of the layout, the glue computed."""
         held = self._held
-        return held is not None and bool(torch.isin(layout.positions, held.positions).all())
+        if held is None:
+            return False
+        at = torch.searchsorted(held.positions, layout.positions).clamp_(max=len(held.positions) - 1)
+        return torch.equal(held.positions[at], layout.positions)
 
     def completed(
         self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None, layers: range | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -40,15 +42,13 @@ class Entries:
             self._summaries[index] = self._store.summary(self._keys[index])
         return self._summaries[index], new
 
-    def tokens(self, index: int, inside: Tensor, layers: range) -> tuple[Stored, Tensor]:
-        """The blocks that hold the tokens `inside` chunk `index` (sorted), on `layers`; and the tokens' rows there."""
-        blocks = torch.unique(inside // BLOCK)
-        rows = torch.searchsorted(blocks, inside // BLOCK) * BLOCK + inside % BLOCK
-        found = self._load(index, blocks.tolist(), layers)
+    def blocks(self, index: int, blocks: Sequence[int], layers: range) -> Stored:
+        """Some `blocks` of chunk `index`, sorted, on `layers`."""
+        found = self._load(index, list(blocks), layers)
         parts = found.parts
         if parts is None:
-            return Stored.of(found.data), rows
-        return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero), rows
+            return Stored.of(found.data)
+        return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero)
 
     def _load(self, index: int, blocks: list[int], layers: range) -> StoredBlocks:
         """Some blocks on `layers`, a run of them. Each layer of a block is read once, with those below it, and none
@@ -70,3 +70,16 @@ class Entries:
     def release(self) -> None:
         """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""
         self._blocks = [{} for _ in self._blocks]
+
+
+def blocks_of(owner: Tensor, inside: Tensor, chunks: int) -> tuple[list[list[int]], Tensor]:
+    """Which blocks hold the tokens `inside` their `owner` chunks `(T,)`, both sorted: for every chunk; and the tokens'
+    rows among its blocks `(T,)`. For all chunks at once."""
+    block = inside // BLOCK
+    first = torch.ones(len(owner), dtype=torch.bool)
+    first[1:] = (owner[1:] != owner[:-1]) | (block[1:] != block[:-1])
+    counts = torch.bincount(owner[first], minlength=chunks)
+    below = counts.cumsum(0) - counts
+    rows = (first.long().cumsum(0) - 1 - below[owner]) * BLOCK + inside % BLOCK
+    numbers = iter(block[first].tolist())
+    return [list(islice(numbers, count)) for count in counts.tolist()], rows

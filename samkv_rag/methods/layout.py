@@ -4,28 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from samkv_rag.types import PromptPlan
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Layout:
     """The kept tokens of a prompt in order: position, token id, and the index of the owning chunk (-1: glue)."""
 
     positions: Tensor
-    ids: tuple[int, ...]
+    ids: Tensor
     owner: Tensor
 
-    @property
+    @cached_property
     def glue(self) -> Tensor:
         """Slots of the glue, always computed fresh."""
         return (self.owner < 0).nonzero()[:, 0]
 
+    @cached_property
+    def owned(self) -> Tensor:
+        """Slots of chunk tokens."""
+        return (self.owner >= 0).nonzero()[:, 0]
+
+    def counts(self, chunks: int) -> list[int]:
+        """How many tokens each chunk has here."""
+        counts: list[int] = torch.bincount(self.owner + 1, minlength=chunks + 1)[1:].tolist()
+        return counts
+
+    def runs(self, chunks: int) -> list[tuple[int, int]]:
+        """Every chunk's first slot, and how many there are: a chunk's tokens stand in neighbouring slots."""
+        firsts = torch.searchsorted(self.owned_by, torch.arange(chunks))
+        at = self.owned[firsts.clamp(max=max(0, len(self.owned) - 1))] if len(self.owned) else firsts
+        return list(zip(at.tolist(), self.counts(chunks), strict=True))
+
+    @cached_property
+    def owned_by(self) -> Tensor:
+        """The chunks of the chunk tokens."""
+        return self.owner[self.owned]
+
     def columns(self, chunks: int) -> list[Tensor]:
         """For every chunk, where its tokens stand among the chunk tokens of all."""
-        owner = self.owner[self.owner >= 0]
-        return [(owner == index).nonzero()[:, 0] for index in range(chunks)]
+        return list(torch.arange(len(self.owned)).split(self.counts(chunks)))
+
+
+class Ground:
+    """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks."""
+
+    def __init__(self, plan: PromptPlan) -> None:
+        starts, owner = list[int](), list[Tensor]()
+        for segment in plan.segments:
+            chunk = segment.kind == "chunk"
+            owner.append(torch.full((len(segment.token_ids),), len(starts) if chunk else -1))
+            starts += [segment.start] if chunk else []
+        self.ids = torch.tensor(plan.token_ids)
+        self.owner = torch.cat(owner)
+        self.starts = torch.tensor(starts, dtype=torch.long)
+
+    def marked(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Bool over all tokens of the prompt: the `tokens` of every chunk."""
+        sizes = torch.tensor([len(few) for few in tokens], dtype=torch.long)
+        marks = torch.zeros(len(self.owner), dtype=torch.bool)
+        if len(sizes):
+            marks[torch.cat(list(tokens)) + self.starts.repeat_interleave(sizes)] = True
+        return marks
+
+    def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
+        """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""
+        there = self.marked(kept) | (self.owner < 0)
+        positions = there[:stop].nonzero()[:, 0]
+        return Layout(positions, self.ids[positions], self.owner[positions])
 
 
 def with_question(layout: Layout, ids: Sequence[int]) -> Layout:
@@ -33,4 +84,4 @@ def with_question(layout: Layout, ids: Sequence[int]) -> Layout:
     start = int(layout.positions[-1]) + 1
     positions = torch.cat([layout.positions, torch.arange(start, start + len(ids))])
     owner = torch.cat([layout.owner, torch.full((len(ids),), -1)])
-    return Layout(positions, (*layout.ids, *ids), owner)
+    return Layout(positions, torch.cat([layout.ids, torch.tensor(ids, dtype=torch.long)]), owner)

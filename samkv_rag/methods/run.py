@@ -137,7 +137,7 @@ class Run:
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)
-            return maps[:, :, self._owned(layout)], layout.columns(len(kept))
+            return maps.index_select(2, self._owned(layout)), layout.columns(len(kept))
 
     def witnessed(self, witnesses: Sequence[Tensor], last_layer: int) -> Witnessed:
         """What the chunk tokens `witnesses` attend to among all stored entries, on the layers up to `last_layer`. They
@@ -146,19 +146,19 @@ class Run:
         layout = self.caches.layout(kept)
         known = self.caches.holds(layout)
         cache = self.caches.completed(kept, layout, None, range(last_layer + 1))
-        columns, owned = layout.columns(len(kept)), (layout.owner >= 0).nonzero()[:, 0]
-        at = torch.cat([column[few] for column, few in zip(columns, witnesses, strict=True)])
+        columns, owned = layout.columns(len(kept)), layout.owned
+        at = self.caches.ground.marked(witnesses)[layout.positions[owned]].nonzero()[:, 0]
         slots = owned[at] if known else torch.cat([owned[at], layout.glue]).sort().values
-        means = MeanAttention(torch.searchsorted(slots, owned[at]).to(self.adapter.device))
+        means = MeanAttention(torch.searchsorted(slots, owned[at]).to(self.adapter.device, non_blocking=True))
         with self.stage("select"):
             self.costs.chunk_token_layers += len(at) * (last_layer + 1)
             self.costs.passes.append(Pass(layout.positions, slots, last_layer + 1, ended=True))
-            ids = [layout.ids[slot] for slot in slots.tolist()]
             self.costs.question_pass_tokens += len(slots)
-            with cache.restoring(slots.to(self.adapter.device)):
-                self.adapter.recompute(ids, slots, cache, last_layer=last_layer, observer=means)
+            here = slots.to(self.adapter.device, non_blocking=True)
+            with cache.restoring(here):
+                self.adapter.recompute(layout.ids[slots], here, cache, last_layer=last_layer, observer=means)
             self.caches.hold(layout, cache)
-            return Witnessed(at, means.mean(len(layout.ids))[:, owned].cpu(), columns)
+            return Witnessed(at, means.mean(len(layout.ids)).index_select(1, self._owned(layout)).cpu(), columns)
 
     def _asking(
         self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False
@@ -176,14 +176,14 @@ class Run:
             self.caches.hold(layout, cache)
         return layout, cache
 
-    def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, list[int]]:
+    def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Slots to run (the glue), which of those rows ask (the question, and glue behind the chunks), their ids."""
         fresh, question = layout.glue, self.plan.question
         at = layout.positions[fresh]
         inside = (at >= question.start) & (at < question.start + len(question.token_ids))
         asked = (inside | (at >= max(question.start, self._chunks_end))).nonzero()[:, 0]
         self.costs.question_pass_tokens += len(fresh)
-        return fresh, asked, [layout.ids[slot] for slot in fresh.tolist()]
+        return fresh, asked, layout.ids[fresh]
 
     def recompute(
         self, selection: Selection, rows: Sequence[Tensor | None] | None = None, theta: float | Literal["cosine"] = 1.0
@@ -200,7 +200,7 @@ class Run:
         masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
         self._recompute_into(cache, layout, slots, masks, theta)
         cache.crop_to(len(layout.ids) - 1)
-        return Prepared(cache, layout.ids, selection)
+        return Prepared(cache, tuple(layout.ids.tolist()), selection)
 
     def recompute_and_settle(
         self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
@@ -218,15 +218,15 @@ class Run:
         slots = self._fresh(layout, whole)
         answering = self._answering_rows(layout.positions[slots])
         narrow = None if wide is None else Narrow(wide, int(answering[0]))
-        maps = AttentionMaps(answering.to(self.adapter.device), layers)
+        maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
         self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            seen = maps.stacked[:, :, self._owned(layout)]
+            seen = maps.stacked.index_select(2, self._owned(layout))
             selection = settle(Look(seen, layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
             cache.crop_to(len(thinned.ids) - 1)
-        return Prepared(cache, thinned.ids, selection)
+        return Prepared(cache, tuple(thinned.ids.tolist()), selection)
 
     def _answering_rows(self, at: Tensor) -> Tensor:
         """Which rows of a pass, at positions `at`, lead up to the answer: those from the question on that stand behind
@@ -239,12 +239,11 @@ class Run:
         theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
     ) -> None:  # fmt: skip
         with self.stage("recompute"):
-            ids = [layout.ids[slot] for slot in slots.tolist()]
             owned, n_layers = layout.owner[slots] >= 0, self.adapter.shape.layers
             self.costs.chunk_token_layers += int(owned.sum()) * n_layers
             self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=True, narrow=narrow))
-            blend = None if theta == 1.0 else Blend(theta, owned.to(self.adapter.device))
-            self.adapter.recompute(ids, slots, cache, rows, blend, observer=observer, narrow=narrow)
+            blend = None if theta == 1.0 else Blend(theta, owned.to(self.adapter.device, non_blocking=True))
+            self.adapter.recompute(layout.ids[slots], slots, cache, rows, blend, observer=observer, narrow=narrow)
 
     def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
         """Every chunk token kept and computed up to layer `check`; `choose` then says which go on above it.
@@ -268,26 +267,23 @@ class Run:
             self.costs.scored_bytes += stored[0].nbytes // len(layout.ids) * self.plan.chunk_tokens
         self._recompute_into(cache, layout, self._fresh(layout, selection))
         cache.crop_to(len(layout.ids) - 1)
-        return Prepared(cache, layout.ids, selection)
+        return Prepared(cache, tuple(layout.ids.tolist()), selection)
 
     def _owned(self, layout: Layout) -> Tensor:
         """Slots of chunk tokens, where the model runs."""
-        return (layout.owner >= 0).nonzero()[:, 0].to(self.adapter.device)
+        return layout.owned.to(self.adapter.device, non_blocking=True)
 
-    @staticmethod
-    def _fresh(layout: Layout, selection: Selection) -> Tensor:
+    def _fresh(self, layout: Layout, selection: Selection) -> Tensor:
         """Slots that are computed: the glue and what is recomputed."""
-        fresh = layout.owner < 0
-        for index, (kept, again) in enumerate(zip(selection.kept, selection.recomputed, strict=True)):
-            fresh[layout.owner == index] = torch.isin(kept, again)
-        return fresh.nonzero()[:, 0]
+        again = self.caches.ground.marked(selection.recomputed)[layout.positions]
+        return ((layout.owner < 0) | again).nonzero()[:, 0]
 
     def _stored(self, row: Tensor | None, layout: Layout, slots: Tensor) -> Tensor | None:
         if row is None:
             return None
         stored = torch.ones(len(layout.ids), dtype=torch.bool)
-        stored[layout.owner >= 0] = row
-        return stored[slots].to(self.adapter.device)
+        stored[layout.owned] = row
+        return stored[slots].to(self.adapter.device, non_blocking=True)
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""

@@ -121,7 +121,7 @@ class ModelAdapter:
 
         The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
         """
-        tokens = torch.as_tensor(ids, device=self.device)
+        tokens = torch.as_tensor(ids).to(self.device, non_blocking=True)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         with attention_plan(plan), contextlib.suppress(PassEnded):
@@ -169,7 +169,7 @@ class ModelAdapter:
 
     def table(self, positions: Tensor) -> RotaryTable:
         """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
-        return self.rotary.table(positions.to(self.device))
+        return self.rotary.table(positions.to(self.device, non_blocking=True))
 
     def assemble(
         self, parts: Iterable[Part], positions: Tensor, room: int, layers: range | None = None
@@ -181,21 +181,23 @@ class ModelAdapter:
         layers = range(self.shape.layers) if layers is None else layers
         shape = (len(layers), self.shape.kv_heads, len(positions) + room, self.shape.head_dim)
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        angles, end = self.table(positions).angles(layers), 0
+        cache = SlotCache(keys, values, positions)
+        angles, end = self.table(cache.positions[: len(positions)]).angles(layers), 0
         for part in parts:
-            keys[:, :, end : part.start], values[:, :, end : part.start], end = 0, 0, part.start + len(part.rows)
+            _clear(keys, values, end, part.start)
+            end = part.start + len(part.rows)
             rope_gather_into(
                 keys[:, :, part.start : end], values[:, :, part.start : end], part.stored.to(self.device),
                 part.rows.to(self.device), angles.slots(part.start, end), self.backend,
             )  # fmt: skip
-        keys[:, :, end : len(positions)], values[:, :, end : len(positions)] = 0, 0
-        return SlotCache(keys, values, positions.to(self.device))
+        _clear(keys, values, end, len(positions))
+        return cache
 
     def question_queries(
-        self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
+        self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
     ) -> Tensor:
         """Position-free queries of rows `asked` of a pass over `slots`: fp32 `(last_layer + 1, H, Q, D)`."""
-        asked, queries = asked.to(self.device), list[Tensor]()
+        asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
             observer=lambda seen: queries.append(seen.query[0].index_select(1, asked)),
@@ -204,16 +206,16 @@ class ModelAdapter:
         return table.unrotate(torch.stack(queries))
 
     def question_attention(
-        self, ids: Sequence[int], slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
+        self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
     ) -> Tensor:
         """Softmax attention of rows `asked` over all slots, averaged over heads: fp32 `(len(layers), Q, T)`."""
-        maps = AttentionMaps(asked.to(self.device), layers)
+        maps = AttentionMaps(asked.to(self.device, non_blocking=True), layers)
         self.recompute(ids, slots, cache, last_layer=max(layers), observer=maps)
         return maps.stacked
 
     @torch.inference_mode()
     def recompute(
-        self, ids: Sequence[int], slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
+        self, ids: Sequence[int] | Tensor, slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
         blend: Blend | None = None, last_layer: int | None = None, observer: Observer | None = None,
         narrow: Narrow | None = None,
     ) -> None:  # fmt: skip
@@ -223,7 +225,7 @@ class ModelAdapter:
         layer. What the last one would make of them is only asked for of a prompt's last token. With `narrow` some of
         the tokens see only one another on the upper layers.
         """
-        slots = slots.to(self.device)
+        slots = slots.to(self.device, non_blocking=True)
         everything = len(slots) == cache.get_seq_length()
         last = self.shape.layers - 1 if last_layer is None else last_layer
         plan = AttentionPlan(cache.positions, None if everything else slots, observer, last, self.backend)
@@ -251,7 +253,7 @@ class ModelAdapter:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
         shape = (self.shape.layers, self.shape.kv_heads, room, self.shape.head_dim)
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return SlotCache(keys, values, torch.arange(0, device=self.device))
+        return SlotCache(keys, values, torch.arange(0))
 
     def generate(self, ids: Sequence[int], cache: SlotCache | None, **generation: Any) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
@@ -259,6 +261,12 @@ class ModelAdapter:
         while not decoding.ended:
             self.loop.step([decoding])
         return decoding.result()
+
+
+def _clear(keys: Tensor, values: Tensor, start: int, stop: int) -> None:
+    """Zeros in the slots from `start` to `stop`, if there are any."""
+    if start < stop:
+        keys[:, :, start:stop], values[:, :, start:stop] = 0, 0
 
 
 def _backend(device: torch.device, wanted: str | None) -> Backend:

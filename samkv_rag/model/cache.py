@@ -44,15 +44,21 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.length = length
-        self.lazy_initialization(keys, values)
-        self._keys, self._values = keys[None], values[None]
+        self.length = 0
         self.slots: Tensor | None = None
         self.rows: Tensor | None = None
         self.blend: Blend | None = None
-        self._view()
+
+    def bind(self, keys: Tensor, values: Tensor) -> None:
+        """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is shown next (`show`)."""
+        self._keys, self._values = keys, values
+        self.lazy_initialization(keys, values)
+
+    def show(self, keys: Tensor, values: Tensor) -> None:
+        """Have `(1, G, T, D)`, the first slots of the buffers, as what is live."""
+        self.keys, self.values, self.length = keys, values, keys.shape[2]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
@@ -69,7 +75,7 @@ class SlotLayer(CacheLayerMixin):
             self._append(key_states, value_states)
         else:
             self._overwrite(key_states, value_states, self.slots)
-        return self.keys, self.values  # type: ignore[return-value]
+        return self.keys, self.values
 
     def put_next(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store one new token `(1, G, 1, D)` at `slot` `(1,)`, which only the device knows; returns the whole buffers
@@ -92,8 +98,8 @@ class SlotLayer(CacheLayerMixin):
         self.require_room(keys.shape[2])
         start, self.length = self.length, self.length + keys.shape[2]
         self._view()
-        self.keys[:, :, start:] = keys  # type: ignore[index]
-        self.values[:, :, start:] = values  # type: ignore[index]
+        self.keys[:, :, start:] = keys
+        self.values[:, :, start:] = values
 
     def require_room(self, count: int) -> None:
         """Raise ValueError unless `count` more tokens fit."""
@@ -106,16 +112,9 @@ class SlotLayer(CacheLayerMixin):
             values = self.blend.mix(values, self._values[:, :, slots])
         if self.rows is not None:
             slots, keys, values = slots[self.rows], keys[:, :, self.rows], values[:, :, self.rows]
-        self.put(slots, keys, values)
+        self._keys.index_copy_(2, slots, keys.to(self._keys.dtype))
+        self._values.index_copy_(2, slots, values.to(self._values.dtype))
 
-    def at(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """A copy of keys and values `(1, G, Q, D)` at `slots` `(Q,)`."""
-        return self._keys[:, :, slots], self._values[:, :, slots]
-
-    def put(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values `(1, G, Q, D)` at `slots` `(Q,)`."""
-        self._keys[:, :, slots] = keys.to(self._keys.dtype)
-        self._values[:, :, slots] = values.to(self._values.dtype)
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """A copy of the live keys and values `(1, G, T, D)`."""
@@ -126,16 +125,6 @@ class SlotLayer(CacheLayerMixin):
         """Put a snapshot of the same length back."""
         for live, copy in zip(self._live(), stored, strict=True):
             live.copy_(copy)
-
-    def keep(self, slots: Tensor) -> None:
-        """Forget all live slots but `slots` `(K,)`, sorted; the room behind them stays as it is."""
-        for name in ("_keys", "_values"):
-            old = getattr(self, name)
-            new = old.new_empty(*old.shape[:2], old.shape[2] - self.length + len(slots), old.shape[3])
-            new[:, :, : len(slots)] = old[:, :, slots]
-            setattr(self, name, new)
-        self.length = len(slots)
-        self._view()
 
     def crop(self, max_length: int) -> None:
         """Forget the slots from `max_length` on (negative: that many from the end, as in transformers)."""
@@ -170,11 +159,19 @@ class SlotCache(Cache):
 
     def __init__(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         room = keys.shape[2] - len(positions)
-        self.slot_layers = [SlotLayer(k, v, len(positions)) for k, v in zip(keys, values, strict=True)]
+        self.slot_layers = [SlotLayer() for _ in keys]
         super().__init__(layers=list(self.slot_layers))
         last = int(positions[-1]) + 1 if len(positions) else 0
-        following = torch.arange(last, last + room, device=positions.device)
-        self.positions = torch.cat([positions, following])
+        reaching = torch.cat([positions, torch.arange(last, last + room, device=positions.device)])
+        self.positions = reaching.to(keys.device, non_blocking=True)
+        self._buffers = [(keys, values)]  # of runs of layers: what is done to all is done to these at once
+        self._bind()
+        self.crop_to(len(positions))
+
+    def _bind(self) -> None:
+        buffers = (pair for both in self._buffers for pair in zip(*_by_layer(both), strict=True))
+        for layer, (keys, values) in zip(self.slot_layers, buffers, strict=True):
+            layer.bind(keys, values)
 
     @contextmanager
     def writing(
@@ -196,33 +193,49 @@ class SlotCache(Cache):
     @contextmanager
     def restoring(self, slots: Tensor) -> Iterator[None]:
         """Put back, behind the block, what stood in `slots` `(Q,)` before it."""
-        stood = [layer.at(slots) for layer in self.slot_layers]
+        stood = [[buffer.index_select(2, slots) for buffer in both] for both in self._buffers]
         try:
             yield
         finally:
-            for layer, (keys, values) in zip(self.slot_layers, stood, strict=True):
-                layer.put(slots, keys, values)
+            for both, old in zip(self._buffers, stood, strict=True):
+                for buffer, entries in zip(both, old, strict=True):
+                    buffer.index_copy_(2, slots, entries)
 
     def keep(self, slots: Tensor) -> None:
-        """Forget all tokens but those at `slots` `(K,)`, sorted; their positions stay what they are."""
-        slots, length = slots.to(self.positions.device), self.get_seq_length()
-        for layer in self.slot_layers:
-            layer.keep(slots)
-        self.positions = torch.cat([self.positions[slots], self.positions[length:]])
+        """Forget all tokens but those at `slots` `(K,)`, sorted; their positions stay what they are, and so does the
+        room behind them."""
+        free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
+        stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
+        self.positions = self.positions[stays]
+        for index, (keys, values) in enumerate(self._buffers):
+            self._buffers[index] = keys.index_select(2, stays), values.index_select(2, stays)
+        self._bind()
+        self.crop_to(len(slots))
 
     def deepen(self, other: SlotCache) -> None:
         """Take over the layers of `other`, a cache of the same tokens, above its own."""
         self.slot_layers += other.slot_layers
         self.layers += other.slot_layers
+        self._buffers += other._buffers
 
     def require_room(self, count: int) -> None:
         for layer in self.slot_layers:
             layer.require_room(count)
 
     def crop_to(self, length: int) -> None:
-        for layer in self.slot_layers:
-            layer.crop(length)
+        """Forget the slots from `length` on."""
+        live = ([x[:, :, :length] for x in both] for both in self._buffers)
+        shown = (pair for both in live for pair in zip(*_by_layer(both), strict=True))
+        for layer, (keys, values) in zip(self.slot_layers, shown, strict=True):
+            layer.show(keys, values)
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.slot_layers)
+        """Bytes of the live keys and values."""
+        spare = len(self.positions) - self.get_seq_length()
+        return sum(x.nbytes // x.shape[2] * (x.shape[2] - spare) for both in self._buffers for x in both)
+
+
+def _by_layer(buffers: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Views `(1, G, T, D)` of every layer, for each of some buffers `(L, G, T, D)`."""
+    return [buffer[:, None].unbind() for buffer in buffers]

@@ -98,5 +98,5 @@ def _reference(engine: SamKVEngine, plan: PromptPlan, answer: tuple[int, ...]) -
     cache = run.caches.assemble(everything, layout, replaced=everything)
     rows = torch.arange(plan.n_tokens - 1, max(plan.n_tokens, plan.n_tokens + len(answer) - 1))
     maps = adapter.question_attention(layout.ids, torch.arange(len(layout.ids)), rows, cache, layers)
-    mean = maps.mean((0, 1)).cpu()[layout.owner >= 0]
+    mean = maps.mean((0, 1)).cpu()[layout.owned]
     return list(mean.split(run.lengths))
