@@ -33,12 +33,14 @@ from samkv_rag.methods.selection import (
     ChunkScores,
     aligned_rows,
     anchor_masks,
+    best_of,
     best_tokens,
     choose,
     dynamic_share,
     shortlist,
     split_recompute,
     standardised,
+    tokens_of,
 )  # fmt: skip
 from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.types import BLOCK, Ranking, Selection
@@ -144,7 +146,7 @@ class SamKV(Options):
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
-            kept = tuple(mask.nonzero()[:, 0] for mask in choice.kept)
+            kept = tokens_of(torch.cat(choice.kept), run.lengths)
             again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
@@ -159,10 +161,10 @@ class SamKV(Options):
         count = min(self.followed, total // 8)
         if not count:
             return again, choice.value
-        seen = run.witnessed(_foremost(choice, again, count), last_layer)
+        seen = run.witnessed(best_of(choice, again, count), last_layer)
         with run.stage("select"):
             joint = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
-            values = [joint[column] for column in seen.columns]
+            values = list(joint.split(run.lengths))
             return best_tokens(values, total), values
 
     def _settle(self, run: Run, again: Chosen, values: list[Tensor], budget: int, notes: tuple[str, ...]) -> Prepared:
@@ -176,8 +178,8 @@ class SamKV(Options):
 
         def settle(look: Look) -> Selection:
             shares = weighed(look.attention).mean(0).cpu()
-            both = [surrounded(shares[column] * factor[column], *self.around) for column in look.columns]
-            ranks = tuple(part[0] for part in standardised([part[None] for part in both]))
+            both = surrounded(shares * factor, *self.around, run.lengths)
+            ranks = standardised(both[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
         upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)
@@ -259,13 +261,6 @@ class SamKV(Options):
             scores, anchors, budget, self._block,
             shares=shares, per_chunk=self.per_chunk, fill=self.fill, filtered=self.filtered,
         )  # fmt: skip
-
-
-def _foremost(choice: Choice, again: Sequence[Tensor], count: int) -> Chosen:
-    """The best `count` of the tokens `again`, per chunk."""
-    values = [value[tokens] for value, tokens in zip(choice.value, again, strict=True)]
-    best = best_tokens(values, min(count, sum(map(len, again))))
-    return tuple(tokens[part] for tokens, part in zip(again, best, strict=True))
 
 
 def _measured_layers(run: Run) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:

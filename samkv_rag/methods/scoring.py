@@ -11,7 +11,7 @@ from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
-from samkv_rag.types import BLOCK
+from samkv_rag.types import BLOCK, Selection
 
 GAIN = 4.0
 """What a look at second hand counts, to one at first hand."""
@@ -76,6 +76,8 @@ def _merged(fine: Tensor, length: int, per: int) -> Tensor:
 def _touched(length: int, blocks: int, block: int, initial: int, local: int) -> Tensor:
     """Bool `(B,)`: the blocks that hold anchor tokens."""
     tokens = torch.zeros(blocks * block, dtype=torch.bool)
+    if not initial + local:
+        return tokens[:blocks]
     tokens[:initial] = True
     tokens[max(0, length - local) : length] = True
     return tokens.view(blocks, block).any(1)
@@ -102,11 +104,14 @@ def attention_scores(
     return _marked(run, parts, block, initial, local)
 
 
-def surrounded(values: Tensor, before: int, behind: int) -> Tensor:
+def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] | None = None) -> Tensor:
     """Every token's largest value within reach `(T,)`: a token is lifted by one it stands up to `before` tokens before,
-    or up to `behind` tokens behind, so that what surrounds a looked-at token stays with it (SnapKV pools likewise)."""
-    padded = torch.nn.functional.pad(values, (behind, before), value=float("-inf"))
-    return padded.unfold(0, before + 1 + behind, 1).amax(1)
+    or up to `behind` tokens behind, so that what surrounds a looked-at token stays with it (SnapKV pools likewise).
+    Chunks of `lengths` end there; by default all tokens are of one."""
+    sizes, reach = torch.tensor(lengths or [len(values)]), before + behind
+    start = torch.arange(len(values)) + reach * torch.arange(len(sizes)).repeat_interleave(sizes)
+    padded = torch.full((len(values) + reach * len(sizes),), float("-inf")).index_copy_(0, start + behind, values)
+    return padded.unfold(0, reach + 1, 1).amax(1)[start]
 
 
 def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:
@@ -142,9 +147,11 @@ def pass_scores(
     Reads the tokens `seen` of every chunk (sorted indices), all of them by default; what is not read scores 0. Any
     block size.
     """
-    seen = [torch.arange(length) for length in run.lengths] if seen is None else seen
-    maps, columns = run.question_attention(seen, layers)
-    return _placed(run, weighed(maps).cpu(), seen, columns, block, initial, local)
+    maps, columns = run.question_attention(Selection.all_of(run.plan).kept if seen is None else seen, layers)
+    shares = weighed(maps).cpu()
+    if seen is not None:
+        return _placed(run, shares, seen, columns, block, initial, local)
+    return _marked(run, [_summed(part, block) for part in shares.split(run.lengths, 1)], block, initial, local)
 
 
 def _placed(
@@ -188,5 +195,7 @@ def _joined(run: Run, name: str, layers: tuple[int, ...], device: torch.device) 
 
 
 def _summed(fine: Tensor, per: int) -> Tensor:
+    if per == 1:
+        return fine
     padded = torch.nn.functional.pad(fine, (0, -fine.shape[1] % per))
     return padded.reshape(len(padded), -1, per).sum(-1)

@@ -51,6 +51,8 @@ def anchor_masks(
     """
     wanted = [min(length, initial + local) for length in lengths]
     quota = _even_quota(wanted, limit, order if order is not None else range(len(lengths)))
+    if not any(quota):
+        return list(torch.zeros(sum(lengths), dtype=torch.bool).split(list(lengths)))
     masks = []
     for length, tokens in zip(lengths, quota, strict=True):
         head = min(initial, -(-tokens * initial // max(1, initial + local)))
@@ -91,19 +93,15 @@ def dynamic_share(scores: ChunkScores) -> float:
 def normalised(scores: Sequence[ChunkScores], per_chunk: bool) -> list[Tensor]:
     """Scores with mean 0 and deviation 1 on every layer, over each chunk alone or over all chunks together."""
     if per_chunk:
-        return [_standard(chunk.blocks, chunk.blocks) for chunk in scores]
-    return standardised([chunk.blocks for chunk in scores])
+        return [standardised(chunk.blocks) for chunk in scores]
+    together = torch.cat([chunk.blocks for chunk in scores], 1)
+    return list(standardised(together).split([chunk.blocks.shape[1] for chunk in scores], 1))
 
 
-def standardised(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Values `(N, B)` of every chunk with mean 0 and deviation 1 in every row over all chunks together."""
-    together = torch.cat(list(parts), 1)
-    return [_standard(part, together) for part in parts]
-
-
-def _standard(x: Tensor, reference: Tensor) -> Tensor:
-    centre = reference.mean(1, keepdim=True)
-    return (x - centre) / (reference - centre).square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+def standardised(values: Tensor) -> Tensor:
+    """Values `(N, B)` with mean 0 and deviation 1 in every row."""
+    above = values - values.mean(1, keepdim=True)
+    return above / above.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def choose(
@@ -116,23 +114,63 @@ def choose(
     chunks compete (SamKV, cross-context comparison); without, chunks take turns. `fill` goes on behind the candidates
     until the budget is full; the last block may be cut to fit.
     """
-    ranks = normalised(scores, per_chunk)
-    candidates = [_top(rank, scores[i], anchors[i], shares[i], block) for i, rank in enumerate(ranks)]
-    values = [rank.amax(0) for rank in ranks]
-    places = _queue(values, candidates, fill, filtered).split([len(value) for value in values])
-    kept = _taken(
-        [_by_token(place, block, anchor) for place, anchor in zip(places, anchors, strict=True)], anchors, budget
+    ranks, lengths = normalised(scores, per_chunk), [len(mask) for mask in anchors]
+    candidates = torch.cat([_top(*each, block) for each in zip(ranks, anchors, shares, strict=True)], 1)
+    values = [rank.amax(0) for rank in ranks] if per_chunk else _best_of_layers(ranks)
+    places = _queue(values, candidates.any(0), fill, filtered)
+    owner = _blocks_of_tokens(lengths, [len(value) for value in values], block)
+    fixed = torch.cat(list(anchors))
+    kept = _taken(places[owner], fixed, budget)
+    per_layer = (candidates[:, owner] | fixed) & kept
+    spread = torch.cat(list(values))[owner]
+    return Choice(
+        list(kept.split(lengths)), list(anchors), list(per_layer.split(lengths, 1)), list(spread.split(lengths))
     )
-    per_layer = [_per_layer(candidates[i], kept[i], anchors[i], block) for i in range(len(kept))]
-    spread = [_by_token(value, block, mask) for value, mask in zip(values, kept, strict=True)]
-    return Choice(kept, list(anchors), per_layer, spread)
 
 
-def best_tokens(values: Sequence[Tensor], budget: int) -> tuple[Tensor, ...]:
+def _best_of_layers(ranks: Sequence[Tensor]) -> list[Tensor]:
+    return list(torch.cat(list(ranks), 1).amax(0).split([rank.shape[1] for rank in ranks]))
+
+
+def _blocks_of_tokens(lengths: Sequence[int], counts: Sequence[int], block: int) -> Tensor:
+    """The block `(T,)` of every token among the blocks of all chunks, of which they have `counts`."""
+    if block == 1:
+        return torch.arange(sum(lengths))
+    sizes = torch.cat([block_sizes(length, count, block) for length, count in zip(lengths, counts, strict=True)])
+    return torch.arange(len(sizes)).repeat_interleave(sizes)
+
+
+def best_tokens(values: Sequence[Tensor], budget: int) -> Chosen:
     """Per chunk the sorted tokens that are among the `budget` largest values of all chunks; of equals the first."""
-    chosen = torch.zeros(sum(map(len, values)), dtype=torch.bool)
-    chosen[torch.cat(list(values)).argsort(descending=True, stable=True)[:budget]] = True
-    return tuple(part.nonzero()[:, 0] for part in chosen.split([len(value) for value in values]))
+    return tokens_of(_largest(torch.cat(list(values)), budget), [len(value) for value in values])
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Bool `(T,)`: the `count` largest values; of equals the first. A sort would take ten times as long."""
+    if not 0 < count < len(values):
+        return torch.full((len(values),), count > 0)
+    least = values.kthvalue(len(values) - count + 1).values
+    above, level = values > least, values == least
+    return above | (level & (level.cumsum(0) <= count - above.sum()))
+
+
+def tokens_of(marks: Tensor, lengths: Sequence[int]) -> Chosen:
+    """Per chunk the sorted tokens that are marked in a bool `(T,)` over the tokens of all."""
+    stops = torch.tensor(lengths, dtype=torch.long).cumsum(0)
+    at = marks.nonzero()[:, 0]
+    owner = torch.searchsorted(stops, at, right=True)
+    inside = at - (stops - torch.tensor(lengths, dtype=torch.long))[owner]
+    return inside.split(torch.bincount(owner, minlength=len(lengths)).tolist())
+
+
+def best_of(choice: Choice, chosen: Sequence[Tensor], count: int) -> Chosen:
+    """The best `count` of the tokens `chosen`, per chunk, by the choice's values."""
+    lengths = [len(value) for value in choice.value]
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    at = torch.cat(list(chosen)) + starts.repeat_interleave(torch.tensor([len(few) for few in chosen]))
+    value = torch.cat(choice.value)
+    best = at[_largest(value[at], count)]
+    return tokens_of(torch.zeros(len(value), dtype=torch.bool).index_fill_(0, best, True), lengths)
 
 
 def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int, block: int) -> list[Tensor]:
@@ -155,11 +193,15 @@ def block_sizes(length: int, blocks: int, block: int) -> Tensor:
     return sizes
 
 
-def _top(rank: Tensor, scores: ChunkScores, anchors: Tensor, share: float, block: int) -> Tensor:
+def _top(rank: Tensor, anchors: Tensor, share: float, block: int) -> Tensor:
     """Bool `(N, B)`: each layer's best blocks among those the anchors do not already cover."""
     layers, blocks = rank.shape
-    padded = torch.nn.functional.pad(anchors, (0, -len(anchors) % block), value=True)
-    covered = padded.view(-1, block).all(1)
+    covered = anchors
+    if block > 1:
+        padded = torch.nn.functional.pad(anchors, (0, -len(anchors) % block), value=True)
+        covered = padded.view(-1, block).all(1)
+    if share >= 1:
+        return (~covered).expand(layers, -1)
     count = int(share * int((~covered).sum()))
     chosen = torch.zeros(layers, blocks, dtype=torch.bool)
     if count:
@@ -168,15 +210,15 @@ def _top(rank: Tensor, scores: ChunkScores, anchors: Tensor, share: float, block
     return chosen
 
 
-def _queue(values: Sequence[Tensor], candidates: Sequence[Tensor], fill: bool, filtered: bool) -> Tensor:
+def _queue(values: Sequence[Tensor], chosen: Tensor, fill: bool, filtered: bool) -> Tensor:
     """Every block's place `(sum B,)` in the order in which they are taken: candidates first, then the rest if `fill`.
 
     Without `fill` the rest has the place infinity. Of equals the first comes first.
     """
-    chosen = torch.cat([part.any(0) for part in candidates])
-    rank = torch.cat([-value if filtered else _places(-value).float() for value in values])
+    rank = -torch.cat(list(values)) if filtered else torch.cat([_places(-value).float() for value in values])
     order = rank.argsort(stable=True)
-    order = order[(~chosen[order]).int().argsort(stable=True)]
+    first = chosen[order]
+    order = torch.cat([order[first], order[~first]])
     places = _inverse(order).float()
     return places if fill else places.masked_fill(~chosen, float("inf"))
 
@@ -189,39 +231,26 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
 
 
-def _by_token(blocks: Tensor, block: int, like: Tensor) -> Tensor:
-    """Every token's value `(n,)` from its block's."""
-    return blocks.repeat_interleave(block)[: len(like)]
-
-
-def _taken(places: Sequence[Tensor], anchors: Sequence[Tensor], budget: int) -> list[Tensor]:
-    """The anchors, and the tokens with the first places until there are `budget` in all."""
-    kept = torch.cat(list(anchors))
-    place = torch.cat(list(places)).masked_fill(kept, float("inf"))
-    order = place.argsort(stable=True)[: max(0, budget - int(kept.sum()))]
-    kept[order[place[order] < float("inf")]] = True
-    return list(kept.split([len(mask) for mask in anchors]))
-
-
-def _per_layer(candidates: Tensor, kept: Tensor, anchors: Tensor, block: int) -> Tensor:
-    tokens = candidates.repeat_interleave(block, 1)[:, : len(kept)]
-    return (tokens | anchors) & kept
+def _taken(places: Tensor, anchors: Tensor, budget: int) -> Tensor:
+    """The anchors, and the tokens with the first `places` until there are `budget` in all: bool `(T,)`."""
+    place = places.masked_fill(anchors, float("inf"))
+    return anchors | (_largest(-place, budget - int(anchors.sum())) & (place < float("inf")))
 
 
 def split_recompute(choice: Choice, share: float, by: str) -> tuple[Tensor, ...]:
     """The recomputed tokens per chunk: `floor(share * kept)` in all, the best-ranked blocks' first (`by` "score") or
     the first tokens of every kept run (`by` "head")."""
-    kept = [mask.nonzero()[:, 0] for mask in choice.kept]
-    priority = [choice.value[i][tokens] if by == "score" else -_depth(tokens) for i, tokens in enumerate(kept)]
-    again = best_tokens(priority, int(share * sum(map(len, kept))))
-    return tuple(tokens[part] for tokens, part in zip(kept, again, strict=True))
+    kept = torch.cat(choice.kept)
+    priority = torch.cat(choice.value if by == "score" else [-_depth(mask) for mask in choice.kept])
+    again = _largest(priority.masked_fill(~kept, float("-inf")), int(share * int(kept.sum())))
+    return tokens_of(again, [len(mask) for mask in choice.kept])
 
 
-def _depth(tokens: Tensor) -> Tensor:
-    """How far each sorted index stands behind the start of its run of consecutive indices, fp32."""
-    starts = torch.ones(len(tokens), dtype=torch.bool)
-    starts[1:] = tokens[1:] != tokens[:-1] + 1
-    return (tokens - tokens[starts][starts.long().cumsum(0) - 1]).float()
+def _depth(kept: Tensor) -> Tensor:
+    """How far each kept token stands behind the start of its run of kept ones, fp32."""
+    at, starts = torch.arange(len(kept)), kept.clone()
+    starts[1:] &= ~kept[:-1]
+    return (at - (at * starts).cummax(0).values).float()
 
 
 def aligned_rows(choice: Choice, layers: Sequence[int], n_layers: int) -> list[Tensor]:

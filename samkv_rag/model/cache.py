@@ -143,12 +143,6 @@ class SlotLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + (query_length if self.slots is None else 0), 0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the live keys and values."""
-        return sum(x.numel() * x.element_size() for x in self._live())
-
-
 class SlotCache(Cache):
     """Kept tokens of a prompt at their true positions, with room to decode.
 
@@ -232,8 +226,8 @@ class SlotCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the live keys and values."""
-        spare = len(self.positions) - self.get_seq_length()
-        return sum(x.nbytes // x.shape[2] * (x.shape[2] - spare) for both in self._buffers for x in both)
+        length = self.get_seq_length()
+        return sum(x[:, :, :length].nbytes for both in self._buffers for x in both)
 
 
 def _by_layer(buffers: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
