@@ -6,8 +6,6 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
-import torch
-
 from samkv_rag.flops import answer_flops
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.types import Report
@@ -21,7 +19,8 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     plan, selection = run.plan, prepared.selection
     kept = sum(map(len, selection.kept))
     recomputed = sum(map(len, selection.recomputed))
-    reused = kept - sum(int(torch.isin(*both).sum()) for both in zip(selection.kept, selection.recomputed, strict=True))
+    marks = [run.caches.ground.marked(tokens) for tokens in (selection.kept, selection.recomputed)]
+    reused = kept - int((marks[0] & marks[1]).sum())
     glue = plan.n_tokens - plan.chunk_tokens
     per_token = run.adapter.shape.bytes_per_token
     return Report(

@@ -69,7 +69,8 @@ class Answering:
             decoding = self._begin(prepared, call, listener, gone)
         ids = self.batch.finish(decoding, self.adapter.loop.step)
         first = listener.first_token_at or time.perf_counter()
-        run.costs.seconds["first_token"] += first - ready
+        seconds = run.costs.seconds  # what a GPU had still to do at `ready` is in its stage
+        seconds["first_token"] += max(0.0, min(first - ready, first - started - sum(seconds.values())))
         report = make_report(run, prepared, call.method.name, first - started)
         return run.plan, self._finish(ids, call, report, gone())
 

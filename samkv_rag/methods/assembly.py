@@ -56,9 +56,7 @@ class Assembly:
             self._costs.held(cache.nbytes)
             return cache
 
-    def _parts(
-        self, chunks: int, layout: Layout, layers: range, replaced: Sequence[Tensor] | None
-    ) -> Iterator[Part]:
+    def _parts(self, chunks: int, layout: Layout, layers: range, replaced: Sequence[Tensor] | None) -> Iterator[Part]:
         """What each chunk gives to a cache: a chunk's tokens stand in neighbouring slots."""
         slots = layout.owned
         if replaced is not None:

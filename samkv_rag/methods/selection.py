@@ -160,7 +160,7 @@ def tokens_of(marks: Tensor, lengths: Sequence[int]) -> Chosen:
     at = marks.nonzero()[:, 0]
     owner = torch.searchsorted(stops, at, right=True)
     inside = at - (stops - torch.tensor(lengths, dtype=torch.long))[owner]
-    return inside.split(torch.bincount(owner, minlength=len(lengths)).tolist())
+    return tuple(inside.split(torch.bincount(owner, minlength=len(lengths)).tolist()))
 
 
 def best_of(choice: Choice, chosen: Sequence[Tensor], count: int) -> Chosen:

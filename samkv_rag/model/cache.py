@@ -43,6 +43,8 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -115,7 +117,6 @@ class SlotLayer(CacheLayerMixin):
         self._keys.index_copy_(2, slots, keys.to(self._keys.dtype))
         self._values.index_copy_(2, slots, values.to(self._values.dtype))
 
-
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """A copy of the live keys and values `(1, G, T, D)`."""
         keys, values = self._live()
@@ -142,6 +143,7 @@ class SlotLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + (query_length if self.slots is None else 0), 0
+
 
 class SlotCache(Cache):
     """Kept tokens of a prompt at their true positions, with room to decode.

@@ -43,7 +43,7 @@ class NarrowedPlan(AttentionPlan):
         if not rows:
             return super().attended(layer, query, key, value, scale, softcap, window, shares)
         inner = self._inner.attended(
-            layer, query[:, :, :rows], key[:, :, own], value[:, :, own], scale, softcap, window
+            layer, query[:, :, :rows], key.index_select(2, own), value.index_select(2, own), scale, softcap, window
         )  # fmt: skip
         outer = self._outer.attended(layer, query[:, :, rows:], key, value, scale, softcap, window, shares)
         return torch.cat([inner, outer], 2)

@@ -29,11 +29,13 @@ class Observation:
     backend: Backend
     shares: Tensor | None = None
 
-    def weights(self, rows: Tensor) -> Tensor:
-        """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch."""
+    def weights(self, rows: Tensor, spans: Spans | None = None) -> Tensor:
+        """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch.
+
+        `spans` are those of the rows, where they are known."""
         if self.shares is not None:
             return self.shares[rows - (self.query.shape[2] - len(self.shares))]
-        query, spans = self.query[:1, :, rows], self.spans.rows(rows)
+        query, spans = self.query[:1].index_select(2, rows), spans or self.spans.rows(rows)
         if query.device.type == "cpu" and self.backend == "torch":
             return piecewise_shares(query, self.key[:1], spans, self.scale, self.softcap)[0]
         return attention_shares(query, self.key[:1], spans, self.scale, self.softcap, self.backend)[0]
@@ -47,10 +49,19 @@ class Watcher(ABC):
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
+        self._spans: tuple[Spans, Spans] | None = None
 
     def __call__(self, seen: Observation) -> None:
         if self.watches(seen.layer):
-            self.take(seen.weights(self.rows))
+            self.take(seen.weights(self.rows, self._own_spans(seen)))
+
+    def _own_spans(self, seen: Observation) -> Spans | None:
+        """The spans of the rows: layers share theirs, so these are made once a pass."""
+        if seen.shares is not None:
+            return None
+        if self._spans is None or self._spans[0] is not seen.spans:
+            self._spans = seen.spans, seen.spans.rows(self.rows)
+        return self._spans[1]
 
     @abstractmethod
     def watches(self, layer: int) -> bool:

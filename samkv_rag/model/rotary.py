@@ -144,10 +144,11 @@ class Rotary:
         for layer_type in sorted(types, key=str):
             layers = [layer for layer in turning if self._type_of(layer) == layer_type]
             cos, sin, scale = self._angles(positions, layer_type)
-            index = torch.tensor(layers, device=positions.device)
+            everything = len(layers) == len(kinds)
+            index = torch.tensor(layers, device="cpu" if everything else positions.device)  # not copied for nothing
             for layer in layers:
                 which[layer] = len(groups)
-            groups.append(_Group(index, len(layers) == len(kinds), cos, sin, scale))
+            groups.append(_Group(index, everything, cos, sin, scale))
         if len({group.cos.shape[-1] for group in groups}) > 1:
             raise UnsupportedModel("Layers of this model turn unlike parts of their heads; use a model with one kind.")
         return RotaryTable(tuple(groups), tuple(which), self._apply, self._interleaved, positions)
