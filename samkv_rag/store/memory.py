@@ -95,7 +95,11 @@ class MemoryBackend:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")
             stored = self._open[key].stored
         deep, chosen = map(_compact, KVLayout.of(stored.data).wanted(blocks, layers))
-        out = StoredBlocks(stored.form, stored.data[deep][:, chosen])
+        data = stored.data[deep]
+        if isinstance(chosen, list):  # a list as an index would make the host wait for a GPU
+            out = StoredBlocks(stored.form, data.index_select(1, _sent(chosen, data.device)))
+        else:
+            out = StoredBlocks(stored.form, data[:, chosen])
         with self._lock:
             self.bytes_read += out.nbytes
         return out
@@ -188,6 +192,10 @@ def _copy(summary: ChunkSummary) -> ChunkSummary:
 def _size(summary: ChunkSummary) -> int:
     small = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(summary))
     return small + len(summary.text.encode("utf-8", "surrogatepass"))
+
+
+def _sent(indices: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(indices, dtype=torch.long).to(device, non_blocking=True)
 
 
 def _compact(indices: Sequence[int]) -> slice | list[int]:
