@@ -213,8 +213,11 @@ def _top(rank: Tensor, anchors: Tensor, share: float, block: int) -> Tensor:
 def _queue(values: Sequence[Tensor], chosen: Tensor, fill: bool, filtered: bool) -> Tensor:
     """Every block's place `(sum B,)` in the order in which they are taken: candidates first, then the rest if `fill`.
 
-    Without `fill` the rest has the place infinity. Of equals the first comes first.
+    Without `fill` the rest has the place infinity. Of equals the first comes first. Where all blocks are candidates
+    and compete, their values say it: they need no sorting.
     """
+    if filtered and bool(chosen.all()):
+        return -torch.cat(list(values))
     rank = -torch.cat(list(values)) if filtered else torch.cat([_places(-value).float() for value in values])
     order = rank.argsort(stable=True)
     first = chosen[order]
