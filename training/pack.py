@@ -26,7 +26,8 @@ CONFIG = Path(__file__).with_name("large.toml")
 
 
 def read_all(options: dict[str, Any]) -> dict[str, Any]:
-    """Questions, beginnings of pages, and paragraphs, as the `[real]` table of a configuration names them."""
+    """Questions, beginnings of pages, and paragraphs, as the `[real]` table of a configuration names them; and what
+    evaluation asks, so that no question that is generated later is one of those."""
     folder = Path(options["folder"])
     exclude = Exclusion.of(folder / name for name in options["evaluation"])
 
@@ -41,6 +42,7 @@ def read_all(options: dict[str, Any]) -> dict[str, Any]:
         ],
         "beginnings": [(title, text, list(map(astuple, facts))) for title, (text, facts) in pages.items()],
         "links": [(link.title, astuple(link.fact), link.target) for link in links(pages)],
+        "excluded": sorted(exclude.questions),
         "paragraphs": [(page.title, page.text) for page in read_paragraphs(files("paragraphs"), exclude)],
     }
 

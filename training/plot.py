@@ -1,4 +1,5 @@
-"""Curves of a training run: `python -m training.plot [config.toml]` writes training/curves.png from the log."""
+"""Curves of a training run: `python -m training.plot [config.toml]` writes training/curves.png from the log, or
+training/large.png for the log of `training.large`."""
 
 from __future__ import annotations
 
@@ -50,6 +51,47 @@ def plot(lines: list[dict[str, Any]], target: Path) -> None:
     figure.savefig(target, dpi=100)
 
 
-if __name__ == "__main__":
+SHOWN = {  # of a line of `training.large`: a task of a stage
+    "alike one_hop": "one-hop",
+    "mixed more two_hop": "two-hop",
+    "unnamed more earlier_chunk": "subject in an earlier chunk",
+    "mixed more listing": "lists",
+    "mixed more comparison": "comparisons",
+    "made more read": "generated, about pages",
+    "made more chain": "generated, over two pages",
+    "people more read": "people's (seen many times)",
+}
+
+
+def plot_large(lines: list[dict[str, Any]], target: Path) -> None:
+    """Loss of plain text, and the exact matches of answers in training batches, given their beginnings, over tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(9.5, 7), sharex=True)
+    for axis, names in ((above, {"text plain": "text", "long text plain": "text, 4,096 tokens"}), (below, SHOWN)):
+        for name, label in names.items():
+            seen = [(line["tokens"] / 1e6, line[name]) for line in lines[1:] if name in line]
+            axis.plot(*zip(*seen, strict=True), label=label)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    above.set_ylabel("loss of the next token (nats)")
+    below.set_ylabel("exact match in training batches")
+    below.set_xlabel("tokens seen (millions)")
+    figure.tight_layout()
+    figure.savefig(target, dpi=100)
+
+
+def main() -> None:
+    """Plot the log of a configuration, by the trainer that it is for."""
     config = read_config(*map(Path, sys.argv[1:2])) if len(sys.argv) > 1 else read_config(CONFIG)
-    plot(read_log(Path(config["folder"]) / "log.jsonl"), Path(__file__).with_name("curves.png"))
+    lines, here = read_log(Path(config["folder"]) / "log.jsonl"), Path(__file__)
+    if "pass" in config["stages"][0]:
+        plot(lines, here.with_name("curves.png"))
+    else:
+        plot_large(lines, here.with_name("large.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ from training.linking import Link, chained, compare
 from training.pages import Page
 from training.passages import Encoder, Passage, Sizes, aim_at_text
 from training.pointing import Finder
-from training.real import Item, passage
+from training.real import Exclusion, Item, passage
 from training.recurring import recurring
 
 ABSENT = 0.05  # share of questions whose passage is not shown
@@ -41,7 +41,8 @@ Drawn = Iterator[tuple[str, list[Asked]]]
 @dataclass(frozen=True)
 class Shelf:
     """Everything real that training reads: people's questions, by the passage that holds the answer (`about`) and these
-    by their title (`titled`); pages by their titles, the titles in order, links between pages; paragraphs of books."""
+    by their title (`titled`); pages by their titles, the titles in order, links between pages; paragraphs of books; and
+    what is never asked."""
 
     items: list[Item]
     about: dict[str, list[Item]]
@@ -50,6 +51,7 @@ class Shelf:
     titles: list[str]
     links: list[Link]
     paragraphs: list[Page]
+    excluded: Exclusion
 
     @classmethod
     def open(cls, file: Path) -> Shelf:
@@ -63,7 +65,8 @@ class Shelf:
             titled.setdefault(_title(text), []).append(text)
         pages = {title: (text, [Fact(*fact) for fact in facts]) for title, text, facts in packed["beginnings"]}
         links = [Link(title, Fact(*fact), target) for title, fact, target in packed["links"]]
-        return cls(items, about, titled, pages, sorted(pages), links, [Page(*page) for page in packed["paragraphs"]])
+        paragraphs, excluded = [Page(*page) for page in packed["paragraphs"]], Exclusion(set(packed["excluded"]))
+        return cls(items, about, titled, pages, sorted(pages), links, paragraphs, excluded)
 
     def passage(self, title: str) -> str:
         """A page as a chunk."""
@@ -130,6 +133,7 @@ def draw_made(rng: random.Random, encode: Encoder, sizes: Sizes, shelf: Shelf) -
         for text, questions in rng.choice(_WAYS)(rng, shelf):
             chunks[text] = None
             asked += questions
+    asked = [one for one in asked if shelf.excluded.allows_question(one.text)]
     return _shown(rng, encode, sizes, list(chunks), asked, absent)
 
 

@@ -1,8 +1,9 @@
-"""The card's tables from `results.jsonl`: `python -m training.tables` prints them as Markdown."""
+"""A card's tables from `results.jsonl`: `python -m training.tables [results-small.jsonl]` prints them as Markdown."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,5 +50,5 @@ def _cell(line: Line) -> str:
 
 
 if __name__ == "__main__":
-    found = read()
+    found = read(*map(Path, sys.argv[1:]))
     print(table(found, [4, 8, 16, 32]), table(found, [4, 8, "all"]), sep="\n\n")

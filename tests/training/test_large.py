@@ -18,7 +18,7 @@ from training.large import Batches, Run, choose_stage, rate_at, share_at, sizes_
 from training.linking import links
 from training.pages import Page
 from training.passages import Encoder
-from training.real import Item, passage
+from training.real import Exclusion, Item, passage, words
 from training.shelf import DRAWN, Shelf, varied
 from training.train import read_config
 
@@ -44,7 +44,9 @@ def shelf() -> Shelf:
     items = [Item("Where does Ola Brandt live?", "Oslo", (passage("Ola Brandt", TEXTS["Ola Brandt"]),))]
     about = {items[0].passages[0]: items}
     titled = {"Ola Brandt": list(about)}
-    return Shelf(items, about, titled, pages, sorted(pages), links(pages), [Page(*page) for page in TEXTS.items()])
+    return Shelf(
+        items, about, titled, pages, sorted(pages), links(pages), [Page(*page) for page in TEXTS.items()], Exclusion()
+    )
 
 
 def test_shares_go_straight_from_point_to_point() -> None:
@@ -85,6 +87,15 @@ def test_rows_of_every_kind_ask_what_their_passages_answer(kind: str, encode: En
     shown = "\n\n".join(passage_.chunks)
     said = [q.answer for q in passage_.questions if q.task not in ("unanswerable", "pair")]
     assert all(answer in shown for answer in said) and bool(said) == (kind != "text")
+
+
+def test_what_evaluation_asks_is_never_generated(encode: Encoder, shelf: Shelf) -> None:
+    stage = next(stage for stage in read_config(CONFIG)["stages"] if stage.get("shelf") == "made")
+    asked = DRAWN["made"](random.Random(1), encode, sizes_of(stage), shelf).questions
+    first = next(question.text for question in asked if question.task == "read")
+    held = replace(shelf, excluded=Exclusion({" ".join(words(first))}))
+    left = DRAWN["made"](random.Random(1), encode, sizes_of(stage), held).questions
+    assert first not in {question.text for question in left} and 0 < len(left) < len(asked)
 
 
 def test_a_question_is_varied_but_never_loses_its_first_word() -> None:
