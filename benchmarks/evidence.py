@@ -2,7 +2,8 @@
 
 By default all of them, hours on one core; each goes on where it was stopped, and several may run at a time under
 different names. With `--pack` what is done is written to `benchmarks/results/eval`, from which `make results` makes the
-document. `--real FOLDER` adds the real question sets that lie there.
+document. `--real FOLDER` adds the real question sets that lie there, together. Most are of the small reader: ten
+thousand questions cost it an hour on two cores, and the larger one five.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 from benchmarks.ablations import OURS, PAPER
 from samkv_rag.cli.evaluate import Request, run
 from samkv_rag.eval.results import pack
+from samkv_rag.reader import BUNDLED, SMALL
 
 FOLDER, PACKED = Path("build/eval"), Path("benchmarks/results/eval")
 SIBLINGS = "multi_infllm,random,anchors_only,no_context,cacheblend,prophetkv,epic"
 ALL = f"reuse,samkv,samkv:recompute=0.333,samkv.paper,samkv:settle=before,{SIBLINGS}"
 FEW = "reuse,samkv,random"
+READ = "full,samkv,cacheblend,reuse,random"
 WITHIN = ",".join(f"samkv:recompute={share}" for share in ("0.15", "0.3"))
 
 
@@ -36,12 +39,13 @@ class Asked:
     chunks: int | None = 12
     chunk_tokens: int | None = None
     sink_prefix: str = "head"
+    model: str = SMALL
 
     def run(self, out: Path) -> None:
         """Answer what is missing in `out`."""
         run(
             Request(
-                None, [self.data], self.methods, self.keep, self.limit, self.chunks, self.chunk_tokens,
+                self.model, [self.data], self.methods, self.keep, self.limit, self.chunks, self.chunk_tokens,
                 self.seed, None, self.sink_prefix, out,
             )
         )  # fmt: skip
@@ -64,14 +68,15 @@ RUNS = {
     "sweep-twohop12": Asked("two_hop", 150, "samkv,samkv:recompute=0.333", 23, SHARES),
     "sweep-listing12": Asked("listing", 100, f"samkv,{WITHIN}", 61, "0.15,0.5,1"),
     "ablation-earlier12": Asked("earlier_chunk", 100, ",".join([*OURS.values(), *PAPER.values()]), 9),
+    "reader12": Asked("earlier_chunk,two_hop,one_hop,listing,comparison", 120, READ, 5, model=BUNDLED),
     **{f"sink-{sink}12": Asked("earlier_chunk", 250, "samkv", 29, sink_prefix=sink) for sink in SINKS},
 }
 
 
 def wanted(names: list[str], real: Path | None) -> dict[str, Asked]:
-    """The evaluations of these names, by default all; a real set is called like its file, up to the first dot."""
-    sets = {} if real is None else {path.name.split(".")[0]: path for path in sorted(real.glob("*.jsonl"))}
-    runs = RUNS | {name: Asked(str(path), 200, FEW, 7, chunks=None) for name, path in sets.items()}
+    """The evaluations of these names, by default all; `real` is that of the question sets in a folder."""
+    sets = [] if real is None else sorted(map(str, real.glob("*.jsonl")))
+    runs = RUNS | ({"real": Asked(",".join(sets), 100, READ, 0, chunks=None, model=BUNDLED)} if sets else {})
     unknown = [name for name in names if name not in runs]
     if unknown:
         raise SystemExit(f"There is no evaluation {unknown[0]!r}; there are: {', '.join(runs)}.")

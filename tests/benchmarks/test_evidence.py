@@ -15,7 +15,7 @@ ON_RECORD = {folder.name: json.loads((folder / "run.json").read_text()) for fold
 @pytest.mark.parametrize("name", RUNS)
 def test_what_is_on_record_was_asked_for_like_this(name: str) -> None:
     asked, told = RUNS[name], ON_RECORD[name]["arguments"]
-    assert told["data"] == [[asked.data, ""]]
+    assert told["data"] == [[task, ""] for task in asked.data.split(",")]
     assert told["settings"] == [one.label for one in settings(asked.methods, [float(k) for k in asked.keep.split(",")])]
     for field in ("limit", "chunks", "chunk_tokens", "seed", "sink_prefix"):
         assert told[field] == getattr(asked, field)
