@@ -171,9 +171,7 @@ class ModelAdapter:
         """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
         return self.rotary.table(positions.to(self.device, non_blocking=True))
 
-    def assemble(
-        self, parts: Iterable[Part], positions: Tensor, room: int, layers: range | None = None
-    ) -> SlotCache:  # fmt: skip
+    def assemble(self, parts: Iterable[Part], positions: Tensor, room: int, layers: range | None = None) -> SlotCache:
         """A cache of `layers`, by default all, for tokens at `positions` `(T,)` and `room` more.
 
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
