@@ -1,4 +1,4 @@
-"""Draw docs/result.png from the committed CSV rows and records. `python -m benchmarks.plot`"""
+"""Draw docs/result.png and docs/gpu.png from the committed CSV rows and records. `python -m benchmarks.plot`"""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from samkv_rag.eval.results import read_results  # noqa: E402
 from samkv_rag.eval.summary import rows_of  # noqa: E402
 
 PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
+GPU_PICTURE = PICTURE.with_name("gpu.png")
 COLOURS = {
     "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv before": "#6a4c93",
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
@@ -30,15 +31,19 @@ TASK = RESULTS / "eval" / "earlier12"
 Row = Mapping[str, str]
 
 
-def latest(name: str, *keys: str) -> dict[tuple[str, ...], Row]:
-    """The last row of `results/<name>.csv` for every combination of `keys`."""
+def latest(name: str, *keys: str, gpu: bool = False) -> dict[tuple[str, ...], Row]:
+    """The last row of `results/<name>.csv` for every combination of `keys`, of those measured on a CPU or on a GPU."""
     with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if row["device"].startswith("NVIDIA") == gpu]
+    return {tuple(row[key] for key in keys): row for row in rows}
 
 
-def draw_ttft(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
+def draw_ttft(
+    axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str, model: str = "random",
+    where: str = "12 x 768 Llama, {} prompt tokens, one CPU thread",
+) -> None:  # fmt: skip
     """Bars of the median time to the first token, with the 20 to 80 % range and the ratio to full prefill."""
-    found = [(method, rows["random", tokens, method]) for method in COLOURS if ("random", tokens, method) in rows]
+    found = [(method, rows[model, tokens, method]) for method in COLOURS if (model, tokens, method) in rows]
     for place, (method, row) in enumerate(found):
         median, low, high = (float(row[key]) / 1e3 for key in ("median_ms", "p20_ms", "p80_ms"))
         spread = [[median - low], [high - median]]
@@ -46,7 +51,7 @@ def draw_ttft(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> No
         axes.annotate(f"{float(row['full_over']):.1f}x", (place, high), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
     axes.set_ylabel("seconds to the first token")
-    axes.set_title(f"12 x 768 Llama, {tokens} prompt tokens, one CPU thread", fontsize=10)
+    axes.set_title(where.format(tokens), fontsize=10)
 
 
 def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
@@ -77,18 +82,47 @@ def draw_answers(axes: Any, folder: Path) -> None:
     )
 
 
+def draw_decode(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
+    """Bars of milliseconds per token of one answer, launched step by step and recorded."""
+    names = {"together": "step by step", "recorded": "CUDA graphs"}
+    caches = {"full cache": COLOURS["full"], "kept 15 %": COLOURS["samkv"]}
+    bars = [(cache, order) for cache in caches for order in names if ("8b", tokens, cache, "1", order) in rows]
+    for place, (cache, order) in enumerate(bars):
+        value = float(rows["8b", tokens, cache, "1", order]["median_ms_per_token"])
+        axes.bar(place, value, 0.7, color=caches[cache])
+        axes.annotate(f"{value:.0f}", (place, value), ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(len(bars)), [f"{cache}\n{names[order]}" for cache, order in bars], fontsize=7)
+    axes.set_ylabel("ms per further token")
+    axes.set_title(f"decoding one answer, {tokens} prompt tokens", fontsize=10)
+
+
+def save(figure: Any, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path)
+    print(f"drawn: {path.name}")
+
+
+def draw_gpu(path: Path) -> None:
+    """What was measured on a GPU: the first token at two sizes, and further ones."""
+    figure, (short, middle, further) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110)
+    rows = latest("ttft", "model", "tokens", "method", gpu=True)
+    for axes, tokens in ((short, "5120"), (middle, "16384")):
+        draw_ttft(axes, rows, tokens, "8b", "8B shape in bfloat16, {} prompt tokens, one H100")
+    draw_decode(further, latest("decode", "model", "tokens", "cache", "answers", "order", gpu=True), "16384")
+    save(figure, path)
+
+
 def main() -> None:
     figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110)
     rows = latest("ttft", "model", "tokens", "method")
     draw_ttft(left, rows, "4096")
     draw_resident(right, rows, "4096")
     draw_answers(lower, TASK)
-    for axes in (left, right, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE)
-    print(f"drawn: {PICTURE.name}")
+    save(figure, PICTURE)
+    draw_gpu(GPU_PICTURE)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,3 +137,15 @@ def test_the_picture_leaves_out_systems_that_are_gone() -> None:
         draw(axes, rows, "4096")
         assert [label.get_text() for label in axes.get_xticklabels()] == ["full", "samkv"]
         plot.plt.close()
+
+
+def test_rows_of_a_gpu_do_not_stand_for_those_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ttft.csv").write_text("model,median_ms,device\nrandom,9,x86_64 AVX2\nrandom,1,NVIDIA H100 80GB HBM3\n")
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
+    found = [plot.latest("ttft", "model", gpu=gpu)[("random",)]["median_ms"] for gpu in (False, True)]
+    assert found == ["9", "1"]
+
+
+def test_the_second_picture_is_drawn_from_the_rows_of_a_gpu(tmp_path: Path) -> None:
+    plot.draw_gpu(tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").stat().st_size > 10_000
