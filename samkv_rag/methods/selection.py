@@ -146,9 +146,12 @@ def best_tokens(values: Sequence[Tensor], budget: int) -> Chosen:
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Bool `(T,)`: the `count` largest values; of equals the first. A sort would take ten times as long."""
+    """Bool `(T,)`: the `count` largest values; of equals the first. A sort would take ten times as long.
+
+    What is not a number counts as the largest, as in a sort: there are `count` in any case."""
     if not 0 < count < len(values):
         return torch.full((len(values),), count > 0)
+    values = values.nan_to_num(float("inf"), float("inf"), float("-inf"))
     least = values.kthvalue(len(values) - count + 1).values
     above, level = values > least, values == least
     return above | (level & (level.cumsum(0) <= count - above.sum()))
@@ -237,7 +240,7 @@ def _inverse(order: Tensor) -> Tensor:
 def _taken(places: Tensor, anchors: Tensor, budget: int) -> Tensor:
     """The anchors, and the tokens with the first `places` until there are `budget` in all: bool `(T,)`."""
     place = places.masked_fill(anchors, float("inf"))
-    return anchors | (_largest(-place, budget - int(anchors.sum())) & (place < float("inf")))
+    return anchors | (_largest(-place, budget - int(anchors.sum())) & (place != float("inf")))
 
 
 def split_recompute(choice: Choice, share: float, by: str) -> tuple[Tensor, ...]:

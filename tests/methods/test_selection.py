@@ -19,6 +19,7 @@ from samkv_rag.methods.selection import (
     ChunkScores,
     aligned_rows,
     anchor_masks,
+    best_tokens,
     choose,
     dynamic_share,
     split_recompute,
@@ -144,6 +145,19 @@ def test_keeping_nothing_keeps_nothing(lengths: list[int]) -> None:
 def test_two_hundred_chunks_fit_their_budget(keep: float) -> None:
     case = make_case([1 + 7 * index % 90 for index in range(200)], keep)
     assert total(case.choose().kept) == case.budget
+
+
+def test_what_is_not_a_number_leaves_no_budget_unused() -> None:
+    """A model whose keys overflow in half precision still has its budget: too few tokens would hide why it is wrong."""
+    nan, none = float("nan"), torch.zeros(4, dtype=torch.bool)
+    for row, best in (([nan, nan, nan, nan], [0, 1, 2]), ([1.0, nan, 3.0, 2.0], [1, 2, 3])):
+        scores = [ChunkScores(torch.tensor([row]), none)]
+        for block in (1, 2):
+            anchors = [torch.zeros(4 * block, dtype=torch.bool)]
+            choice = choose(scores, anchors, 3, block, shares=[1.0], per_chunk=False, fill=True)
+            assert int(choice.kept[0].sum()) == 3
+            assert sum(map(len, split_recompute(choice, 0.7, "score"))) == 2
+        assert best_tokens([torch.tensor(row)], 3)[0].tolist() == best
 
 
 def test_a_budget_below_one_token_a_chunk_is_still_a_ceiling() -> None:
