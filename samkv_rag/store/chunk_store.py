@@ -43,12 +43,15 @@ class ChunkKVStore:
 
         Beyond `max_bytes` (K, V and summaries) a `put` evicts the least recently used entries. Summaries read from
         disk are held in memory up to `summary_cache_bytes`. K and V of a store in memory lie on `device`; on the
-        model's GPU nothing crosses the bus at query time. StoreError when the folder cannot be used or was made by a
-        newer version; a damaged catalogue is made again, with a warning.
+        model's GPU nothing crosses the bus at query time; ValueError for a folder. StoreError when the folder or the
+        device cannot be used, or the folder was made by a newer version; a damaged catalogue is made again, with a
+        warning.
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
         in_memory = str(path) == MEMORY
+        if not in_memory and str(device) != "cpu":
+            raise ValueError(f"device={str(device)!r} is for a store in memory: what is in a folder lies on disk.")
         self._backend: Backend = (
             MemoryBackend(max_bytes, device) if in_memory else _on_disk(Path(path), max_bytes, summary_cache_bytes)
         )

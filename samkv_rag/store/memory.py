@@ -33,7 +33,7 @@ class MemoryBackend:
     """Entries in a dictionary, the least recently used first; their K and V lie on `device`, summaries on the CPU."""
 
     def __init__(self, max_bytes: int | None, device: str | torch.device = "cpu") -> None:
-        self._device = device
+        self._device = _usable(device)
         self.store_id = str(uuid.uuid4())
         self.bytes_read = 0
         self._max_bytes = max_bytes
@@ -192,6 +192,14 @@ def _copy(summary: ChunkSummary) -> ChunkSummary:
 def _size(summary: ChunkSummary) -> int:
     small = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(summary))
     return small + len(summary.text.encode("utf-8", "surrogatepass"))
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device; StoreError when nothing can be put there, now rather than at the first chunk."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the second from a torch that was built without CUDA
+        raise StoreError(f"A store cannot keep anything on the device {str(device)!r}: {error}") from error
 
 
 def _sent(indices: list[int], device: torch.device) -> Tensor:
