@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -253,15 +252,6 @@ def test_refuses_chunks_that_do_not_fit_together(store: ChunkKVStore) -> None:
 def test_negative_max_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="max_bytes"):
         ChunkKVStore(max_bytes=-1)
-
-
-def test_a_device_that_cannot_be_used_is_refused_when_the_store_is_opened(tmp_path: Path) -> None:
-    for device in ("nonsense", "cuda:99"):
-        with pytest.raises(StoreError, match=device):
-            ChunkKVStore(device=device)
-    with pytest.raises(ValueError, match="in memory"):
-        ChunkKVStore(tmp_path / "store", device="cuda")
-    assert not (tmp_path / "store").exists()
 
 
 def test_a_closed_store_says_so(store: ChunkKVStore) -> None:
