@@ -71,7 +71,7 @@ format: $(VENV)/dev.stamp  ## rewrite the sources in the project's format
 	$(PY) -m ruff check --fix $(SOURCES)
 	$(PY) -m ruff format $(SOURCES)
 
-reader: $(VENV)/dev.stamp  ## train the bundled reader again (hours on two cores; see [real] in training/config.toml)
+reader: $(VENV)/dev.stamp  ## train the small bundled reader again (hours on two cores; see [real] in training/config.toml)
 	$(PY) -m training.train
 
 bench: export OMP_NUM_THREADS = $(THREADS)

@@ -78,7 +78,7 @@ def draw_answers(axes: Any, folder: Path) -> None:
     axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=7)
     axes.set_ylabel("F1")
     axes.set_title(
-        f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
+        f"answers whose subject an earlier chunk names\n(small bundled reader, {len(task.ids)} questions)", fontsize=10
     )
 
 

@@ -54,7 +54,7 @@ class SamKV(Options):
     attends to are recomputed, and see all stored entries on the lower layers. Then, in that same pass, at what came of
     it: what it attends to now stays (with what surrounds it), the rest is dropped before the first token. The paper
     chooses once, by a pooled query against block means, and what it recomputes sees only what it keeps. What decided
-    it: F1 at 12 chunks on held-out worlds with the bundled reader, where an earlier chunk names the subject (n = 800)
+    it: F1 at 12 chunks on held-out worlds with "bundled-small", where an earlier chunk names the subject (n = 800)
     full 97, ours 97, `settle="before"` 47, `paper()` 1; two-hop (n = 800) 94, 93, 43 and 4 (docs/results.md).
 
     `keep`: kept chunk tokens / chunk tokens, a hard ceiling above the engine's `min_kept_tokens`. `recompute`:
