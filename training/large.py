@@ -34,6 +34,7 @@ from training.train import Losses, exact_matches, losses, read_config, taught
 
 CONFIG = Path(__file__).with_name("large.toml")
 EVERY = 50  # steps between log lines
+SAVE = 120  # seconds between savings of the weights
 
 
 class Batches(IterableDataset[tuple[int, bytes]]):
@@ -136,10 +137,18 @@ class Run:
             for task, share in (exact_matches(batch, found.right) | found.hits).items():
                 self.sums.add(f"{name} {task}", share)
 
-    def averaged(self) -> dict[str, torch.Tensor]:
-        """The averaged weights by name."""
+    def record(self, seconds: float) -> None:
+        """Print a line of means since the last one, and append it to the log."""
+        line = json.dumps({"step": self.step, "tokens": self.tokens, "seconds": round(seconds, 1)} | self.sums.means())
+        print(line, flush=True)
+        with (Path(self.config["folder"]) / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def save(self) -> None:
+        """Write the averaged weights as a transformers folder."""
         names = (name for name, _ in self.reader.named_parameters())
-        return {name: weight.float().cpu() for name, weight in zip(names, self.average, strict=True)}
+        state = {name: weight.float().cpu() for name, weight in zip(names, self.average, strict=True)}
+        save_reader(self.config, state, Path(self.config["folder"]) / "weights")
 
 
 def compile_layers() -> None:
@@ -150,25 +159,19 @@ def compile_layers() -> None:
 
 def train(run: Run, batches: Iterator[tuple[int, bytes]], progress: Synchronized[float], seconds: float) -> None:
     """Update until the time is over; log and save on the way."""
-    log = Path(run.config["folder"]) / "log.jsonl"
-    begun, saved, waited = time.perf_counter(), 0.0, 0.0
+    begun, saves = time.perf_counter(), iter(range(SAVE, int(seconds), SAVE))
+    due = next(saves, None)
     while progress.value < 1:
-        asked = time.perf_counter()
         stage, packed = next(batches)
-        waited += time.perf_counter() - asked
         run.update(stage, pickle.loads(packed), progress.value)
-        if run.step == 10:  # compiled by now
-            torch.cuda.synchronize() if run.device.type == "cuda" else None
-        if run.step % EVERY == 0 or run.step == 10:
-            line = {"step": run.step, "tokens": run.tokens, "waited": round(waited, 1)} | run.sums.means()
-            line["seconds"] = round(time.perf_counter() - begun, 1)
-            print(json.dumps(line), flush=True)
-            with log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        if time.perf_counter() - begun - saved > 120:
-            saved = time.perf_counter() - begun
-            save_reader(run.config, run.averaged(), Path(run.config["folder"]) / "weights")
-        progress.value = (time.perf_counter() - begun) / seconds
+        passed = time.perf_counter() - begun
+        if run.step % EVERY == 0:
+            run.record(passed)
+        if due is not None and passed > due:
+            run.save()
+            due = next(saves, None)
+        progress.value = passed / seconds
+    run.save()
 
 
 def main() -> None:
@@ -192,7 +195,6 @@ def main() -> None:
         compile_layers()
     run = Run(config, encode, torch.device(options.device))
     train(run, batches, progress, options.seconds)  # type: ignore[arg-type]
-    save_reader(config, run.averaged(), folder / "weights")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pages of real text: what is packed for training, and rows that ask generated questions about them."""
+"""Pages of real text, as they are packed for training."""
 
 from __future__ import annotations
 

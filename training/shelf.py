@@ -109,7 +109,9 @@ def draw_people(rng: random.Random, encode: Encoder, sizes: Sizes, shelf: Shelf)
         if rng.random() < 0.3:
             chunks[shelf.passage(rng.choice(shelf.titles))] = None
     asked = [Asked(varied(rng, item.text), item.answer, text) for text in chunks for item in shelf.about.get(text, ())]
-    return _shown(rng, encode, sizes, list(chunks), asked, [item.text for item in absent])
+    return _shown(
+        rng, encode, sizes, list(chunks), asked, [one.text for one in absent if one.passages[0] not in chunks]
+    )
 
 
 def varied(rng: random.Random, question: str) -> str:

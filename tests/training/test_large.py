@@ -1,5 +1,6 @@
 """The large reader's training: its mixture follows the clock, its batches have one size, and it learns."""
 
+import json
 import pickle
 import random
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
 
 from training.attention import _fused, as_bias, attend
 from training.data import make_batch
@@ -115,8 +117,8 @@ def test_fused_attention_is_the_attention_in_pieces() -> None:
     assert torch.allclose(_fused(q, k, v, as_bias(mask[:, :, :0]), 30), alone, atol=1e-5)
 
 
-def test_a_run_learns_from_what_its_workers_make(encode: Encoder, shelf: Shelf) -> None:
-    config = read_config(CONFIG)
+def test_a_run_learns_from_what_its_workers_make(encode: Encoder, shelf: Shelf, tmp_path: Path) -> None:
+    config = read_config(CONFIG) | {"folder": str(tmp_path)}
     stage = {**config["stages"][2], "rows": 4, "mix": [1.0, 1.0]}
     config |= {"vocab": 3072, "stages": [stage]}
     config["shape"] |= {"hidden": 192, "head_dim": 32, "mlp": 64}
@@ -129,4 +131,9 @@ def test_a_run_learns_from_what_its_workers_make(encode: Encoder, shelf: Shelf) 
         run.update(0, batch, 0.1)
         first.append(run.sums.means()["alike first"])
     assert first[-1] < first[0]
-    assert set(run.averaged()) == {name for name, _ in run.reader.named_parameters()}
+    run.record(1.0)
+    assert json.loads((tmp_path / "log.jsonl").read_text())["step"] == 6
+    (tmp_path / "tokenizer").symlink_to(WEIGHTS)
+    run.save()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
+    assert {name for name, _ in saved.named_parameters()} == {name for name, _ in run.reader.named_parameters()}
