@@ -210,7 +210,7 @@ def _add_gradients(run: Run, rng: random.Random) -> dict[str, float]:
         _follow(run.correct, f"stage {stage}", float(found.right[_first(batch)].float().mean()), 0.1)
     if stage == run.stage:
         for name, share in (exact_matches(batch, found.right) | found.hits).items():
-            _follow(run.correct, name, share, 0.04)
+            _follow(run.correct, name, float(share), 0.04)
     return {"loss": total.item(), "first": float(found.first.detach())}
 
 
