@@ -200,6 +200,8 @@ class SlotCache(Cache):
     def keep(self, slots: Tensor) -> None:
         """Forget all tokens but those at `slots` `(K,)`, sorted; their positions stay what they are, and so does the
         room behind them."""
+        if len(slots) == self.get_seq_length():
+            return  # everything stays: no copy of it all
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
         self.positions = self.positions[stays]
