@@ -1,7 +1,7 @@
 """Train the large reader on one GPU: `python -m training.large [large.toml] --seconds 480`.
 
-The mixture of stages, the learning rate and the end follow the clock, so that a run fills the time that a machine is
-lent for. Worker processes make the batches, each a function of the seed and its number; every batch of all stages has
+The mixture of stages, the learning rate and the end follow the clock, so that a run fills the time that it is
+given. Worker processes make the batches, each a function of the seed and its number; every batch of all stages has
 the same number of tokens, so that the layers are compiled once.
 """
 
