@@ -15,11 +15,12 @@ from samkv_rag.ingest import Progress, stored_bytes
 from samkv_rag.library import Library
 from samkv_rag.methods import Method, SamKV, resolve_method
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.loading import BUNDLED, ModelSource
+from samkv_rag.model.loading import ModelSource
 from samkv_rag.parity import ParityReport, check_parity
 from samkv_rag.prompt.checks import require_text, require_texts
 from samkv_rag.prompt.plan import Planner, Prompt
 from samkv_rag.prompt.template import sink_text
+from samkv_rag.reader import BUNDLED
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.stream import AnswerStream
 from samkv_rag.turns import Turnstile

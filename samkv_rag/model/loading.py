@@ -22,7 +22,6 @@ from samkv_rag.model.digests import file_digest, parameters_digest
 from samkv_rag.types import KV_DTYPES
 
 FORMAT_VERSION = 1
-BUNDLED = reader.BUNDLED
 _WEIGHTS = ("*.safetensors", "*.bin")
 _IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
 _CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8"}
@@ -42,7 +41,7 @@ class ModelSource:
     None: behind nothing). `kv_dtype` is how caches are stored.
     """
 
-    model: Any = BUNDLED
+    model: Any = reader.BUNDLED
     tokenizer: Any = None
     device_map: Any = None
     dtype: str | torch.dtype = "auto"
@@ -56,7 +55,7 @@ class ModelSource:
         if self.dtype != "auto":
             _floating(self.dtype)
         if self.model is None:
-            raise SamKVError(f"There is no model: pass {BUNDLED!r}, a hub id, a folder, or a loaded model.")
+            raise SamKVError(f"There is no model: pass {reader.BUNDLED!r}, a hub id, a folder, or a loaded model.")
 
     @property
     def name(self) -> str:
