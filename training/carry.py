@@ -26,8 +26,9 @@ from torch import Tensor
 from training.attention import as_bias
 from training.data import Batch, make_batch
 from training.model import Attention, Reader
+from training.passages import sizes_of
 from training.pointing import NAME, SEEK, SOURCE
-from training.train import Run, read_config, sizes_of
+from training.train import Run, read_config
 
 BATCHES, STAGE = 80, 1
 STAGES = (1, 2, 4, 5)
@@ -54,7 +55,7 @@ def watch(run: Run, source: int, seek: int) -> Seen:
     """Run fresh rows up to the layers `source` and `seek`."""
     names, ids, values = list[Tensor](), list[Tensor](), list[Tensor]()
     for number in range(BATCHES):
-        batch = make_batch(random.Random(f"carry-{number}"), run.encode, sizes_of(run.config, STAGE))
+        batch = make_batch(random.Random(f"carry-{number}"), run.encode, sizes_of(run.config["stages"][STAGE]))
         at, golds = batch.points[SOURCE].flat()
         streams = residuals(run.reader, batch)
         which, place = golds.nonzero().unbind(1)
@@ -157,7 +158,7 @@ def watch_names(run: Run, layer: int) -> Named:
     norm, parts = run.reader.model.blocks[layer].input_layernorm, list[tuple[Tensor, ...]]()
     for number in range(BATCHES):
         batch = make_batch(
-            random.Random(f"name-{number}"), run.encode, sizes_of(run.config, STAGES[number % len(STAGES)])
+            random.Random(f"name-{number}"), run.encode, sizes_of(run.config["stages"][STAGES[number % len(STAGES)]])
         )
         stream, ids = norm(residuals(run.reader, batch)[layer]).flatten(0, 1), batch.ids.flatten()
         length = batch.ids.shape[1]

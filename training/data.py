@@ -216,10 +216,12 @@ class _Row:
 
 def _draw(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | Shelf | None) -> Passage:
     """What a row is made of."""
-    if isinstance(library, Shelf) and sizes.shelf:
+    if sizes.shelf:
+        if not isinstance(library, Shelf):
+            raise ValueError("a stage with `shelf` needs the packed text: python -m training.pack")
         return DRAWN[sizes.shelf](rng, encode, sizes, library)
     if sizes.real:
-        return draw_real(rng, encode, sizes, library)
+        return draw_real(rng, encode, sizes, None if isinstance(library, Shelf) else library)
     return draw_world(rng, encode, sizes)
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from samkv_rag import reader
 from training.passages import Encoder
 from training.train import CONFIG, load_encoder, read_config
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 SHARD = "15MB"  # a file of weights, at most
-WEIGHTS = Path(__file__).resolve().parent.parent / "samkv_rag" / "reader" / "small"
+WEIGHTS = reader.path(reader.SMALL)
 
 
 def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:

@@ -27,12 +27,12 @@ from training.data import Batch, make_batch
 from training.export import save_reader
 from training.initial import initialise
 from training.model import Layer, Reader, Shape
-from training.optimiser import Optimiser
-from training.passages import Encoder, Sizes
+from training.optimiser import Optimiser, follow, rate_at
+from training.pack import CONFIG
+from training.passages import Encoder, Sizes, sizes_of
 from training.shelf import Shelf
 from training.train import Losses, exact_matches, losses, read_config, taught
 
-CONFIG = Path(__file__).with_name("large.toml")
 EVERY = 50  # steps between log lines
 SAVE = 120  # seconds between savings of the weights
 
@@ -50,7 +50,7 @@ class Batches(IterableDataset[tuple[int, bytes]]):
         while True:
             rng = random.Random(f"{self.config['seed']}-{number}")
             stage = choose_stage(rng, self.config, self.progress.value)
-            batch = make_batch(rng, self.encode, sizes_of(self.config["stages"][stage]), self.shelf)
+            batch = make_batch(rng, self.encode, exact_sizes(self.config["stages"][stage]), self.shelf)
             yield stage, pickle.dumps(batch)
             number += step
 
@@ -68,17 +68,9 @@ def share_at(mix: list[float], progress: float) -> float:
     return mix[left] + (mix[left + 1] - mix[left]) * (place - left)
 
 
-def sizes_of(stage: dict[str, Any]) -> Sizes:
-    """The sizes of a stage's batches."""
-    return Sizes(
-        **{key: value for key, value in stage.items() if key not in ("name", "mix", "plain_weight")}, exact=True
-    )
-
-
-def rate_at(progress: float, step: int, options: dict[str, Any]) -> float:
-    """Learning rate: warm-up by steps, plateau, linear fall over the last `decay` part of the time."""
-    left = (1 - progress) / options["decay"]
-    return float(options["rate"] * min(1.0, (step + 1) / options["warmup"]) * max(0.02, min(1.0, left)))
+def exact_sizes(stage: dict[str, Any]) -> Sizes:
+    """The sizes of a stage's batches, which fill all the room that is given."""
+    return replace(sizes_of(stage), exact=True)
 
 
 @dataclass
@@ -125,7 +117,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(rate_at(progress, self.step, options))
         self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
-        torch._foreach_lerp_(self.average, self.weights, max(1 / options["average"], 10 / (self.step + 10)))
+        follow(self.average, self.weights, self.step, options["average"])
         self._note(stage, batch, found)
 
     def _note(self, stage: int, batch: Batch, found: Losses) -> None:

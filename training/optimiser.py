@@ -8,7 +8,7 @@ without bfloat16 arithmetic that costs more than the rest of the update. Here eq
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,21 @@ def _by_shape(matrices: Sequence[Tensor]) -> list[Tensor]:
         steps = orthogonal(torch.stack([matrices[number] for number in numbers])) * (0.2 * max(shape) ** 0.5)
         found |= zip(numbers, steps.unbind(), strict=True)
     return [found[number] for number in range(len(matrices))]
+
+
+def rate_at(progress: float, step: int, options: Mapping[str, Any]) -> float:
+    """Learning rate: warm-up by steps, plateau, linear fall to the `least` share over the last `decay` part of a run;
+    `progress` (0 to 1) is how much of it is over."""
+    left = (1 - progress) / options["decay"]
+    share = min(1.0, (step + 1) / options["warmup"]) * max(options["least"], min(1.0, left))
+    return float(options["rate"] * share)
+
+
+@torch.no_grad()
+def follow(average: Sequence[Tensor], weights: Sequence[Tensor], step: int, updates: int) -> None:
+    """Let the average of the weights, which is what is exported, follow them: over the last tenth of all updates, at
+    most over `updates`."""
+    torch._foreach_lerp_(list(average), list(weights), max(1 / updates, 10 / (step + 10)))
 
 
 class Optimiser:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.real import Exclusion, passage
+from training.real import Exclusion, passage, read_pages
 
 SHORTEST, LONGEST = 80, 1500  # characters of a page's beginning, and of a paragraph
 
@@ -23,15 +22,6 @@ class Page:
     def passage(self) -> str:
         """The page as a chunk."""
         return passage(self.title, self.text)
-
-
-def read_pages(files: Iterable[Path]) -> Iterator[tuple[str, list[str]]]:
-    """Title and paragraphs of every page."""
-    for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") as opened:
-            for page in opened.read().split("\n# "):
-                title, _, body = page.lstrip("# ").partition("\n")
-                yield title.strip(), [line.strip() for line in body.split("\n") if line.strip()]
 
 
 def read_beginnings(files: Iterable[Path], exclude: Exclusion) -> list[Page]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -34,6 +35,8 @@ SHARES = {
     "listing": 0.07,
     "unanswerable": 0.2,
 }
+NOT_SIZES = frozenset(("name", "mix", "pass", "weight", "plain_weight"))
+"""What else a stage has: when it comes, and what it counts."""
 PAIRS = 6  # comparisons about one context, at most
 
 
@@ -65,6 +68,11 @@ class Sizes:
     filled: int = 0
     exact: bool = False
     shelf: str = ""
+
+
+def sizes_of(stage: Mapping[str, Any]) -> Sizes:
+    """The sizes of the batches of a configuration's stage."""
+    return Sizes(**{key: value for key, value in stage.items() if key not in NOT_SIZES})
 
 
 class Encoder:

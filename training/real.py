@@ -112,18 +112,19 @@ def _item(record: dict[str, Any], longest: int) -> Item | None:
     return None
 
 
-def read_paragraphs(files: Iterable[Path], exclude: Exclusion, longest: int = 1200) -> list[str]:
-    """The first paragraph of every page, with its title, of at most `longest` characters."""
-    found = list[str]()
+def read_pages(files: Iterable[Path]) -> Iterator[tuple[str, list[str]]]:
+    """Title and paragraphs of every page."""
     for file in files:
         with gzip.open(file, "rt", encoding="utf-8") as opened:
-            pages = opened.read().split("\n# ")
-        for page in pages:
-            title, _, body = page.lstrip("# ").partition("\n")
-            text = passage(title, body.strip().split("\n")[0])
-            if 80 <= len(text) <= longest and exclude.allows_text(text):
-                found.append(text)
-    return found
+            for page in opened.read().split("\n# "):
+                title, _, body = page.lstrip("# ").partition("\n")
+                yield title.strip(), [line.strip() for line in body.split("\n") if line.strip()]
+
+
+def read_paragraphs(files: Iterable[Path], exclude: Exclusion, longest: int = 1200) -> list[str]:
+    """The first paragraph of every page, with its title, of at most `longest` characters."""
+    texts = (passage(title, paragraphs[0] if paragraphs else "") for title, paragraphs in read_pages(files))
+    return [text for text in texts if 80 <= len(text) <= longest and exclude.allows_text(text)]
 
 
 def sentences(rng: random.Random, text: str) -> Iterator[Item]:

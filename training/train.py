@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from training.data import Batch, make_batch
 from training.initial import initialise
 from training.model import Reader, Shape
-from training.optimiser import Optimiser
-from training.passages import Encoder, Sizes
+from training.optimiser import Optimiser, follow, rate_at
+from training.passages import Encoder, sizes_of
 from training.real import Library
 from training.tokenizer import train_tokenizer
 
@@ -78,14 +78,6 @@ class Run:
             self.optimiser.load_state_dict(state.pop("optimiser"))
             self.__dict__.update(state)
 
-    def follow(self) -> None:
-        """Let the average of the weights, which is what is exported, follow them: over the last tenth of all updates,
-        at most as many as configured."""
-        share = max(1 / self.config["optimiser"]["average"], 10 / (self.step + 10))
-        with torch.no_grad():
-            for name, weight in self.reader.named_parameters():
-                self.average[name].lerp_(weight, share)
-
 
 def taught(config: dict[str, Any]) -> dict[str, Taught]:
     """The heads that are taught where to look, by name: the first of a kind has its name."""
@@ -94,12 +86,6 @@ def taught(config: dict[str, Any]) -> dict[str, Taught]:
         for kind, heads in config["heads"].items()
         for number, (layer, head) in enumerate(heads)
     }
-
-
-def rate_at(step: int, options: dict[str, Any]) -> float:
-    """Learning rate: warm-up, plateau, linear fall over the last `decay` part."""
-    left = (options["total"] - step) / (options["decay"] * options["total"])
-    return float(options["rate"] * min(1.0, (step + 1) / options["warmup"]) * max(0.05, min(1.0, left)))
 
 
 @dataclass
@@ -178,11 +164,6 @@ def _choose_stage(rng: random.Random, run: Run) -> int:
     return rng.choices(range(run.stage), weights)[0]
 
 
-def sizes_of(config: dict[str, Any], stage: int) -> Sizes:
-    """The sizes of a stage's batches."""
-    return Sizes(**{k: v for k, v in config["stages"][stage].items() if k not in ("pass", "weight")})
-
-
 def train_step(run: Run) -> dict[str, float]:
     """One update on fresh batches, of a stage each; returns what to log."""
     options, logged = run.config["optimiser"], {"loss": 0.0, "first": 0.0}
@@ -191,16 +172,16 @@ def train_step(run: Run) -> dict[str, float]:
         for key, value in _add_gradients(run, rng).items():
             logged[key] += value / options["batches"]
     torch.nn.utils.clip_grad_norm_(run.reader.parameters(), 1.0)
-    run.optimiser.step(rate_at(run.step, options))
+    run.optimiser.step(rate_at(run.step / options["total"], run.step, options))
     run.step += 1
-    run.follow()
+    follow([*run.average.values()], [*run.reader.parameters()], run.step, options["average"])
     return logged
 
 
 def _add_gradients(run: Run, rng: random.Random) -> dict[str, float]:
     """Add the gradients of one fresh batch, and what it shows to the running means."""
     options, stage = run.config["optimiser"], _choose_stage(rng, run)
-    batch = make_batch(rng, run.encode, sizes_of(run.config, stage), run.library)
+    batch = make_batch(rng, run.encode, sizes_of(run.config["stages"][stage]), run.library)
     with torch.autocast("cpu", torch.bfloat16, enabled=options["bfloat16"]):
         found = losses(run.reader, batch, taught(run.config))
     total = found.total(options)

@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM
 
 from training.attention import _fused, as_bias, attend
 from training.data import make_batch
+from training.export import WEIGHTS
 from training.facts import read_facts
-from training.large import Batches, Run, choose_stage, rate_at, share_at, sizes_of
+from training.large import CONFIG, Batches, Run, choose_stage, exact_sizes, share_at
 from training.linking import links
+from training.optimiser import rate_at
 from training.pages import Page
 from training.passages import Encoder
 from training.real import Exclusion, Item, passage, words
 from training.shelf import DRAWN, Shelf, varied
 from training.train import read_config
 
-CONFIG = Path(__file__).parents[2] / "training" / "large.toml"
-WEIGHTS = Path(__file__).parents[2] / "samkv_rag" / "reader" / "small"
 TEXTS = {
     "Ola Brandt": "Ola Brandt (born 3 May 1951) is a Norwegian painter. Brandt was born in Bergen. "
     "The painter lives in Oslo. Her first show opened in Oslo in 1974.",
@@ -65,7 +65,7 @@ def test_a_stage_that_has_no_share_yet_is_not_drawn() -> None:
 
 
 def test_the_rate_warms_up_stays_and_falls() -> None:
-    options = {"rate": 1.0, "warmup": 10, "decay": 0.5}
+    options = {"rate": 1.0, "warmup": 10, "decay": 0.5, "least": 0.02}
     assert rate_at(0.0, 0, options) == pytest.approx(0.1)
     assert rate_at(0.4, 99, options) == 1.0
     assert rate_at(0.75, 99, options) == pytest.approx(0.5)
@@ -73,7 +73,7 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
 
 
 def test_all_batches_have_as_many_tokens() -> None:
-    sizes = [sizes_of(stage) for stage in read_config(CONFIG)["stages"]]
+    sizes = [exact_sizes(stage) for stage in read_config(CONFIG)["stages"]]
     assert {one.rows * (one.context + one.asked) for one in sizes} == {65_536}
     assert all((one.context + one.asked) % 8 == 0 for one in sizes)  # fused attention with a bias needs that
 
@@ -81,7 +81,7 @@ def test_all_batches_have_as_many_tokens() -> None:
 @pytest.mark.parametrize("kind", DRAWN)
 def test_rows_of_every_kind_ask_what_their_passages_answer(kind: str, encode: Encoder, shelf: Shelf) -> None:
     stage = next(stage for stage in read_config(CONFIG)["stages"] if stage.get("shelf") == kind)
-    sizes = replace(sizes_of(stage), rows=3)
+    sizes = replace(exact_sizes(stage), rows=3)
     batch = make_batch(random.Random(1), encode, sizes, shelf)
     assert batch.ids.shape == (3, sizes.context + sizes.asked)
     assert bool(batch.tasks) == (kind != "text")
@@ -93,10 +93,10 @@ def test_rows_of_every_kind_ask_what_their_passages_answer(kind: str, encode: En
 
 def test_what_evaluation_asks_is_never_generated(encode: Encoder, shelf: Shelf) -> None:
     stage = next(stage for stage in read_config(CONFIG)["stages"] if stage.get("shelf") == "made")
-    asked = DRAWN["made"](random.Random(1), encode, sizes_of(stage), shelf).questions
+    asked = DRAWN["made"](random.Random(1), encode, exact_sizes(stage), shelf).questions
     first = next(question.text for question in asked if question.task == "read")
     held = replace(shelf, excluded=Exclusion({" ".join(words(first))}))
-    left = DRAWN["made"](random.Random(1), encode, sizes_of(stage), held).questions
+    left = DRAWN["made"](random.Random(1), encode, exact_sizes(stage), held).questions
     assert first not in {question.text for question in left} and 0 < len(left) < len(asked)
 
 
@@ -131,9 +131,16 @@ def test_a_run_learns_from_what_its_workers_make(encode: Encoder, shelf: Shelf, 
         run.update(0, batch, 0.1)
         first.append(run.sums.means()["alike first"])
     assert first[-1] < first[0]
+    assert not any(average.requires_grad for average in run.average), "an average is no part of what is learned"
     run.record(1.0)
     assert json.loads((tmp_path / "log.jsonl").read_text())["step"] == 6
     (tmp_path / "tokenizer").symlink_to(WEIGHTS)
     run.save()
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
     assert {name for name, _ in saved.named_parameters()} == {name for name, _ in run.reader.named_parameters()}
+
+
+def test_packed_text_is_asked_for_where_a_stage_needs_it(encode: Encoder) -> None:
+    stage = next(stage for stage in read_config(CONFIG)["stages"] if stage.get("shelf"))
+    with pytest.raises(ValueError, match=r"training\.pack"):
+        make_batch(random.Random(0), encode, exact_sizes(stage))

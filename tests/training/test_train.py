@@ -41,6 +41,7 @@ warmup = 2
 total = 2
 decay = 0.4
 weight_decay = 0.0
+least = 0.05
 rest_weight = 0.5
 plain_weight = 0.3
 point_weight = 0.4
