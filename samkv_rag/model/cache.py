@@ -217,8 +217,8 @@ class SlotCache(Cache):
         self._buffers += other._buffers
 
     def require_room(self, count: int) -> None:
-        for layer in self.slot_layers:
-            layer.require_room(count)
+        """Raise ValueError unless `count` more tokens fit: all layers have the same room."""
+        self.slot_layers[0].require_room(count)
 
     def crop_to(self, length: int) -> None:
         """Forget the slots from `length` on."""
