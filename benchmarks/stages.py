@@ -89,20 +89,21 @@ class Clocked:
 def clocked_passes(adapter: ModelAdapter) -> Iterator[list[float]]:
     """Within the block every pass over a prepared cache appends its seconds to the list."""
     seconds: list[float] = []
-    original = adapter.recompute
+    original = adapter.forward
 
-    def timed(*args: Any, **kwargs: Any) -> None:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         wait(adapter.device)
         start = time.perf_counter()
-        original(*args, **kwargs)
+        out = original(*args, **kwargs)
         wait(adapter.device)
         seconds.append(time.perf_counter() - start)
+        return out
 
-    adapter.recompute = timed  # type: ignore[method-assign]
+    adapter.forward = timed  # type: ignore[method-assign]
     try:
         yield seconds
     finally:
-        del adapter.recompute
+        del adapter.forward
 
 
 def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: Method, rates: Rates) -> Clocked:
@@ -111,32 +112,32 @@ def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: 
     start = time.perf_counter()
     with clocked_passes(adapter) as seconds:
         prepared = method.prepare(run)
-    with run.stage("first_token"):
-        adapter.generate(prepared.ids, prepared.cache, max_new_tokens=1, do_sample=False)
+    begun = time.perf_counter()
+    adapter.generate(prepared.ids, prepared.cache, prepared.logits, max_new_tokens=1, do_sample=False)
     out.total = time.perf_counter() - start
-    passes = passes_of(run, prepared)
-    for (name, one), took in zip(passes, [*seconds, run.costs.seconds["first_token"]], strict=True):
+    if prepared.cache is None:
+        seconds = [out.total - (begun - start)]
+    for (name, one), took in zip(passes_of(run, prepared), seconds, strict=True):
         out.spent[name] = out.spent.get(name, 0.0) + took
-        out.floors[name] = out.floors.get(name, 0.0) + floor_of(adapter, one, rates, name == "first_token")
+        out.floors[name] = out.floors.get(name, 0.0) + floor_of(adapter, one, rates)
     out.load, out.score = run.costs.seconds["load"], max(0.0, run.costs.seconds["select"] - out.spent.get("look", 0.0))
     return out
 
 
 def passes_of(run: Run, prepared: Prepared) -> list[tuple[str, Pass]]:
-    """What went through the model, by name: looks, the recompute, the first token (or the prefill)."""
-    if prepared.cache is None:
-        return [("first_token", one) for one in run.costs.passes]
-    kept, layers = len(prepared.ids), run.adapter.shape.layers
-    last = Pass(prepared.cache.positions[:kept].cpu(), torch.tensor([kept - 1]), layers)
-    *looks, recompute = run.costs.passes
-    return [*(("look", one) for one in looks), ("recompute", recompute), ("first_token", last)]
+    """What went through the model, by name: looks, the recompute, and the first token where that took a pass of its
+    own (or the prefill)."""
+    passes = list(run.costs.passes)
+    alone = prepared.cache is None or len(passes[-1].slots) == 1
+    last = [("first_token", passes.pop())] if alone else []
+    return [*(("look", one) for one in passes[:-1]), *(("recompute", one) for one in passes[-1:]), *last]
 
 
-def floor_of(adapter: ModelAdapter, one: Pass, rates: Rates, speaks: bool) -> float:
-    """The floor of a pass, with the output matrix of one that `speaks`."""
+def floor_of(adapter: ModelAdapter, one: Pass, rates: Rates) -> float:
+    """The floor of a pass, with the output matrix of one that did not end early."""
     flops, layers = pass_flops(adapter, [one]), list(adapter.decoder.layers)[: one.layers - one.ended]
     nbytes = sum(p.nbytes for layer in layers for p in layer.parameters() if p.ndim == 2)
-    if speaks:
+    if not one.ended:
         output = adapter.model.get_output_embeddings().weight
         flops, nbytes = flops + 2 * output.numel(), nbytes + output.nbytes
     return rates.floor(flops, nbytes)

@@ -43,7 +43,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         kv_bytes_full=plan.n_tokens * per_token,
         kv_bytes_read=run.entries.bytes_read,
         scored_bytes=run.costs.scored_bytes,
-        flops=answer_flops(run, prepared),
+        flops=answer_flops(run),
         ttft_seconds=ttft_seconds,
         stage_seconds={stage: run.costs.seconds.get(stage, 0.0) for stage in _STAGES},
         backend=run.adapter.backend,

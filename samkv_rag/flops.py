@@ -5,10 +5,10 @@ A multiplication and an addition are two operations. A pass of Q rows, row q see
     2 * Q * (elements of the layer's weight matrices)  +  4 * H * D * sum over q of n_q
 
 (queries times keys, and weights times values, 2 * H * D a pair each). A pass that ends early costs on its last layer
-2 * Q * hidden * (H + 2 G) * D. The first token adds one row over everything kept, if the cache was prepared, and the
-output matrix once. Not counted: norms, rotations, softmax, embeddings, and the scores that a selection computes for
-itself (`scored_bytes` says what those read). A sliding window's layers see no further than their window. Matrices are
-the two-dimensional weights alone: the stacked experts of a mixture do not count.
+2 * Q * hidden * (H + 2 G) * D. The first token adds the output matrix once. Not counted: norms, rotations, softmax,
+embeddings, and the scores that a selection computes for itself (`scored_bytes` says what those read). A sliding
+window's layers see no further than their window. Matrices are the two-dimensional weights alone: the stacked experts of
+a mixture do not count.
 """
 
 from __future__ import annotations
@@ -17,21 +17,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from samkv_rag.methods import Prepared, Run
+from samkv_rag.methods import Run
 from samkv_rag.methods.costs import Pass
 from samkv_rag.model.adapter import ModelAdapter
 
 
-def answer_flops(run: Run, prepared: Prepared) -> int:
+def answer_flops(run: Run) -> int:
     """Operations of all passes of `run` and of the first new token."""
-    passes = list(run.costs.passes)
-    if prepared.cache is not None:
-        kept = len(prepared.ids)
-        passes.append(Pass(prepared.cache.positions[:kept].cpu(), torch.tensor([kept - 1]), run.adapter.shape.layers))
     output: int = run.adapter.model.get_output_embeddings().weight.numel()
-    return pass_flops(run.adapter, passes) + 2 * output
+    return pass_flops(run.adapter, run.costs.passes) + 2 * output
 
 
 def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:

@@ -69,7 +69,7 @@ def check_parity(adapter: ModelAdapter, seed: int = 0) -> ParityReport:
 
 def next_logits(adapter: ModelAdapter, prepared: Prepared) -> Tensor:
     """Next-token logits fp32 `(vocab,)` of what a method prepared."""
-    return adapter.next_logits(prepared.ids, prepared.cache)
+    return adapter.next_logits(prepared.ids) if prepared.logits is None else prepared.logits
 
 
 def _error(

@@ -77,12 +77,12 @@ class Prompted:
         return method.prepare(Run(self.plan, self.adapter, self.store, ROOM))
 
     def logits(self, prepared: Prepared) -> Tensor:
-        return self.adapter.next_logits(prepared.ids, prepared.cache)
+        return self.adapter.next_logits(prepared.ids) if prepared.logits is None else prepared.logits
 
     def tokens(self, method: Method, count: int, **generation: Any) -> list[int]:
         prepared = self.prepare(method)
         return self.adapter.generate(
-            prepared.ids, prepared.cache, max_new_tokens=count, **{"do_sample": False, **generation}
+            prepared.ids, prepared.cache, prepared.logits, max_new_tokens=count, **{"do_sample": False, **generation}
         )
 
 

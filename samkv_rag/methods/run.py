@@ -14,6 +14,7 @@ from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
+from samkv_rag.methods.seen import Look, Witnessed
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
@@ -24,34 +25,13 @@ from samkv_rag.types import ChunkSummary, PromptPlan, Selection
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What `generate()` starts from. `ids` are the kept tokens; `cache` holds all of them but the last, or is None
-    for an ordinary prefill of all prompt tokens."""
+    """What `generate()` starts from. `ids` are the kept tokens; `cache` holds them all, and `logits` `(vocab,)`, fp32,
+    are the first new token's. Both are None for an ordinary prefill of all prompt tokens."""
 
     cache: SlotCache | None
     ids: tuple[int, ...]
     selection: Selection
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a recompute saw over all T chunk tokens, averaged over heads.
-
-    `attention` `(N, Q, T)`: of the tokens that lead up to the answer, on N layers, where the model runs. `columns` are
-    each chunk's.
-    """
-
-    attention: Tensor
-    columns: list[Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Witnessed:
-    """What some chunk tokens attend to: `witnesses` `(W,)` as columns of all T chunk tokens, their attention
-    `witnessed` `(W, T)`, averaged over heads and layers, and each chunk's `columns`."""
-
-    witnesses: Tensor
-    witnessed: Tensor
-    columns: list[Tensor]
+    logits: Tensor | None = None
 
 
 class Run:
@@ -198,9 +178,8 @@ class Run:
         cache = self.caches.completed(selection.kept, layout, replaced)
         slots = self._fresh(layout, selection)
         masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
-        self._recompute_into(cache, layout, slots, masks, theta)
-        cache.crop_to(len(layout.ids) - 1)
-        return Prepared(cache, tuple(layout.ids.tolist()), selection)
+        logits = self._recompute_into(cache, layout, slots, masks, theta)
+        return Prepared(cache, tuple(layout.ids.tolist()), selection, logits)
 
     def recompute_and_settle(
         self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
@@ -208,9 +187,10 @@ class Run:
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
-        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass. The
-        rest is dropped before the first token is generated. What stands before those tokens sees all on the first
-        `wide` layers only, by default on all of them; above, it sees what is computed in this pass.
+        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass,
+        which also says the first new token: it is chosen in sight of all entries. The rest is dropped before it is
+        taken down. What stands before those tokens sees all on the first `wide` layers only, by default on all of
+        them; above, it sees what is computed in this pass.
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
         layout = self.caches.layout(whole.kept)
@@ -219,14 +199,13 @@ class Run:
         answering = self._answering_rows(layout.positions[slots])
         narrow = None if wide is None else Narrow(wide, int(answering[0]))
         maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
-        self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
+        logits = self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
             seen = maps.stacked.index_select(2, self._owned(layout))
             selection = settle(Look(seen, layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
-            cache.crop_to(len(thinned.ids) - 1)
-        return Prepared(cache, tuple(thinned.ids.tolist()), selection)
+        return Prepared(cache, tuple(thinned.ids.tolist()), selection, logits)
 
     def _answering_rows(self, at: Tensor) -> Tensor:
         """Which rows of a pass, at positions `at`, lead up to the answer: those from the question on that stand behind
@@ -237,13 +216,25 @@ class Run:
     def _recompute_into(
         self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None = None,
         theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Tensor:  # fmt: skip
+        """Compute what stands at `slots`; returns the logits `(vocab,)` of the first new token, in sight of all."""
+        n_layers, speak = self.adapter.shape.layers, self.adapter.speaks_at_once(len(slots))
         with self.stage("recompute"):
-            owned, n_layers = layout.owner[slots] >= 0, self.adapter.shape.layers
+            owned = layout.owner[slots] >= 0
             self.costs.chunk_token_layers += int(owned.sum()) * n_layers
-            self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=True, narrow=narrow))
+            self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=not speak, narrow=narrow))
             blend = None if theta == 1.0 else Blend(theta, owned.to(self.adapter.device, non_blocking=True))
-            self.adapter.recompute(layout.ids[slots], slots, cache, rows, blend, observer=observer, narrow=narrow)
+            logits = self.adapter.recompute(
+                layout.ids[slots], slots, cache, rows, blend, observer=observer, narrow=narrow, speak=speak
+            )
+        return self._first(cache, layout) if logits is None else logits
+
+    def _first(self, cache: SlotCache, layout: Layout) -> Tensor:
+        """The logits of the first new token, by the last kept one alone."""
+        with self.stage("first_token"):
+            last = torch.tensor([len(layout.ids) - 1])
+            self.costs.passes.append(Pass(layout.positions, last, self.adapter.shape.layers))
+            return self.adapter.next_logits(layout.ids, cache)
 
     def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
         """Every chunk token kept and computed up to layer `check`; `choose` then says which go on above it.
@@ -265,9 +256,8 @@ class Run:
             self.costs.chunk_token_layers += self.plan.chunk_tokens * (check + 1)
             self.costs.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
             self.costs.scored_bytes += stored[0].nbytes // len(layout.ids) * self.plan.chunk_tokens
-        self._recompute_into(cache, layout, self._fresh(layout, selection))
-        cache.crop_to(len(layout.ids) - 1)
-        return Prepared(cache, tuple(layout.ids.tolist()), selection)
+        logits = self._recompute_into(cache, layout, self._fresh(layout, selection))
+        return Prepared(cache, tuple(layout.ids.tolist()), selection, logits)
 
     def _owned(self, layout: Layout) -> Tensor:
         """Slots of chunk tokens, where the model runs."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.methods.run import Look, Prepared, Run
+from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.scoring import (
     attention_scores,
     check_block,
@@ -27,6 +27,7 @@ from samkv_rag.methods.scoring import (
     turned_to_chunks,
     weighed,
 )  # fmt: skip
+from samkv_rag.methods.seen import Look
 from samkv_rag.methods.selection import (
     Choice,
     Chosen,

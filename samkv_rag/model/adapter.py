@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from transformers import DynamicCache
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_kernels.rope_gather import Stored, rope_gather_into
 from samkv_rag.errors import SamKVError, UnsupportedModel
-from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan
+from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.rotary import Rotary, RotaryTable
+from samkv_rag.model.supported import refuse_what_is_not_exact
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
@@ -62,7 +64,7 @@ class ModelAdapter:
     """
 
     def __init__(self, model: Any, sink_prefix: Sequence[int] = (), wanted: str | None = None) -> None:
-        _refuse_what_is_not_exact(model)
+        refuse_what_is_not_exact(model)
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = _backend(self.device, wanted)
         model.eval()
@@ -116,24 +118,30 @@ class ModelAdapter:
         layers = getattr(self.model.config, "samkv_selection_layers", None)
         return tuple(layers) if layers else None
 
-    def forward(self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan) -> None:
-        """One pass of the decoder over `ids` at `positions` `(Q,)`, for what it leaves in `cache`.
+    def forward(
+        self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan, speak: bool = False
+    ) -> Tensor | None:
+        """One pass over `ids` at `positions` `(Q,)`, for what it leaves in `cache`; with `speak` up to the logits
+        `(B, vocab)` behind the last of them, else None.
 
         The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
         """
         tokens = torch.as_tensor(ids).to(self.device, non_blocking=True)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        run, logits = partial(self.model, logits_to_keep=1) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
-            self.decoder(
+            out = run(
                 tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
                 attention_mask=dummy, use_cache=True,
             )  # fmt: skip
+            logits = out.logits[:, -1].float() if speak else None
         if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) != len(self.rotary.kinds):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} does not route every layer through the attention registry; "
                 "use a model whose class sets _supports_attention_backend."
             )
+        return logits
 
     # -- ingestion ---------------------------------------------------------------------------------------------
 
@@ -215,37 +223,46 @@ class ModelAdapter:
     def recompute(
         self, ids: Sequence[int] | Tensor, slots: Tensor, cache: SlotCache, rows: Sequence[Tensor | None] | None = None,
         blend: Blend | None = None, last_layer: int | None = None, observer: Observer | None = None,
-        narrow: Narrow | None = None,
-    ) -> None:  # fmt: skip
+        narrow: Narrow | None = None, speak: bool = False,
+    ) -> Tensor | None:  # fmt: skip
         """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced.
 
         It ends once the keys and values of `last_layer`, the model's last by default, are stored; `observer` sees every
-        layer. What the last one would make of them is only asked for of a prompt's last token. With `narrow` some of
-        the tokens see only one another on the upper layers.
+        layer. With `speak` it goes on to the next-token logits behind the last slot, fp32 `(vocab,)`, which it returns.
+        With `narrow` some of the tokens see only one another on the upper layers.
         """
         slots = slots.to(self.device, non_blocking=True)
         everything = len(slots) == cache.get_seq_length()
-        last = self.shape.layers - 1 if last_layer is None else last_layer
+        last = None if speak else self.shape.layers - 1 if last_layer is None else last_layer
         plan = AttentionPlan(cache.positions, None if everything else slots, observer, last, self.backend)
         if narrow is not None and narrow.rows and not everything:  # else nothing is hidden from anybody
             plan = NarrowedPlan(plan, narrow)
         with cache.writing(slots, rows, blend):
-            self.forward(ids, cache.positions[slots], cache, plan)
+            logits = self.forward(ids, cache.positions[slots], cache, plan, speak)
+        return None if logits is None else logits[0]
+
+    def speaks_at_once(self, rows: int) -> bool:
+        """Whether a pass over so many `rows` had better go on to the next token's logits itself.
+
+        Else the last token goes through the model once more, alone. That reads all weights (and launches all kernels)
+        again; going on takes all rows through the rest of the last layer. They cost the same at some 15 rows a layer
+        on a CPU (108 GFLOP/s and 18 GB/s a thread, fp32), and at 350 on an H100 (docs/benchmarks.md).
+        """
+        return rows <= self.shape.layers * (16 if self.device.type == "cpu" else 256)
 
     @torch.inference_mode()
-    def next_logits(self, ids: Sequence[int], cache: SlotCache | None) -> Tensor:
-        """Next-token logits, fp32 `(vocab,)`, of kept `ids` whose entries but the last stand in `cache`."""
+    def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
+        """Next-token logits, fp32 `(vocab,)`, behind `ids`, which all stand in `cache`: the last one's entries are made
+        anew. Without a cache this is an ordinary prefill."""
+        tokens = torch.as_tensor(ids, device=self.device)
         if cache is None:
-            tokens = torch.tensor([list(ids)], device=self.device)
-            return self.model(tokens, use_cache=False, logits_to_keep=1).logits[0, -1].float()  # type: ignore[no-any-return]
-        last = len(ids) - 1
-        hidden = torch.tensor([[ids[last]]], device=self.device)
-        with attention_plan(AttentionPlan(cache.positions)):
-            out = self.model(
-                hidden, past_key_values=cache, position_ids=cache.positions[last : last + 1][None], use_cache=True,
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
-            )  # fmt: skip
-        return out.logits[0, -1].float()  # type: ignore[no-any-return]
+            return self.model(tokens[None], use_cache=False, logits_to_keep=1).logits[0, -1].float()  # type: ignore[no-any-return]
+        last = len(tokens) - 1
+        cache.crop_to(last)
+        plan = AttentionPlan(cache.positions, backend=self.backend)
+        with without_cudnn:
+            logits = self.forward(tokens[last:], cache.positions[last : last + 1], cache, plan, speak=True)
+        return logits[0]  # type: ignore[index]
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
@@ -253,9 +270,11 @@ class ModelAdapter:
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         return SlotCache(keys, values, torch.arange(0))
 
-    def generate(self, ids: Sequence[int], cache: SlotCache | None, **generation: Any) -> list[int]:
+    def generate(
+        self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
+    ) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
-        decoding = self.loop.begin(ids, cache, **generation)
+        decoding = self.loop.begin(ids, cache, logits, **generation)
         while not decoding.ended:
             self.loop.step([decoding])
         return decoding.result()
@@ -272,29 +291,3 @@ def _backend(device: torch.device, wanted: str | None) -> Backend:
         return choose(device, wanted)
     except BackendError as error:
         raise SamKVError(str(error)) from error
-
-
-def _refuse_what_is_not_exact(model: Any) -> None:
-    name = type(model).__name__
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModel(f"{name} is an encoder-decoder; samkv-rag serves decoder-only models.")
-    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise UnsupportedModel(
-            f"{name} carries an adapter whose weights the cache key would not cover; call merge_and_unload() and "
-            "save the merged model, then pass that."
-        )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
-        raise UnsupportedModel(
-            f"{name} is quantised; its caches have not been shown to be exact. Load it in bf16, fp16 or fp32."
-        )
-    devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
-    if len(devices) > 1:
-        raise UnsupportedModel(
-            f"{name} is spread over {len(devices)} devices; pass device_map='cuda:0' or another single device."
-        )
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModel(
-            f"{name} does not hand positions to its attention function (_supports_attention_backend is off), so gaps "
-            "between kept tokens would be read wrongly. Use a model that supports attention backends."
-        )

@@ -67,10 +67,11 @@ class Loop:
 
     @torch.inference_mode()
     def begin(
-        self, ids: Sequence[int], cache: SlotCache | None, hearer: Hearer | None = None,
+        self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, hearer: Hearer | None = None,
         random: torch.Generator | None = None, **generation: Any,
     ) -> Decoding:  # fmt: skip
-        """The first new token after `ids`, the kept tokens' ids; `cache` holds all of them but the last, None none.
+        """The first new token after `ids`, the kept tokens' ids, chosen by its `logits` `(vocab,)` where `cache` holds
+        all of them. Without logits the model runs: over what the cache lacks, or over all without a cache.
 
         All kept ids are handed over so that logits processors such as a repetition penalty see the context.
         `generation` is what transformers' `generate()` takes. Raises what goes wrong.
@@ -80,7 +81,7 @@ class Loop:
         if cache is None:
             cache = self._empty(rules.max_length)
         decoding = Decoding(tokens, cache, rules, hearer, random)
-        decoding.take(self._alone(decoding))
+        decoding.take(self._alone(decoding) if logits is None else logits[None])
         decoding.result()
         return decoding
 

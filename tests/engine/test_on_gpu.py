@@ -103,7 +103,7 @@ def test_answers_decoded_together_are_those_decoded_alone() -> None:
     for name in ("samkv", "full"):
         prepared = case.prepare(METHODS[name])
         loop = case.adapter.loop
-        begun.append(loop.begin(prepared.ids, prepared.cache, max_new_tokens=6, do_sample=False))
+        begun.append(loop.begin(prepared.ids, prepared.cache, prepared.logits, max_new_tokens=6, do_sample=False))
     while going := [one for one in begun if not one.ended]:
         case.adapter.loop.step(going)
     assert [one.result() for one in begun] == alone

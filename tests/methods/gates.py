@@ -22,6 +22,7 @@ TOLERANCE = 1e-4
 VISIBLE = 1e-2
 NEW_TOKENS = 8
 BY_HAND = 5
+NEXT = 7
 SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "cohere2")
 
 before = partial(SamKV, settle="before")
@@ -58,24 +59,30 @@ def distance(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max() / want.square().mean().sqrt().clamp(max=1))
 
 
-def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Kept, Cache]:
-    """The kept tokens, and their entries but the last's after ONE stock forward over the whole prompt in which what is
-    not recomputed has its stored entries, and from layer `narrow` on, by default the upper half, is hidden from what
-    stands before the question."""
+def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Tensor, Tensor, Cache]:
+    """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
+    `narrow` on, by default the upper half, is hidden from what stands before the question. Returns the logits
+    `(vocab,)` at its end, and the positions and entries of what stays."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
     narrow = how.pop("narrow", case.adapter.shape.layers // 2)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
     hidden = ~whole.fresh & (torch.arange(case.plan.n_tokens)[:, None] < case.plan.question.start)
     with oracles.hiding(stock(wiring), narrow, hidden):
-        stock_logits(stock(wiring), whole.ids, whole.positions, past)
+        first = stock_logits(stock(wiring), whole.ids, whole.positions, past)[-1]
     kept = Kept.of(case.plan, prepared.selection)
-    return kept, oracles.thinned(past, kept.positions[:-1])
+    return first, kept.positions, oracles.thinned(past, kept.positions)
 
 
 def settled_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
-    kept, past = settled_past(wiring, case, prepared, **how)
-    last = kept.positions[-1:]
-    return stock_logits(stock(wiring), kept.ids[-1:], last, past, before=kept.positions[:-1])[-1]
+    """Logits `(2, vocab)` of the first new token, in sight of everything, and of the one behind `NEXT`, in sight of
+    what stays."""
+    first, positions, past = settled_past(wiring, case, prepared, **how)
+    return torch.stack([first, stock_logits(stock(wiring), [NEXT], positions[-1:] + 1, past, before=positions)[-1]])
+
+
+def spoken(case: Prompted, prepared: Prepared) -> Tensor:
+    """What `settled_logits` gives by hand."""
+    return torch.stack([case.logits(prepared), case.adapter.next_logits([*prepared.ids, NEXT], prepared.cache)])
 
 
 def mixture(theta: Any) -> oracles.Mix | None:

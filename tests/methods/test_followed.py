@@ -7,8 +7,8 @@ import torch
 
 from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import Run
-from samkv_rag.methods.run import Witnessed
 from samkv_rag.methods.scoring import followed_values
+from samkv_rag.methods.seen import Witnessed
 from samkv_rag.types import Selection
 from tests import oracles
 from tests.methods.gates import prompted, some_wirings

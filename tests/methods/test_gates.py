@@ -36,6 +36,7 @@ from tests.methods.gates import (
     prompted,
     settled_logits,
     some_wirings,
+    spoken,
 )  # fmt: skip
 from tests.oracles import Kept, stock, stock_logits
 
@@ -178,14 +179,29 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
     monkeypatch.setattr(Run, "recompute", spy)
     monkeypatch.setattr(Run, "recompute_and_settle", spy_on_two)
     prepared = case.prepare(method)
-    got = case.logits(prepared)
     if prepared.cache is None:
-        assert distance(got, plain_logits(wiring, case.plan)) < TOLERANCE
+        assert distance(case.logits(prepared), plain_logits(wiring, case.plan)) < TOLERANCE
         return
     if not asked:
         pytest.skip("computes layers apart, so one forward over frozen entries is not its reference")
     want = asked["logits"](wiring, case, prepared, rows=asked["rows"], mix=mixture(asked["theta"]))
+    got = case.logits(prepared) if want.ndim == 1 else spoken(case, prepared)
     assert distance(got, want) < TOLERANCE
+
+
+@some_wirings
+@pytest.mark.parametrize("name", METHODS)
+def test_the_first_token_is_the_same_whether_the_recompute_or_its_last_token_alone_says_it(
+    wiring: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, said, kept = prompted(wiring), [], []
+    for at_once in (True, False):
+        monkeypatch.setattr(case.adapter, "speaks_at_once", lambda rows, answer=at_once: answer)
+        prepared = case.prepare(METHODS[name])
+        said.append(case.logits(prepared) if prepared.cache is None else spoken(case, prepared))
+        kept.append(prepared.selection.kept)
+    assert distance(*said) < TOLERANCE
+    assert all(map(torch.equal, *kept))
 
 
 @some_wirings

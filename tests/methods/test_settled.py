@@ -1,6 +1,7 @@
 """Gate (e): what is settled after the recompute is gate (c) over everything, thinned to what the question looked at.
 
-One stock forward over the whole prompt, in which what is not recomputed has its stored entries; then only what stays.
+One stock forward over the whole prompt, in which what is not recomputed has its stored entries, says the first new
+token; the others see only what stays.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, Run
 from samkv_rag.methods.layout import Layout
-from samkv_rag.methods.run import Look
 from samkv_rag.methods.scoring import pass_scores
+from samkv_rag.methods.seen import Look
 from samkv_rag.methods.selection import normalised
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import Selection
@@ -29,6 +30,7 @@ from tests.methods.gates import (
     settled_logits,
     settled_past,
     some_wirings,
+    spoken,
 )  # fmt: skip
 from tests.models import adapter
 from tests.oracles import Kept, stock
@@ -43,7 +45,7 @@ def test_what_stays_saw_everything_on_the_wide_layers_while_it_was_recomputed(
     prepared = case.prepare(SamKV(keep=0.3, recompute=recompute, wide=wide))
     assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
     assert len(prepared.ids) < case.plan.n_tokens
-    got, first = case.logits(prepared), int(wide * case.adapter.shape.layers)
+    got, first = spoken(case, prepared), int(wide * case.adapter.shape.layers)
     assert distance(got, settled_logits(wiring, case, prepared, narrow=first)) < TOLERANCE
 
 
@@ -52,23 +54,23 @@ def test_a_prompt_may_begin_with_a_chunk_of_which_nothing_is_recomputed(wiring: 
     store = ChunkKVStore(":memory:")
     case = oracles.Prompted(oracles.stored_plan(adapter(wiring), store, glue=0, seed=1), adapter(wiring), store)
     prepared = case.prepare(SamKV(keep=0.3, recompute=0.0))
-    assert distance(case.logits(prepared), settled_logits(wiring, case, prepared)) < TOLERANCE
+    assert distance(spoken(case, prepared), settled_logits(wiring, case, prepared)) < TOLERANCE
 
 
 @some_wirings
 def test_what_is_hidden_on_the_upper_layers_would_have_been_seen(wiring: str) -> None:
     case = prompted(wiring)
     wide = case.prepare(SamKV(keep=0.3, wide=1.0))
-    assert distance(case.logits(wide), settled_logits(wiring, case, wide, narrow=0)) > TOLERANCE
+    assert distance(spoken(case, wide), settled_logits(wiring, case, wide, narrow=0)) > TOLERANCE
 
 
 @some_wirings
 def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> None:
     case, method = prompted(wiring), SamKV(keep=0.4, recompute=0.5)
-    kept, past = settled_past(wiring, case, case.prepare(method))
-    last = kept.positions[-1:]
-    want = oracles.greedy(stock(wiring), kept.ids[-1:], last, past, BY_HAND, before=kept.positions[:-1])
-    assert case.tokens(method, BY_HAND) == want
+    logits, positions, past = settled_past(wiring, case, case.prepare(method))
+    first = int(logits.argmax())
+    others = oracles.greedy(stock(wiring), [first], positions[-1:] + 1, past, BY_HAND - 1, before=positions)
+    assert case.tokens(method, BY_HAND) == [first, *others]
 
 
 @some_wirings

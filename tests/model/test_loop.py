@@ -46,7 +46,7 @@ def begin(case: Prompted, method: Method, seed: int | None = None, **generation:
     prepared = case.prepare(method)
     random = None if seed is None else torch.Generator().manual_seed(seed)
     options = {"max_new_tokens": COUNT, "do_sample": False} | generation
-    return case.adapter.loop.begin(prepared.ids, prepared.cache, random=random, **options)
+    return case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, random=random, **options)
 
 
 @cache
@@ -124,7 +124,7 @@ def test_each_row_goes_by_its_own_rules() -> None:
     got = [row.result() for row in rows]
     prepared = cases[0].prepare(METHODS[0])
     penalised = {"max_new_tokens": COUNT, "do_sample": False, "repetition_penalty": 1.7}
-    assert got[0] == adapter("llama").generate(prepared.ids, prepared.cache, **penalised) != plain[0]
+    assert got[0] == adapter("llama").generate(prepared.ids, prepared.cache, prepared.logits, **penalised) != plain[0]
     assert got[1] == plain[1][: plain[1].index(end) + 1]
     assert got[2] == plain[2][:3]
     assert got[3] == plain[3]

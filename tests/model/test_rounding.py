@@ -47,7 +47,7 @@ def off(some: Tensor, others: Tensor) -> float:
 
 def logits(method: Method) -> Tensor:
     prepared = prompted().prepare(method)
-    return prompted().adapter.next_logits(prepared.ids, prepared.cache)
+    return prompted().logits(prepared)
 
 
 def test_caches_are_as_far_from_float32_as_transformers_is() -> None:
