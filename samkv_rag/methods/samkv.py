@@ -20,12 +20,11 @@ from samkv_rag.methods.scoring import (
     check_block,
     chunk_scores,
     followed_values,
-    liked,
+    most_looked_at,
     pass_scores,
     personalised,
     surrounded,
     turned_to_chunks,
-    weighed,
 )  # fmt: skip
 from samkv_rag.methods.seen import Look
 from samkv_rag.methods.selection import (
@@ -53,10 +52,9 @@ class SamKV(Options):
 
     What differs: the question looks twice, at entries instead of summaries. First at the stored entries: the tokens it
     attends to are recomputed, and see all stored entries on the lower layers. Then, in that same pass, at what came of
-    it: what it attends to now stays (with what surrounds it), the rest is dropped before the first token. The paper
-    chooses once, by a pooled query against block means, and what it recomputes sees only what it keeps. What decided
-    it: F1 at 12 chunks on held-out worlds with "bundled-small", where an earlier chunk names the subject (n = 800)
-    full 97, ours 97, `settle="before"` 47, `paper()` 1; two-hop (n = 800) 94, 93, 43 and 4 (docs/results.md).
+    it: what it attends to now stays (with what surrounds it). The pass also says the first new token, in sight of all
+    entries; the rest is dropped before the others are written. The paper chooses once, by a pooled query against block
+    means, and what it recomputes sees only what it keeps. What decided it: docs/results.md.
 
     `keep`: kept chunk tokens / chunk tokens, a hard ceiling above the engine's `min_kept_tokens`. `recompute`:
     recomputed tokens / that number, chosen by rank ("score") or from the head of every chosen run (`recompute_by`).
@@ -65,8 +63,6 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
-    `prior`: how much the first look has to say in what stays: attention of the second counts up to 1 + `prior` times
-    where the first looked most, for questions that ask for several things, of which the second looks at one.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it. What stands behind the chunks, from the question on, sees all.
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
@@ -89,9 +85,8 @@ class SamKV(Options):
     keep: Share = 0.15
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
-    around: tuple[Count, Count] = (4, 8)
+    around: tuple[Count, Count] = (2, 8)
     followed: Count = 16
-    prior: Annotated[float, Within(0)] = 1.0
     wide: Share = 0.5
     block: Positive | None = None
     initial: Count = 0
@@ -152,35 +147,31 @@ class SamKV(Options):
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
-            return self._settle(run, *self._followed(run, choice, again, layers[-1]), budget, remarks)
+            return self._settle(run, self._followed(run, choice, again, layers[-1]), budget, remarks)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
 
-    def _followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> tuple[Chosen, list[Tensor]]:
+    def _followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
         """As many tokens as `again`, among them what the best of these look at in turn on the layers up to
-        `last_layer`; and what all tokens of every chunk are worth by that, `(n_i,)` each."""
+        `last_layer`."""
         total = sum(map(len, again))
         count = min(self.followed, total // 8)
         if not count:
-            return again, choice.value
+            return again
         seen = run.witnessed(best_of(choice, again, count), last_layer)
         with run.stage("select"):
             joint = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
-            values = list(joint.split(run.lengths))
-            return best_tokens(values, total), values
+            return best_tokens(joint.split(run.lengths), total)
 
-    def _settle(self, run: Run, again: Chosen, values: list[Tensor], budget: int, notes: tuple[str, ...]) -> Prepared:
-        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens,
-        the more so where the first look, by its `values`, had looked.
+    def _settle(self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...]) -> Prepared:
+        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        factor = 1 + self.prior * liked(torch.cat(values))
 
         def settle(look: Look) -> Selection:
-            shares = weighed(look.attention).mean(0).cpu()
-            both = surrounded(shares * factor, *self.around, run.lengths)
-            ranks = standardised(both[None])[0].split(run.lengths)
+            values = surrounded(most_looked_at(look.attention).cpu(), *self.around, run.lengths)
+            ranks = standardised(values[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
         upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)

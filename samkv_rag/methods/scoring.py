@@ -126,11 +126,13 @@ def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: 
     return torch.maximum(direct, gain * through.amax(0))
 
 
-def liked(values: Tensor) -> Tensor:
-    """How much a look likes every token `(T,)`: from 0 for the least of its `values`, any score that grows with
-    attention, to 1 for the greatest."""
-    above = values - values.min()
-    return above / above.max().clamp(min=1e-12)
+def most_looked_at(attention: Tensor) -> Tensor:
+    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token gives a token on any of the layers.
+
+    What stays is for the rest of the answer. The token before it looks for its beginning alone, and in a list for the
+    first thing: a mean would bury what other tokens of the question look at (lists: docs/results.md).
+    """
+    return attention.amax((0, 1))
 
 
 def weighed(attention: Tensor) -> Tensor:
