@@ -2,8 +2,7 @@
 
 By default all of them, hours on one core; each goes on where it was stopped, and several may run at a time under
 different names. With `--pack` what is done is written to `benchmarks/results/eval`, from which `make results` makes the
-document. `--real FOLDER` adds the real question sets that lie there, together. Most are of the small reader: ten
-thousand questions cost it an hour on two cores, and the larger one five.
+document. `--real FOLDER` adds the real question sets that lie there, together. All are of the bundled reader.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import torch
 from benchmarks.ablations import OURS, PAPER
 from samkv_rag.cli.evaluate import Request, run
 from samkv_rag.eval.results import pack
-from samkv_rag.reader import BUNDLED, SMALL
+from samkv_rag.reader import BUNDLED
 
 FOLDER, PACKED = Path("build/eval"), Path("benchmarks/results/eval")
 SIBLINGS = "multi_infllm,random,anchors_only,no_context,cacheblend,prophetkv,epic"
 ALL = f"reuse,samkv,samkv:recompute=0.333,samkv.paper,samkv:settle=before,{SIBLINGS}"
 FEW = "reuse,samkv,random"
 READ = "full,samkv,cacheblend,reuse,random"
-WITHIN = ",".join(f"samkv:recompute={share}" for share in ("0.15", "0.3"))
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,12 @@ class Asked:
     chunks: int | None = 12
     chunk_tokens: int | None = None
     sink_prefix: str = "head"
-    model: str = SMALL
 
     def run(self, out: Path) -> None:
         """Answer what is missing in `out`."""
         run(
             Request(
-                self.model, [self.data], self.methods, self.keep, self.limit, self.chunks, self.chunk_tokens,
+                BUNDLED, [self.data], self.methods, self.keep, self.limit, self.chunks, self.chunk_tokens,
                 self.seed, None, self.sink_prefix, out,
             )
         )  # fmt: skip
@@ -54,29 +51,25 @@ class Asked:
 SINKS = ("head", "bos", "none")
 SHARES = "0.05,0.1,0.15,0.25,0.5,1"
 RUNS = {
-    "earlier12": Asked("earlier_chunk", 800, ALL, 7),
-    "onehop12": Asked("one_hop", 500, ALL, 7),
-    "twohop12": Asked("two_hop", 800, ALL, 7),
-    "claim-earlier12": Asked("earlier_chunk", 4000, FEW, 17),
-    "claim-onehop12": Asked("one_hop", 1500, FEW, 17),
-    "claim-twohop12": Asked("two_hop", 2000, FEW, 17),
-    "unanswerable12": Asked("unanswerable", 1000, FEW, 7),
-    "listing12": Asked("listing", 1000, FEW, 7),
-    "comparison12": Asked("comparison", 1000, FEW, 7),
-    "needle": Asked("needle", 1000, FEW, 7, chunks=8, chunk_tokens=256),
-    "sweep-earlier12": Asked("earlier_chunk", 150, "samkv,samkv:recompute=0.333", 23, SHARES),
-    "sweep-twohop12": Asked("two_hop", 150, "samkv,samkv:recompute=0.333", 23, SHARES),
-    "sweep-listing12": Asked("listing", 100, f"samkv,{WITHIN}", 61, "0.15,0.5,1"),
-    "ablation-earlier12": Asked("earlier_chunk", 100, ",".join([*OURS.values(), *PAPER.values()]), 9),
-    "reader12": Asked("earlier_chunk,two_hop,one_hop,listing,comparison", 120, READ, 5, model=BUNDLED),
-    **{f"sink-{sink}12": Asked("earlier_chunk", 250, "samkv", 29, sink_prefix=sink) for sink in SINKS},
+    "earlier": Asked("earlier_chunk", 1200, FEW, 17),
+    "twohop": Asked("two_hop", 1200, FEW, 17),
+    "onehop": Asked("one_hop", 600, FEW, 17),
+    "unanswerable": Asked("unanswerable", 600, FEW, 17),
+    "comparison": Asked("comparison", 500, FEW, 17),
+    "listing": Asked("listing", 400, FEW, 17),
+    "needle": Asked("needle", 300, FEW, 17, chunks=8, chunk_tokens=256),
+    "listing-long": Asked("listing", 150, FEW, 17, chunks=8, chunk_tokens=256),
+    "methods": Asked("earlier_chunk,two_hop,one_hop", 200, ALL, 7),
+    "sweep": Asked("earlier_chunk,two_hop,listing", 100, "samkv,samkv:recompute=0.333", 23, SHARES),
+    "ablation": Asked("two_hop", 80, ",".join([*OURS.values(), *PAPER.values()]), 9),
+    **{f"sink-{sink}": Asked("earlier_chunk", 150, "samkv", 29, sink_prefix=sink) for sink in SINKS},
 }
 
 
 def wanted(names: list[str], real: Path | None) -> dict[str, Asked]:
     """The evaluations of these names, by default all; `real` is that of the question sets in a folder."""
     sets = [] if real is None else sorted(map(str, real.glob("*.jsonl")))
-    runs = RUNS | ({"real": Asked(",".join(sets), 100, READ, 0, chunks=None, model=BUNDLED)} if sets else {})
+    runs = RUNS | ({"real": Asked(",".join(sets), 200, READ, 0, chunks=None)} if sets else {})
     unknown = [name for name in names if name not in runs]
     if unknown:
         raise SystemExit(f"There is no evaluation {unknown[0]!r}; there are: {', '.join(runs)}.")

@@ -85,7 +85,7 @@ class SamKV(Options):
     keep: Share = 0.15
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
-    around: tuple[Count, Count] = (2, 8)
+    around: tuple[Count, Count] = (0, 8)
     followed: Count = 16
     wide: Share = 0.5
     block: Positive | None = None
