@@ -51,18 +51,18 @@ class Asked:
 SINKS = ("head", "bos", "none")
 SHARES = "0.05,0.1,0.15,0.25,0.5,1"
 RUNS = {
-    "earlier": Asked("earlier_chunk", 1200, FEW, 17),
-    "twohop": Asked("two_hop", 1200, FEW, 17),
-    "onehop": Asked("one_hop", 600, FEW, 17),
-    "unanswerable": Asked("unanswerable", 600, FEW, 17),
-    "comparison": Asked("comparison", 500, FEW, 17),
+    "earlier": Asked("earlier_chunk", 1000, FEW, 17),
+    "twohop": Asked("two_hop", 1000, FEW, 17),
+    "onehop": Asked("one_hop", 400, FEW, 17),
+    "unanswerable": Asked("unanswerable", 400, FEW, 17),
+    "comparison": Asked("comparison", 300, FEW, 17),
     "listing": Asked("listing", 400, FEW, 17),
-    "needle": Asked("needle", 300, FEW, 17, chunks=8, chunk_tokens=256),
-    "listing-long": Asked("listing", 150, FEW, 17, chunks=8, chunk_tokens=256),
-    "methods": Asked("earlier_chunk,two_hop,one_hop", 200, ALL, 7),
-    "sweep": Asked("earlier_chunk,two_hop,listing", 100, "samkv,samkv:recompute=0.333", 23, SHARES),
-    "ablation": Asked("two_hop", 80, ",".join([*OURS.values(), *PAPER.values()]), 9),
-    **{f"sink-{sink}": Asked("earlier_chunk", 150, "samkv", 29, sink_prefix=sink) for sink in SINKS},
+    "needle": Asked("needle", 200, FEW, 17, chunks=8, chunk_tokens=256),
+    "listing-long": Asked("listing", 100, FEW, 17, chunks=8, chunk_tokens=256),
+    "methods": Asked("earlier_chunk,two_hop,one_hop", 100, ALL, 7),
+    "sweep": Asked("earlier_chunk,two_hop,listing", 60, "samkv,samkv:recompute=0.333", 23, SHARES),
+    "ablation": Asked("two_hop", 50, ",".join([*OURS.values(), *PAPER.values()]), 9),
+    **{f"sink-{sink}": Asked("earlier_chunk", 100, "samkv", 29, sink_prefix=sink) for sink in SINKS},
 }
 
 
