@@ -19,10 +19,10 @@ from samkv_rag.eval.results import pack
 from samkv_rag.reader import BUNDLED
 
 FOLDER, PACKED = Path("build/eval"), Path("benchmarks/results/eval")
-SIBLINGS = "multi_infllm,random,anchors_only,no_context,cacheblend,prophetkv,epic"
+SIBLINGS = "multi_infllm,random,random_rest,anchors_only,no_context,cacheblend,prophetkv,epic"
 ALL = f"reuse,samkv,samkv:recompute=0.333,samkv.paper,samkv:settle=before,{SIBLINGS}"
-FEW = "reuse,samkv,random"
-READ = "full,samkv,cacheblend,reuse,random"
+FEW = "reuse,samkv,random_rest"
+READ = "full,samkv,cacheblend,reuse,random_rest"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ RUNS = {
 def wanted(names: list[str], real: Path | None) -> dict[str, Asked]:
     """The evaluations of these names, by default all; `real` is that of the question sets in a folder."""
     sets = [] if real is None else sorted(map(str, real.glob("*.jsonl")))
-    runs = RUNS | ({"real": Asked(",".join(sets), 200, READ, 0, chunks=None)} if sets else {})
+    runs = RUNS | ({"real": Asked(",".join(sets), 150, READ, 0, chunks=None)} if sets else {})
     unknown = [name for name in names if name not in runs]
     if unknown:
         raise SystemExit(f"There is no evaluation {unknown[0]!r}; there are: {', '.join(runs)}.")

@@ -18,6 +18,7 @@ from samkv_rag.methods import (
     NoContext,
     ProphetKV,
     Random,
+    RandomRest,
     Reuse,
     SamKV,
 )  # fmt: skip
@@ -129,6 +130,7 @@ METHODS: dict[str, Method] = {
     "prophetkv": ProphetKV(),
     "infoflow": InfoFlow(),
     "random": Random(),
+    "random_rest": RandomRest(),
     "anchors_only": AnchorsOnly(),
     "no_context": NoContext(),
 }

@@ -21,7 +21,8 @@ resident. *recomputed*: chunk tokens times layers that were computed again, earl
 SamKV lowers what is kept, CacheBlend and its relatives only what is recomputed. EM and F1 are SQuAD's, in points.
 *- full*: the paired difference of F1 to full prefill; *right*: the same among the questions that full answers exactly.
 *first token*: median time from the call. *KV*: resident bytes of keys and values. *scored*: bytes that choosing read.
-*work*: operations up to the first token, as a share of full's. `anchors_only`, `random` and `no_context` are controls.
+*work*: operations up to the first token, as a share of full's. `anchors_only`, `random`, `random_rest` (SamKV's first
+token, and random tokens for the others) and `no_context` are controls.
 
 An evaluation that lists several environments was gone on with later or with other code: its settings may have been
 timed apart, and their first tokens, in tables and pictures, do not compare. Their work does.

@@ -11,7 +11,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.eval.results import REFERENCE, TaskResults
 from samkv_rag.eval.statistics import Array, Estimate, estimates
 
-CONTROLS = ("anchors_only", "random", "no_context")
+CONTROLS = ("anchors_only", "random", "random_rest", "no_context")
 OURS = "samkv"
 
 

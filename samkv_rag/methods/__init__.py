@@ -16,11 +16,14 @@ from samkv_rag.methods.multi_infllm import MultiInfLLM
 from samkv_rag.methods.no_context import NoContext
 from samkv_rag.methods.prophetkv import ProphetKV
 from samkv_rag.methods.random import Random
+from samkv_rag.methods.random_rest import RandomRest
 from samkv_rag.methods.reuse import Reuse
 from samkv_rag.methods.run import Prepared, Run
 from samkv_rag.methods.samkv import SamKV
 
-_CLASSES = (Full, Reuse, SamKV, CacheBlend, Epic, MultiInfLLM, ProphetKV, InfoFlow, Random, AnchorsOnly, NoContext)
+_CLASSES = (
+    Full, Reuse, SamKV, CacheBlend, Epic, MultiInfLLM, ProphetKV, InfoFlow, Random, RandomRest, AnchorsOnly, NoContext,
+)  # fmt: skip
 
 METHODS: Mapping[str, Any] = {method.name: method for method in _CLASSES}
 """Methods by name: what `method="..."` means."""
@@ -38,6 +41,7 @@ __all__ = [
     "Prepared",
     "ProphetKV",
     "Random",
+    "RandomRest",
     "Reuse",
     "Run",
     "SamKV",

@@ -170,12 +170,15 @@ class SamKV(Options):
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
 
         def settle(look: Look) -> Selection:
-            values = surrounded(most_looked_at(look.attention).cpu(), *self.around, run.lengths)
-            ranks = standardised(values[None])[0].split(run.lengths)
+            ranks = standardised(self._worth(run, look)[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
         upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)
         return run.recompute_and_settle(again, upper, settle, self.theta, wide)
+
+    def _worth(self, run: Run, look: Look) -> Tensor:
+        """What it is worth to keep each chunk token `(T,)`."""
+        return surrounded(most_looked_at(look.attention).cpu(), *self.around, run.lengths)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle

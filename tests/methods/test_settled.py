@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
-from samkv_rag.methods import Method, ProphetKV, Run
+from samkv_rag.methods import Method, ProphetKV, RandomRest, Run
 from samkv_rag.methods.layout import Layout
 from samkv_rag.methods.seen import Look
 from samkv_rag.model.cache import SlotCache
@@ -160,3 +160,15 @@ def test_no_layer_is_assembled_again_for_tokens_that_a_pass_has_seen(method: Met
     prepared = method.prepare(run)
     assert assembled == layers
     assert prepared.cache is not None and len(prepared.cache.slot_layers) == 4
+
+
+def test_the_control_says_the_same_first_token_and_keeps_other_tokens() -> None:
+    case = prompted("llama")
+    ours, control = (case.prepare(method) for method in (SamKV(keep=0.3), RandomRest(keep=0.3)))
+    assert torch.equal(case.logits(ours), case.logits(control))
+    assert len(ours.ids) == len(control.ids) and ours.ids != control.ids
+    assert all(map(torch.equal, ours.selection.recomputed, control.selection.recomputed))
+    again, other = (case.prepare(RandomRest(keep=0.3, seed=seed)) for seed in (0, 1))
+    assert again.ids == control.ids != other.ids
+    with pytest.raises(SamKVError, match='"random"'):
+        RandomRest(settle="before")

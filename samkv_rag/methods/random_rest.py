@@ -1,0 +1,35 @@
+"""Control: SamKV's recompute and first token, and a random rest. What settling by attention must beat.
+
+SamKV chooses the first token in sight of all entries. An answer that this token decides (yes or no, one of two names,
+"not in the passages") comes out right whatever stays: such questions say nothing of what was kept, and this shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.methods.run import Run
+from samkv_rag.methods.samkv import SamKV
+from samkv_rag.methods.seen import Look
+
+
+@dataclass(frozen=True)
+class RandomRest(SamKV):
+    """`keep` of the chunk tokens stay, drawn from `seed`. Raises `SamKVError` for `settle="before"`."""
+
+    seed: int = 0
+
+    name = "random_rest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settle == "before":
+            raise SamKVError('random_rest draws what stays after the recompute: for settle="before" there is "random".')
+
+    def _worth(self, run: Run, look: Look) -> Tensor:
+        """The same draw for the same seed and number of tokens."""
+        return torch.rand(sum(run.lengths), generator=torch.Generator().manual_seed(self.seed))
