@@ -144,7 +144,7 @@ def profile(
     kv_dtype: KVDtype = None,
     as_json: Json = False,
 ) -> None:
-    """Measure on which layers a model should choose blocks; its answers from this store then use them."""
+    """Measure on which layers a model should choose tokens; its answers from this store then use them."""
     from samkv_rag.cli.profile import Request, run
 
     run(Request(model, data or [], store, limit, chunks, keep, kv_dtype, as_json))

@@ -1,24 +1,26 @@
-"""`samkv-rag profile`: measure on which layers a model should choose blocks, and keep that beside its fingerprint."""
+"""`samkv-rag profile`: measure on which layers a model should choose tokens, and keep that beside its fingerprint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from samkv_rag.cli.console import notes, out, percent, print_json
+from samkv_rag.cli.console import counted, notes, out, percent, print_json
 from samkv_rag.cli.engine import open_engine, settings_of
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source
-from samkv_rag.profiling import LayerProfile, Tried, profile
+from samkv_rag.profiling import LayerProfile, profile
 from samkv_rag.reader import BUNDLED
 
 DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop")
+SAME = "same answer as full prefill"
+LOSS = "loss in nats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,13 @@ def run(request: Request) -> None:
     with closing(open_engine(model, request.store, stored_as)) as engine:
         engine.load()
         with _bar() as bar:
-            task = bar.add_task(f"Profiling {escape(model)}", total=request.limit * len(sources))
-            found = profile(engine, _items(sources, request), request.keep, lambda: bar.advance(task))
+            found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
         print_json({"model": model, "layers": list(found.chosen), **found.as_profile().measured})
         return
-    out.print(_table(found))
+    out.print(_layers_table(found))
+    out.print(_budgets_table(found))
     out.print(f"[bold]Selection layers: {_named(found.chosen)}[/bold], for this model in {escape(str(request.store))}.")
 
 
@@ -64,21 +66,45 @@ def _bar() -> Progress:
     return Progress(*columns, console=notes)
 
 
-def _table(found: LayerProfile) -> Table:
-    title = (
-        f"{found.questions} questions, {found.with_answers} with their answer in the passages; {found.keep:.0%} kept"
-    )
-    table = Table(title=title)
-    for name in ("layers", "answers kept", "agreement with full attention"):
-        table.add_column(name, justify="left" if name == "layers" else "right")
+def _shown_in(bar: Progress) -> Callable[[str, int, int], None]:
+    """A line of `bar` for each of the steps of a profile."""
+    lines: dict[str, TaskID] = {}
+
+    def show(step: str, done: int, total: int) -> None:
+        if step not in lines:
+            lines[step] = bar.add_task(step, total=total)
+        bar.update(lines[step], completed=done)
+
+    return show
+
+
+def _layers_table(found: LayerProfile) -> Table:
+    title = f"{counted(found.questions, 'question')}, {_share(found.keep)} kept"
+    table = _table(title, "layers", SAME, LOSS, "agreement with full attention")
     for tried in found.tried:
-        mark = "bold green" if tried.layers == found.chosen else None
-        table.add_row(_named(tried.layers), *_shares(tried), style=mark)
+        cells = percent(tried.same), f"{tried.loss:.2f}", percent(tried.agreement)
+        table.add_row(_named(tried.layers), *cells, style="bold green" if tried.layers == found.chosen else None)
     return table
 
 
-def _shares(tried: Tried) -> tuple[str, str]:
-    return "" if tried.answers is None else percent(tried.answers), percent(tried.agreement)
+def _budgets_table(found: LayerProfile) -> Table:
+    table = _table(f"Other budgets, with layers {_named(found.chosen)}", "kept", SAME, LOSS)
+    for budget in found.budgets:
+        mark = "bold green" if budget.keep == found.keep else None
+        table.add_row(_share(budget.keep), percent(budget.same), f"{budget.loss:.2f}", style=mark)
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _share(keep: float) -> str:
+    return f"{100 * keep:g} %"
 
 
 def _named(layers: tuple[int, ...]) -> str:

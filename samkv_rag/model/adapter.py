@@ -119,23 +119,23 @@ class ModelAdapter:
         return tuple(layers) if layers else None
 
     def forward(
-        self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan, speak: bool = False
+        self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan, speak: int = 0
     ) -> Tensor | None:
         """One pass over `ids` at `positions` `(Q,)`, for what it leaves in `cache`; with `speak` up to the logits
-        `(B, vocab)` behind the last of them, else None.
+        `(B, speak, vocab)` behind so many of them, the last ones, else None.
 
         The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
         """
         tokens = torch.as_tensor(ids).to(self.device, non_blocking=True)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        run, logits = partial(self.model, logits_to_keep=1) if speak else self.decoder, None
+        run, logits = partial(self.model, logits_to_keep=speak) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
                 tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
                 attention_mask=dummy, use_cache=True,
             )  # fmt: skip
-            logits = out.logits[:, -1].float() if speak else None
+            logits = out.logits[:, -speak:].float() if speak else None
         if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) != len(self.rotary.kinds):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} does not route every layer through the attention registry; "
@@ -238,8 +238,8 @@ class ModelAdapter:
         if narrow is not None and narrow.rows and not everything:  # else nothing is hidden from anybody
             plan = NarrowedPlan(plan, narrow)
         with cache.writing(slots, rows, blend):
-            logits = self.forward(ids, cache.positions[slots], cache, plan, speak)
-        return None if logits is None else logits[0]
+            logits = self.forward(ids, cache.positions[slots], cache, plan, int(speak))
+        return None if logits is None else logits[0, 0]
 
     def speaks_at_once(self, rows: int) -> bool:
         """Whether a pass over so many `rows` had better go on to the next token's logits itself.
@@ -250,18 +250,22 @@ class ModelAdapter:
         """
         return rows <= self.shape.layers * (16 if self.device.type == "cpu" else 256)
 
-    @torch.inference_mode()
     def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
-        """Next-token logits, fp32 `(vocab,)`, behind `ids`, which all stand in `cache`: the last one's entries are made
-        anew. Without a cache this is an ordinary prefill."""
+        """Next-token logits behind the last of `ids` alone, fp32 `(vocab,)`; see `logits_behind`."""
+        return self.logits_behind(ids, cache, 1)[0]
+
+    @torch.inference_mode()
+    def logits_behind(self, ids: Sequence[int] | Tensor, cache: SlotCache | None, count: int) -> Tensor:
+        """Next-token logits, fp32 `(count, vocab)`, behind each of the last `count` of `ids`, whose entries are made
+        anew; all before them stand in `cache`. Without a cache this is an ordinary prefill."""
         tokens = torch.as_tensor(ids, device=self.device)
         if cache is None:
-            return self.model(tokens[None], use_cache=False, logits_to_keep=1).logits[0, -1].float()  # type: ignore[no-any-return]
-        last = len(tokens) - 1
-        cache.crop_to(last)
+            return self.model(tokens[None], use_cache=False, logits_to_keep=count).logits[0, -count:].float()  # type: ignore[no-any-return]
+        first = len(tokens) - count
+        cache.crop_to(first)
         plan = AttentionPlan(cache.positions, backend=self.backend)
         with without_cudnn:
-            logits = self.forward(tokens[last:], cache.positions[last : last + 1], cache, plan, speak=True)
+            logits = self.forward(tokens[first:], cache.positions[first : len(tokens)], cache, plan, count)
         return logits[0]  # type: ignore[index]
 
     def empty_cache(self, room: int) -> SlotCache:

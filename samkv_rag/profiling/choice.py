@@ -1,120 +1,135 @@
-"""From many questions to a model's selection layers: every layer alone, then more while they help."""
+"""From many questions to a model's selection layers: sets of them are tried, and the one that answers as full prefill
+does is chosen."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
+from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
+from samkv_rag.profiling.asking import Asking, Measure, Progress
+from samkv_rag.profiling.candidates import Layers, candidates, cheapest, without_one
 from samkv_rag.profiling.measure import Looked, look
-from samkv_rag.store import ChunkKVStore
 from samkv_rag.store.profiles import ModelProfile
+from samkv_rag.types import PromptPlan
 
-ENOUGH = 10
-MOST = 4
-Layers = tuple[int, ...]
-Progress = Callable[[], None]
+KEEPS = (0.1, 0.15, 0.25, 0.5)
+Setting = tuple[Layers, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Means over the questions: `agreement` of the choice with full attention, and the share of the `answers` kept
-    (None where no question's answer stands in its chunks)."""
+    """What a set of layers came to over the questions: the share with the `same` answer as full prefill, token by
+    token; the mean `loss` of that answer's log-likelihood in nats, at most `WORST` a question; and the mean
+    `agreement` of the first look with full attention."""
 
     layers: Layers
+    same: float
+    loss: float
     agreement: float
-    answers: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the chosen layers come to when the share `keep` of the chunk tokens is kept: `same` and `loss` as above."""
+
+    keep: float
+    same: float
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers, what decided (`by`: "answers" or "agreement"), over how many questions, and all that was
-    tried: every layer alone, all together, the middle third, the chosen ones."""
+    """The `chosen` layers, over how many `questions`, all sets that were `tried` with the share `keep` kept, and the
+    chosen ones at several `budgets`, from the smallest on."""
 
     chosen: Layers
-    by: str
     questions: int
-    with_answers: int
     keep: float
     tried: tuple[Tried, ...]
+    budgets: tuple[Budget, ...]
 
     def as_profile(self) -> ModelProfile:
         """What a store keeps of it."""
-        rows = [{"layers": list(t.layers), "agreement": t.agreement, "answers": t.answers} for t in self.tried]
-        facts = {"by": self.by, "questions": self.questions, "with_answers": self.with_answers, "keep": self.keep}
-        return ModelProfile(self.chosen, {**facts, "tried": rows})
+        rows = [{**asdict(tried), "layers": list(tried.layers)} for tried in self.tried]
+        budgets = [asdict(budget) for budget in self.budgets]
+        return ModelProfile(
+            self.chosen, {"questions": self.questions, "keep": self.keep, "tried": rows, "budgets": budgets}
+        )
 
 
 def profile(
-    engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda: None
+    engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose blocks; `progress` is called after each of them.
+    """Measure on `items` which layers should choose tokens, by what `SamKV(keep=keep, layers=...)` leaves of full
+    prefill's own answers; gold answers are not looked at.
 
-    A set of layers is good when it keeps the answers' tokens (where `ENOUGH` questions have theirs in their chunks), or
-    else when it agrees with full attention; both as `Looked` defines them. Each question's chunks are computed
-    into a store of their own, which ends with it. Raises `SamKVError` when there are no questions.
+    The sets that are tried are few (`candidates`, and the best of them without each of its layers), and `cheapest`
+    chooses. Each question's chunks are computed into a store of their own, which ends with it. Raises `SamKVError`
+    when there are no questions with passages.
     """
-    looked = list(_looked(engine, items, keep, progress))
-    if not looked:
+    asked = [item for item in items if any(chunk.strip() for chunk in item.chunks)]
+    if not asked:
         raise SamKVError("There are no questions with passages to measure on; give others with --data.")
-    with_answers = [one for one in looked if one.spots]
-    by = "answers" if len(with_answers) >= ENOUGH else "agreement"
-    depth = engine.adapter.shape.layers
-    chosen = choose_layers(depth, _measure(with_answers if by == "answers" else looked, by))
-    alone = [(layer,) for layer in range(depth)]
-    sets = dict.fromkeys([*alone, tuple(range(depth)), SamKV().selection_layers(depth), chosen])
-    tried = tuple(_tried(looked, layers) for layers in sets)
-    return LayerProfile(chosen, by, len(looked), len(with_answers), keep, tried)
+    known = _Measured.of(Asking(engine, asked, progress), keep)
+    adapter = engine.adapter
+    sets = candidates(adapter.shape.layers, known.agreement, adapter.selection_layers)
+    known.measure("Trying sets of layers", [(layers, keep) for layers in sets])
+    sets += without_one(known.cheapest(keep))
+    known.measure("Leaving layers out", [(layers, keep) for layers in sets])
+    chosen, keeps = known.cheapest(keep), sorted({*KEEPS, keep})
+    known.measure("Trying other budgets", [(chosen, share) for share in keeps])
+    tried = [Tried(layers, *known.means(layers, keep), known.agreement(layers)) for layers in dict.fromkeys(sets)]
+    budgets = [Budget(share, *known.means(chosen, share)) for share in keeps]
+    return LayerProfile(chosen, len(asked), keep, tuple(tried), tuple(budgets))
 
 
-def _looked(engine: SamKVEngine, items: Iterable[Item], keep: float, progress: Progress) -> Iterable[Looked]:
-    for item in items:
-        with SamKVEngine(engine.source, ChunkKVStore()) as own:
-            if own.precompute(item.chunks):
-                yield look(own, item, keep)
-        progress()
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What is known of the questions: full prefill's `own` answers, what a look saw, and what settings (layers, and a
+    share to keep) have `left` of the answers."""
 
+    asking: Asking
+    own: Sequence[OwnAnswer]
+    looked: Sequence[Looked]
+    left: dict[Setting, list[Left]] = field(default_factory=dict)
 
-def _measure(looked: Sequence[Looked], by: str) -> Callable[[Layers], list[float]]:
-    def values(layers: Layers) -> list[float]:
-        return [(one.answers(layers) or 0.0) if by == "answers" else one.agreement(layers) for one in looked]
+    @classmethod
+    def of(cls, asking: Asking, keep: float) -> _Measured:
+        """Full prefill's answers, and a look for which the share `keep` is to be kept."""
 
-    return values
+        def seen(engine: SamKVEngine, plan: PromptPlan, number: int) -> tuple[OwnAnswer, Looked]:
+            own = own_answer(engine, plan)
+            return own, look(engine, plan, own.ids, keep)
 
+        found = asking.each("Answering with full prefill", [seen])[0]
+        return cls(asking, [own for own, _ in found], [looked for _, looked in found])
 
-def choose_layers(depth: int, values: Callable[[Layers], list[float]]) -> Layers:
-    """The lowest layer that is as good as the best one, then others while they help, at most `MOST`.
+    def measure(self, doing: str, settings: Sequence[Setting]) -> None:
+        """Find out about those `settings` of which nothing is known."""
+        new = [setting for setting in dict.fromkeys(settings) if setting not in self.left]
+        if new:
+            found = self.asking.each(doing, [self._leaving(*setting) for setting in new])
+            self.left.update(zip(new, found, strict=True))
 
-    `values(layers)` are one number a question, larger is better. Good as: the mean of the differences is within their
-    standard error. Helping: it is more than that above. Few and low layers are cheaper: the question's pass ends at the
-    last.
-    """
-    alone = {layer: values((layer,)) for layer in range(depth)}
-    best = max(alone, key=lambda layer: fmean(alone[layer]))
-    first = next(layer for layer in range(depth) if not _clearly_above(alone[best], alone[layer]))
-    chosen: Layers = (first,)
-    value = alone[first]
-    while len(chosen) < min(MOST, depth):
-        wider = [tuple(sorted({*chosen, layer})) for layer in range(depth) if layer not in chosen]
-        tried = {layers: values(layers) for layers in wider}
-        next_best = max(tried, key=lambda layers: fmean(tried[layers]))
-        if not _clearly_above(tried[next_best], value):
-            break
-        chosen, value = next_best, tried[next_best]
-    return chosen
+    def _leaving(self, layers: Layers, keep: float) -> Measure[Left]:
+        method = SamKV(keep=keep, layers=layers)
+        return lambda engine, plan, number: left_of(self.own[number], engine, plan, method)
 
+    def cheapest(self, keep: float) -> Layers:
+        """The layers to choose, of those measured with `keep`."""
+        return cheapest({layers: [one.loss for one in left] for (layers, k), left in self.left.items() if k == keep})
 
-def _clearly_above(left: Sequence[float], right: Sequence[float]) -> bool:
-    gaps = [a - b for a, b in zip(left, right, strict=True)]
-    error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    return fmean(gaps) > error
+    def agreement(self, layers: Layers) -> float:
+        """The questions' mean agreement of a look on `layers` with full attention."""
+        return fmean(looked.agreement(layers) for looked in self.looked)
 
-
-def _tried(looked: Sequence[Looked], layers: Layers) -> Tried:
-    answers = [share for one in looked if (share := one.answers(layers)) is not None]
-    return Tried(layers, fmean(one.agreement(layers) for one in looked), fmean(answers) if answers else None)
+    def means(self, layers: Layers, keep: float) -> tuple[float, float]:
+        """The share of questions with the same answer, and the mean loss in nats."""
+        left = self.left[layers, keep]
+        return fmean(one.same for one in left), fmean(one.loss for one in left)

@@ -10,27 +10,24 @@ import torch
 from torch import Tensor
 
 from samkv_rag.engine import SamKVEngine
-from samkv_rag.eval.items import Item
 from samkv_rag.methods import Run
 from samkv_rag.methods.scoring import pass_scores
 from samkv_rag.methods.selection import ChunkScores, choose
 from samkv_rag.types import BLOCK, PromptPlan
 
-Spot = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
 class Looked:
-    """A question's block scores on all L layers, the reference, and where its gold answers stand.
+    """A question's block scores on all L layers, and the reference: a cheap look, from which to guess which sets of
+    layers are worth trying.
 
-    `reference` per chunk fp32 `(n_i,)`: the attention that each chunk token gets from the rows that write the answer
-    (the last prompt token and the gold answer's, teacher-forced) in a prefill of everything, the mean over all layers,
-    heads and rows. `spots` are (chunk, first token, token behind the last) of the answers' occurrences in the chunks.
+    `reference` per chunk fp32 `(n_i,)`: the attention that each chunk token gets from the rows that write full
+    prefill's own answer (the last prompt token and the answer's, teacher-forced) in a prefill of everything, the mean
+    over all layers, heads and rows. `budget` is how many chunk tokens may stay.
     """
 
     scores: list[ChunkScores]
     reference: list[Tensor]
-    spots: tuple[Spot, ...]
     budget: int
 
     def kept(self, layers: Sequence[int]) -> list[Tensor]:
@@ -40,12 +37,6 @@ class Looked:
     def agreement(self, layers: Sequence[int]) -> float:
         """Reference attention on what is kept / on the best blocks there are for as many tokens: 1 is agreement."""
         return self._mass(self.kept(layers)) / max(self._attainable, 1e-30)
-
-    def answers(self, layers: Sequence[int]) -> float | None:
-        """Share of the answers' occurrences that are kept whole; None where no answer stands in the chunks."""
-        kept = self.kept(layers)
-        found = [bool(kept[chunk][start:stop].all()) for chunk, start, stop in self.spots]
-        return sum(found) / len(found) if found else None
 
     @cached_property
     def _attainable(self) -> float:
@@ -61,32 +52,12 @@ class Looked:
         return sum(float(own[mask].sum()) for own, mask in zip(self.reference, kept, strict=True))
 
 
-def look(engine: SamKVEngine, item: Item, keep: float) -> Looked:
-    """Ask `item` on every layer, `keep` of its chunk tokens to be kept; its chunks must be stored."""
-    plan = engine.plan_question(item.question, item.chunks)
+def look(engine: SamKVEngine, plan: PromptPlan, answer: Sequence[int], keep: float) -> Looked:
+    """Ask the plan's question on every layer, `keep` of its chunk tokens to be kept; its chunks must be stored.
+    `answer` is full prefill's own, as token ids."""
     run = Run(plan, engine.adapter, engine.store)
     scores = pass_scores(run, tuple(range(engine.adapter.shape.layers)), BLOCK, 0, 0)
-    answers = [ids for text in item.answers for ids in _spellings(engine, text)]
-    reference = _reference(engine, plan, answers[-1] if answers else ())
-    return Looked(scores, reference, _spots(plan, answers), int(keep * plan.chunk_tokens + 1e-9))
-
-
-def _spellings(engine: SamKVEngine, text: str) -> list[tuple[int, ...]]:
-    """The answer's ids at the head of a text and behind a blank; the latter is how an answer is written."""
-    encode = engine.tokenizer
-    both = (encode(spelling, add_special_tokens=False)["input_ids"] for spelling in (text, f" {text}"))
-    return [tuple(ids) for ids in both if ids]
-
-
-def _spots(plan: PromptPlan, answers: Sequence[tuple[int, ...]]) -> tuple[Spot, ...]:
-    found = {
-        (index, start, start + len(answer))
-        for index, chunk in enumerate(plan.chunks)
-        for answer in answers
-        for start in range(len(chunk.token_ids) - len(answer) + 1)
-        if chunk.token_ids[start : start + len(answer)] == answer
-    }
-    return tuple(sorted(found))
+    return Looked(scores, _reference(engine, plan, tuple(answer)), int(keep * plan.chunk_tokens + 1e-9))
 
 
 def _reference(engine: SamKVEngine, plan: PromptPlan, answer: tuple[int, ...]) -> list[Tensor]:

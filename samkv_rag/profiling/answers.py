@@ -1,0 +1,92 @@
+"""Full prefill's own answer to a question, and what a method leaves of it: the measure that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samkv_rag.engine import SamKVEngine
+from samkv_rag.methods import Method, Prepared, Run
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.decoding import Rules
+from samkv_rag.model.generation import GenerationOptions, generation_kwargs
+from samkv_rag.types import PromptPlan
+
+ANSWER_TOKENS = 16
+WORST = 10.0
+"""Nats that one question can lose at most. An answer that is given once in 20,000 times is lost; how much less often
+another one is given is to decide nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAnswer:
+    """What full prefill answers greedily: token `ids`, at most `ANSWER_TOKENS`, the end token among them where it comes
+    to one, and their log-`likelihood` together, in nats."""
+
+    ids: tuple[int, ...]
+    likelihood: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a method leaves of that answer: whether greedy decoding gives the `same` tokens, and the `loss` of
+    log-likelihood of all of them together in nats, from 0 (or a gain, which makes up for no other loss) to `WORST`."""
+
+    same: bool
+    loss: float
+
+
+def own_answer(engine: SamKVEngine, plan: PromptPlan) -> OwnAnswer:
+    """Full prefill's answer to the plan's prompt."""
+    adapter, prepared = engine.adapter, Run(plan, engine.adapter, engine.store).prefill()
+    ids = tuple(adapter.generate(prepared.ids, None, None, **_greedily(engine)))
+    return OwnAnswer(ids, likelihood(ids, forced_logits(adapter, prepared, ids)))
+
+
+def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Method) -> Left:
+    """What `method` leaves of full prefill's `own` answer; the plan's chunks must be stored."""
+    run = Run(plan, engine.adapter, engine.store, room=len(own.ids))
+    prepared = method.prepare(run)
+    logits = forced_logits(engine.adapter, prepared, own.ids)
+    loss = min(WORST, max(0.0, own.likelihood - likelihood(own.ids, logits)))
+    return Left(_chosen(engine, prepared.ids, own.ids, logits), loss)
+
+
+def forced_logits(adapter: ModelAdapter, prepared: Prepared, answer: Sequence[int]) -> Tensor:
+    """Logits by which each token of `answer` is chosen when those before it are, fp32 `(len(answer), vocab)`, in one
+    forward. What is prepared is used up by it."""
+    ids = [*prepared.ids, *answer[:-1]]
+    if prepared.cache is None or prepared.logits is None:
+        return adapter.logits_behind(ids, None, len(answer))
+    first = prepared.logits[None]
+    if len(answer) == 1:
+        return first
+    return torch.cat([first, adapter.logits_behind(ids, prepared.cache, len(answer) - 1)])
+
+
+def likelihood(answer: Sequence[int], logits: Tensor) -> float:
+    """Log-likelihood of `answer` in nats, by its `logits` `(len(answer), vocab)`."""
+    tokens = torch.tensor(answer, device=logits.device)[:, None]
+    return float(logits.log_softmax(-1).gather(1, tokens).sum())
+
+
+def _chosen(engine: SamKVEngine, ids: Sequence[int], answer: Sequence[int], logits: Tensor) -> bool:
+    """Whether greedy decoding behind the kept `ids` chooses `answer`: by the model's own rules (a repetition penalty
+    sees the context), as when it decodes."""
+    text = torch.tensor([[*ids, *answer]], device=logits.device)
+    rules = Rules.of(engine.adapter.model, text[:, : len(ids)], **_greedily(engine))
+    for index, token in enumerate(answer):
+        seen: Any = text[:, : len(ids) + index]
+        scores: Any = logits[index : index + 1]
+        if int(rules.processors(seen, scores).argmax()) != token:
+            return False
+    return True
+
+
+def _greedily(engine: SamKVEngine) -> dict[str, Any]:
+    options = GenerationOptions(max_new_tokens=ANSWER_TOKENS)
+    return generation_kwargs(engine.adapter.model, engine.tokenizer, options, lambda: False)

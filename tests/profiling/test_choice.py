@@ -1,0 +1,145 @@
+"""Which sets of layers are tried, which is chosen, and what a profile says of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
+from samkv_rag.profiling import LayerProfile, profile
+from samkv_rag.profiling.answers import left_of, own_answer
+from samkv_rag.profiling.candidates import Layers, candidates, cheapest, without_one
+from tests.models import tiny_engine
+from tests.profiling.questions import CHUNKS, ITEM, ITEMS, planned
+
+KEEP = 0.2
+
+
+@pytest.fixture(scope="module")
+def engine() -> SamKVEngine:
+    return tiny_engine()
+
+
+@pytest.fixture(scope="module")
+def found(engine: SamKVEngine) -> LayerProfile:
+    return profile(engine, ITEMS, keep=KEEP)
+
+
+# -- what is tried -------------------------------------------------------------------------------------------------
+
+
+def test_what_agrees_best_is_tried_one_layer_to_four_and_some_sets_whatever_agrees() -> None:
+    worth = {5: 8, 2: 4, 6: 2, 1: 1}
+    sets = candidates(8, lambda layers: sum(worth.get(layer, 0) for layer in layers), (-1, 0))
+    assert sets == [
+        (5,), (2, 5), (2, 5, 6), (1, 2, 5, 6), (1, 3, 5, 7), (2, 3, 4, 5), (4, 5, 6, 7), tuple(range(8)), (0, 7),
+    ]  # fmt: skip
+
+
+def test_the_second_layer_is_the_one_that_goes_best_with_the_first() -> None:
+    table: dict[Layers, float] = {(5,): 0.9, (6,): 0.8, (5, 6): 0.9, (0, 5): 0.95}
+    assert candidates(8, lambda layers: table.get(layers, 0), None)[:2] == [(5,), (0, 5)]
+
+
+@pytest.mark.parametrize(("depth", "want"), [(1, [(0,)]), (2, [(0,), (0, 1), (1,)])])
+def test_a_model_with_few_layers_has_few_sets(depth: int, want: list[Layers]) -> None:
+    assert sorted(candidates(depth, lambda layers: -layers[0], None)) == sorted(want)
+
+
+def test_a_small_set_is_tried_without_each_of_its_layers() -> None:
+    assert without_one((1, 3, 7)) == [(3, 7), (1, 7), (1, 3)]
+    assert without_one((4,)) == without_one(tuple(range(8))) == []
+
+
+# -- what is chosen ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "want"),
+    [
+        ({(2,): [0.1, 0.0, 0.1], (3,): [0.9, 0.8, 0.7]}, (2,)),  # the one that loses least
+        ({(1, 2): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.2]}, (1, 2)),  # as good: the lower last layer, before the size
+        ({(0, 3): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.3]}, (3,)),  # the same last layer: the smaller one
+        ({(1, 3): [0.3, 0.2, 0.3], (2, 3): [0.2, 0.2, 0.3]}, (2, 3)),  # nothing to choose by but what they lose
+        ({(1,): [0.3, 0.2, 0.4], (3,): [0.2, 0.1, 0.2]}, (3,)),  # a little worse, but every time
+        ({(1,): [0.5, 0.0, 0.1], (3,): [0.2, 0.1, 0.2]}, (1,)),  # or only seems to be
+        ({(1,): [0.2], (3,): [0.1]}, (3,)),  # one question says what it says
+    ],
+)
+def test_the_cheapest_of_those_that_lose_as_little_as_the_best(losses: dict[Layers, list[float]], want: Layers) -> None:
+    assert cheapest(losses) == want
+
+
+def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers(
+    engine: SamKVEngine, found: LayerProfile
+) -> None:
+    def means(layers: Layers, keep: float) -> tuple[float, float]:
+        plans = [planned(engine, item) for item in ITEMS]
+        own = [own_answer(engine, plan) for plan in plans]
+        left = [left_of(*pair, SamKV(keep=keep, layers=layers)) for pair in zip(own, [engine] * 2, plans, strict=True)]
+        return fmean(one.same for one in left), fmean(one.loss for one in left)
+
+    for tried in found.tried:
+        assert (tried.same, tried.loss) == pytest.approx(means(tried.layers, KEEP))
+    for budget in found.budgets:
+        assert (budget.same, budget.loss) == pytest.approx(means(found.chosen, budget.keep))
+    assert [budget.keep for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
+    assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 7
+    assert found.chosen in [tried.layers for tried in found.tried]
+
+
+def test_gold_answers_and_questions_without_passages_change_nothing(engine: SamKVEngine, found: LayerProfile) -> None:
+    others = [replace(item, answers=("Lisbon",)) for item in ITEMS]
+    assert profile(engine, [*others, replace(ITEM, chunks=(" ",))], keep=KEEP) == found
+    with pytest.raises(SamKVError, match="--data"):
+        profile(engine, [replace(ITEM, chunks=())])
+
+
+def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) -> None:
+    kept = found.as_profile()
+    assert kept.layers == found.chosen
+    assert (kept.measured["questions"], kept.measured["keep"]) == (2, KEEP)
+    first, last = found.tried[0], found.budgets[-1]
+    row = {"layers": list(first.layers), "same": first.same, "loss": first.loss, "agreement": first.agreement}
+    assert kept.measured["tried"][0] == row
+    assert kept.measured["budgets"][-1] == {"keep": 0.5, "same": last.same, "loss": last.loss}
+
+
+def test_what_is_in_force_for_the_model_is_tried(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [0, 3], raising=False)
+    assert (0, 3) in [tried.layers for tried in profile(engine, [ITEM]).tried]
+
+
+# -- on the way ----------------------------------------------------------------------------------------------------
+
+
+def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> None:
+    ticks: list[tuple[str, int, int]] = []
+    found = profile(engine, ITEMS, keep=0.15, progress=lambda *tick: ticks.append(tick))
+    steps = list(dict.fromkeys(step for step, _, _ in ticks))
+    totals = {step: total for step, _, total in ticks}
+    for step in steps:
+        assert [done for name, done, _ in ticks if name == step] == list(range(totals[step] + 1))
+    assert totals[steps[0]] == len(ITEMS)
+    others = len(found.tried) + len(found.budgets) - 1  # what is kept is among the budgets, and measured once
+    assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
+
+
+def test_the_store_is_left_as_it_was_even_when_measuring_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(store=ChunkKVStore())
+    engine.precompute(CHUNKS)
+    before = sorted(engine.store.keys())
+    items = [replace(ITEM, chunks=("Something that was never stored before.", CHUNKS[0])), ITEM]
+    profile(engine, items)
+    assert sorted(engine.store.keys()) == before != []
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("samkv_rag.profiling.choice.left_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        profile(engine, items)
+    assert sorted(engine.store.keys()) == before
+    assert engine.store.profiles.get(engine.model_fingerprint) is None

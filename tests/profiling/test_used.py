@@ -1,0 +1,82 @@
+"""Selection layers that were measured are used, for that model alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
+from samkv_rag.explain.recording import Recording
+from samkv_rag.methods import Method
+from samkv_rag.store.profiles import ModelProfile
+from tests.models import tiny_engine
+from tests.profiling.questions import CHUNKS, ITEM
+
+
+def kept_by(engine: SamKVEngine, method: Method) -> list[list[int]]:
+    engine.precompute(CHUNKS)
+    recording = Recording(method)
+    engine.answer(ITEM.question, CHUNKS, method=recording, max_new_tokens=1)
+    return [tokens.tolist() for tokens in recording.last[0][1].kept]
+
+
+def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path) -> None:
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        by_layer = {layer: kept_by(engine, SamKV(settle="before", keep=0.3, layers=(layer,))) for layer in range(4)}
+        middle = kept_by(engine, SamKV(settle="before", keep=0.3, layers=(1, 2)))
+        assert kept_by(engine, SamKV(settle="before", keep=0.3)) == middle, "the middle third of four layers"
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+        assert kept_by(engine, SamKV(settle="before", keep=0.3)) == by_layer[3] != middle
+        assert kept_by(engine, SamKV(settle="before", keep=0.3, layers=(0,))) == by_layer[0] != by_layer[3], (
+            "the caller's come first"
+        )
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as again:
+        assert kept_by(again, SamKV(settle="before", keep=0.3)) == by_layer[3]
+
+
+def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+    with tiny_engine(store=ChunkKVStore(tmp_path), kv_dtype="int8", sink_prefix="bos") as other:
+        assert other.fingerprint != engine.fingerprint
+        by_layer = {layer: kept_by(other, SamKV(settle="before", keep=0.3, layers=(layer,))) for layer in (1, 3)}
+        assert kept_by(other, SamKV(settle="before", keep=0.3)) == by_layer[3] != by_layer[1]
+
+
+def test_another_models_profile_is_not_used(tmp_path: Path) -> None:
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        before = kept_by(engine, SamKV(settle="before", keep=0.3))
+        other = tiny_engine("qwen2").model_fingerprint
+        assert other != engine.model_fingerprint
+        engine.store.profiles.put(other, ModelProfile((3,)))
+        assert (
+            kept_by(engine, SamKV(settle="before", keep=0.3))
+            == before
+            != kept_by(engine, SamKV(settle="before", keep=0.3, layers=(3,)))
+        )
+
+
+def test_a_damaged_profile_is_reported_and_ignored(tmp_path: Path) -> None:
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        before = kept_by(engine, SamKV(settle="before", keep=0.3))
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+        file = tmp_path / "models" / f"{engine.model_fingerprint}.json"
+        sound = file.read_bytes()
+        for damaged in (sound.replace(b"3", b"2", 1), sound[:-9], b"[]", b"\xff", sound.replace(b"3", b'"x"')):
+            file.write_bytes(damaged)
+            assert kept_by(engine, SamKV(settle="before", keep=0.3)) == before
+            report = engine.answer(
+                ITEM.question, CHUNKS, method=SamKV(settle="before", keep=0.3), max_new_tokens=1
+            ).report
+            assert any("damaged" in note and "samkv-rag profile" in note for note in report.notes), damaged
+        file.write_bytes(sound)
+        assert (
+            engine.answer(ITEM.question, CHUNKS, method=SamKV(settle="before", keep=0.3), max_new_tokens=1).report.notes
+            == ()
+        )
+
+
+def test_a_profile_in_memory_is_gone_with_its_store() -> None:
+    store = ChunkKVStore()
+    store.profiles.put("model", ModelProfile((1,), {"questions": 9}))
+    assert store.profiles.get("model") == ModelProfile((1,), {"questions": 9})
+    assert ChunkKVStore().profiles.get("model") is None
