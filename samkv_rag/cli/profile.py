@@ -18,7 +18,7 @@ from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.profiling import LayerProfile, profile
 from samkv_rag.reader import BUNDLED
 
-DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop")
+DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop", "listing")
 SAME = "same answer as full prefill"
 LOSS = "loss in nats"
 

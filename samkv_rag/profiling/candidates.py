@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 
 from samkv_rag.methods import SamKV
+from samkv_rag.profiling.answers import Left
 
 MOST = 4
 Layers = tuple[int, ...]
@@ -39,19 +40,23 @@ def without_one(layers: Layers) -> list[Layers]:
     return [tuple(other for other in layers if other != layer) for layer in layers]
 
 
-def cheapest(losses: Mapping[Layers, Sequence[float]]) -> Layers:
-    """Of the sets that lose as little as the best one, the cheapest: whose last layer is lowest, as the question's
-    first pass ends there, and then the smallest. `losses` are one number a question, smaller is better.
+def cheapest(left: Mapping[Layers, Sequence[Left]]) -> Layers:
+    """Of the sets that leave as much as the best one, the cheapest: whose last layer is lowest, as the question's first
+    pass ends there, and then the smallest. `left` is what each leaves, question by question.
 
-    As little: the mean of the differences is within its standard error.
+    As much: no fewer of the same answers, and the mean of the differences in loss is within its standard error. The
+    error alone would not do: who loses one question more, and that wholly, differs by one standard error.
     """
-    mean = {layers: fmean(values) for layers, values in losses.items()}
-    least = losses[min(mean, key=mean.__getitem__)]
-    good = [layers for layers, values in losses.items() if not _clearly_above(values, least)]
-    return min(good, key=lambda layers: (layers[-1], len(layers), mean[layers]))
+    loss = {layers: fmean(one.loss for one in found) for layers, found in left.items()}
+    same = {layers: sum(one.same for one in found) for layers, found in left.items()}
+    best = min(left, key=lambda layers: (loss[layers], -same[layers]))
+    good = [
+        layers for layers, found in left.items() if same[layers] >= same[best] and not _clearly_above(found, left[best])
+    ]
+    return min(good, key=lambda layers: (layers[-1], len(layers), loss[layers]))
 
 
-def _clearly_above(left: Sequence[float], right: Sequence[float]) -> bool:
-    gaps = [a - b for a, b in zip(left, right, strict=True)]
+def _clearly_above(some: Sequence[Left], others: Sequence[Left]) -> bool:
+    gaps = [a.loss - b.loss for a, b in zip(some, others, strict=True)]
     error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     return fmean(gaps) > error

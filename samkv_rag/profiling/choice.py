@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
+from samkv_rag.calls import check_length
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
+from samkv_rag.model.generation import GenerationOptions
+from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress
 from samkv_rag.profiling.candidates import Layers, candidates, cheapest, without_one
 from samkv_rag.profiling.measure import Looked, look
@@ -70,12 +72,12 @@ def profile(
     prefill's own answers; gold answers are not looked at.
 
     The sets that are tried are few (`candidates`, and the best of them without each of its layers), and `cheapest`
-    chooses. Each question's chunks are computed into a store of their own, which ends with it. Raises `SamKVError`
-    when there are no questions with passages.
+    chooses. Each question's chunks are computed into a store of their own, which ends with it. Questions without
+    passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
     """
-    asked = [item for item in items if any(chunk.strip() for chunk in item.chunks)]
+    asked = [item for item in items if _can_be_asked(engine, item)]
     if not asked:
-        raise SamKVError("There are no questions with passages to measure on; give others with --data.")
+        raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
     known = _Measured.of(Asking(engine, asked, progress), keep)
     adapter = engine.adapter
     sets = candidates(adapter.shape.layers, known.agreement, adapter.selection_layers)
@@ -87,6 +89,17 @@ def profile(
     tried = [Tried(layers, *known.means(layers, keep), known.agreement(layers)) for layers in dict.fromkeys(sets)]
     budgets = [Budget(share, *known.means(chosen, share)) for share in keeps]
     return LayerProfile(chosen, len(asked), keep, tuple(tried), tuple(budgets))
+
+
+def _can_be_asked(engine: SamKVEngine, item: Item) -> bool:
+    if not any(chunk.strip() for chunk in item.chunks):
+        return False
+    try:
+        plan = engine.plan_question(item.question, item.chunks)
+        check_length(plan, GenerationOptions(max_new_tokens=ANSWER_TOKENS), engine.adapter.model.config)
+    except SamKVError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +136,7 @@ class _Measured:
 
     def cheapest(self, keep: float) -> Layers:
         """The layers to choose, of those measured with `keep`."""
-        return cheapest({layers: [one.loss for one in left] for (layers, k), left in self.left.items() if k == keep})
+        return cheapest({layers: left for (layers, share), left in self.left.items() if share == keep})
 
     def agreement(self, layers: Layers) -> float:
         """The questions' mean agreement of a look on `layers` with full attention."""

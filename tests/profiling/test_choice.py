@@ -9,7 +9,7 @@ import pytest
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.profiling import LayerProfile, profile
-from samkv_rag.profiling.answers import left_of, own_answer
+from samkv_rag.profiling.answers import Left, left_of, own_answer
 from samkv_rag.profiling.candidates import Layers, candidates, cheapest, without_one
 from tests.models import tiny_engine
 from tests.profiling.questions import CHUNKS, ITEM, ITEMS, planned
@@ -69,7 +69,13 @@ def test_a_small_set_is_tried_without_each_of_its_layers() -> None:
     ],
 )
 def test_the_cheapest_of_those_that_lose_as_little_as_the_best(losses: dict[Layers, list[float]], want: Layers) -> None:
-    assert cheapest(losses) == want
+    assert cheapest({layers: [Left(True, loss) for loss in found] for layers, found in losses.items()}) == want
+
+
+def test_who_loses_one_answer_more_is_not_as_good_however_wide_the_noise() -> None:
+    kept, lost = Left(True, 0.0), Left(False, 10.0)
+    assert cheapest({(1,): [lost, *[kept] * 9], (3,): [kept] * 10}) == (3,)
+    assert cheapest({(1,): [lost, *[kept] * 9], (3,): [*[kept] * 9, lost]}) == (1,), "the same number of them"
 
 
 def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers(
@@ -90,9 +96,13 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     assert found.chosen in [tried.layers for tried in found.tried]
 
 
-def test_gold_answers_and_questions_without_passages_change_nothing(engine: SamKVEngine, found: LayerProfile) -> None:
+def test_gold_answers_and_questions_that_cannot_be_asked_change_nothing(
+    engine: SamKVEngine, found: LayerProfile
+) -> None:
     others = [replace(item, answers=("Lisbon",)) for item in ITEMS]
     assert profile(engine, [*others, replace(ITEM, chunks=(" ",))], keep=KEEP) == found
+    too_long = replace(ITEM, chunks=("A sentence of many letters. " * 40,))
+    assert profile(engine, [too_long, *ITEMS], keep=KEEP) == found
     with pytest.raises(SamKVError, match="--data"):
         profile(engine, [replace(ITEM, chunks=())])
 
