@@ -245,10 +245,11 @@ class ModelAdapter:
         """Whether a pass over so many `rows` had better go on to the next token's logits itself.
 
         Else the last token goes through the model once more, alone. That reads all weights (and launches all kernels)
-        again; going on takes all rows through the rest of the last layer. They cost the same at some 15 rows a layer
-        on a CPU (108 GFLOP/s and 18 GB/s a thread, fp32), and at 350 on an H100 (docs/benchmarks.md).
+        again; going on takes all rows through the rest of the last layer. By what was measured they cost the same at
+        some 15 rows a layer on a CPU (108 GFLOP/s and 18 GB/s a thread, fp32), and at 1,700 on an H100, where a step of
+        one token takes 27 ms (docs/benchmarks.md).
         """
-        return rows <= self.shape.layers * (16 if self.device.type == "cpu" else 256)
+        return rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)
 
     def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
         """Next-token logits behind the last of `ids` alone, fp32 `(vocab,)`; see `logits_behind`."""
