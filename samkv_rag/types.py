@@ -119,7 +119,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class PromptPlan:
-    """Where known chunks stand in a prompt, and what the question is. Segments are in prompt order, without gaps.
+    """Where known chunks stand in a prompt, and what the question is. Segments are in prompt order, without gaps; the
+    last one is glue.
 
     `misses` are chunks that the store does not have, as they stand in the prompt; `to_store` those of them that stand
     there whole, and can be stored again.

@@ -129,6 +129,8 @@ class Run:
         columns, owned = layout.columns(len(kept)), layout.owned
         at = self.caches.ground.marked(witnesses)[layout.positions[owned]].nonzero()[:, 0]
         slots = owned[at] if known else torch.cat([owned[at], layout.glue]).sort().values
+        if known and self.adapter.rotary.depends_on_length:  # the frequencies are those of a call's last position
+            slots = torch.cat([slots, layout.glue[-1:]])
         means = MeanAttention(torch.searchsorted(slots, owned[at]).to(self.adapter.device, non_blocking=True))
         with self.stage("select"):
             self.costs.chunk_token_layers += len(at) * (last_layer + 1)
@@ -217,7 +219,8 @@ class Run:
         self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None = None,
         theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
     ) -> Tensor:  # fmt: skip
-        """Compute what stands at `slots`; returns the logits `(vocab,)` of the first new token, in sight of all."""
+        """Compute what stands at `slots`, the last one among them (a plan ends with glue); returns the logits of the
+        first new token, in sight of all: `(vocab,)`."""
         n_layers, speak = self.adapter.shape.layers, self.adapter.speaks_at_once(len(slots))
         with self.stage("recompute"):
             owned = layout.owner[slots] >= 0

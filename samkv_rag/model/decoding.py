@@ -71,7 +71,7 @@ def _without_stop_strings(config: Any) -> Iterator[None]:
 
 
 class Decoding:
-    """An answer in the making: `ids` of the kept tokens, the `cache` of all of them but the last (or of none).
+    """An answer in the making: `ids` of the kept tokens, and the `cache` of all of them (or of none).
 
     `tokens` are the new ones; the last of them is not in the cache yet. `ended` says that there will be no more, and
     `error` why not, if that is not in the rules. Draws come from `random`, or from torch's own generator.

@@ -35,7 +35,7 @@ class Asking:
         found: list[list[T]] = [[] for _ in measures]
         done, total = 0, len(measures) * len(self.items)
         for number, item in enumerate(self.items):
-            with SamKVEngine(self.engine.source, ChunkKVStore()) as own:
+            with ChunkKVStore() as store, SamKVEngine(self.engine.source, store) as own:
                 own.precompute(item.chunks)
                 plan = own.plan_question(item.question, item.chunks)
                 for measure, column in zip(measures, found, strict=True):

@@ -13,13 +13,13 @@ MOST = 4
 Layers = tuple[int, ...]
 
 
-def candidates(depth: int, agreement: Callable[[Layers], float], in_force: Layers | None) -> list[Layers]:
+def candidates(depth: int, agreement: Callable[[Layers], float], known: Sequence[Layers]) -> list[Layers]:
     """About ten sets of layers of a model with `depth` of them: those that agree best with full attention, one layer
-    to `MOST`, and some that do not depend on a look, among them what is `in_force` now (None: the middle third)."""
-    middle, now = SamKV().selection_layers(depth), SamKV().selection_layers(depth, in_force)
+    to `MOST`, some that do not depend on a look, and those that are `known` of the model, being in force."""
+    middle, now = SamKV().selection_layers(depth), [SamKV().selection_layers(depth, layers) for layers in known]
     even = tuple(sorted({(part + 1) * depth // MOST - 1 for part in range(MOST)} - {-1}))
     upper = tuple(range(depth // 2, depth))
-    return list(dict.fromkeys([*_growing(depth, agreement), even, middle, upper, tuple(range(depth)), now]))
+    return list(dict.fromkeys([*_growing(depth, agreement), even, middle, upper, tuple(range(depth)), *now]))
 
 
 def _growing(depth: int, agreement: Callable[[Layers], float]) -> list[Layers]:

@@ -4,6 +4,7 @@ does is chosen."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
@@ -79,8 +80,7 @@ def profile(
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
     known = _Measured.of(Asking(engine, asked, progress), keep)
-    adapter = engine.adapter
-    sets = candidates(adapter.shape.layers, known.agreement, adapter.selection_layers)
+    sets = candidates(engine.adapter.shape.layers, known.agreement, _in_force(engine))
     known.measure("Trying sets of layers", [(layers, keep) for layers in sets])
     sets += without_one(known.cheapest(keep))
     known.measure("Leaving layers out", [(layers, keep) for layers in sets])
@@ -89,6 +89,14 @@ def profile(
     tried = [Tried(layers, *known.means(layers, keep), known.agreement(layers)) for layers in dict.fromkeys(sets)]
     budgets = [Budget(share, *known.means(chosen, share)) for share in keeps]
     return LayerProfile(chosen, len(asked), keep, tuple(tried), tuple(budgets))
+
+
+def _in_force(engine: SamKVEngine) -> list[Layers]:
+    """The layers in the store's profile of the model, and those that its config notes, where there are any."""
+    with suppress(ValueError):  # a damaged profile is not used; it is about to be replaced
+        stored = engine.store.profiles.get(engine.model_fingerprint)
+        return [layers for layers in (stored and stored.layers, engine.adapter.selection_layers) if layers]
+    return [engine.adapter.selection_layers] if engine.adapter.selection_layers else []
 
 
 def _can_be_asked(engine: SamKVEngine, item: Item) -> bool:

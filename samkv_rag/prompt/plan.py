@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samkv_rag.errors import SamKVError
@@ -87,11 +87,11 @@ class Planner:
                 missed.append(piece)
                 add("glue", piece.text, ids)
                 continue
-            reused -= index == len(pieces) - 1 and reused == len(ids)  # the last token is generate()'s: always fresh
             add("chunk", piece.text, ids[:reused], key)
             add("glue", "", ids[reused:])
         if not segments:
             raise SamKVError("The prompt is empty; pass some text.")
+        segments = _ending_fresh(segments)
         misses = tuple(piece.text for piece in missed)
         whole = tuple(piece.text for piece in missed if not piece.partial)
         return PromptPlan(tuple(segments), self._question(segments, question, len(prefix)), misses, whole)
@@ -120,6 +120,16 @@ class Planner:
         if outside:
             return Question(wanted, outside, segments[-1].stop, in_prompt=False)
         return Question("", segments[-1].token_ids[-1:], segments[-1].stop - 1)
+
+
+def _ending_fresh(segments: list[Segment]) -> list[Segment]:
+    """The same, but that the last token is glue: what is said next is said by it, so it is always computed."""
+    *others, last = segments
+    if last.kind == "glue":
+        return segments
+    chunk, end = replace(last, token_ids=last.token_ids[:-1]), last.token_ids[-1:]
+    kept = [chunk] if chunk.token_ids else []
+    return [*others, *kept, Segment("glue", "", end, last.stop - 1)]
 
 
 def _asked(pieces: Sequence[Piece]) -> str:

@@ -36,6 +36,19 @@ def test_witnesses_attend_as_in_one_forward_over_all_stored_entries(wiring: str)
 
 
 @some_wirings
+def test_witnesses_alone_attend_as_beside_the_whole_prompt(wiring: str) -> None:
+    """With longrope a call's frequencies are those of its last position, which early witnesses do not reach."""
+    case, found = prompted(wiring), []
+    for looked_before in (False, True):
+        run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+        if looked_before:
+            run.question_attention(Selection.all_of(case.plan).kept, [LAST])
+        early = (torch.arange(1, 9), *(torch.arange(0) for _ in run.lengths[1:]))
+        found.append(run.witnessed(early, LAST).witnessed)
+    assert torch.allclose(*found, atol=2e-5)
+
+
+@some_wirings
 def test_what_is_stored_stays_as_it_was(wiring: str) -> None:
     """The next pass finds what the question's pass has left: the same entries, and nothing read again."""
     case = prompted(wiring)

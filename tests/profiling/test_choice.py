@@ -11,6 +11,8 @@ from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.profiling import LayerProfile, profile
 from samkv_rag.profiling.answers import Left, left_of, own_answer
 from samkv_rag.profiling.candidates import Layers, candidates, cheapest, without_one
+from samkv_rag.store import StoreError
+from samkv_rag.store.profiles import ModelProfile
 from tests.models import tiny_engine
 from tests.profiling.questions import CHUNKS, ITEM, ITEMS, planned
 
@@ -32,7 +34,7 @@ def found(engine: SamKVEngine) -> LayerProfile:
 
 def test_what_agrees_best_is_tried_one_layer_to_four_and_some_sets_whatever_agrees() -> None:
     worth = {5: 8, 2: 4, 6: 2, 1: 1}
-    sets = candidates(8, lambda layers: sum(worth.get(layer, 0) for layer in layers), (-1, 0))
+    sets = candidates(8, lambda layers: sum(worth.get(layer, 0) for layer in layers), [(-1, 0)])
     assert sets == [
         (5,), (2, 5), (2, 5, 6), (1, 2, 5, 6), (1, 3, 5, 7), (2, 3, 4, 5), (4, 5, 6, 7), tuple(range(8)), (0, 7),
     ]  # fmt: skip
@@ -40,12 +42,12 @@ def test_what_agrees_best_is_tried_one_layer_to_four_and_some_sets_whatever_agre
 
 def test_the_second_layer_is_the_one_that_goes_best_with_the_first() -> None:
     table: dict[Layers, float] = {(5,): 0.9, (6,): 0.8, (5, 6): 0.9, (0, 5): 0.95}
-    assert candidates(8, lambda layers: table.get(layers, 0), None)[:2] == [(5,), (0, 5)]
+    assert candidates(8, lambda layers: table.get(layers, 0), [])[:2] == [(5,), (0, 5)]
 
 
 @pytest.mark.parametrize(("depth", "want"), [(1, [(0,)]), (2, [(0,), (0, 1), (1,)])])
 def test_a_model_with_few_layers_has_few_sets(depth: int, want: list[Layers]) -> None:
-    assert sorted(candidates(depth, lambda layers: -layers[0], None)) == sorted(want)
+    assert sorted(candidates(depth, lambda layers: -layers[0], [])) == sorted(want)
 
 
 def test_a_small_set_is_tried_without_each_of_its_layers() -> None:
@@ -120,6 +122,9 @@ def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) ->
 def test_what_is_in_force_for_the_model_is_tried(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [0, 3], raising=False)
     assert (0, 3) in [tried.layers for tried in profile(engine, [ITEM]).tried]
+    with tiny_engine(store=ChunkKVStore()) as other:
+        other.store.profiles.put(other.model_fingerprint, ModelProfile((0, 2)))
+        assert {(0, 2), (0, 3)} <= {tried.layers for tried in profile(other, [ITEM]).tried}
 
 
 # -- on the way ----------------------------------------------------------------------------------------------------
@@ -135,6 +140,24 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     assert totals[steps[0]] == len(ITEMS)
     others = len(found.tried) + len(found.budgets) - 1  # what is kept is among the budgets, and measured once
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
+
+
+def test_a_questions_caches_are_gone_before_the_next_ones_are_made(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ChunkKVStore] = []
+
+    class Counted(ChunkKVStore):
+        def __init__(self) -> None:
+            super().__init__()
+            for other in made:
+                with pytest.raises(StoreError, match="closed"):
+                    len(other)
+            made.append(self)
+
+    monkeypatch.setattr("samkv_rag.profiling.asking.ChunkKVStore", Counted)
+    profile(engine, ITEMS, keep=KEEP)
+    assert len(made) >= 2 * len(ITEMS)
 
 
 def test_the_store_is_left_as_it_was_even_when_measuring_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

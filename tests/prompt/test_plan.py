@@ -10,15 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
+from tokenizers.normalizers import Replace
 
-from samkv_rag import SamKVError
+from samkv_rag import ChunkKVStore, SamKVEngine, SamKVError
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.plan import Planner
 from samkv_rag.prompt.template import HEAD
 from samkv_rag.store import chunk_key
 from samkv_rag.types import MatchRecord, PromptPlan
-from tests.models import byte_tokenizer
+from tests.models import adapter, byte_tokenizer
 
 ALPHA = "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps."
 BETA = "Ana Petrov studied chemistry in Bergen before she moved to the coast, where she still lives now."
@@ -187,6 +188,22 @@ def test_a_chunk_at_the_very_end_leaves_its_last_token_to_be_computed() -> None:
     plan = check(Shelf().know(ALPHA).planner.for_prompt(f"{ASKED}\n{ALPHA}"))
     assert len(plan.chunks[0].token_ids) == len(ALPHA) - 1
     assert PLAIN.decode(plan.token_ids) == f"{ASKED}\n{ALPHA}"
+
+
+def test_text_that_encodes_to_nothing_behind_a_chunk_does_not_end_a_prompt() -> None:
+    """A normalizer may drop what stands there: whatever is said next is still said by a token that is computed."""
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    engine = SamKVEngine.from_pretrained(adapter("llama").model, tokenizer=tokenizer, store=ChunkKVStore())
+    chunk = "Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov."
+    engine.precompute([chunk])
+    plain, marked = f"Where is it?\n\n{chunk}", f"Where is it?\n\n{chunk}\u200b"
+    kinds, ids = zip(*((segment.kind, segment.token_ids) for segment in engine.plan(marked).segments), strict=True)
+    assert kinds == ("glue", "chunk", "glue") and len(ids[-1]) == 1
+    assert ids == tuple(segment.token_ids for segment in engine.plan(plain).segments)
+    for method in ("reuse", "samkv", "full"):
+        want = engine.generate(plain, method=method, max_new_tokens=4).token_ids
+        assert engine.generate(marked, method=method, max_new_tokens=4).token_ids == want
 
 
 def test_a_cut_chunk_reuses_its_prefix_and_computes_the_rest() -> None:
