@@ -54,7 +54,7 @@ RUNS = {
     "earlier": Asked("earlier_chunk", 1000, FEW, 17),
     "twohop": Asked("two_hop", 1000, FEW, 17),
     "onehop": Asked("one_hop", 400, FEW, 17),
-    "unanswerable": Asked("unanswerable", 400, FEW, 17),
+    "unanswerable": Asked("unanswerable", 300, FEW, 17),
     "comparison": Asked("comparison", 300, FEW, 17),
     "listing": Asked("listing", 400, FEW, 17),
     "needle": Asked("needle", 200, FEW, 17, chunks=8, chunk_tokens=256),
