@@ -24,10 +24,10 @@ COLOURS = {
 }  # fmt: skip
 ANSWERED = {
     "full": "full", "samkv@0.15": "samkv", "samkv:settle=before@0.15": "samkv before",
-    "samkv.paper@0.15": "samkv paper", "cacheblend@0.15": "cacheblend", "epic@0.15": "epic", "reuse": "reuse",
-    "random@0.15": "random",
+    "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophet kv",
+    "cacheblend@0.15": "cache blend", "epic@0.15": "epic", "reuse": "reuse",
 }  # fmt: skip
-TASK = RESULTS / "eval" / "earlier12"
+TASK = RESULTS / "eval" / "methods"
 Row = Mapping[str, str]
 
 
@@ -73,12 +73,12 @@ def draw_answers(axes: Any, folder: Path) -> None:
     shown = {setting: label for setting, label in ANSWERED.items() if setting in found}
     for place, (setting, label) in enumerate(shown.items()):
         value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
-        colour = COLOURS.get(label, "#c9cdd4")
+        colour = COLOURS.get(label.replace("cache blend", "cacheblend"), "#c9cdd4")
         axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
     axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=7)
     axes.set_ylabel("F1")
     axes.set_title(
-        f"answers whose subject an earlier chunk names\n(small bundled reader, {len(task.ids)} questions)", fontsize=10
+        f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
     )
 
 

@@ -26,5 +26,5 @@ def test_every_record_has_its_command() -> None:
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:
-    with pytest.raises(SystemExit, match="earlier12"):
-        wanted(["earlier"], None)
+    with pytest.raises(SystemExit, match="earlier"):
+        wanted(["earlier12"], None)
