@@ -58,7 +58,7 @@ RUNS = {
     "comparison": Asked("comparison", 300, FEW, 17),
     "listing": Asked("listing", 400, FEW, 17),
     "needle": Asked("needle", 200, FEW, 17, chunks=8, chunk_tokens=256),
-    "listing-long": Asked("listing", 100, FEW, 17, chunks=8, chunk_tokens=256),
+    "lists-long": Asked("listing", 100, FEW, 17, chunks=8, chunk_tokens=256),
     "methods": Asked("earlier_chunk,two_hop,one_hop", 100, ALL, 31),
     "sweep": Asked("earlier_chunk,two_hop,listing", 60, "samkv,samkv:recompute=0.333", 23, SHARES),
     "ablation": Asked("two_hop", 50, ",".join([*OURS.values(), *PAPER.values()]), 9),
