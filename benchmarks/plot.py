@@ -24,8 +24,8 @@ COLOURS = {
 }  # fmt: skip
 ANSWERED = {
     "full": "full", "samkv@0.15": "samkv", "samkv:settle=before@0.15": "samkv before",
-    "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophet kv",
-    "cacheblend@0.15": "cache blend", "epic@0.15": "epic", "reuse": "reuse",
+    "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophetkv",
+    "epic@0.15": "epic", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
 }  # fmt: skip
 TASK = RESULTS / "eval" / "methods"
 Row = Mapping[str, str]
@@ -73,7 +73,7 @@ def draw_answers(axes: Any, folder: Path) -> None:
     shown = {setting: label for setting, label in ANSWERED.items() if setting in found}
     for place, (setting, label) in enumerate(shown.items()):
         value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
-        colour = COLOURS.get(label.replace("cache blend", "cacheblend"), "#c9cdd4")
+        colour = COLOURS.get(label, "#c9cdd4")
         axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
     axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=7)
     axes.set_ylabel("F1")
@@ -116,7 +116,7 @@ def draw_gpu(path: Path) -> None:
 
 
 def main() -> None:
-    figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110)
+    figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110, width_ratios=(1, 1, 1.25))
     rows = latest("ttft", "model", "tokens", "method")
     draw_ttft(left, rows, "4096")
     draw_resident(right, rows, "4096")
