@@ -114,9 +114,10 @@ def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: 
         prepared = method.prepare(run)
     begun = time.perf_counter()
     adapter.generate(prepared.ids, prepared.cache, prepared.logits, max_new_tokens=1, do_sample=False)
-    out.total = time.perf_counter() - start
+    ended = time.perf_counter()
+    out.total = ended - start
     if prepared.cache is None:
-        seconds = [out.total - (begun - start)]
+        seconds = [ended - begun]
     for (name, one), took in zip(passes_of(run, prepared), seconds, strict=True):
         out.spent[name] = out.spent.get(name, 0.0) + took
         out.floors[name] = out.floors.get(name, 0.0) + floor_of(adapter, one, rates)

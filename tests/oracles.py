@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from samkv_rag.methods import Method, Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.parity import next_logits
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import PromptPlan, Question, Segment, Selection
 from tests.cases import VOCAB, WIRINGS
@@ -77,7 +78,7 @@ class Prompted:
         return method.prepare(Run(self.plan, self.adapter, self.store, ROOM))
 
     def logits(self, prepared: Prepared) -> Tensor:
-        return self.adapter.next_logits(prepared.ids) if prepared.logits is None else prepared.logits
+        return next_logits(self.adapter, prepared)
 
     def tokens(self, method: Method, count: int, **generation: Any) -> list[int]:
         prepared = self.prepare(method)

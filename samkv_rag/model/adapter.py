@@ -279,10 +279,7 @@ class ModelAdapter:
         self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
     ) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
-        decoding = self.loop.begin(ids, cache, logits, **generation)
-        while not decoding.ended:
-            self.loop.step([decoding])
-        return decoding.result()
+        return self.loop.finish(self.loop.begin(ids, cache, logits, **generation))
 
 
 def _clear(keys: Tensor, values: Tensor, start: int, stop: int) -> None:

@@ -85,6 +85,12 @@ class Loop:
         decoding.result()
         return decoding
 
+    def finish(self, decoding: Decoding) -> list[int]:
+        """The new token ids of an answer that is decoded to its end alone."""
+        while not decoding.ended:
+            self.step([decoding])
+        return decoding.result()
+
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> None:
         """One more token for each, in one forward; an error ends the answer that causes it and no other.

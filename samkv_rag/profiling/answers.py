@@ -42,9 +42,11 @@ class Left:
 
 def own_answer(engine: SamKVEngine, plan: PromptPlan) -> OwnAnswer:
     """Full prefill's answer to the plan's prompt."""
-    adapter, prepared = engine.adapter, Run(plan, engine.adapter, engine.store).prefill()
-    ids = tuple(adapter.generate(prepared.ids, None, None, **_greedily(engine)))
-    return OwnAnswer(ids, likelihood(ids, forced_logits(adapter, prepared, ids)))
+    adapter = engine.adapter
+    decoding = adapter.loop.begin(plan.token_ids, None, **_greedily(engine))
+    ids = tuple(adapter.loop.finish(decoding))
+    logits = adapter.logits_behind([*plan.token_ids, *ids[:-1]], decoding.cache, len(ids))
+    return OwnAnswer(ids, likelihood(ids, logits))
 
 
 def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Method) -> Left:

@@ -93,10 +93,11 @@ def profile(
 
 def _in_force(engine: SamKVEngine) -> list[Layers]:
     """The layers in the store's profile of the model, and those that its config notes, where there are any."""
+    known = [engine.adapter.selection_layers]
     with suppress(ValueError):  # a damaged profile is not used; it is about to be replaced
         stored = engine.store.profiles.get(engine.model_fingerprint)
-        return [layers for layers in (stored and stored.layers, engine.adapter.selection_layers) if layers]
-    return [engine.adapter.selection_layers] if engine.adapter.selection_layers else []
+        known.append(stored.layers if stored else None)
+    return [layers for layers in known if layers]
 
 
 def _can_be_asked(engine: SamKVEngine, item: Item) -> bool:
