@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _CHUNK = 1 << 22
 
@@ -29,11 +31,21 @@ def file_digest(path: Path) -> str:
 def parameters_digest(model: Any) -> str:
     """Hex digest of all parameters and persistent buffers of a loaded model, names included."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-        digest.update(data.numpy().data)
+    for name, value in sorted(model.state_dict().items()):
+        for part, tensor in _plain(name, value):
+            digest.update(f"{part}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().data)
     return digest.hexdigest()
+
+
+def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a state's value consists of: itself, or those of a quantised one (a subclass of `Tensor`)."""
+    if hasattr(value, "__tensor_flatten__"):
+        for part in value.__tensor_flatten__()[0]:
+            yield from _plain(f"{name}.{part}", getattr(value, part))
+    elif isinstance(value, Tensor):
+        yield name, value
 
 
 def _digest_of(path: Path) -> str:

@@ -26,6 +26,10 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 _IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
 _CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8"}
 _DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")
+_NOT_IN_THE_NUMBERS = {
+    *_DOWNLOAD, "revision", "trust_remote_code", "attn_implementation", "low_cpu_mem_usage", "max_memory",
+    "use_safetensors", "offload_folder",
+}  # fmt: skip
 _TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 
 
@@ -160,10 +164,12 @@ class ModelSource:
 
     @cached_property
     def _of_model(self) -> dict[str, str]:
+        loaded_as = {} if self.folder is None else _changing(self.model_kwargs)
         return {
             "weights": self._weights_digest(),
             "config": _config_digest(self.config),
             "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
+            **({"loaded_as": _digest(json.dumps(loaded_as, sort_keys=True, default=str))} if loaded_as else {}),
         }
 
     def _weights_digest(self) -> str:
@@ -184,13 +190,21 @@ class ModelSource:
         from transformers import AutoModelForCausalLM
 
         kwargs = dict(self.model_kwargs)
-        if self.device is None:
-            kwargs["device_map"] = self.device_map
+        if self.device is None or self._quantised and importlib.util.find_spec("accelerate"):
+            kwargs["device_map"] = self.device or self.device_map
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
+        except ImportError as error:
+            raise SamKVError(f"{self.name} could not be loaded: {error}") from error
         except (OSError, ValueError, SafetensorError) as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}. Are its files whole?") from error
-        return model if self.device is None else model.to(self.device)
+        return model if "device_map" in kwargs else model.to(self.device)
+
+    @property
+    def _quantised(self) -> bool:
+        """Whether weights are, or become, numbers of few bits when they are loaded: then they are placed at once."""
+        of = (self.model_kwargs.get("quantization_config"), getattr(self.config, "quantization_config", None))
+        return any(config is not None for config in of)
 
 
 def _floating(dtype: str | torch.dtype) -> torch.dtype:
@@ -222,6 +236,12 @@ def _from_hub(name: str, kwargs: Mapping[str, Any]) -> Path:
 
 def _of(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _changing(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of transformers' arguments that may change what a model computes: quantisation, for one."""
+    changing = {name: value for name, value in kwargs.items() if name not in _NOT_IN_THE_NUMBERS}
+    return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in changing.items()}
 
 
 def _config_digest(config: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.quantised import refuse_rows_that_mix
 
 
 def refuse_what_is_not_exact(model: Any) -> None:
@@ -18,10 +19,6 @@ def refuse_what_is_not_exact(model: Any) -> None:
             f"{name} carries an adapter whose weights the cache key would not cover; call merge_and_unload() and "
             "save the merged model, then pass that."
         )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
-        raise UnsupportedModel(
-            f"{name} is quantised; its caches have not been shown to be exact. Load it in bf16, fp16 or fp32."
-        )
     devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(devices) > 1:
         raise UnsupportedModel(
@@ -32,3 +29,4 @@ def refuse_what_is_not_exact(model: Any) -> None:
             f"{name} does not hand positions to its attention function (_supports_attention_backend is off), so gaps "
             "between kept tokens would be read wrongly. Use a model that supports attention backends."
         )
+    refuse_rows_that_mix(model)

@@ -56,14 +56,12 @@ def test_what_cannot_be_exact_is_refused_with_its_reason_and_left_as_it_was(name
 @pytest.mark.parametrize(
     ("mark", "remedy"),
     [
-        ({"is_quantized": True}, "Load it in bf16, fp16 or fp32"),
-        ({"hf_quantizer": object()}, "Load it in bf16, fp16 or fp32"),
         ({"peft_config": {"default": object()}}, r"merge_and_unload\(\)"),
         ({"_hf_peft_config_loaded": True}, r"merge_and_unload\(\)"),
         ({"hf_device_map": {"model.layers.0": 0, "model.layers.1": "cpu"}}, "device_map='cuda:0'"),
     ],
 )
-def test_quantised_adapted_and_spread_models_are_refused_with_a_remedy(mark: dict[str, Any], remedy: str) -> None:
+def test_adapted_and_spread_models_are_refused_with_a_remedy(mark: dict[str, Any], remedy: str) -> None:
     model = build(WIRINGS["llama"]())
     for name, value in mark.items():
         object.__setattr__(model, name, value)

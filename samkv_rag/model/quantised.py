@@ -1,0 +1,68 @@
+"""Quantised weights: which of them compute a token alike, whatever other tokens are computed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samkv_rag.errors import UnsupportedModel
+
+ROWS, QUIET, PEAK, LOUD = 16, 0.05, 5.0, 100.0
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+"""Allowed RMS difference, relative to the RMS: another number of rows may go by another kernel, which rounds otherwise.
+A scale or a split of columns that other rows decide comes to many times as much."""
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether weights of a model are numbers of few bits, as far as its linear layers show."""
+    return any(True for _ in _layers(model))
+
+
+@torch.inference_mode()
+def refuse_rows_that_mix(model: Any) -> None:
+    """Raises `UnsupportedModel` when a linear layer gives a token other values in other company.
+
+    A chunk is computed alone and read in any prompt, so its tokens must not depend on what else a pass computes.
+    Weights of few bits are no obstacle, nor are inputs that are rounded token by token; a scale taken over all tokens
+    of a pass is, and so are columns that any of them makes an exception of (LLM.int8).
+    """
+    like = model.get_input_embeddings().weight
+    found = ((_mixing(layer, like), name, type(layer).__name__) for name, layer in _layers(model))
+    worst, name, kind = max(found, default=(0.0, "", ""))
+    if not worst <= TOLERANCE.get(like.dtype, TOLERANCE[torch.bfloat16]):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is quantised so that a token's values depend on what other tokens are computed "
+            f"with it (by {worst:.1%} in {name}, a {kind}): a chunk's cache would not be what a prompt has. Keep "
+            "inputs as they are, or rounded per token (4-bit NF4, GPTQ, AWQ, weight-only int8; of LLM.int8, "
+            "llm_int8_threshold=0.0), or load it in bf16, fp16 or fp32."
+        )
+
+
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """One linear layer of every class and shape, by name, but those that multiply by a plain tensor."""
+    seen = set()
+    for name, module in model.named_modules():
+        kind = (type(module), getattr(module, "in_features", None), getattr(module, "out_features", None))
+        plain = kind[0] is nn.Linear and type(module.weight) is nn.Parameter
+        if kind[1] is not None and not plain and kind not in seen:
+            seen.add(kind)
+            yield name, module
+
+
+def _mixing(layer: Any, like: Tensor) -> float:
+    """How much rows change by what follows them, relative to their RMS.
+
+    Each row has one value that its rounding goes by, and the rest far below: whatever rounds with another scale, or
+    leaves a column unrounded, shows. What follows is loud in all columns.
+    """
+    draw = torch.Generator().manual_seed(0)
+    rows = QUIET * torch.randn(1, ROWS, int(layer.in_features), generator=draw)
+    rows[0, torch.arange(ROWS), torch.randint(rows.shape[2], (ROWS,), generator=draw)] = PEAK
+    alone, company = rows.to(like), (LOUD * rows.flip(1, 2)).to(like)
+    expected: Tensor = layer(alone).float()
+    difference = layer(torch.cat([alone, company], 1))[:, :ROWS].float() - expected
+    off = difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-30)
+    return float(off.nan_to_num(float("inf")))

@@ -1,0 +1,150 @@
+"""Models with weights of few bits: served where a token is computed alike in any company, else refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+from transformers import BitsAndBytesConfig, TorchAoConfig
+
+from samkv_rag import SamKV, SamKVEngine, SamKVError
+from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.digests import parameters_digest
+from samkv_rag.model.quantised import is_quantised
+from tests.cases import WIRINGS
+from tests.models import build, byte_tokenizer
+
+SERVED: dict[str, Callable[[], Any]] = {
+    "4-bit NF4": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "8-bit weights": lambda: TorchAoConfig(Int8WeightOnlyConfig()),
+    "8-bit weights, inputs per token": lambda: TorchAoConfig(Int8DynamicActivationInt8WeightConfig()),
+    "LLM.int8 without exceptions": lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0),
+}
+served = pytest.mark.parametrize("scheme", SERVED)
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+CHUNKS = ["the grey heron stands in the shallow water", "a lighthouse keeper counts the ships at dusk"]
+QUESTION = "who counts?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on disk, in full precision."""
+    path = tmp_path_factory.mktemp("model")
+    config = WIRINGS["llama"]()
+    config.intermediate_size = 128  # 4-bit weights come in blocks of 64
+    build(config).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def opened(folder: Path, store: Any = ":memory:", **options: Any) -> SamKVEngine:
+    return SamKVEngine.from_pretrained(str(folder), store=store, device_map="cpu", **options)
+
+
+def loaded_as(scheme: str) -> dict[str, Any]:
+    return {"quantization_config": SERVED[scheme]()}
+
+
+@served
+@DTYPES
+def test_a_served_one_passes_the_parity_gate_and_answers_as_plain_generation(
+    folder: Path, scheme: str, dtype: str
+) -> None:
+    with opened(folder, dtype=dtype, model_kwargs=loaded_as(scheme)) as engine:
+        assert is_quantised(engine.adapter.model)
+        assert engine.self_check().passed
+        engine.precompute(CHUNKS)
+        ours = engine.answer(QUESTION, CHUNKS, method=SamKV(keep=1.0), max_new_tokens=8)
+        assert not ours.report.misses
+        assert ours.token_ids == engine.answer(QUESTION, CHUNKS, method="full", max_new_tokens=8).token_ids
+
+
+@served
+def test_its_caches_are_no_other_models(folder: Path, tmp_path: Path, scheme: str) -> None:
+    def hits(**options: Any) -> int:
+        with opened(folder, tmp_path / "store", **options) as engine:
+            return len(CHUNKS) - len(engine.answer(QUESTION, CHUNKS, max_new_tokens=2).report.misses)
+
+    assert hits(model_kwargs=loaded_as(scheme)) == 0
+    assert hits(model_kwargs=loaded_as(scheme)) == len(CHUNKS)
+    assert hits() == 0, "the same files in full precision"
+    assert hits(model_kwargs={"attn_implementation": "eager"}) == len(CHUNKS), "nothing that changes a number"
+
+
+def test_one_that_was_saved_quantised_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
+    with opened(folder, model_kwargs=loaded_as("4-bit NF4")) as engine:
+        engine.adapter.model.save_pretrained(tmp_path / "nf4")
+        byte_tokenizer().save_pretrained(tmp_path / "nf4")
+        expected = engine.answer(QUESTION, CHUNKS, max_new_tokens=8).token_ids
+    with opened(tmp_path / "nf4") as again:
+        assert is_quantised(again.adapter.model)
+        assert again.answer(QUESTION, CHUNKS, max_new_tokens=8).token_ids == expected
+
+
+@served
+def test_a_loaded_one_is_known_by_its_weights(folder: Path, scheme: str) -> None:
+    def digest(**options: Any) -> str:
+        return parameters_digest(opened(folder, **options).adapter.model)
+
+    assert digest(model_kwargs=loaded_as(scheme)) == digest(model_kwargs=loaded_as(scheme)) != digest()
+
+
+def test_the_readme_says_how(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [code] = re.findall(r"<!-- runs in tests/model/test_quantised.py -->\n```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("Qwen/Qwen2.5-7B-Instruct", str(folder)), names)
+    with names["engine"] as engine:
+        assert is_quantised(engine.adapter.model)
+
+
+def test_one_quantised_by_hand_is_found_out_too() -> None:
+    model = build(WIRINGS["llama"]())
+    assert not is_quantised(model)
+    quantize_(model, Int8WeightOnlyConfig())
+    assert is_quantised(model)
+    assert ModelAdapter(model).shape.layers == 4
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+class ScaledByThePass(nn.Linear):
+    """Rounds its inputs to 8 bits by the largest of all tokens."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        scale = input.abs().amax() / 127
+        return super().forward((input / scale).round() * scale)
+
+
+@DTYPES
+def test_columns_that_other_tokens_make_exceptions_of_are_refused_with_the_remedy(folder: Path, dtype: str) -> None:
+    engine = opened(folder, dtype=dtype, model_kwargs={"quantization_config": BitsAndBytesConfig(load_in_8bit=True)})
+    with pytest.raises(UnsupportedModel, match=r"depend on what other tokens.*Linear8bitLt.*llm_int8_threshold=0\.0"):
+        engine.load()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_scale_taken_over_all_tokens_is_refused(dtype: torch.dtype) -> None:
+    model = build(WIRINGS["llama"](), dtype)
+    mlp = model.get_decoder().layers[2].mlp
+    mlp.down_proj = ScaledByThePass(96, 64, bias=False).to(dtype)
+    with pytest.raises(UnsupportedModel, match=r"in model\.layers\.2\.mlp\.down_proj, a ScaledByThePass"):
+        ModelAdapter(model)
+
+
+def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("Using 4-bit quantization requires bitsandbytes: `pip install bitsandbytes`")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", missing)
+    with pytest.raises(SamKVError, match="could not be loaded: .* requires bitsandbytes"):
+        opened(folder, model_kwargs=loaded_as("4-bit NF4")).load()
