@@ -42,7 +42,8 @@ def random_model(
 def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
-    "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "8b" the shape of Llama-3.1-8B in bfloat16,
+    "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "random-int8" with linear layers in 8 bits,
+    "8b" the shape of Llama-3.1-8B in bfloat16,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
     """
@@ -55,7 +56,16 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
         return random_model(LLAMA_8B, torch.bfloat16, device)
     if label == "tiny":
         return random_model(TINY_LLAMA, device=device)
-    return random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
+    adapter = random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
+    return in_int8(adapter) if label == "random-int8" else adapter
+
+
+def in_int8(adapter: ModelAdapter) -> ModelAdapter:
+    """The same model with linear layers in 8 bits, their inputs rounded token by token (torchao)."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(adapter.model, Int8DynamicActivationInt8WeightConfig())
+    return ModelAdapter(adapter.model)
 
 
 def random_prompt(

@@ -16,6 +16,7 @@ METHODS: dict[str, Method] = {
     "samkv": SamKV(),
     "samkv 1/3": SamKV(recompute=1 / 3),
     "samkv 1/10": SamKV(recompute=1 / 10),
+    "samkv wide 1/4": SamKV(wide=0.25),
     "samkv before": SamKV(settle="before"),
     "cacheblend": CacheBlend(),
 }

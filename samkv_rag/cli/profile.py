@@ -49,11 +49,12 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        print_json({"model": model, "layers": list(found.chosen), **found.as_profile().measured})
+        print_json({"model": model, "layers": list(found.chosen), "wide": found.wide, **found.as_profile().measured})
         return
-    out.print(_layers_table(found))
-    out.print(_budgets_table(found))
-    out.print(f"[bold]Selection layers: {_named(found.chosen)}[/bold], for this model in {escape(str(request.store))}.")
+    for table in (_layers_table, _widths_table, _budgets_table):
+        out.print(table(found))
+    chosen = f"Selection layers: {_named(found.chosen)}; all is seen on {_share(found.wide)} of the layers"
+    out.print(f"[bold]{chosen}[/bold], for this model in {escape(str(request.store))}.")
 
 
 def _items(sources: list[Source], request: Request) -> Iterator[Item]:
@@ -84,6 +85,14 @@ def _layers_table(found: LayerProfile) -> Table:
     for tried in found.tried:
         cells = percent(tried.same), f"{tried.loss:.2f}", percent(tried.agreement)
         table.add_row(_named(tried.layers), *cells, style="bold green" if tried.layers == found.chosen else None)
+    return table
+
+
+def _widths_table(found: LayerProfile) -> Table:
+    table = _table(f"What is recomputed sees all entries, with layers {_named(found.chosen)}", "on", SAME, LOSS)
+    for width in found.widths:
+        mark = "bold green" if width.wide == found.wide else None
+        table.add_row(f"{_share(width.wide)} of the layers", percent(width.same), f"{width.loss:.2f}", style=mark)
     return table
 
 

@@ -43,7 +43,11 @@ from samkv_rag.methods.selection import (
     tokens_of,
 )  # fmt: skip
 from samkv_rag.options import Count, Options, Positive, Share, Within
+from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
+
+WIDE = 0.5
+"""The share of layers on which what is recomputed sees all, of a model of which nobody has measured it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class SamKV(Options):
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it. What stands behind the chunks, from the question on, sees all.
+    None: as profiled for the model (`samkv-rag profile`), else half (our choice).
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -87,7 +92,7 @@ class SamKV(Options):
     settle: Literal["before", "after"] = "after"
     around: tuple[Count, Count] = (0, 8)
     followed: Count = 16
-    wide: Share = 0.5
+    wide: Share | None = None
     block: Positive | None = None
     initial: Count = 0
     local: Count = 0
@@ -136,8 +141,8 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        measured, remarks = _measured_layers(run) if self.layers is None else (None, ())
-        layers = self.selection_layers(run.adapter.shape.layers, measured)
+        profile, remarks = _profile_of(run)
+        layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
@@ -147,7 +152,8 @@ class SamKV(Options):
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
-            return self._settle(run, self._followed(run, choice, again, layers[-1]), budget, remarks)
+            wide = self.wide_layers(run.adapter.shape.layers, profile.wide)
+            return self._settle(run, self._followed(run, choice, again, layers[-1]), budget, remarks, wide)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
 
     def _followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
@@ -162,7 +168,7 @@ class SamKV(Options):
             joint = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
             return best_tokens(joint.split(run.lengths), total)
 
-    def _settle(self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...]) -> Prepared:
+    def _settle(self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...], wide: int) -> Prepared:
         """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
@@ -173,22 +179,27 @@ class SamKV(Options):
             ranks = standardised(self._worth(run, look)[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
-        upper, wide = range(n_layers // 2, n_layers), int(self.wide * n_layers + 1e-9)
-        return run.recompute_and_settle(again, upper, settle, self.theta, wide)
+        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide)
 
     def _worth(self, run: Run, look: Look) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`."""
         return surrounded(most_looked_at(look.attention).cpu(), *self.around, run.lengths)
 
-    def selection_layers(self, n_layers: int, measured: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
         third. Raises `SamKVError` on a layer the model does not have."""
-        layers = self.layers if self.layers is not None else measured
+        layers = self.layers if self.layers is not None else measured or None
         if layers is None:
             return tuple(range(n_layers // 3, max(n_layers // 3 + 1, -(-2 * n_layers // 3))))
         if not layers or not all(-n_layers <= layer < n_layers for layer in layers):
             raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
         return tuple(sorted({layer % n_layers for layer in layers}))
+
+    def wide_layers(self, n_layers: int, measured: float | None = None) -> int:
+        """On how many layers what is recomputed sees all: by the caller's share, else that `measured` for the model,
+        else half of them."""
+        share = self.wide if self.wide is not None else measured if measured is not None else WIDE
+        return int(share * n_layers + 1e-9)
 
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
@@ -258,11 +269,12 @@ class SamKV(Options):
         )  # fmt: skip
 
 
-def _measured_layers(run: Run) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """The selection layers in the store's profile of the model, else those its config notes; None where nobody has
-    measured. With a remark when the profile is damaged and was passed over."""
+def _profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:
+    """The store's profile of the model, else one of the selection layers that its config notes, or of none where nobody
+    has measured. With a remark when a profile is damaged and was passed over."""
+    noted = ModelProfile(run.adapter.selection_layers or ())
     try:
         profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
     except ValueError as error:
-        return run.adapter.selection_layers, (f"{error} and was not used: run samkv-rag profile again",)
-    return (run.adapter.selection_layers if profile is None else profile.layers), ()
+        return noted, (f"{error} and was not used: run samkv-rag profile again",)
+    return profile or noted, ()

@@ -1,15 +1,17 @@
-"""Which sets of layers are worth trying, and which of those that were tried is to be used."""
+"""Which sets of layers are worth trying, and which of what was tried is to be used."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from samkv_rag.methods import SamKV
 from samkv_rag.profiling.answers import Left
 
 MOST = 4
+K = TypeVar("K")
 Layers = tuple[int, ...]
 
 
@@ -41,19 +43,24 @@ def without_one(layers: Layers) -> list[Layers]:
 
 
 def cheapest(left: Mapping[Layers, Sequence[Left]]) -> Layers:
-    """Of the sets that leave as much as the best one, the cheapest: whose last layer is lowest, as the question's first
-    pass ends there, and then the smallest. `left` is what each leaves, question by question.
+    """Of the sets that are as good as the best one the cheapest: whose last layer is lowest, as the question's first
+    pass ends there, and then the smallest. `left` is what each leaves, question by question."""
+    return min(as_good(left), key=lambda layers: (layers[-1], len(layers), _loss(left[layers])))
+
+
+def as_good(left: Mapping[K, Sequence[Left]]) -> list[K]:
+    """Those that leave as much of full prefill's answers as the one that leaves most.
 
     As much: no fewer of the same answers, and the mean of the differences in loss is within its standard error. The
     error alone would not do: who loses one question more, and that wholly, differs by one standard error.
     """
-    loss = {layers: fmean(one.loss for one in found) for layers, found in left.items()}
-    same = {layers: sum(one.same for one in found) for layers, found in left.items()}
-    best = min(left, key=lambda layers: (loss[layers], -same[layers]))
-    good = [
-        layers for layers, found in left.items() if same[layers] >= same[best] and not _clearly_above(found, left[best])
-    ]
-    return min(good, key=lambda layers: (layers[-1], len(layers), loss[layers]))
+    same = {one: sum(part.same for part in found) for one, found in left.items()}
+    best = min(left, key=lambda one: (_loss(left[one]), -same[one]))
+    return [one for one in left if same[one] >= same[best] and not _clearly_above(left[one], left[best])]
+
+
+def _loss(found: Sequence[Left]) -> float:
+    return fmean(part.loss for part in found)
 
 
 def _clearly_above(some: Sequence[Left], others: Sequence[Left]) -> bool:

@@ -17,10 +17,13 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """`layers`: the selection layers that were chosen for the model. `measured`: how, for people to read."""
+    """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
+    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; None: as above, and in
+    profiles from before it was measured."""
 
     layers: tuple[int, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
+    wide: float | None = None
 
 
 class Profiles:
@@ -68,11 +71,13 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
     try:
         facts = json.loads(written)
         sound = facts.pop("check") == _check(facts) and facts["version"] == VERSION
-        layers, measured = tuple(facts["layers"]), dict(facts["measured"])
+        layers, measured, wide = tuple(facts["layers"]), dict(facts["measured"]), facts.get("wide")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    whole = all(isinstance(layer, int) and layer >= 0 for layer in layers) and layers
-    return ModelProfile(layers, measured) if sound and whole and facts["fingerprint"] == fingerprint else None
+    whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
+    share = wide is None or (isinstance(wide, int | float) and 0 <= wide <= 1)
+    right = sound and whole and share and facts["fingerprint"] == fingerprint
+    return ModelProfile(layers, measured, wide) if right else None
 
 
 def _check(facts: Mapping[str, Any]) -> int:

@@ -17,13 +17,14 @@ ROWS = [
 ]
 
 
-def test_it_shows_two_tables_and_keeps_the_layers_by_the_models_fingerprint(tmp_path: Path) -> None:
+def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> None:
     data, store = tmp_path / "mine.jsonl", tmp_path / "store"
     data.write_text("\n".join(json.dumps({"id": str(n), **row}) for n, row in enumerate(ROWS)))
     args = ["profile", "--data", str(data), "--store", str(store), "--keep", "0.4"]
     shown = CliRunner().invoke(app, args)
     assert shown.exit_code == 0, shown.output
     assert "2 questions, 40 % kept" in shown.stdout and "Selection layers: " in shown.stdout
+    assert "25 % of the layers" in shown.stdout
     assert [f" {keep} % " in shown.stdout for keep in (10, 15, 25, 40, 50)] == [True] * 5
     printed = CliRunner().invoke(app, [*args, "--json"])
     found = json.loads(printed.stdout)
@@ -33,7 +34,8 @@ def test_it_shows_two_tables_and_keeps_the_layers_by_the_models_fingerprint(tmp_
     with SamKVEngine.from_pretrained("bundled", store=ChunkKVStore(store)) as engine:
         kept = engine.store.profiles.get(engine.model_fingerprint)
         assert kept is not None and list(kept.layers) == found["layers"]
-        assert kept.measured == {name: found[name] for name in ("questions", "keep", "tried", "budgets")}
+        assert kept.wide == found["wide"] in (0.25, 0.5, 1.0)
+        assert kept.measured == {name: found[name] for name in ("questions", "keep", "tried", "widths", "budgets")}
         assert len(engine.store) == 0, "measuring leaves no caches behind"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.profiling import LayerProfile, profile
 from samkv_rag.profiling.answers import Left, left_of, own_answer
-from samkv_rag.profiling.candidates import Layers, candidates, cheapest, without_one
+from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, without_one
 from samkv_rag.store import StoreError
 from samkv_rag.store.profiles import ModelProfile
 from tests.models import tiny_engine
@@ -80,19 +81,29 @@ def test_who_loses_one_answer_more_is_not_as_good_however_wide_the_noise() -> No
     assert cheapest({(1,): [lost, *[kept] * 9], (3,): [*[kept] * 9, lost]}) == (1,), "the same number of them"
 
 
+def test_the_least_width_that_is_as_good_as_the_best_can_be_told() -> None:
+    kept, lost = Left(True, 0.1), Left(False, 10.0)
+    assert as_good({0.25: [lost, kept], 0.5: [kept, kept], 1.0: [Left(True, 0.2), Left(True, 0.05)]}) == [0.5, 1.0]
+
+
 def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers(
     engine: SamKVEngine, found: LayerProfile
 ) -> None:
-    def means(layers: Layers, keep: float) -> tuple[float, float]:
+    def means(**options: Any) -> tuple[float, float]:
         plans = [planned(engine, item) for item in ITEMS]
         own = [own_answer(engine, plan) for plan in plans]
-        left = [left_of(*pair, SamKV(keep=keep, layers=layers)) for pair in zip(own, [engine] * 2, plans, strict=True)]
+        left = [left_of(*pair, SamKV(**options)) for pair in zip(own, [engine] * 2, plans, strict=True)]
         return fmean(one.same for one in left), fmean(one.loss for one in left)
 
     for tried in found.tried:
-        assert (tried.same, tried.loss) == pytest.approx(means(tried.layers, KEEP))
+        assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
+    for width in found.widths:
+        expected = means(layers=found.chosen, wide=width.wide, keep=KEEP)
+        assert (width.same, width.loss) == pytest.approx(expected)
     for budget in found.budgets:
-        assert (budget.same, budget.loss) == pytest.approx(means(found.chosen, budget.keep))
+        expected = means(layers=found.chosen, wide=found.wide, keep=budget.keep)
+        assert (budget.same, budget.loss) == pytest.approx(expected)
+    assert [width.wide for width in found.widths] == [0.25, 0.5, 1.0]
     assert [budget.keep for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
     assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 7
     assert found.chosen in [tried.layers for tried in found.tried]
@@ -111,11 +122,12 @@ def test_gold_answers_and_questions_that_cannot_be_asked_change_nothing(
 
 def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) -> None:
     kept = found.as_profile()
-    assert kept.layers == found.chosen
+    assert (kept.layers, kept.wide) == (found.chosen, found.wide)
     assert (kept.measured["questions"], kept.measured["keep"]) == (2, KEEP)
     first, last = found.tried[0], found.budgets[-1]
     row = {"layers": list(first.layers), "same": first.same, "loss": first.loss, "agreement": first.agreement}
     assert kept.measured["tried"][0] == row
+    assert [width["wide"] for width in kept.measured["widths"]] == [0.25, 0.5, 1.0]
     assert kept.measured["budgets"][-1] == {"keep": 0.5, "same": last.same, "loss": last.loss}
 
 
@@ -138,7 +150,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     for step in steps:
         assert [done for name, done, _ in ticks if name == step] == list(range(totals[step] + 1))
     assert totals[steps[0]] == len(ITEMS)
-    others = len(found.tried) + len(found.budgets) - 1  # what is kept is among the budgets, and measured once
+    others = len(found.tried) + len(found.widths) - 1 + len(found.budgets) - 1  # what is chosen is measured once
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 
 

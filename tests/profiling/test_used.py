@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
 from samkv_rag.explain.recording import Recording
@@ -31,6 +32,23 @@ def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path
         )
     with tiny_engine(store=ChunkKVStore(tmp_path)) as again:
         assert kept_by(again, SamKV(settle="before", keep=0.3)) == by_layer[3]
+
+
+def test_a_stored_width_is_used_and_without_it_half_of_the_layers_are_wide(tmp_path: Path) -> None:
+    def asked(engine: SamKVEngine, **options: Any) -> float:
+        answer = engine.answer(ITEM.question, CHUNKS, method=SamKV(keep=0.5, layers=(3,), **options), max_new_tokens=1)
+        return answer.report.flops
+
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        engine.precompute(CHUNKS)
+        by_width = {wide: asked(engine, wide=wide) for wide in (0.25, 0.5, 1.0)}
+        assert by_width[0.25] < by_width[0.5] < by_width[1.0]
+        assert asked(engine) == by_width[0.5]
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+        assert asked(engine) == by_width[0.5], "a profile from before it was measured"
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), wide=0.25))
+        assert asked(engine) == by_width[0.25]
+        assert asked(engine, wide=1.0) == by_width[1.0], "the caller's comes first"
 
 
 def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
