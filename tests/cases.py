@@ -72,6 +72,9 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "cohere": lambda: tf.CohereConfig(**SIZES),
     "cohere2": lambda: tf.Cohere2Config(**SIZES, sliding_window=10),
     "smollm3": lambda: tf.SmolLM3Config(**SIZES),
+    "gpt-oss": lambda: tf.GptOssConfig(
+        **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=10, rope_parameters=YARN
+    ),
 }
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -87,10 +90,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             v_head_dim=16, first_k_dense_replace=4,
         ),
         "cache does not hold plain keys and values",
-    ),
-    "gpt-oss": (
-        lambda: tf.GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
-        "turn with position in a way",
     ),
     "gpt2": (
         lambda: tf.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),

@@ -22,6 +22,8 @@ def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0)
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
                 parameter.mul_(sharpen)
+            if name.endswith("sinks"):
+                parameter.normal_()
     model.generation_config.eos_token_id = None
     return model
 

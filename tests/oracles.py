@@ -31,7 +31,7 @@ Mix = Callable[[Tensor, Tensor], Tensor]
 def stock(wiring: str, attention: str = "eager") -> Any:
     """The same weights in a model that was never attached; eager unless another implementation is asked for."""
     model = build(WIRINGS[wiring]())
-    if attention != "eager" and wiring != "gemma2":  # transformers refuses sdpa for soft caps
+    if attention != "eager" and wiring not in ("gemma2", "gpt-oss"):  # transformers has no sdpa for caps and sinks
         model.set_attn_implementation(attention)
     return model
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samkv_kernels.sparse_attention import Spans
+from samkv_kernels.softmax import Softmax
+from samkv_kernels.sparse_attention import PLAIN, Spans
 
 ROWS = 192
 """Rows of a product: queries of a piece times the heads that share a key head. More leave the cache at 4,000 keys."""
@@ -82,8 +83,8 @@ def pieces_of(spans: Spans, shared: int) -> list[list[Piece]]:
 
 
 def piecewise_attention(
-    query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Sequence[Piece]], scale: float | None = None,
-    softcap: float | None = None, shares: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Sequence[Piece]], softmax: Softmax = PLAIN,
+    shares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """As `sparse_attention`: `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)`.
 
@@ -91,17 +92,17 @@ def piecewise_attention(
     given, the weights are added, averaged over heads: what `piecewise_shares` would make once more.
     """
     out = torch.empty_like(query)
-    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scaled = query * softmax.scale_for(query.shape[-1])
     for request in range(len(query)):
         for piece in pieces[request if len(pieces) > 1 else 0]:
             into = None if shares is None else shares[request, piece.rows, piece.keys]
-            _attend(out[request], scaled[request], key[request], value[request], piece, softcap, into)
+            _attend(out[request], scaled[request], key[request], value[request], piece, softmax, into)
     return out
 
 
 def _attend(
-    out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softcap: float | None, shares: Tensor | None
-) -> None:  # fmt: skip
+    out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softmax: Softmax, shares: Tensor | None
+) -> None:
     """Fill the rows of a piece in `out` `(H, Q, D)`; key heads one at a time, unless there is little to do."""
     groups, shared = len(key), len(query) // len(key)
     q, keys = query[:, piece.rows].unflatten(0, (groups, shared)), piece.keys
@@ -109,16 +110,25 @@ def _attend(
     step = groups if q[..., 0].numel() * (keys.stop - keys.start) <= SMALL else 1
     for group in range(0, groups, step):
         part = slice(group, group + step)
-        weights = _weights(q[part], key[part, keys], piece, softcap)
+        own = softmax.of_heads(slice(group * shared, (group + step) * shared))
+        weights = _weights(q[part], key[part, keys], piece, own)
         into[part] = (weights @ value[part, keys].to(weights.dtype)).view(q[part].shape)
         if shares is not None:
             shares += weights.unflatten(1, q.shape[1:3]).sum((0, 1), dtype=torch.float32) / len(query)
 
 
-def _weights(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tensor:
-    """Softmax of the scores `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`; 0 for who sees nothing."""
-    weights = _scores(q, key, piece, softcap).softmax(-1)
+def _weights(q: Tensor, key: Tensor, piece: Piece, softmax: Softmax) -> Tensor:
+    """Weights `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`; 0 for who sees nothing."""
+    weights = _softmax(_scores(q, key, piece, softmax.softcap), q, softmax)
     return weights if piece.blind is None else weights.masked_fill(piece.blind.repeat(q.shape[1])[:, None], 0)
+
+
+def _softmax(scores: Tensor, q: Tensor, softmax: Softmax) -> Tensor:
+    """Weights of the scores `(G, rep * Q, T)` of queries `(G, rep, Q, D)`, whose heads are all that `softmax` is of."""
+    if softmax.sinks is None:
+        return scores.softmax(-1)
+    by_head = scores.view(q.shape[0] * q.shape[1], q.shape[2], scores.shape[2])
+    return softmax.weights(by_head).view(scores.shape)
 
 
 def _scores(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tensor:
@@ -134,17 +144,18 @@ def _scores(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tens
     return scores
 
 
-def piecewise_shares(
-    query: Tensor, key: Tensor, spans: Spans, scale: float | None = None, softcap: float | None = None
-) -> Tensor:
+def piecewise_shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax = PLAIN) -> Tensor:
     """As `attention_shares`: the weights of `piecewise_attention`, averaged over heads, fp32 `(B, Q, T)`."""
     groups, found = key.shape[1], torch.zeros(*spans.first.shape, key.shape[2])
-    scaled = (query * (query.shape[-1] ** -0.5 if scale is None else scale)).unflatten(1, (groups, -1))
-    for request, pieces in enumerate(pieces_of(spans, query.shape[1] // groups)):
+    shared = query.shape[1] // groups
+    scaled = (query * softmax.scale_for(query.shape[-1])).unflatten(1, (groups, shared))
+    for request, pieces in enumerate(pieces_of(spans, shared)):
         for piece in pieces:
             into = found[request, piece.rows, piece.keys]
-            for q, keys in zip(scaled[request, :, None, :, piece.rows], key[request, :, None, piece.keys], strict=True):
-                weights = _scores(q, keys, piece, softcap).float().softmax(-1)
+            for group in range(groups):
+                q, keys = scaled[request, group, None, :, piece.rows], key[request, group, None, piece.keys]
+                own = softmax.of_heads(slice(group * shared, (group + 1) * shared))
+                weights = _softmax(_scores(q, keys, piece, softmax.softcap).float(), q, own)
                 into += weights.unflatten(1, q.shape[1:3])[0].sum(0)
             if piece.blind is not None:
                 into.masked_fill_(piece.blind[:, None], 0)

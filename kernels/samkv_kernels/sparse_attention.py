@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.softmax import Softmax
+
+PLAIN = Softmax()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,66 +47,60 @@ class Spans:
 
 
 def sparse_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None, softcap: float | None = None,
-    backend: Backend = "torch",
-) -> Tensor:  # fmt: skip
-    """`softmax(softcap * tanh(q . k * scale / softcap)) v` over each query's span, zeros where it is empty.
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax = PLAIN, backend: Backend = "torch"
+) -> Tensor:
+    """`softmax(q . k) v` over each query's span, zeros where it is empty; `softmax` says how scores become weights.
 
-    `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)` in the query's dtype. `scale` is by
-    default `1 / sqrt(D)`; `softcap` None leaves scores as they are.
+    `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)` in the query's dtype.
     """
     _check(query, key, spans)
     if backend == "triton":
         from samkv_kernels.jit.sparse_attention import attend
 
-        return attend(query, key, value, spans, _scale(query, scale), softcap)
-    return masked_attention(query, key, value, spans.mask(key.shape[2])[:, None], scale, softcap)
+        return attend(query, key, value, spans, softmax)
+    return masked_attention(query, key, value, spans.mask(key.shape[2])[:, None], softmax)
 
 
 def attention_shares(
-    query: Tensor, key: Tensor, spans: Spans, scale: float | None = None, softcap: float | None = None,
-    backend: Backend = "torch",
-) -> Tensor:  # fmt: skip
+    query: Tensor, key: Tensor, spans: Spans, softmax: Softmax = PLAIN, backend: Backend = "torch"
+) -> Tensor:
     """The weights of `sparse_attention`, averaged over heads: fp32 `(B, Q, T)`. What a question finds in ALL keys."""
     _check(query, key, spans)
     if backend == "triton":
         from samkv_kernels.jit.sparse_attention import shares
 
-        return shares(query, key, spans, _scale(query, scale), softcap)
+        return shares(query, key, spans, softmax)
     mask, groups = spans.mask(key.shape[2])[:, None], key.shape[1]
     shared, found = query.shape[1] // groups, torch.zeros(mask.shape[0], *mask.shape[2:], device=query.device)
     for group in range(groups):  # one at a time: its scores stay in a processor's cache
-        own = query[:, group * shared : (group + 1) * shared]
-        found += _weights(own, key[:, group : group + 1], mask, scale, softcap).sum(1)
+        heads = slice(group * shared, (group + 1) * shared)
+        found += _weights(query[:, heads], key[:, group : group + 1], mask, softmax.of_heads(heads)).sum(1)
     return found / query.shape[1]
 
 
 def masked_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softmax: Softmax = PLAIN
 ) -> Tensor:
     """`sparse_attention` under a bool `mask` that broadcasts to `(B, H, Q, T)`, in fp32 throughout."""
     batch, heads, count, dim = query.shape
     groups, total = key.shape[1:3]
-    weights = _weights(query, key, mask, scale, softcap).view(batch, groups, heads // groups * count, total)
+    weights = _weights(query, key, mask, softmax).view(batch, groups, heads // groups * count, total)
     return (weights @ value.float()).view(batch, heads, count, dim).to(query.dtype)
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None) -> Tensor:
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, softmax: Softmax) -> Tensor:
     """fp32 `(B, H, Q, T)`; zeros for a query that sees nothing."""
     batch, heads, count, dim = query.shape
     by_group = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * count, dim)
-    scores = (by_group * _scale(query, scale) @ key.float().transpose(-1, -2)).view(batch, heads, count, key.shape[2])
+    scale, softcap = softmax.scale_for(dim), softmax.softcap
+    scores = (by_group * scale @ key.float().transpose(-1, -2)).view(batch, heads, count, key.shape[2])
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
-        return scores.softmax(-1)
-    weights = scores.masked_fill_(~mask, float("-inf")).softmax(-1)
+        return softmax.weights(scores)
+    weights = softmax.weights(scores.masked_fill_(~mask, float("-inf")))
     sees = mask.any(-1, keepdim=True)
     return weights if sees.all() else weights.masked_fill(~sees, 0)
-
-
-def _scale(query: Tensor, scale: float | None) -> float:
-    return float(query.shape[-1] ** -0.5) if scale is None else scale
 
 
 def _check(query: Tensor, key: Tensor, spans: Spans) -> None:

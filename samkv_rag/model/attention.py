@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
+from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, masked_attention, sparse_attention
 from samkv_rag.model.observers import Observation, Observer, Watcher
 
@@ -33,9 +34,8 @@ class Plan(Protocol):
     """How one pass attends."""
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None,
-    ) -> Tensor:  # fmt: skip
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
         """`query` `(B, H, Q, D)` over what the cache returned, `(B, G, T, D)` -> `(B, H, Q, D)`."""
         ...
 
@@ -100,30 +100,27 @@ class AttentionPlan:
         return Sight(spans, n_key, plain, causal)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None,
-    ) -> Tensor:  # fmt: skip
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
         """One layer of this pass; see `Plan`. Raises `PassEnded` at `last_layer`."""
         self.seen.add(layer)
         sight, out, shares = self.sight(query.shape[2], key.shape[2], window), None, None
         if layer != self.last_layer:
-            shares = self._room_for_shares(layer, query, key, sight, softcap)
-            out = self.attended(layer, query, key, value, scale, softcap, window, shares)
+            shares = self._room_for_shares(layer, query, key, sight, softmax)
+            out = self.attended(layer, query, key, value, softmax, window, shares)
         if self.observer is not None:
-            self.observer(Observation(layer, query, key, sight.spans, scale, softcap, self.backend, shares))
+            self.observer(Observation(layer, query, key, sight.spans, softmax, self.backend, shares))
         if out is None:
             raise PassEnded
         return out
 
-    def _room_for_shares(
-        self, layer: int, query: Tensor, key: Tensor, sight: Sight, softcap: float | None
-    ) -> Tensor | None:  # fmt: skip
+    def _room_for_shares(self, layer: int, query: Tensor, key: Tensor, sight: Sight, softmax: Softmax) -> Tensor | None:
         """Room for the weights of the queries that end a pass, where attending makes them and most are wanted."""
         watcher, n_query = self.observer, query.shape[2]
         together = n_query - self.apart(layer)
         if not isinstance(watcher, Watcher) or not watcher.watches(layer) or 2 * len(watcher.rows) < together:
             return None
-        if len(query) > 1 or not self._in_pieces(query, sight, softcap) or int(watcher.rows[0]) < n_query - together:
+        if len(query) > 1 or not self._in_pieces(query, sight, softmax) or int(watcher.rows[0]) < n_query - together:
             return None
         return torch.zeros(together, key.shape[2])
 
@@ -131,28 +128,25 @@ class AttentionPlan:
         """How many queries, the first ones, attend apart from the others in this layer."""
         return 0
 
-    def _in_pieces(self, query: Tensor, sight: Sight, softcap: float | None) -> bool:
+    def _in_pieces(self, query: Tensor, sight: Sight, softmax: Softmax) -> bool:
         """Whether attention goes by products of a few queries: on a CPU, but where SDPA is the faster one."""
-        plain = sight.plain and softcap is None
+        plain = sight.plain and softmax.plain
         if query.device.type != "cpu" or (self.backend == "triton" and not plain):
             return False
         return not (plain and sight.causal and query.dtype == torch.float32)
 
     def attended(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None, shares: Tensor | None = None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
+        shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The attention itself, carried out the fastest way; the weights of all queries are added to `shares`."""
         sight = self.sight(query.shape[2], key.shape[2], window)
-        if self._in_pieces(query, sight, softcap):
+        if self._in_pieces(query, sight, softmax):
             pieces = sight.pieces(query.shape[1] // key.shape[1])
-            into = None if shares is None else shares[None]
-            return piecewise_attention(query, key, value, pieces, scale, softcap, into)
-        if self.backend == "triton" and not (sight.plain and softcap is None):
-            return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
-        if softcap is None:
-            return _sdpa(query, key, value, sight, scale)
-        return sparse_attention(query, key, value, sight.spans, scale, softcap, self.backend)
+            return piecewise_attention(query, key, value, pieces, softmax, None if shares is None else shares[None])
+        if softmax.plain and (sight.plain or self.backend == "torch"):
+            return _sdpa(query, key, value, sight, softmax.scale)
+        return sparse_attention(query, key, value, sight.spans, softmax, self.backend)
 
 
 _PLAN: ContextVar[Plan | None] = ContextVar("samkv_attention_plan", default=None)
@@ -215,26 +209,27 @@ def samkv_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls: output `(B, Q, H, D)`, no weights."""
-    plan = _PLAN.get()
+    """The function transformers calls: output `(B, Q, H, D)`, no weights. `s_aux` is its name for sinks."""
+    plan, softmax = _PLAN.get(), Softmax(scaling, softcap, s_aux)
     if plan is None:
-        return _without_plan(module, query, key, value, attention_mask, scaling, softcap, kwargs)
-    out = plan.attend(module.layer_idx, query, key, value, scaling, softcap, sliding_window)
+        return _without_plan(module, query, key, value, attention_mask, softmax, kwargs)
+    out = plan.attend(module.layer_idx, query, key, value, softmax, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
 def _without_plan(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None,
-    softcap: float | None, kwargs: dict[str, Any],
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softmax: Softmax,
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor, None]:  # fmt: skip
-    if softcap is None:
-        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+    if softmax.plain:
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=softmax.scale, **kwargs)
         return out, None
     if mask is None and query.shape[2] > 1:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    return masked_attention(query, key, value, mask, scaling, softcap).transpose(1, 2).contiguous(), None
+    return masked_attention(query, key, value, mask, softmax).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, samkv_attention)

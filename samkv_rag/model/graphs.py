@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, sparse_attention
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.attention import Plan
@@ -80,16 +81,15 @@ class FixedPlan:
         return torch.stack([cache.positions.index_select(0, self._slot(row)) for row, cache in enumerate(self.caches)])
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None,
-    ) -> Tensor:  # fmt: skip
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
         """One layer of the step; see `Plan`."""
         out = []
         for row, cache in enumerate(self.caches):
             own = slice(row, row + 1)
             keys, values = cache.slot_layers[layer].put_next(self._slot(row), key[own], value[own])
             spans = self._seen(row, window)
-            out.append(sparse_attention(query[own], keys, values, spans, scale, softcap, self.backend))
+            out.append(sparse_attention(query[own], keys, values, spans, softmax, self.backend))
         return torch.cat(out)
 
     def _slot(self, row: int) -> Tensor:

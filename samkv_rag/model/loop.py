@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Hearer, Rules
@@ -33,15 +34,14 @@ class RowsPlan:
     rows: Sequence[Decoding]
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None,
-    ) -> Tensor:  # fmt: skip
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
         """One layer of the step; see `Plan`."""
         out = []
         for index, row in enumerate(self.rows):
             own = slice(index, index + 1)
             keys, values = row.cache.slot_layers[layer].update(key[own], value[own])
-            out.append(row.plan.attend(layer, query[own], keys, values, scale, softcap, window))
+            out.append(row.plan.attend(layer, query[own], keys, values, softmax, window))
         return torch.cat(out)
 
 

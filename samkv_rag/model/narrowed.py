@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import AttentionPlan
 
 
@@ -35,15 +36,14 @@ class NarrowedPlan(AttentionPlan):
         return 0 if layer < self._narrow.layer else self._narrow.rows
 
     def attended(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None,
-        window: int | None, shares: Tensor | None = None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
+        shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The attention of one layer: of all queries together below `narrow.layer`, of the two kinds apart above."""
         rows, own = self.apart(layer), self._own
         if not rows:
-            return super().attended(layer, query, key, value, scale, softcap, window, shares)
-        inner = self._inner.attended(
-            layer, query[:, :, :rows], key.index_select(2, own), value.index_select(2, own), scale, softcap, window
-        )  # fmt: skip
-        outer = self._outer.attended(layer, query[:, :, rows:], key, value, scale, softcap, window, shares)
+            return super().attended(layer, query, key, value, softmax, window, shares)
+        kept = key.index_select(2, own), value.index_select(2, own)
+        inner = self._inner.attended(layer, query[:, :, :rows], *kept, softmax, window)
+        outer = self._outer.attended(layer, query[:, :, rows:], key, value, softmax, window, shares)
         return torch.cat([inner, outer], 2)

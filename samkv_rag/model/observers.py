@@ -11,21 +11,21 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.piecewise import piecewise_shares
+from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, attention_shares
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, which keys each
-    query sees, score scale and soft cap. `shares` `(n, T)` are the weights of the last n queries of a batch of one,
+    query sees, how scores become weights. `shares` `(n, T)` are the weights of the last n queries of a batch of one,
     averaged over heads, where attending has made them anyway."""
 
     layer: int
     query: Tensor
     key: Tensor
     spans: Spans
-    scale: float | None
-    softcap: float | None
+    softmax: Softmax
     backend: Backend
     shares: Tensor | None = None
 
@@ -37,8 +37,8 @@ class Observation:
             return self.shares[rows - (self.query.shape[2] - len(self.shares))]
         query, spans = self.query[:1].index_select(2, rows), spans or self.spans.rows(rows)
         if query.device.type == "cpu" and self.backend == "torch":
-            return piecewise_shares(query, self.key[:1], spans, self.scale, self.softcap)[0]
-        return attention_shares(query, self.key[:1], spans, self.scale, self.softcap, self.backend)[0]
+            return piecewise_shares(query, self.key[:1], spans, self.softmax)[0]
+        return attention_shares(query, self.key[:1], spans, self.softmax, self.backend)[0]
 
 
 Observer = Callable[[Observation], None]

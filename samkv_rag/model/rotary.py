@@ -123,7 +123,7 @@ class Rotary:
                 "This model uses dynamic RoPE scaling, whose frequencies change with every generated token, so cached "
                 "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
             )
-        self._apply = _rotation_of(decoder)
+        self._apply, self._half_tables = _rotation_of(decoder)
         self._interleaved = False  # which the probe does not need to know
         self.kinds = self._probe(model)
         self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
@@ -165,17 +165,20 @@ class Rotary:
         else:
             cos, sin = self._module(like, positions[None], layer_type)
             scale = float(getattr(self._module, f"{layer_type}_attention_scaling", 1.0))
+        if self._half_tables:
+            cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
         return cos / scale, sin / scale, scale
 
     @torch.no_grad()
     def _probe(self, model: Any) -> tuple[str, ...]:
-        """One token attends to itself alone, so its key at position p must be R(p) times its key at 0."""
+        """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for rounding:
+        beside a sink even one token is weighed, by a product that rotation leaves as it is."""
         at_zero, at_p = (_keys_of_one_token(model, position) for position in (0, PROBE_POSITION))
         kinds = []
         for layer, ((k0, v0), (kp, vp)) in enumerate(zip(at_zero, at_p, strict=True)):
-            if k0.shape != v0.shape or not torch.equal(v0, vp):
+            if k0.shape != v0.shape or not _alike(v0, vp):
                 raise _refusal(model, layer, "its cache does not hold plain keys and values")
-            if torch.equal(k0, kp):
+            if _alike(k0, kp):
                 kinds.append("fixed")
             elif self._turns_to(k0, kp, layer, len(at_zero)):
                 kinds.append("rope")
@@ -191,12 +194,18 @@ class Rotary:
             turned = self._table(p, kinds).rotate(free)[layer]
         except (RuntimeError, IndexError, ValueError):
             return False
-        limit = _TOLERANCE.get(kp.dtype, 1e-4) * (kp.float().abs().max().item() + 1e-3)
-        return bool((turned - kp[0].float()).abs().max().item() < limit)
+        return _alike(turned, kp[0])
 
 
-def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The model's own `apply_rotary_pos_emb`: it knows half or interleaved layout."""
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether they are equal within the rounding of what is `expected`."""
+    limit = _TOLERANCE.get(expected.dtype, 1e-4) * (expected.float().abs().max().item() + 1e-3)
+    return bool((found.float() - expected.float()).abs().max().item() < limit)
+
+
+def _rotation_of(decoder: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], bool]:
+    """The model's own `apply_rotary_pos_emb`: it knows half or interleaved layout. And whether the model's tables have
+    every angle once (GPT-OSS), not for both dimensions of a pair; what is returned takes them twice in any case."""
     attention = getattr(decoder.layers[0], "self_attn", None)
     function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if function is None:
@@ -204,7 +213,12 @@ def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
             f"{type(decoder).__name__} has no apply_rotary_pos_emb of its own, so its keys cannot be turned exactly. "
             "Use another model, or call it through transformers directly."
         )
-    return function  # type: ignore[no-any-return]
+    one, table = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 4)
+    try:
+        function(one, one, table, table)
+    except RuntimeError:  # sizes do not match
+        return lambda q, k, cos, sin: function(q, k, *(part.chunk(2, -1)[0] for part in (cos, sin))), True
+    return function, False
 
 
 def _turns_neighbours(apply: Callable[..., tuple[Tensor, Tensor]], name: str) -> bool:
@@ -232,6 +246,6 @@ def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]
 def _refusal(model: Any, layer: int, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"{type(model).__name__} cannot be served exactly: at layer {layer} {reason}. "
-        "Models with latent caches, attention sinks or other position schemes need method-specific support; "
+        "Models with latent caches or other position schemes need method-specific support; "
         "use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
     )

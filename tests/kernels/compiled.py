@@ -67,11 +67,12 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
     kernel = sparse_attention.shares_kernel if name == "shares" else sparse_attention.attend_kernel
     types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), f"*{kind}")
     types |= {
-        "out": f"*{kind}" if name == "attend" else "*fp32",
+        "out": f"*{kind}" if name in ("attend", "sinks") else "*fp32",
         "normaliser": "*fp32",
         "levels": "*fp32",
         "first": "*i32",
         "last": "*i32",
+        "sinks": f"*{kind}",
     }
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
@@ -81,7 +82,11 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
         tile = sparse_attention.share_tiles(dtype, dim, rows)
     constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, **tile}
     if name != "shares":
-        constants |= {"NORMALISER": name == "normaliser", "SPLITS": 16 if name == "split" else 1}
+        constants |= {
+            "SINKS": name == "sinks",
+            "NORMALISER": name == "normaliser",
+            "SPLITS": 16 if name == "split" else 1,
+        }
     return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
 
 

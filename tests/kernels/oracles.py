@@ -48,7 +48,7 @@ def logits(query: Tensor, mean: Tensor, counts: list[int], group_of: list[int]) 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, query_at: Tensor, key_at: Tensor, window: int | None,
-    softcap: float | None,
+    softcap: float | None, sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output `(B, H, Q, D)`, and weights averaged over heads `(B, Q, T)`, by positions `(B, Q)` and `(B, T)`."""
     batch, heads, asked, dim = query.shape
@@ -62,7 +62,9 @@ def attention(
             continue
         scores = key[one, head // rep, seen].double() @ query[one, head, row].double() / math.sqrt(dim)
         scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-        weights = scores.softmax(0)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks[head : head + 1].double()])
+        weights = scores.softmax(0)[: len(seen)]
         out[one, head, row] = weights @ value[one, head // rep, seen].double()
         shares[one, row, seen] += weights / heads
     return out, shares

@@ -30,7 +30,7 @@ def answers(wiring, wanted):
     assert {answer.report.backend for answer in found} == {wanted}
     return [answer.token_ids for answer in found]
 
-for wiring in ("gemma2", "glm4"):
+for wiring in ("gemma2", "glm4", "gpt-oss"):
     assert answers(wiring, "triton") == answers(wiring, "torch"), wiring
 print("same answers")
 """

@@ -17,7 +17,8 @@ from torch import Tensor
 from samkv_kernels.backend import interpreting
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_kernels.rope_gather import Angles, Stored, rope_gather
-from samkv_kernels.sparse_attention import Spans, attention_shares, sparse_attention
+from samkv_kernels.softmax import Softmax
+from samkv_kernels.sparse_attention import PLAIN, Spans, attention_shares, sparse_attention
 from samkv_rag.store.quantise import QUANTISERS, KVForm
 from tests.kernels.inputs import TOLERANCE, far
 
@@ -130,11 +131,11 @@ def attention_case(
     return query, key, value, Spans.causal(query_at.to(DEVICE), key_at.to(DEVICE), window)
 
 
-def attend_both_ways(case: tuple[Tensor, Tensor, Tensor, Spans], softcap: float | None = None) -> None:
+def attend_both_ways(case: tuple[Tensor, Tensor, Tensor, Spans], softmax: Softmax = PLAIN) -> None:
     query, key, value, spans = case
-    got, want = (sparse_attention(query, key, value, spans, None, softcap, way) for way in ("triton", "torch"))
+    got, want = (sparse_attention(query, key, value, spans, softmax, way) for way in ("triton", "torch"))
     assert far(got, want) < 3 * TOLERANCE[query.dtype]
-    got, want = (attention_shares(query, key, spans, None, softcap, way) for way in ("triton", "torch"))
+    got, want = (attention_shares(query, key, spans, softmax, way) for way in ("triton", "torch"))
     assert far(got, want) < 1e-5
 
 
@@ -152,11 +153,24 @@ def test_attention_in_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_attention_with_soft_cap_and_window() -> None:
-    attend_both_ways(attention_case(2, 1, 2, 9, 70, 64, torch.float32, window=23), softcap=2.0)
+    attend_both_ways(attention_case(2, 1, 2, 9, 70, 64, torch.float32, window=23), Softmax(softcap=2.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 23])
+def test_attention_with_sinks(dtype: torch.dtype, window: int | None) -> None:
+    sinks = (2 + torch.randn(6, device=DEVICE)).to(dtype)
+    case = attention_case(2, 3, 2, 9, 70, 64, dtype, window)
+    attend_both_ways(case, Softmax(sinks=sinks))
+    got, without = (sparse_attention(*case, softmax, "triton") for softmax in (Softmax(sinks=sinks), PLAIN))
+    assert far(got, without) > 0.1, "negative control"
+
+
+@pytest.mark.parametrize("softmax", [PLAIN, Softmax(sinks=torch.tensor([4.0, -1.0], device=DEVICE))], ids=["", "sinks"])
 @pytest.mark.parametrize(("asked", "kept", "window"), [(3, 70, None), (9, 700, None), (2, 300, 40)])
-def test_keys_split_among_programs(asked: int, kept: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_split_among_programs(
+    asked: int, kept: int, window: int | None, softmax: Softmax, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Few queries over many keys; queries that see nothing of a part, and nothing at all."""
     from samkv_kernels.jit import sparse_attention as kernels
 
@@ -164,11 +178,11 @@ def test_keys_split_among_programs(asked: int, kept: int, window: int | None, mo
     monkeypatch.setattr(kernels, "MOST_SPLITS", 8)
     assert kernels.splits(2, kept, 32) == 8 and kernels.splits(256, kept, 32) == 1
     case = attention_case(2, 1, 2, asked, kept, 64, torch.float32, window)
-    attend_both_ways(case)
+    attend_both_ways(case, softmax)
     query, key, value, spans = case
     blind = Spans(spans.first, torch.where(torch.arange(asked, device=DEVICE) == 0, -1, spans.last).int())
-    assert sparse_attention(query, key, value, blind, backend="triton")[:, :, 0].abs().max() == 0
-    attend_both_ways((query, key, value, blind))
+    assert sparse_attention(query, key, value, blind, softmax, "triton")[:, :, 0].abs().max() == 0
+    attend_both_ways((query, key, value, blind), softmax)
 
 
 def test_a_window_that_is_missing_would_be_seen() -> None:

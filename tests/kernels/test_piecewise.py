@@ -10,6 +10,7 @@ from torch import Tensor
 
 from samkv_kernels import piecewise
 from samkv_kernels.piecewise import pieces_of, piecewise_attention, piecewise_shares
+from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, attention_shares, sparse_attention
 from tests.kernels.inputs import TOLERANCE, far
 
@@ -26,53 +27,55 @@ def drawn(batch: int, groups: int, shared: int, asked: int, kept: int, dim: int)
 @given(
     st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 7]), st.integers(1, 9), st.integers(1, 12),
     st.sampled_from([2, 6]), st.none() | st.just(3.0), st.sampled_from([1, 3, 192]), st.sampled_from([0, 1 << 20]),
-    st.integers(0, 99),
+    st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_pieces_are_sparse_attention(
     batch: int, groups: int, shared: int, asked: int, kept: int, dim: int, softcap: float | None, rows: int,
-    small: int, seed: int,
+    small: int, sunk: bool, seed: int,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     query, key, value = drawn(batch, groups, shared, asked, kept, dim)
     first = torch.randint(0, kept, (batch, asked), dtype=torch.int32)
     last = torch.randint(-1, kept, (batch, asked), dtype=torch.int32)  # some see nothing
-    spans = Spans(first, last)
+    spans, softmax = Spans(first, last), Softmax(None, softcap, torch.randn(groups * shared) if sunk else None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(piecewise, "ROWS", rows)
         patch.setattr(piecewise, "SMALL", small)
         made = torch.zeros(batch, asked, kept)
-        found = piecewise_attention(query, key, value, pieces_of(spans, shared), None, softcap, made)
-        shares = piecewise_shares(query, key, spans, None, softcap)
-    expected = sparse_attention(query, key, value, spans, None, softcap)
+        found = piecewise_attention(query, key, value, pieces_of(spans, shared), softmax, made)
+        shares = piecewise_shares(query, key, spans, softmax)
+    expected = sparse_attention(query, key, value, spans, softmax)
     assert (found - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
-    reference = attention_shares(query, key, spans, None, softcap)
+    reference = attention_shares(query, key, spans, softmax)
     assert max((each - reference).abs().max() for each in (shares, made)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("sunk", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("window", [None, 100])
-def test_every_dtype_stays_within_its_precision(dtype: torch.dtype, window: int | None) -> None:
+def test_every_dtype_stays_within_its_precision(dtype: torch.dtype, sunk: bool, window: int | None) -> None:
     torch.manual_seed(0)
+    softmax = Softmax(sinks=(torch.randn(8) + 3).to(dtype) if sunk else None)
     query, key, value = (x.to(dtype) for x in drawn(1, 2, 4, 150, 400, 32))
     spans = Spans.causal(torch.arange(250, 400)[None], torch.arange(400)[None], window)
-    expected = sparse_attention(query.float(), key.float(), value.float(), spans)
+    expected = sparse_attention(query.float(), key.float(), value.float(), spans, softmax)
     made = torch.zeros(1, 150, 400)
-    found = piecewise_attention(query, key, value, pieces_of(spans, 4), shares=made)
+    found = piecewise_attention(query, key, value, pieces_of(spans, 4), softmax, made)
     assert found.dtype == dtype and far(found.float(), expected) < TOLERANCE[dtype]
-    for shares in (piecewise_shares(query, key, spans), made):
-        assert far(shares, attention_shares(query.float(), key.float(), spans)) < TOLERANCE[dtype]
+    for shares in (piecewise_shares(query, key, spans, softmax), made):
+        assert far(shares, attention_shares(query.float(), key.float(), spans, softmax)) < TOLERANCE[dtype]
     other = pieces_of(Spans(spans.first, spans.last - 1), 4)
-    assert far(piecewise_attention(query, key, value, other).float(), expected) > TOLERANCE[dtype]
+    assert far(piecewise_attention(query, key, value, other, softmax).float(), expected) > TOLERANCE[dtype]
 
 
 def test_requests_share_one_list_of_pieces() -> None:
     torch.manual_seed(0)
     query, key, value = drawn(3, 2, 2, 5, 9, 4)
     spans = Spans.causal(torch.arange(4, 9)[None], torch.arange(9)[None])
-    found = piecewise_attention(query, key, value, pieces_of(spans, 2), scale=0.3)
+    found = piecewise_attention(query, key, value, pieces_of(spans, 2), Softmax(0.3))
     every = Spans(spans.first.expand(3, -1), spans.last.expand(3, -1))
-    assert far(found, sparse_attention(query, key, value, every, scale=0.3)) < TOLERANCE[torch.float32]
+    assert far(found, sparse_attention(query, key, value, every, Softmax(0.3))) < TOLERANCE[torch.float32]
 
 
 def test_a_piece_reads_no_key_that_none_of_its_queries_sees() -> None:

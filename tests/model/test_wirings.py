@@ -27,7 +27,7 @@ def test_a_supported_wiring_passes_the_parity_gate(wiring: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("wiring", ["llama", "llama-yarn", "gemma2", "glm4", "smollm3"])
+@pytest.mark.parametrize("wiring", ["llama", "llama-yarn", "gemma2", "glm4", "smollm3", "gpt-oss"])
 def test_half_precision_passes_the_parity_gate_of_its_dtype(wiring: str, dtype: torch.dtype) -> None:
     attached = ModelAdapter(build(WIRINGS[wiring](), dtype))
     assert attached.dtype == dtype

@@ -20,6 +20,7 @@ from torch import Tensor
 from samkv_kernels.jit.launching import dot_type, on_device, power_of_2, require_one_device
 
 if TYPE_CHECKING:
+    from samkv_kernels.softmax import Softmax
     from samkv_kernels.sparse_attention import Spans
 
 PROGRAMS = 256
@@ -54,10 +55,11 @@ def _span(first, last, spans_at, token, asks):
 
 @triton.jit(do_not_specialize=["n_query"])
 def attend_kernel(
-    query, key, value, out, levels, first, last, n_query, span_stride, scale, cap,
+    query, key, value, out, levels, first, last, sinks, n_query, span_stride, scale, cap,
     q_strides, k_strides, v_strides, o_strides,
     GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr, SPLITS: tl.constexpr,
+    SINKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     # NORMALISER: only `levels` are wanted, each row's log2 of its sum of exponentials; values are not read. Programs
     # along the third axis take a part of the keys each: both outputs are then by part, `combine_kernel` joins them.
@@ -73,6 +75,10 @@ def attend_kernel(
     values = value + batch * v_strides[0] + group * v_strides[1] + at
     highest = tl.full((ROWS,), _UNSEEN, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
+    if SINKS:  # the first part has seen the sink, which adds no value
+        sink = tl.load(sinks + head, mask=asks, other=0).to(tl.float32) * _LOG2E
+        highest = tl.where(tl.program_id(2) == 0, sink, highest)
+        total = tl.where(tl.program_id(2) == 0, 1.0, total)
     acc = tl.zeros((ROWS, WIDE), tl.float32)
     begin = tl.min(start, 0)
     end = tl.max(stop, 0) + 1
@@ -177,12 +183,12 @@ def share_tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
     return tile | {"ROWS": min(tile["ROWS"], 32 if dtype == torch.float32 else 64)}
 
 
-def sizes(query: Tensor, key: Tensor, softcap: float | None) -> dict[str, Any]:
+def sizes(query: Tensor, key: Tensor, softmax: Softmax) -> dict[str, Any]:
     """The constants of a launch that follow from shapes and types."""
     heads, groups, dim = query.shape[1], key.shape[1], query.shape[3]
     return {
         "GROUPS": groups, "REP": heads // groups, "DIM": dim, "WIDE": power_of_2(dim, 16),
-        "SOFTCAP": softcap is not None, "DOT": dot_type(query.dtype),
+        "SOFTCAP": softmax.softcap is not None, "DOT": dot_type(query.dtype),
     }  # fmt: skip
 
 
@@ -194,9 +200,8 @@ def splits(programs: int, keys: int, tile: int) -> int:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, softcap: float | None,
-    out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, out: Tensor | None = None
+) -> Tensor:
     """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`."""
     batch, heads, count, dim = query.shape
     rows = count * (heads // key.shape[1])
@@ -207,11 +212,13 @@ def _attend(
     into = levels[..., None] if out is None else out
     if out is not None and parts > 1:
         into = torch.empty(parts * batch, heads, count, dim, dtype=torch.float32, device=query.device)
-    fixed, how = sizes(query, key, softcap), {"SPLITS": parts, "NORMALISER": out is None}
+    fixed, how = sizes(query, key, softmax), {"SPLITS": parts, "NORMALISER": out is None}
+    sinks = None if softmax.sinks is None else softmax.sinks.contiguous()
     with on_device(query):
         attend_kernel[(*grid, parts)](
-            query, key, value, into, levels, first, last, count, stride, scale, softcap or 1.0,
-            query.stride()[:3], key.stride()[:3], value.stride()[:3], into.stride()[-4:-1], **fixed, **tile, **how,
+            query, key, value, into, levels, first, last, levels if sinks is None else sinks, count, stride,
+            softmax.scale_for(dim), softmax.softcap or 1.0, query.stride()[:3], key.stride()[:3], value.stride()[:3],
+            into.stride()[-4:-1], **fixed, SINKS=sinks is not None, **tile, **how,
         )  # fmt: skip
         if parts > 1:
             joined, total = torch.empty_like(levels[0]) if out is None else out, batch * heads * count
@@ -220,18 +227,18 @@ def _attend(
     return levels[0]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, softcap: float | None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.sparse_attention.sparse_attention`."""
     query, key, value = _rows_contiguous(query, key, value, spans)
     batch, heads, count, dim = query.shape
     out = torch.empty(batch, heads, count, dim, dtype=query.dtype, device=query.device)
     if out.numel() == 0 or key.shape[2] == 0:
         return out.zero_()
-    _attend(query, key, value, spans, scale, softcap, out)
+    _attend(query, key, value, spans, softmax, out)
     return out
 
 
-def shares(query: Tensor, key: Tensor, spans: Spans, scale: float, softcap: float | None) -> Tensor:
+def shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax) -> Tensor:
     """fp32 `(B, Q, T)`; arguments as in `samkv_kernels.sparse_attention.attention_shares`."""
     query, key = _rows_contiguous(query, key, key, spans)[:2]
     batch, heads, count, dim = query.shape
@@ -239,13 +246,13 @@ def shares(query: Tensor, key: Tensor, spans: Spans, scale: float, softcap: floa
     out = torch.empty(batch, count, total, dtype=torch.float32, device=query.device)
     if out.numel() == 0:
         return out
-    levels = _attend(query, key, key, spans, scale, softcap)
+    levels = _attend(query, key, key, spans, softmax)
     first, last, stride = _flat(spans)
-    fixed, two = sizes(query, key, softcap), share_tiles(query.dtype, dim, count)
-    strides = query.stride()[:3], key.stride()[:3]
+    fixed, two = sizes(query, key, softmax), share_tiles(query.dtype, dim, count)
+    scale, cap, strides = softmax.scale_for(dim), softmax.softcap or 1.0, (query.stride()[:3], key.stride()[:3])
     with on_device(query):
         shares_kernel[(triton.cdiv(total, two["KEYS"]), triton.cdiv(count, two["ROWS"]), batch)](
-            query, key, levels, out, first, last, count, total, stride, scale, softcap or 1.0, *strides, **fixed, **two
+            query, key, levels, out, first, last, count, total, stride, scale, cap, *strides, **fixed, **two
         )
     return out
 
