@@ -95,6 +95,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
         "no rotary embedding",
     ),
+    "doge": (lambda: tf.DogeConfig(**SIZES), "a mask of its own making"),
     "minimax": (lambda: tf.MiniMaxConfig(**SIZES), "cannot be run on a cache of ours"),
     "dynamic-rope": (
         lambda: tf.LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),

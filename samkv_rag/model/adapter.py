@@ -26,7 +26,7 @@ from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.rotary import Rotary, RotaryTable
-from samkv_rag.model.supported import refuse_what_is_not_exact
+from samkv_rag.model.supported import PROBE, logits_by_itself, refuse_other_attention, refuse_what_is_not_exact
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
@@ -69,9 +69,11 @@ class ModelAdapter:
         self.backend = _backend(self.device, wanted)
         model.eval()
         before = model.config._attn_implementation
-        model.set_attn_implementation(NAME)
         try:
+            own = logits_by_itself(model)
+            model.set_attn_implementation(NAME)
             self._attach(model, sink_prefix)
+            refuse_other_attention(model, own, self.next_logits(PROBE))
         except Exception as error:
             model.set_attn_implementation(before)  # attention sinks, for one, are lost with ours
             if isinstance(error, UnsupportedModel):

@@ -25,6 +25,7 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, masked_attention, sparse_attention
+from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.observers import Observation, Observer, Watcher
 
 NAME = "samkv"
@@ -216,6 +217,10 @@ def samkv_attention(
     plan, softmax = _PLAN.get(), Softmax(scaling, softcap, s_aux)
     if plan is None:
         return _without_plan(module, query, key, value, attention_mask, softmax, kwargs)
+    if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.numel() > 1):
+        raise UnsupportedModel(
+            f"{type(module).__name__} attends under a mask of its own making, which positions alone do not tell."
+        )
     out = plan.attend(module.layer_idx, query, key, value, softmax, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 

@@ -46,10 +46,15 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     seen = set()
     for name, module in model.named_modules():
         kind = (type(module), getattr(module, "in_features", None), getattr(module, "out_features", None))
-        plain = kind[0] is nn.Linear and type(module.weight) is nn.Parameter
-        if kind[1] is not None and not plain and kind not in seen:
+        if kind[1] is not None and kind not in seen and not _is_plain(module):
             seen.add(kind)
             yield name, module
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether it multiplies by a tensor of 16 bits or more, and nobody has put another function into it."""
+    plain = isinstance(layer, nn.Linear) and type(layer.weight) is nn.Parameter and layer.weight.dtype.itemsize > 1
+    return plain and "forward" not in vars(layer)
 
 
 def _mixing(layer: Any, like: Tensor) -> float:

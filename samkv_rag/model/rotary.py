@@ -171,8 +171,8 @@ class Rotary:
 
     @torch.no_grad()
     def _probe(self, model: Any) -> tuple[str, ...]:
-        """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for rounding:
-        beside a sink even one token is weighed, by a product that rotation leaves as it is."""
+        """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for
+        rounding: beside a sink even one token is weighed, by a product that rotation leaves as it is."""
         at_zero, at_p = (_keys_of_one_token(model, position) for position in (0, PROBE_POSITION))
         kinds = []
         for layer, ((k0, v0), (kp, vp)) in enumerate(zip(at_zero, at_p, strict=True)):

@@ -1,11 +1,22 @@
-"""Which models can be served exactly, as far as their configuration tells; running them tells the rest (`parity`)."""
+"""Which models can be served exactly, as far as their configuration and a few tokens tell; the gate tells the rest
+(`parity`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.quantised import refuse_rows_that_mix
+
+PROBE = tuple(range(5, 29))
+"""Tokens of any vocabulary. They are fewer than a sliding window has."""
+FAR = {torch.float32: 1e-2}
+FAR_IN_HALF_PRECISION = 0.25
+"""RMS difference, relative to the RMS, of logits that rounding does not explain: in bfloat16 two ways to compute the
+same thing are 5 % apart at 32 layers (random weights). Unlike attention is off by half and more."""
 
 
 def refuse_what_is_not_exact(model: Any) -> None:
@@ -30,3 +41,21 @@ def refuse_what_is_not_exact(model: Any) -> None:
             "between kept tokens would be read wrongly. Use a model that supports attention backends."
         )
     refuse_rows_that_mix(model)
+
+
+@torch.inference_mode()
+def logits_by_itself(model: Any) -> Tensor:
+    """Next-token logits `(vocab,)`, fp32, behind `PROBE`, by whatever attention the model has."""
+    tokens = torch.tensor([PROBE], device=model.get_input_embeddings().weight.device)
+    return model(tokens, use_cache=False, logits_to_keep=1).logits[0, -1].float()  # type: ignore[no-any-return]
+
+
+def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
+    """Raises `UnsupportedModel` when the model's `own` logits are not those with our attention: it goes by something
+    beside scores, caps, windows and sinks."""
+    off = float((own - ours).square().mean().sqrt() / own.square().mean().sqrt().clamp_min(1e-30))
+    if not off <= FAR.get(model.dtype, FAR_IN_HALF_PRECISION):
+        raise UnsupportedModel(
+            f"{type(model).__name__} attends in a way of its own: with ours its logits are off by {off:.0%}. Use a "
+            "model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
+        )

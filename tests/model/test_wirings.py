@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
-from tests.cases import REFUSED, WIRINGS
+from tests.cases import REFUSED, SIZES, WIRINGS
 from tests.models import adapter, build
 from tests.oracles import random_ids, stock, unblocked
 
@@ -67,6 +67,26 @@ def test_adapted_and_spread_models_are_refused_with_a_remedy(mark: dict[str, Any
         object.__setattr__(model, name, value)
     with pytest.raises(UnsupportedModel, match=remedy):
         ModelAdapter(model)
+
+
+class Unlike(LlamaForCausalLM):
+    """Does something else where its attention is not ours."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        if self.config._attn_implementation == "eager":
+            out.logits = out.logits + 0.02 * out.logits.flip(-1)
+        return out
+
+
+def test_a_model_that_is_another_one_with_our_attention_is_refused() -> None:
+    model = Unlike(LlamaConfig(**SIZES))
+    model.set_attn_implementation("eager")
+    with pytest.raises(
+        UnsupportedModel, match="Unlike attends in a way of its own: with ours its logits are off by 2%"
+    ):
+        ModelAdapter(model)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
