@@ -79,7 +79,7 @@ class Answering:
         while True:
             start = time.perf_counter()
             plan = make_plan()
-            check_length(plan, call.options, self.adapter.model.config)
+            check_length(plan, call.options, self.adapter.config)
             room, least = call.options.max_new_tokens, self.min_kept_tokens
             run = Run(plan, self.adapter, self.store, room, least, self.library.model_fingerprint)
             run.costs.seconds["plan"] = time.perf_counter() - start

@@ -31,7 +31,7 @@ def answer_flops(run: Run) -> int:
 def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
     """Operations of passes through the decoder's layers, without the output matrix."""
     layers = list(adapter.decoder.layers)
-    weights = [sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers]
+    weights = [sum(map(_weights, layer.modules())) for layer in layers]
     windows = [_window(adapter, layer) for layer in layers]
     return sum(_one(adapter, one, weights, windows) for one in passes)
 
@@ -49,7 +49,12 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
     return linear + attention
 
 
+def _weights(module: Any) -> int:
+    """Of a linear layer, in however few bits."""
+    return int(module.in_features * module.out_features) if hasattr(module, "in_features") else 0
+
+
 def _window(adapter: ModelAdapter, layer: Any) -> int | None:
     """The layer's sliding window: its attention module's own, or else the model's."""
-    window: int | None = getattr(layer.self_attn, "sliding_window", adapter.model.config.__dict__.get("sliding_window"))
+    window: int | None = getattr(layer.self_attn, "sliding_window", adapter.config.__dict__.get("sliding_window"))
     return window

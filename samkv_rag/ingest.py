@@ -32,7 +32,7 @@ def ingest(
     `progress(done_tokens, all_tokens)` is called after every batch. Raises `SamKVError` for a chunk that is longer
     than the model's positions; what was stored before stays.
     """
-    limit = getattr(adapter.model.config, "max_position_embeddings", None)
+    limit = getattr(adapter.config, "max_position_embeddings", None)
     total, done = sum(len(chunk.token_ids) for chunk in pending), 0
     for batch in _batches(pending, 1 if adapter.rotary.depends_on_length else None):
         longest = max(len(chunk.token_ids) for chunk in batch)

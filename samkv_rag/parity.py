@@ -97,7 +97,7 @@ def _random_plan(
     `head` stands in front: a chunk that was cached behind a sink prefix is exact behind that prefix alone.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocab = adapter.model.config.vocab_size
+    vocab = adapter.config.vocab_size
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, vocab, (count,), generator=generator).tolist())

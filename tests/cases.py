@@ -47,6 +47,10 @@ def longrope(threshold: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+EYES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
 HALF = ["sliding_attention", "full_attention"] * 2
 
 WIRINGS: dict[str, Callable[[], Any]] = {
@@ -65,6 +69,11 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "gemma": lambda: tf.GemmaConfig(**SIZES, head_dim=32),
     "gemma2": lambda: tf.Gemma2Config(**SIZES, head_dim=32, sliding_window=10),
     "gemma3": lambda: tf.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=10, layer_types=HALF),
+    "gemma3-that-sees": lambda: tf.Gemma3Config(
+        text_config={**SIZES, "head_dim": 32, "sliding_window": 10, "layer_types": HALF},
+        vision_config=EYES,
+        mm_tokens_per_image=4,
+    ),
     "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
     "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),
     "phi3-longrope": lambda: tf.Phi3Config(**SIZES, original_max_position_embeddings=64, rope_parameters=longrope(64)),

@@ -125,13 +125,17 @@ def hand_made_mask(model: Any, visible: Tensor, near: Tensor) -> Any:
     def additive(mask: Tensor) -> Tensor:
         return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[None, None]
 
-    config = model.config
+    config = model.config.get_text_config()
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         return {"full_attention": additive(visible), "sliding_attention": additive(visible & near)}
     return additive(visible & near if getattr(config, "sliding_window", None) else visible)
 
 
 @torch.no_grad()
+def _window(model: Any) -> float:
+    return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
+
+
 def stock_logits(
     model: Any, ids: Sequence[int], positions: Tensor, past: Cache | None = None, before: Tensor | None = None,
     allowed: Tensor | None = None,
@@ -143,7 +147,7 @@ def stock_logits(
     keys = positions if before is None else torch.cat([before, positions])
     visible = keys[None, :] <= positions[:, None]
     visible = visible if allowed is None else visible & allowed
-    near = keys[None, :] > positions[:, None] - (getattr(model.config, "sliding_window", None) or math.inf)
+    near = keys[None, :] > positions[:, None] - _window(model)
     out = model(
         torch.tensor([list(ids)]), position_ids=positions[None], use_cache=True,
         past_key_values=DynamicCache() if past is None else past, attention_mask=hand_made_mask(model, visible, near),
@@ -190,7 +194,7 @@ def stock_attention(wiring: str, plan: PromptPlan, kept: Kept, layers: Sequence[
     at = kept.positions
     visible, near = (
         at[None, :] <= at[:, None],
-        at[None, :] > at[:, None] - (getattr(model.config, "sliding_window", None) or math.inf),
+        at[None, :] > at[:, None] - _window(model),
     )
     out = model(
         torch.tensor([kept.ids]), position_ids=at[None], past_key_values=frozen_cache(wiring, plan, kept),

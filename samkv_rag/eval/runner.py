@@ -62,7 +62,7 @@ def _answered(
         try:
             keys = engine.precompute(item.chunks)
             plan = engine.plan_question(item.question, item.chunks)
-            check_length(plan, GenerationOptions(max_new_tokens=room), engine.adapter.model.config)
+            check_length(plan, GenerationOptions(max_new_tokens=room), engine.adapter.config)
         except SamKVError as error:  # too long for the model: the question is counted, not answered
             return [{"id": item.id, "task": item.task, "setting": SKIPPED, "why": str(error)}]
         expected = ids_digest(plan.token_ids)

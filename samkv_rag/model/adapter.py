@@ -88,6 +88,7 @@ class ModelAdapter:
 
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
         self.model = model
+        self.config = model.config.get_text_config()
         self.decoder = model.get_decoder()
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.rotary = Rotary(model)
@@ -117,7 +118,7 @@ class ModelAdapter:
     def selection_layers(self) -> tuple[int, ...] | None:
         """The layers on which this model's question finds what it needs, as measured and noted in its config
         (`samkv_selection_layers`); None where nobody has measured."""
-        layers = getattr(self.model.config, "samkv_selection_layers", None)
+        layers = getattr(self.config, "samkv_selection_layers", None)
         return tuple(layers) if layers else None
 
     def forward(

@@ -187,18 +187,25 @@ class ModelSource:
         return ModelAdapter(model, self.sink_ids)
 
     def _load(self, folder: Path) -> Any:
-        from transformers import AutoModelForCausalLM
-
         kwargs = dict(self.model_kwargs)
         if self.device is None or self._quantised and importlib.util.find_spec("accelerate"):
             kwargs["device_map"] = self.device or self.device_map
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
+            model: Any = self._auto_class.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
         except ImportError as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}") from error
         except (OSError, ValueError, SafetensorError) as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}. Are its files whole?") from error
         return model if "device_map" in kwargs else model.to(self.device)
+
+    @property
+    def _auto_class(self) -> Any:
+        """What of transformers loads it: a model that also sees (Mistral 3) may be known as such alone."""
+        import transformers as tf
+
+        kind = type(self.config)
+        sees = kind in tf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in tf.MODEL_FOR_CAUSAL_LM_MAPPING
+        return tf.AutoModelForImageTextToText if sees else tf.AutoModelForCausalLM
 
     @property
     def _quantised(self) -> bool:

@@ -236,7 +236,7 @@ def _turns_neighbours(apply: Callable[..., tuple[Tensor, Tensor]], name: str) ->
 def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
     device = model.get_input_embeddings().weight.device
     cache: Any = DynamicCache()
-    token = torch.tensor([[min(5, model.config.vocab_size - 1)]], device=device)
+    token = torch.tensor([[5]], device=device)
     model.get_decoder()(
         token, past_key_values=cache, position_ids=torch.tensor([[position]], device=device), use_cache=True
     )

@@ -140,7 +140,7 @@ def _can_be_asked(engine: SamKVEngine, item: Item) -> bool:
         return False
     try:
         plan = engine.plan_question(item.question, item.chunks)
-        check_length(plan, GenerationOptions(max_new_tokens=ANSWER_TOKENS), engine.adapter.model.config)
+        check_length(plan, GenerationOptions(max_new_tokens=ANSWER_TOKENS), engine.adapter.config)
     except SamKVError:
         return False
     return True

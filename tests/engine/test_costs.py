@@ -41,7 +41,7 @@ def counting_pairs() -> Iterator[list[int]]:
     attended, without = attention.AttentionPlan.attended, attention._without_plan
 
     def planned(plan: Any, layer: int, query: Any, key: Any, value: Any, *rest: Any) -> Any:
-        _, _, window, *_ = rest
+        _, window, *_ = rest
         spans = plan.sight(query.shape[2], key.shape[2], window).spans
         heard.append(int((spans.last - spans.first + 1).sum()))
         return attended(plan, layer, query, key, value, *rest)

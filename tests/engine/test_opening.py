@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.model.loading import ModelSource
 from samkv_rag.store import StoreError
+from tests.cases import EYES, SIZES
 from tests.models import adapter, byte_tokenizer, tiny_engine
 
 
@@ -53,6 +55,19 @@ def test_weights_cut_short_are_a_sentence(tmp_path: Path) -> None:
     engine = SamKVEngine.from_pretrained(str(tmp_path), byte_tokenizer(), store=":memory:", device_map="cpu")
     with pytest.raises(SamKVError, match="could not be loaded: .*Are its files whole"):
         engine.load()
+
+
+def test_a_model_that_also_sees_is_loaded_as_one_and_answers_about_text(tmp_path: Path) -> None:
+    config = tf.Mistral3Config(
+        text_config={"model_type": "mistral", **SIZES}, vision_config={"model_type": "pixtral", **EYES}
+    )
+    tf.AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    chunks = ["a grey heron stands in the water", "a keeper counts the ships at dusk"]
+    with SamKVEngine.from_pretrained(str(tmp_path), byte_tokenizer(), store=":memory:", device_map="cpu") as engine:
+        assert engine.self_check().passed
+        engine.precompute(chunks)
+        whole, reused = (engine.answer("who?", chunks, method=m, max_new_tokens=4) for m in ("full", SamKV(keep=1.0)))
+        assert reused.token_ids == whole.token_ids and not reused.report.misses
 
 
 def test_a_closed_engine_says_so() -> None:

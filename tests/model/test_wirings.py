@@ -82,9 +82,7 @@ class Unlike(LlamaForCausalLM):
 def test_a_model_that_is_another_one_with_our_attention_is_refused() -> None:
     model = Unlike(LlamaConfig(**SIZES))
     model.set_attn_implementation("eager")
-    with pytest.raises(
-        UnsupportedModel, match="Unlike attends in a way of its own: with ours its logits are off by 2%"
-    ):
+    with pytest.raises(UnsupportedModel, match="Unlike attends in a way of its own.* off by 2%"):
         ModelAdapter(model)
     assert model.config._attn_implementation == "eager"
 
