@@ -56,5 +56,5 @@ def _weights(module: Any) -> int:
 
 def _window(adapter: ModelAdapter, layer: Any) -> int | None:
     """The layer's sliding window: its attention module's own, or else the model's."""
-    window: int | None = getattr(layer.self_attn, "sliding_window", adapter.config.__dict__.get("sliding_window"))
-    return window
+    own: list[int | None] = [part.sliding_window for part in layer.modules() if hasattr(part, "sliding_window")]
+    return own[0] if own else adapter.config.__dict__.get("sliding_window")

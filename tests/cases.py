@@ -81,6 +81,9 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "cohere": lambda: tf.CohereConfig(**SIZES),
     "cohere2": lambda: tf.Cohere2Config(**SIZES, sliding_window=10),
     "smollm3": lambda: tf.SmolLM3Config(**SIZES),
+    "gpt-neox": lambda: tf.GPTNeoXConfig(
+        **{name: size for name, size in SIZES.items() if name != "num_key_value_heads"}, rotary_pct=0.5
+    ),
     "gpt-oss": lambda: tf.GptOssConfig(
         **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=10, rope_parameters=YARN
     ),

@@ -206,8 +206,7 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 def _rotation_of(decoder: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], bool]:
     """The model's own `apply_rotary_pos_emb`: it knows half or interleaved layout. And whether the model's tables have
     every angle once (GPT-OSS), not for both dimensions of a pair; what is returned takes them twice in any case."""
-    attention = getattr(decoder.layers[0], "self_attn", None)
-    function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    function = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
     if function is None:
         raise UnsupportedModel(
             f"{type(decoder).__name__} has no apply_rotary_pos_emb of its own, so its keys cannot be turned exactly. "
