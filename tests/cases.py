@@ -108,6 +108,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "no rotary embedding",
     ),
     "doge": (lambda: tf.DogeConfig(**SIZES), "a mask of its own making"),
+    "phimoe-sliding": (
+        lambda: tf.PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=64),
+        "a sliding window of 64 tokens that its attention is not told of",
+    ),
     "minimax": (lambda: tf.MiniMaxConfig(**SIZES), "cannot be run on a cache of ours"),
     "dynamic-rope": (
         lambda: tf.LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),

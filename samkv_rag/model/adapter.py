@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_kernels.rope_gather import Stored, rope_gather_into
 from samkv_rag.errors import SamKVError, UnsupportedModel
+from samkv_rag.model import supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, SlotCache
@@ -26,7 +27,6 @@ from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.rotary import Rotary, RotaryTable
-from samkv_rag.model.supported import PROBE, logits_by_itself, refuse_other_attention, refuse_what_is_not_exact
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
@@ -64,16 +64,17 @@ class ModelAdapter:
     """
 
     def __init__(self, model: Any, sink_prefix: Sequence[int] = (), wanted: str | None = None) -> None:
-        refuse_what_is_not_exact(model)
+        supported.refuse_what_is_not_exact(model)
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = _backend(self.device, wanted)
         model.eval()
         before = model.config._attn_implementation
         try:
-            own = logits_by_itself(model)
+            own = supported.logits_by_itself(model)
             model.set_attn_implementation(NAME)
             self._attach(model, sink_prefix)
-            refuse_other_attention(model, own, self.next_logits(PROBE))
+            probe, count = supported.PROBE, len(supported.PROBE)
+            supported.refuse_other_attention(model, own, self.logits_behind(probe, self.empty_cache(count), count))
         except Exception as error:
             model.set_attn_implementation(before)  # attention sinks, for one, are lost with ours
             if isinstance(error, UnsupportedModel):
@@ -105,6 +106,7 @@ class ModelAdapter:
             torch.arange(1, device=self.device), observer=lambda seen: queries.update({seen.layer: seen.query})
         )
         self.forward([0], torch.arange(1), cache, plan)
+        supported.refuse_an_untold_window(self.model, plan.windows)
         shapes = {layer.keys.shape for layer in cache.layers}
         if len(shapes) != 1:
             raise UnsupportedModel(

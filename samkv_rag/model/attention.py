@@ -84,6 +84,11 @@ class AttentionPlan:
     _shape: tuple[int, int] = (0, 0)
     _sights: dict[int | None, Sight] = field(default_factory=dict)
 
+    @property
+    def windows(self) -> set[int | None]:
+        """The sliding windows that layers of the pass so far have told of."""
+        return set(self._sights)
+
     def sight(self, n_query: int, n_key: int, window: int | None) -> Sight:
         """What queries of this pass see in a layer with this sliding window; made once a pass, not once a layer."""
         if self._shape != (n_query, n_key):

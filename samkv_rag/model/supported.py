@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -45,9 +46,9 @@ def refuse_what_is_not_exact(model: Any) -> None:
 
 @torch.inference_mode()
 def logits_by_itself(model: Any) -> Tensor:
-    """Next-token logits `(vocab,)`, fp32, behind `PROBE`, by whatever attention the model has."""
+    """Next-token logits `(Q, vocab)`, fp32, behind each token of `PROBE`, by whatever attention the model has."""
     tokens = torch.tensor([PROBE], device=model.get_input_embeddings().weight.device)
-    return model(tokens, use_cache=False, logits_to_keep=1).logits[0, -1].float()  # type: ignore[no-any-return]
+    return model(tokens, use_cache=False, logits_to_keep=len(PROBE)).logits[0].float()  # type: ignore[no-any-return]
 
 
 def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
@@ -58,4 +59,16 @@ def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
         raise UnsupportedModel(
             f"{type(model).__name__} attends in a way of its own: with ours its logits are off by {off:.0%}. Use a "
             "model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
+        )
+
+
+def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
+    """Raises `UnsupportedModel` when the config has a sliding window that can matter, and the attention of no layer is
+    told of one: the model then hides what is far in its masks, which we do not go by."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if isinstance(window, int) and window < (config.max_position_embeddings or window) and set(told) == {None}:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has a sliding window of {window} tokens that its attention is not told of. Load "
+            "it with sliding_window=None in its config, if prompts may see everything, or use another model."
         )
