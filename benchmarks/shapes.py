@@ -76,7 +76,7 @@ def random_prompt(
     sizes = [("glue", 8), *[("chunk", chunk_tokens)] * chunks, ("glue", question)]
     segments: list[Segment] = []
     for kind, size in sizes:
-        ids = tuple(torch.randint(3, adapter.model.config.vocab_size, (size,), generator=generator).tolist())
+        ids = tuple(torch.randint(3, adapter.config.vocab_size, (size,), generator=generator).tolist())
         key = chunk_key(ids, "benchmark", "benchmark") if kind == "chunk" else None
         segments.append(Segment(kind, "", ids, segments[-1].stop if segments else 0, key))  # type: ignore[arg-type]
         if key is not None and key not in store:

@@ -53,21 +53,30 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_plain(layer: Any) -> bool:
     """Whether it multiplies by a tensor of 16 bits or more, and nobody has put another function into it."""
-    plain = isinstance(layer, nn.Linear) and type(layer.weight) is nn.Parameter and layer.weight.dtype.itemsize > 1
-    return plain and "forward" not in vars(layer)
+    return isinstance(layer, nn.Linear) and _has_plain_weights(layer) and "forward" not in vars(layer)
+
+
+def _has_plain_weights(layer: Any) -> bool:
+    return all(type(weight) is nn.Parameter and weight.dtype.itemsize > 1 for weight in layer.parameters())
 
 
 def _mixing(layer: Any, like: Tensor) -> float:
     """How much rows change by what follows them, relative to their RMS.
 
     Each row has one value that its rounding goes by, and the rest far below: whatever rounds with another scale, or
-    leaves a column unrounded, shows. What follows is loud in all columns.
+    leaves a column unrounded, shows. What follows is loud in all columns. What is no linear layer but by its
+    attributes, and has plain weights, is none of our business.
     """
     draw = torch.Generator().manual_seed(0)
     rows = QUIET * torch.randn(1, ROWS, int(layer.in_features), generator=draw)
     rows[0, torch.arange(ROWS), torch.randint(rows.shape[2], (ROWS,), generator=draw)] = PEAK
     alone, company = rows.to(like), (LOUD * rows.flip(1, 2)).to(like)
-    expected: Tensor = layer(alone).float()
-    difference = layer(torch.cat([alone, company], 1))[:, :ROWS].float() - expected
+    try:
+        expected: Tensor = layer(alone).float()
+        difference = layer(torch.cat([alone, company], 1))[:, :ROWS].float() - expected
+    except Exception as error:
+        if _has_plain_weights(layer):
+            return 0.0
+        raise UnsupportedModel(f"A quantised {type(layer).__name__} could not be tried ({error}).") from error
     off = difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-30)
     return float(off.nan_to_num(float("inf")))

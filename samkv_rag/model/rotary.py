@@ -206,17 +206,17 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 def _rotation_of(decoder: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], bool]:
     """The model's own `apply_rotary_pos_emb`: it knows half or interleaved layout. And whether the model's tables have
     every angle once (GPT-OSS), not for both dimensions of a pair; what is returned takes them twice in any case."""
-    function = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
-    if function is None:
-        raise UnsupportedModel(
-            f"{type(decoder).__name__} has no apply_rotary_pos_emb of its own, so its keys cannot be turned exactly. "
-            "Use another model, or call it through transformers directly."
-        )
+    function: Any = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
     one, table = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 4)
     try:
         function(one, one, table, table)
     except RuntimeError:  # sizes do not match
         return lambda q, k, cos, sin: function(q, k, *(part.chunk(2, -1)[0] for part in (cos, sin))), True
+    except TypeError as error:  # there is none, or it turns something else
+        raise UnsupportedModel(
+            f"{type(decoder).__name__} has no apply_rotary_pos_emb for queries and keys, so its keys cannot be turned "
+            "exactly. Use another model, or call it through transformers directly."
+        ) from error
     return function, False
 
 

@@ -1,0 +1,197 @@
+"""Which model types of transformers can be served: each is built small, of random weights, and tried.
+
+`python -m benchmarks.models [TYPE ...]` prints what came of it; of all types it writes `docs/models.md` too. A type is
+served if what is recomputed over cached chunks gives the logits of the type's own attention, and the parity gate is
+green. What cannot be built small is not tried, and nothing is said of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from transformers.models.auto import modeling_auto as known
+
+from benchmarks.rows import where
+from benchmarks.shapes import random_prompt
+from samkv_rag.errors import SamKVError
+from samkv_rag.methods import Run, SamKV
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.parity import TOLERANCE, check_parity, next_logits
+from samkv_rag.store import ChunkKVStore
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+MOST = 50_000_000
+"""Parameters that are still small."""
+TEXT: dict[str, Any] = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "sliding_window": 64, "rotary_dim": 16,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "n_embd": 64, "n_layer": 4, "n_head": 4,
+    "n_positions": 1024, "embedding_size": 64, "vocab_size_per_layer_input": 300, "global_head_dim": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+EYES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64,
+}  # fmt: skip
+AS_PUBLISHED = {"lfm2": {"layer_types": ["conv", "full_attention"] * 2}}
+"""What checkpoints have and a default config has not."""
+OUTCOMES = ("served", "wrong", "refused")
+TYPED = ("layer_types", "mlp_layer_types")
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of a type: "served", "refused" or "wrong" (a number is off), with the reason."""
+
+    kind: str
+    outcome: str
+    reason: str = ""
+
+
+def kinds() -> list[str]:
+    """All types that transformers makes text with, those that also see among them."""
+    return sorted({*known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
+
+
+def smalls(kind: str) -> Iterator[Any]:
+    """Small configs of a type, until one will do: angles may have to be shared out to the axes of an image."""
+    config = tf.CONFIG_MAPPING[kind]
+    given = config()
+    text = getattr(given, "text_config", None)
+    for more in ({}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}):
+        if text is None:
+            yield config(**_shrunk(given, TEXT) | AS_PUBLISHED.get(kind, {}) | more)
+            continue
+        inner = {"text_config": _part(text, TEXT) | AS_PUBLISHED.get(text.model_type, {}) | more}
+        if getattr(given, "vision_config", None) is not None:
+            inner["vision_config"] = _part(given.vision_config, EYES)
+        yield config(**inner)
+
+
+def _part(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model_type": config.model_type, **_shrunk(config, sizes)}
+
+
+def _shrunk(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that a config has; as many layers of each type in turn."""
+    given = config.to_dict()
+    found = {name: size for name, size in sizes.items() if given.get(name) is not None}
+    for name in TYPED:
+        if given.get(name):
+            types = list(dict.fromkeys(given[name]))
+            found[name] = [types[layer % len(types)] for layer in range(sizes["num_hidden_layers"])]
+    return found
+
+
+def built(config: Any) -> Any:
+    """A random model of a config, attending by its own code, its weights large enough for attention to matter."""
+    reads = type(config) in tf.MODEL_FOR_CAUSAL_LM_MAPPING
+    auto = tf.AutoModelForCausalLM if reads else tf.AutoModelForImageTextToText
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    if count > MOST:
+        raise ValueError(f"{count:,} parameters")
+    torch.manual_seed(0)
+    model = auto.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+                parameter.mul_(4)
+            if name.endswith("sinks"):
+                parameter.normal_()
+    return model
+
+
+def pair(kind: str) -> tuple[Any, Any] | None:
+    """The same small model twice; None when it cannot be built."""
+    with suppress(Exception):  # whatever a class says to sizes that it was not made for
+        for config in smalls(kind):
+            with suppress(Exception), torch.no_grad():
+                two = built(config), built(copy.deepcopy(config))  # what attends is noted in it
+                two[0](torch.tensor([[5, 6]]), use_cache=False)
+                return two
+    return None
+
+
+def tried(kind: str) -> Tried | None:
+    """What comes of a type; None when it cannot be built small."""
+    two = pair(kind)
+    if two is None:
+        return None
+    try:
+        off = _difference(two[0], ModelAdapter(two[1]))
+    except SamKVError as error:
+        return Tried(kind, "refused", str(error))
+    right = off <= TOLERANCE[torch.float32]
+    return Tried(kind, "served") if right else Tried(kind, "wrong", f"its logits are off by {off:.0e}")
+
+
+def _difference(stock: Any, adapter: ModelAdapter) -> float:
+    """How far logits over recomputed chunks are from those of the type's own attention, relative to their RMS."""
+    check_parity(adapter)
+    store = ChunkKVStore(":memory:")
+    plan = random_prompt(adapter, store, 3, 40, question=20)
+    ours = next_logits(adapter, SamKV(keep=1.0).prepare(Run(plan, adapter, store)))
+    with torch.no_grad():
+        own = stock(torch.tensor([plan.token_ids]), use_cache=False).logits[0, -1].float()
+    return float((ours - own).norm() / own.norm())
+
+
+def page(found: Sequence[Tried], untried: Sequence[str]) -> str:
+    """The document."""
+    here = where()
+    versions = f"transformers {here['transformers']} and torch {here['torch'].split('+')[0]}"
+    parts = [
+        "# Which model types are served",
+        f"Written by `python -m benchmarks.models` on {here['date']} with {versions}: every type that transformers "
+        "makes text with was built small, with random weights in float32, and tried. Served means that cached chunks, "
+        "all of them recomputed, gave the logits of the type's own attention, and that the parity gate was green. Your "
+        "model may differ from the small one in its config: `samkv-rag check --model ...` tries yours.",
+        *(_listed(outcome.capitalize(), [one for one in found if one.outcome == outcome]) for outcome in OUTCOMES),
+        f"**Not tried**, because it could not be built small ({len(untried)}): {', '.join(untried)}.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _listed(title: str, some: Sequence[Tried]) -> str:
+    if not some or title == "Served":
+        return f"**{title}** ({len(some)}): {', '.join(one.kind for one in some)}." if some else ""
+    rows = [f"| {one.kind} | {one.reason} |" for one in some]
+    return "\n".join([f"**{title}** ({len(some)}):", "", "| type | why |", "|---|---|", *rows])
+
+
+def _all(names: Sequence[str]) -> Iterator[tuple[str, Tried | None]]:
+    for kind in names:
+        one = tried(kind)
+        print(f"{kind}: {'not tried' if one is None else f'{one.outcome} {one.reason}'}", flush=True)
+        yield kind, one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", metavar="TYPE")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    came = dict(_all(options.types or kinds()))
+    if not options.types:
+        PAGE.write_text(
+            page([one for one in came.values() if one], [kind for kind, one in came.items() if one is None])
+        )
+        print(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
