@@ -178,7 +178,8 @@ class ModelSource:
         files = sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern))
         if not files:
             raise SamKVError(f"{self.folder} holds no .safetensors or .bin weights; is it a model folder?")
-        return _digest(json.dumps([[path.name, file_digest(path)] for path in files]))
+        code = sorted(self.folder.glob("*.py")) if self.model_kwargs.get("trust_remote_code") else []
+        return _digest(json.dumps([[path.name, file_digest(path)] for path in (*files, *code)]))
 
     @cached_property
     def adapter(self) -> ModelAdapter:
