@@ -78,17 +78,6 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
     assert fingerprint(method="reuse") == fingerprint(tokenizer=tokenizer) == base, "never method or chat template"
 
 
-def test_code_that_comes_with_a_model_is_part_of_the_fingerprint(tmp_path: Path) -> None:
-    def of(**kwargs: Any) -> str:
-        return fingerprint(str(tmp_path), device_map="cpu", model_kwargs=kwargs)
-
-    adapter("llama").model.save_pretrained(tmp_path)
-    trusted, distrusted = of(trust_remote_code=True), of()
-    assert trusted == distrusted, "there is none"
-    (tmp_path / "modeling.py").write_text("ROTATIONS = 2")
-    assert of(trust_remote_code=True) != trusted and of() == distrusted
-
-
 def _with_one_token_more() -> Any:
     import copy
 

@@ -57,6 +57,17 @@ def test_weights_cut_short_are_a_sentence(tmp_path: Path) -> None:
         engine.load()
 
 
+def test_code_that_comes_with_a_model_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    def of(**kwargs: Any) -> str:
+        return ModelSource(str(tmp_path), byte_tokenizer(), device_map="cpu", model_kwargs=kwargs).fingerprint
+
+    adapter("llama").model.save_pretrained(tmp_path)
+    trusted, distrusted = of(trust_remote_code=True), of()
+    assert trusted == distrusted, "there is none"
+    (tmp_path / "modeling.py").write_text("ROTATIONS = 2")
+    assert of(trust_remote_code=True) != trusted and of() == distrusted
+
+
 def test_a_model_that_also_sees_is_loaded_as_one_and_answers_about_text(tmp_path: Path) -> None:
     config = tf.Mistral3Config(
         text_config={"model_type": "mistral", **SIZES}, vision_config={"model_type": "pixtral", **EYES}
