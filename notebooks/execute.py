@@ -21,7 +21,10 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).parent
 FILES = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 600
-QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found",
+    "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
+}  # fmt: skip
 
 _PATH = re.compile(r"(?<![\w.])/(?:root|home|Users|tmp|private|var|opt|work|mnt)/|site-packages|[A-Z]:\\\\")
 

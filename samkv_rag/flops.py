@@ -31,7 +31,8 @@ def answer_flops(run: Run) -> int:
 def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
     """Operations of passes through the decoder's layers, without the output matrix."""
     layers = list(adapter.decoder.layers)
-    weights = [sum(map(_weights, layer.modules())) for layer in layers]
+    chosen = adapter.config.__dict__.get("num_experts_per_tok") or 1
+    weights = [sum(_weights(module, chosen) for module in layer.modules()) for layer in layers]
     windows = [_window(adapter, layer) for layer in layers]
     return sum(_one(adapter, one, weights, windows) for one in passes)
 
@@ -49,9 +50,13 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
     return linear + attention
 
 
-def _weights(module: Any) -> int:
-    """Of a linear layer, in however few bits."""
-    return int(module.in_features * module.out_features) if hasattr(module, "in_features") else 0
+def _weights(module: Any, chosen: int) -> int:
+    """That a token is multiplied by: a linear layer's, in however few bits; of experts in one tensor, those of the
+    `chosen` ones."""
+    if hasattr(module, "in_features"):
+        return int(module.in_features * module.out_features)
+    own = [weight for weight in module.parameters(recurse=False) if weight.ndim in (2, 3)]
+    return sum(w.numel() if w.ndim == 2 else w[0].numel() * min(chosen, len(w)) for w in own)
 
 
 def _window(adapter: ModelAdapter, layer: Any) -> int | None:

@@ -112,6 +112,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=64),
         "a sliding window of 64 tokens that its attention is not told of",
     ),
+    "laguna-unlike-parts": (
+        lambda: tf.LagunaConfig(**SIZES, head_dim=16, sliding_window=64, layer_types=HALF),
+        "turn unlike parts of their heads",
+    ),
     "minimax": (lambda: tf.MiniMaxConfig(**SIZES), "cannot be run on a cache of ours"),
     "dynamic-rope": (
         lambda: tf.LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samkv_kernels.softmax import Softmax
-from samkv_kernels.sparse_attention import PLAIN, Spans
+from samkv_kernels.softmax import PLAIN, Softmax
+from samkv_kernels.sparse_attention import Spans
 
 ROWS = 192
 """Rows of a product: queries of a piece times the heads that share a key head. More leave the cache at 4,000 keys."""

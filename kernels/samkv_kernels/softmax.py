@@ -40,3 +40,6 @@ class Softmax:
             return scores.softmax(-1)
         sinks = self.sinks.to(scores)[:, None, None].expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+
+
+PLAIN = Softmax()

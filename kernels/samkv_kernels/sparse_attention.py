@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.softmax import Softmax
-
-PLAIN = Softmax()
+from samkv_kernels.softmax import PLAIN, Softmax
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,8 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        profile, remarks = _profile_of(run)
+        asked = self.layers is not None and self.wide is not None
+        profile, remarks = (ModelProfile(()), ()) if asked else _profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):

@@ -68,21 +68,13 @@ class ModelAdapter:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = _backend(self.device, wanted)
         model.eval()
-        before = model.config._attn_implementation
-        try:
-            own = supported.logits_by_itself(model)
+        with supported.attaching(model):
+            own, count = supported.logits_by_itself(model), len(supported.PROBE)
             model.set_attn_implementation(NAME)
             self._attach(model, sink_prefix)
-            probe, count = supported.PROBE, len(supported.PROBE)
-            supported.refuse_other_attention(model, own, self.logits_behind(probe, self.empty_cache(count), count))
-        except Exception as error:
-            model.set_attn_implementation(before)  # attention sinks, for one, are lost with ours
-            if isinstance(error, UnsupportedModel):
-                raise
-            raise UnsupportedModel(
-                f"{type(model).__name__} cannot be run on a cache of ours ({error}); use a model with plain rotary "
-                "attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
-            ) from error
+            for cache in (None, self.empty_cache(count)):
+                ours = self.logits_behind(supported.PROBE, cache, count)
+                supported.refuse_other_attention(model, own, ours)
         # The caches are ours, and generate() refuses to get one beside a name of one. None in a call's own config
         # does not help: it is filled from here.
         model.generation_config.cache_implementation = None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 22
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def file_digest(path: Path) -> str:
@@ -31,12 +33,24 @@ def file_digest(path: Path) -> str:
 def parameters_digest(model: Any) -> str:
     """Hex digest of all parameters and persistent buffers of a loaded model, names included."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in _state(model):
+        if hasattr(value, "__tensor_flatten__"):  # how it rounds what it is multiplied by, for one
+            digest.update(_ADDRESS.sub("", f"{type(value).__qualname__}{value.__tensor_flatten__()[1]}").encode())
         for part, tensor in _plain(name, value):
             digest.update(f"{part}{tuple(tensor.shape)}{tensor.dtype}".encode())
             data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
             digest.update(data.numpy().data)
     return digest.hexdigest()
+
+
+def _state(model: Any) -> list[tuple[str, Any]]:
+    """Parameters and buffers by name. Not from `state_dict()` where 4-bit weights lie packed for a processor: it takes
+    them apart for good, but not their scales, and the model then computes something else (bitsandbytes 0.50)."""
+    kept = {name: getattr(parameter, "quant_state", None) for name, parameter in model.named_parameters()}
+    if not any(getattr(state, "packing_format_for_cpu", False) for state in kept.values()):
+        return sorted(model.state_dict().items())
+    scales = {f"{name}.absmax": state.absmax for name, state in kept.items() if state is not None}
+    return sorted({**dict(model.named_parameters()), **dict(model.named_buffers()), **scales}.items())
 
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

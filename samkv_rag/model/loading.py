@@ -19,6 +19,7 @@ from samkv_rag import reader
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.digests import file_digest, parameters_digest
+from samkv_rag.model.quantised import is_quantised
 from samkv_rag.types import KV_DTYPES
 
 FORMAT_VERSION = 1
@@ -28,7 +29,7 @@ _CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp
 _DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")
 _NOT_IN_THE_NUMBERS = {
     *_DOWNLOAD, "revision", "trust_remote_code", "attn_implementation", "low_cpu_mem_usage", "max_memory",
-    "use_safetensors", "offload_folder",
+    "use_safetensors", "weights_only", "device_map", "offload_folder", "offload_state_dict", "offload_buffers",
 }  # fmt: skip
 _TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 
@@ -58,6 +59,8 @@ class ModelSource:
             raise SamKVError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
         if self.dtype != "auto":
             _floating(self.dtype)
+        if unfit := {"dtype", "torch_dtype"} & set(self.model_kwargs):
+            raise SamKVError(f"{unfit.pop()} in model_kwargs would be passed over: pass dtype=... beside it.")
         if self.model is None:
             raise SamKVError(f"There is no model: pass {reader.BUNDLED!r}, a hub id, a folder, or a loaded model.")
 
@@ -169,11 +172,13 @@ class ModelSource:
             "weights": self._weights_digest(),
             "config": _config_digest(self.config),
             "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
-            **({"loaded_as": _digest(json.dumps(loaded_as, sort_keys=True, default=str))} if loaded_as else {}),
+            **({"loaded_as": _digest(json.dumps(loaded_as, sort_keys=True, default=_told))} if loaded_as else {}),
         }
 
     def _weights_digest(self) -> str:
         if self.folder is None:
+            if is_quantised(self.model):  # some pack their weights when they first run
+                _ = self.adapter
             return parameters_digest(self.model)
         files = sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern))
         if not files:
@@ -195,6 +200,10 @@ class ModelSource:
             model: Any = self._auto_class.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
         except ImportError as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise SamKVError(
+                f"{self.name} could not be loaded: {error}. Does model_kwargs say what it should?"
+            ) from error
         except (OSError, ValueError, SafetensorError) as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}. Are its files whole?") from error
         return model if "device_map" in kwargs else model.to(self.device)
@@ -250,6 +259,11 @@ def _changing(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of transformers' arguments that may change what a model computes: quantisation, for one."""
     changing = {name: value for name, value in kwargs.items() if name not in _NOT_IN_THE_NUMBERS}
     return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in changing.items()}
+
+
+def _told(value: Any) -> Any:
+    """What JSON has no word for, the same in every process."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def _config_digest(config: Any) -> str:

@@ -17,8 +17,8 @@ A scale or a split of columns that other rows decide comes to many times as much
 
 
 def is_quantised(model: Any) -> bool:
-    """Whether weights of a model are numbers of few bits, as far as its linear layers show."""
-    return any(True for _ in _layers(model))
+    """Whether weights of a model are numbers of few bits, as far as transformers and its linear layers say."""
+    return getattr(model, "hf_quantizer", None) is not None or any(True for _ in _layers(model))
 
 
 @torch.inference_mode()
@@ -42,22 +42,22 @@ def refuse_rows_that_mix(model: Any) -> None:
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """One linear layer of every class and shape, by name, but those that multiply by a plain tensor."""
-    seen = set()
+    """The linear layers, by name, but those that multiply by a plain tensor."""
     for name, module in model.named_modules():
-        kind = (type(module), getattr(module, "in_features", None), getattr(module, "out_features", None))
-        if kind[1] is not None and kind not in seen and not _is_plain(module):
-            seen.add(kind)
+        if getattr(module, "in_features", None) is not None and not _is_plain(module):
             yield name, module
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether it multiplies by a tensor of 16 bits or more, and nobody has put another function into it."""
-    return isinstance(layer, nn.Linear) and _has_plain_weights(layer) and "forward" not in vars(layer)
+    """Whether it multiplies by a tensor of 16 bits or more, by torch's own function."""
+    own = type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+    return isinstance(layer, nn.Linear) and own and _has_plain_weights(layer)
 
 
 def _has_plain_weights(layer: Any) -> bool:
-    return all(type(weight) is nn.Parameter and weight.dtype.itemsize > 1 for weight in layer.parameters())
+    weights = [*layer.parameters(), *layer.buffers()]
+    plain = all(type(weight) in (nn.Parameter, Tensor) and weight.dtype.itemsize > 1 for weight in weights)
+    return bool(weights) and plain
 
 
 def _mixing(layer: Any, like: Tensor) -> float:

@@ -127,6 +127,7 @@ class Rotary:
         self._interleaved = False  # which the probe does not need to know
         self.kinds = self._probe(model)
         self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
+        self.table(torch.zeros(1, dtype=torch.long, device=model.get_input_embeddings().weight.device))  # of all layers
 
     @property
     def depends_on_length(self) -> bool:

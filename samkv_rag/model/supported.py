@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samkv_rag.errors import UnsupportedModel
-from samkv_rag.model.quantised import refuse_rows_that_mix
+from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 
 PROBE = tuple(range(5, 29))
 """Tokens of any vocabulary. They are fewer than a sliding window has."""
 FAR = {torch.float32: 1e-2}
-FAR_IN_HALF_PRECISION = 0.25
+FAR_OF_FEW_BITS = 0.25
 """RMS difference, relative to the RMS, of logits that rounding does not explain: in bfloat16 two ways to compute the
-same thing are 5 % apart at 32 layers (random weights). Unlike attention is off by half and more."""
+same thing are 5 % apart at 32 layers (random weights), and 2 % where inputs are rounded to 8 bits. Unlike attention is
+off by half and more."""
 
 
 def refuse_what_is_not_exact(model: Any) -> None:
@@ -44,6 +46,28 @@ def refuse_what_is_not_exact(model: Any) -> None:
     refuse_rows_that_mix(model)
 
 
+@contextmanager
+def attaching(model: Any) -> Iterator[None]:
+    """What goes wrong within is a refusal, and leaves the model with the attention it had: sinks, for one, need it."""
+    before = _implementations(model.config)
+    try:
+        yield
+    except Exception as error:
+        model.set_attn_implementation(before)
+        if isinstance(error, UnsupportedModel | torch.OutOfMemoryError):
+            raise
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be run on a cache of ours ({error}); use a model with plain rotary "
+            "attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
+        ) from error
+
+
+def _implementations(config: Any) -> dict[str, Any]:
+    """The attention of a model and of its parts, as `set_attn_implementation` takes it."""
+    parts = {name: part for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
+    return {"": config._attn_implementation, **{name: _implementations(part) for name, part in parts.items()}}
+
+
 @torch.inference_mode()
 def logits_by_itself(model: Any) -> Tensor:
     """Next-token logits `(Q, vocab)`, fp32, behind each token of `PROBE`, by whatever attention the model has."""
@@ -55,7 +79,7 @@ def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
     """Raises `UnsupportedModel` when the model's `own` logits are not those with our attention: it goes by something
     beside scores, caps, windows and sinks."""
     off = float((own - ours).square().mean().sqrt() / own.square().mean().sqrt().clamp_min(1e-30))
-    if not off <= FAR.get(model.dtype, FAR_IN_HALF_PRECISION):
+    if not off <= (FAR_OF_FEW_BITS if is_quantised(model) else FAR.get(model.dtype, FAR_OF_FEW_BITS)):
         raise UnsupportedModel(
             f"{type(model).__name__} attends in a way of its own: with ours its logits are off by {off:.0%}. Use a "
             "model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
@@ -66,8 +90,11 @@ def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
     """Raises `UnsupportedModel` when the config has a sliding window that can matter, and the attention of no layer is
     told of one: the model then hides what is far in its masks, which we do not go by."""
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if isinstance(window, int) and window < (config.max_position_embeddings or window) and set(told) == {None}:
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not getattr(config, "use_sliding_window", True) or (types and not any("sliding" in kind for kind in types)):
+        return
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(window, int) and (longest is None or window < longest) and set(told) == {None}:
         raise UnsupportedModel(
             f"{type(model).__name__} has a sliding window of {window} tokens that its attention is not told of. Load "
             "it with sliding_window=None in its config, if prompts may see everything, or use another model."

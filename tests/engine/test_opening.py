@@ -57,6 +57,34 @@ def test_weights_cut_short_are_a_sentence(tmp_path: Path) -> None:
         engine.load()
 
 
+@pytest.mark.parametrize(
+    ("model_kwargs", "said"),
+    [
+        ({"dtype": torch.bfloat16}, "dtype in model_kwargs would be passed over: pass dtype=... beside it"),
+        ({"torch_dtype": "float16"}, "torch_dtype in model_kwargs would be passed over"),
+        ({"quantization_config": "nf4"}, "could not be loaded: .* Does model_kwargs say what it should"),
+        ({"no_such_option": True}, "could not be loaded: .*no_such_option.* Does model_kwargs say what it should"),
+    ],
+)
+def test_model_kwargs_that_cannot_be_are_told_in_a_sentence(
+    tmp_path: Path, model_kwargs: dict[str, Any], said: str
+) -> None:
+    adapter("llama").model.save_pretrained(tmp_path)
+    with pytest.raises(SamKVError, match=said):
+        SamKVEngine.from_pretrained(
+            str(tmp_path), byte_tokenizer(), store=":memory:", device_map="cpu", model_kwargs=model_kwargs
+        ).load()
+
+
+def test_model_kwargs_that_change_no_number_change_no_fingerprint(tmp_path: Path) -> None:
+    def of(**model_kwargs: Any) -> str:
+        return ModelSource(str(tmp_path), byte_tokenizer(), device_map="cpu", model_kwargs=model_kwargs).fingerprint
+
+    adapter("llama").model.save_pretrained(tmp_path)
+    assert len({of(), of(weights_only=True), of(device_map={"": "cpu"}), of(attn_implementation="eager")}) == 1
+    assert of(rope_parameters={"rope_type": "default", "rope_theta": 5.0}) != of()
+
+
 def test_code_that_comes_with_a_model_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     def of(**kwargs: Any) -> str:
         return ModelSource(str(tmp_path), byte_tokenizer(), device_map="cpu", model_kwargs=kwargs).fingerprint

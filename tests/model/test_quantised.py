@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from torchao.quantization import (
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    PerTensor,
+    quantize_,
+)  # fmt: skip
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from samkv_rag import SamKV, SamKVEngine, SamKVError
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.digests import parameters_digest
+from samkv_rag.model.loading import ModelSource
 from samkv_rag.model.quantised import is_quantised
+from samkv_rag.parity import check_parity
 from tests.cases import WIRINGS
 from tests.models import build, byte_tokenizer
 
@@ -114,6 +121,39 @@ def test_one_quantised_by_hand_is_found_out_too() -> None:
     assert ModelAdapter(model).shape.layers == 4
 
 
+def test_rounded_inputs_are_no_other_attention() -> None:
+    """What rounds to 8 bits makes steps of the last digits in which eager attention and ours differ."""
+    model = build(WIRINGS["llama"]())
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    assert model.config._attn_implementation == "eager"
+    assert check_parity(ModelAdapter(model)).passed
+
+
+def test_how_inputs_are_rounded_is_part_of_the_fingerprint() -> None:
+    def of(*configs: Any) -> str:
+        model = build(WIRINGS["llama"](), sharpen=1.0)
+        for config in configs:
+            quantize_(model, config)
+        return ModelSource(model, byte_tokenizer()).fingerprint
+
+    weights, inputs = Int8WeightOnlyConfig(), Int8DynamicActivationInt8WeightConfig()
+    assert of(weights) == of(weights) and of(inputs) == of(inputs)
+    assert len({of(), of(weights), of(inputs)}) == 3
+
+
+def test_a_loaded_one_that_packs_its_weights_when_it_runs_keeps_its_caches(folder: Path) -> None:
+    config = loaded_as("4-bit NF4")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", **config)
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+    first = ModelSource(model, byte_tokenizer()).fingerprint
+    assert ModelSource(model, byte_tokenizer()).fingerprint == first
+    with torch.no_grad():
+        after = model(ids).logits
+    assert (after - before).norm() < 0.02 * before.norm(), "asking for it changes nothing"
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +182,28 @@ def test_a_scale_taken_over_all_tokens_is_refused(dtype: torch.dtype) -> None:
     mlp = model.get_decoder().layers[2].mlp
     mlp.down_proj = ScaledByThePass(mlp.down_proj)
     with pytest.raises(UnsupportedModel, match=r"in model\.layers\.2\.mlp\.down_proj, a ScaledByThePass"):
+        ModelAdapter(model)
+
+
+def test_one_layer_among_many_is_enough() -> None:
+    model = build(WIRINGS["llama"]())
+    *others, last = model.get_decoder().layers
+    for layer in others:
+        quantize_(layer, Int8WeightOnlyConfig())
+    quantize_(last, Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()))
+    with pytest.raises(UnsupportedModel, match=r"in model\.layers\.3\."):
+        ModelAdapter(model)
+
+
+def test_a_linear_layer_with_a_forward_of_its_own_is_tried() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = x.abs().amax() / 127
+            return super().forward((x / scale).round() * scale)
+
+    model = build(WIRINGS["llama"]())
+    model.get_decoder().layers[1].mlp.down_proj.__class__ = Scaled
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.down_proj, a Scaled"):
         ModelAdapter(model)
 
 

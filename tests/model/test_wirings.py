@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Olmo3Config
 
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
@@ -85,6 +86,34 @@ def test_a_model_that_is_another_one_with_our_attention_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="Unlike attends in a way of its own.* off by 2%"):
         ModelAdapter(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_window_that_no_layer_has_is_no_obstacle() -> None:
+    model = build(Olmo3Config(**SIZES, sliding_window=64, layer_types=["full_attention"] * 4))
+    assert check_parity(ModelAdapter(model)).passed
+
+
+def test_a_refused_model_gets_the_attention_of_all_its_parts_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise UnsupportedModel("No.")
+
+    model = build(WIRINGS["gemma3-that-sees"]())
+    model.set_attn_implementation({"": "eager", "text_config": "eager", "vision_config": "sdpa"})
+    monkeypatch.setattr(supported, "refuse_other_attention", refuse)
+    with pytest.raises(UnsupportedModel, match="No"):
+        ModelAdapter(model)
+    config = model.config
+    attention = [part._attn_implementation for part in (config, config.text_config, config.vision_config)]
+    assert attention == ["eager", "eager", "sdpa"]
+
+
+def test_a_memory_that_is_full_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(supported, "refuse_other_attention", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        ModelAdapter(build(WIRINGS["llama"]()))
 
 
 def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
