@@ -44,7 +44,10 @@ EYES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64,
 }  # fmt: skip
-AS_PUBLISHED = {"lfm2": {"layer_types": ["conv", "full_attention"] * 2}}
+AS_PUBLISHED = {
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
+}
 """What checkpoints have and a default config has not."""
 OUTCOMES = ("served", "wrong", "refused")
 TYPED = ("layer_types", "mlp_layer_types")
