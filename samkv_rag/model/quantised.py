@@ -74,6 +74,8 @@ def _mixing(layer: Any, like: Tensor) -> float:
     try:
         expected: Tensor = layer(alone).float()
         difference = layer(torch.cat([alone, company], 1))[:, :ROWS].float() - expected
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         if _has_plain_weights(layer):
             return 0.0
