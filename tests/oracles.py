@@ -131,11 +131,11 @@ def hand_made_mask(model: Any, visible: Tensor, near: Tensor) -> Any:
     return additive(visible & near if getattr(config, "sliding_window", None) else visible)
 
 
-@torch.no_grad()
 def _window(model: Any) -> float:
     return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
 
 
+@torch.no_grad()
 def stock_logits(
     model: Any, ids: Sequence[int], positions: Tensor, past: Cache | None = None, before: Tensor | None = None,
     allowed: Tensor | None = None,
