@@ -22,6 +22,7 @@ from benchmarks.rows import spread, where
 from benchmarks.shapes import model_named
 from samkv_kernels.block_scores import block_logits
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.rounding import apart
 from samkv_rag.types import BLOCK
 
 TOLERANCE = 1e-4
@@ -90,7 +91,7 @@ class Asked:
     def check(self) -> float:
         """The RMS difference of the two ways over every key, relative to their RMS; `SystemExit` when they differ."""
         one, other = self.all_keys(), self.keys_turned()
-        error = float((one - other).square().mean().sqrt() / other.square().mean().sqrt())
+        error = apart(one, other)
         if not error <= TOLERANCE:
             raise SystemExit(f"Turned queries and turned keys differ by {error:.1e}: nothing is reported.")
         return error

@@ -11,6 +11,7 @@ from samkv_rag.errors import ParityError
 from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.quantised import is_quantised
+from samkv_rag.model.rounding import apart
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import BLOCK, ChunkKV, PromptPlan, Question, Segment
 
@@ -85,7 +86,7 @@ def _error(
 ) -> float:
     got = next_logits(adapter, method.prepare(Run(plan, adapter, store, room=1)))
     want = next_logits(adapter, Full().prepare(Run(reference or plan, adapter, store)))
-    return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+    return apart(got, want)
 
 
 def _random_plan(

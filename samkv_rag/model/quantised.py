@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.rounding import apart
 
 ROWS, QUIET, PEAK, LOUD = 16, 0.05, 5.0, 100.0
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -73,12 +75,12 @@ def _mixing(layer: Any, like: Tensor) -> float:
     alone, company = rows.to(like), (LOUD * rows.flip(1, 2)).to(like)
     try:
         expected: Tensor = layer(alone).float()
-        difference = layer(torch.cat([alone, company], 1))[:, :ROWS].float() - expected
+        found: Tensor = layer(torch.cat([alone, company], 1))[:, :ROWS].float()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         if _has_plain_weights(layer):
             return 0.0
         raise UnsupportedModel(f"A quantised {type(layer).__name__} could not be tried ({error}).") from error
-    off = difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-30)
-    return float(off.nan_to_num(float("inf")))
+    off = apart(found, expected)
+    return math.inf if math.isnan(off) else off

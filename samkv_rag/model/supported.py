@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
+from samkv_rag.model.rounding import apart
 
 PROBE = tuple(range(5, 29))
 """Tokens of any vocabulary. They are fewer than a sliding window has."""
@@ -78,8 +79,8 @@ def logits_by_itself(model: Any) -> Tensor:
 def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
     """Raises `UnsupportedModel` when the model's `own` logits are not those with our attention: it goes by something
     beside scores, caps, windows and sinks."""
-    off = float((own - ours).square().mean().sqrt() / own.square().mean().sqrt().clamp_min(1e-30))
-    if not off <= (FAR_OF_FEW_BITS if is_quantised(model) else FAR.get(model.dtype, FAR_OF_FEW_BITS)):
+    off = apart(ours, own)
+    if not (off <= FAR.get(model.dtype, FAR_OF_FEW_BITS) or (off <= FAR_OF_FEW_BITS and is_quantised(model))):
         raise UnsupportedModel(
             f"{type(model).__name__} attends in a way of its own: with ours its logits are off by {off:.0%}. Use a "
             "model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
