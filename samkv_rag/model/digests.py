@@ -34,8 +34,6 @@ def parameters_digest(model: Any) -> str:
     """Hex digest of all parameters and persistent buffers of a loaded model, names included."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in _state(model):
-        if hasattr(value, "__tensor_flatten__"):  # how it rounds what it is multiplied by, for one
-            digest.update(_ADDRESS.sub("", f"{type(value).__qualname__}{value.__tensor_flatten__()[1]}").encode())
         for part, tensor in _plain(name, value):
             digest.update(f"{part}{tuple(tensor.shape)}{tensor.dtype}".encode())
             data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
@@ -54,9 +52,12 @@ def _state(model: Any) -> list[tuple[str, Any]]:
 
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a state's value consists of: itself, or those of a quantised one (a subclass of `Tensor`)."""
+    """The tensors that a state's value consists of: itself, or those of a quantised one (a subclass of `Tensor`), whose
+    names then tell what else it is, such as how it rounds what it is multiplied by."""
     if hasattr(value, "__tensor_flatten__"):
-        for part in value.__tensor_flatten__()[0]:
+        parts, told = value.__tensor_flatten__()
+        name += _ADDRESS.sub("", f" {type(value).__qualname__}{told}")
+        for part in parts:
             yield from _plain(f"{name}.{part}", getattr(value, part))
     elif isinstance(value, Tensor):
         yield name, value
