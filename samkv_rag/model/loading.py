@@ -197,7 +197,7 @@ class ModelSource:
         if self.device is None or self._quantised and importlib.util.find_spec("accelerate"):
             kwargs["device_map"] = self.device or self.device_map
         try:
-            model: Any = self._auto_class.from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
+            model: Any = auto_class_of(self.config).from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
         except ImportError as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}") from error
         except (TypeError, AttributeError) as error:
@@ -209,19 +209,19 @@ class ModelSource:
         return model if "device_map" in kwargs else model.to(self.device)
 
     @property
-    def _auto_class(self) -> Any:
-        """What of transformers loads it: a model that also sees (Mistral 3) may be known as such alone."""
-        import transformers as tf
-
-        kind = type(self.config)
-        sees = kind in tf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in tf.MODEL_FOR_CAUSAL_LM_MAPPING
-        return tf.AutoModelForImageTextToText if sees else tf.AutoModelForCausalLM
-
-    @property
     def _quantised(self) -> bool:
         """Whether weights are, or become, numbers of few bits when they are loaded: then they are placed at once."""
         of = (self.model_kwargs.get("quantization_config"), getattr(self.config, "quantization_config", None))
         return any(config is not None for config in of)
+
+
+def auto_class_of(config: Any) -> Any:
+    """What of transformers makes a model of a config: one that also sees (Mistral 3) may be known as such alone."""
+    import transformers as tf
+
+    kind = type(config)
+    sees = kind in tf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in tf.MODEL_FOR_CAUSAL_LM_MAPPING
+    return tf.AutoModelForImageTextToText if sees else tf.AutoModelForCausalLM
 
 
 def _floating(dtype: str | torch.dtype) -> torch.dtype:
@@ -268,7 +268,7 @@ def _told(value: Any) -> Any:
 
 def _config_digest(config: Any) -> str:
     known = {key: value for key, value in config.to_dict().items() if key not in _TRANSIENT and key[0] != "_"}
-    return _digest(json.dumps(known, sort_keys=True, default=str))
+    return _digest(json.dumps(known, sort_keys=True, default=_told))
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
