@@ -39,6 +39,17 @@ def random_model(
     return ModelAdapter(model)
 
 
+@torch.no_grad()
+def sharpened(model: Any, by: float = 4.0) -> Any:
+    """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+            parameter.mul_(by)
+        if name.endswith("sinks"):
+            parameter.normal_()
+    return model
+
+
 def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 

@@ -9,6 +9,7 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks.shapes import sharpened
 from samkv_rag import ChunkKVStore, SamKVEngine
 from samkv_rag.model.adapter import ModelAdapter
 from tests.cases import VOCAB, WIRINGS
@@ -18,12 +19,7 @@ def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0)
     """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions."""
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
-                parameter.mul_(sharpen)
-            if name.endswith("sinks"):
-                parameter.normal_()
+    sharpened(model, sharpen)
     model.generation_config.eos_token_id = None
     return model
 
