@@ -22,10 +22,12 @@ import transformers as tf
 from transformers.models.auto import modeling_auto as known
 
 from benchmarks.rows import where
-from benchmarks.shapes import random_prompt
+from benchmarks.shapes import random_prompt, sharpened
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods import Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.loading import auto_class_of
+from samkv_rag.model.rounding import apart
 from samkv_rag.parity import TOLERANCE, check_parity, next_logits
 from samkv_rag.store import ChunkKVStore
 
@@ -99,21 +101,13 @@ def _shrunk(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 def built(config: Any) -> Any:
     """A random model of a config, attending by its own code, its weights large enough for attention to matter."""
-    reads = type(config) in tf.MODEL_FOR_CAUSAL_LM_MAPPING
-    auto = tf.AutoModelForCausalLM if reads else tf.AutoModelForImageTextToText
+    auto = auto_class_of(config)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     if count > MOST:
         raise ValueError(f"{count:,} parameters")
     torch.manual_seed(0)
-    model = auto.from_config(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
-                parameter.mul_(4)
-            if name.endswith("sinks"):
-                parameter.normal_()
-    return model
+    return sharpened(auto.from_config(config, attn_implementation="eager").float().eval())
 
 
 def pair(kind: str) -> tuple[Any, Any] | None:
@@ -148,7 +142,7 @@ def _difference(stock: Any, adapter: ModelAdapter) -> float:
     ours = next_logits(adapter, SamKV(keep=1.0).prepare(Run(plan, adapter, store)))
     with torch.no_grad():
         own = stock(torch.tensor([plan.token_ids]), use_cache=False).logits[0, -1].float()
-    return float((ours - own).norm() / own.norm())
+    return apart(ours, own)
 
 
 def page(found: Sequence[Tried], untried: Sequence[str]) -> str:
