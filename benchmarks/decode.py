@@ -34,7 +34,7 @@ Seen = dict[tuple[str, str], list[float]]
 def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) -> Decoding:
     """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`."""
     generator, count = torch.Generator().manual_seed(seed), round(kept * tokens)
-    ids = torch.randint(3, adapter.model.config.vocab_size, (count,), generator=generator).tolist()
+    ids = torch.randint(3, adapter.config.vocab_size, (count,), generator=generator).tolist()
     positions = torch.linspace(0, tokens - 1, count).long()[:-1]
     shape = (2, adapter.shape.layers, adapter.shape.kv_heads, count - 1, adapter.shape.head_dim)
     keys, values = torch.randn(shape, generator=generator)

@@ -40,7 +40,7 @@ class Cached:
 
 def random_chunks(adapter: ModelAdapter, chunks: int, chunk_tokens: int) -> list[Pending]:
     """Chunks of random ids, four characters a token."""
-    draws, vocab = torch.Generator().manual_seed(0), adapter.model.config.vocab_size
+    draws, vocab = torch.Generator().manual_seed(0), adapter.config.vocab_size
     ids = [tuple(torch.randint(3, vocab, (chunk_tokens,), generator=draws).tolist()) for _ in range(chunks)]
     return [Pending("x" * 4 * chunk_tokens, chunk_key(own, "ingestion", "ingestion"), own) for own in ids]
 

@@ -73,7 +73,7 @@ class Bench:
     def question(self, number: int) -> PromptPlan:
         """The plan with another question of random ids."""
         draws, last = torch.Generator().manual_seed(number), self.plan.segments[-1]
-        vocab = self.adapter.model.config.vocab_size
+        vocab = self.adapter.config.vocab_size
         ids = tuple(torch.randint(3, vocab, (len(last.token_ids),), generator=draws).tolist())
         segments = (*self.plan.segments[:-1], replace(last, token_ids=ids))
         return PromptPlan(segments, Question("", ids, last.start))

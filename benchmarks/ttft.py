@@ -90,7 +90,7 @@ def main() -> None:
     for label in options.models:
         adapter = gated(label, model_named(label, options.device))
         for tokens in options.tokens:
-            if tokens + 64 > adapter.model.config.max_position_embeddings:
+            if tokens + 64 > adapter.config.max_position_embeddings:
                 print(f"{label} has too few positions for {tokens} tokens, skipped")
                 continue
             seen = measure(adapter, 8, tokens // 8, options.rounds, systems)
