@@ -7,8 +7,7 @@ A multiplication and an addition are two operations. A pass of Q rows, row q see
 (queries times keys, and weights times values, 2 * H * D a pair each). A pass that ends early costs on its last layer
 2 * Q * hidden * (H + 2 G) * D. The first token adds the output matrix once. Not counted: norms, rotations, softmax,
 embeddings, and the scores that a selection computes for itself (`scored_bytes` says what those read). A sliding
-window's layers see no further than their window. Matrices are the two-dimensional weights alone: the stacked experts of
-a mixture do not count.
+window's layers see no further than their window. Of experts that lie in one tensor as many count as a token is sent to.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from samkv_rag.model.adapter import ModelAdapter
 
 def answer_flops(run: Run) -> int:
     """Operations of all passes of `run` and of the first new token."""
-    output: int = run.adapter.model.get_output_embeddings().weight.numel()
+    output = _weights(run.adapter.model.get_output_embeddings(), 1)
     return pass_flops(run.adapter, run.costs.passes) + 2 * output
 
 
@@ -61,5 +60,6 @@ def _weights(module: Any, chosen: int) -> int:
 
 def _window(adapter: ModelAdapter, layer: Any) -> int | None:
     """The layer's sliding window: its attention module's own, or else the model's."""
-    own: list[int | None] = [part.sliding_window for part in layer.modules() if hasattr(part, "sliding_window")]
-    return own[0] if own else adapter.config.__dict__.get("sliding_window")
+    own = (part.sliding_window for part in layer.modules() if hasattr(part, "sliding_window"))
+    window: int | None = next(own, adapter.config.__dict__.get("sliding_window"))
+    return window
