@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from samkv_rag.cli.console import counted, notes, out, percent, print_json
 from samkv_rag.cli.engine import open_engine, settings_of
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source
-from samkv_rag.profiling import LayerProfile, profile
+from samkv_rag.profiling import Budget, LayerProfile, Width, profile
 from samkv_rag.reader import BUNDLED
 
 DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop", "listing")
@@ -89,18 +89,20 @@ def _layers_table(found: LayerProfile) -> Table:
 
 
 def _widths_table(found: LayerProfile) -> Table:
-    table = _table(f"What is recomputed sees all entries, with layers {_named(found.chosen)}", "on", SAME, LOSS)
-    for width in found.widths:
-        mark = "bold green" if width.wide == found.wide else None
-        table.add_row(f"{_share(width.wide)} of the layers", percent(width.same), f"{width.loss:.2f}", style=mark)
-    return table
+    rows = [(f"{_share(width.wide)} of the layers", width, width.wide == found.wide) for width in found.widths]
+    return _outcomes(f"What is recomputed sees all entries, with layers {_named(found.chosen)}", "on", rows)
 
 
 def _budgets_table(found: LayerProfile) -> Table:
-    table = _table(f"Other budgets, with layers {_named(found.chosen)}", "kept", SAME, LOSS)
-    for budget in found.budgets:
-        mark = "bold green" if budget.keep == found.keep else None
-        table.add_row(_share(budget.keep), percent(budget.same), f"{budget.loss:.2f}", style=mark)
+    rows = [(_share(budget.keep), budget, budget.keep == found.keep) for budget in found.budgets]
+    return _outcomes(f"Other budgets, with layers {_named(found.chosen)}", "kept", rows)
+
+
+def _outcomes(title: str, first: str, rows: Sequence[tuple[str, Width | Budget, bool]]) -> Table:
+    """What became of full prefill's answers, the row marked that is in force."""
+    table = _table(title, first, SAME, LOSS)
+    for label, left, marked in rows:
+        table.add_row(label, percent(left.same), f"{left.loss:.2f}", style="bold green" if marked else None)
     return table
 
 

@@ -114,15 +114,17 @@ def profile(
     sets += without_one(known.cheapest(sets, keep))
     known.measure("Leaving layers out", [Setting(layers, WIDE, keep) for layers in sets])
     chosen, keeps = known.cheapest(sets, keep), sorted({*KEEPS, keep})
-    known.measure("Trying other widths", [Setting(chosen, wide, keep) for wide in WIDTHS])
-    wide = min(as_good({wide: known.left[Setting(chosen, wide, keep)] for wide in WIDTHS}))
-    known.measure("Trying other budgets", [Setting(chosen, wide, share) for share in keeps])
+    by_width = {wide: Setting(chosen, wide, keep) for wide in WIDTHS}
+    known.measure("Trying other widths", list(by_width.values()))
+    wide = min(as_good({wide: known.left[setting] for wide, setting in by_width.items()}))
+    by_keep = {share: Setting(chosen, wide, share) for share in keeps}
+    known.measure("Trying other budgets", list(by_keep.values()))
     tried = [
         Tried(layers, *known.means(Setting(layers, WIDE, keep)), known.agreement(layers))
         for layers in dict.fromkeys(sets)
     ]
-    widths = [Width(width, *known.means(Setting(chosen, width, keep))) for width in WIDTHS]
-    budgets = [Budget(share, *known.means(Setting(chosen, wide, share))) for share in keeps]
+    widths = [Width(width, *known.means(setting)) for width, setting in by_width.items()]
+    budgets = [Budget(share, *known.means(setting)) for share, setting in by_keep.items()]
     return LayerProfile(chosen, wide, len(asked), keep, tuple(tried), tuple(widths), tuple(budgets))
 
 
