@@ -10,9 +10,9 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-def snippets() -> list[str]:
-    """Python blocks marked as running in this file."""
-    return re.findall(r"<!-- runs in tests/test_readme.py -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+def snippets(runner: str = "tests/test_readme.py") -> list[str]:
+    """Python blocks marked as running in the file `runner`."""
+    return re.findall(rf"<!-- runs in {runner} -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_readme_has_a_snippet_to_run() -> None:

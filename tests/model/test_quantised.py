@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from samkv_rag.model.quantised import is_quantised
 from samkv_rag.parity import check_parity
 from tests.cases import WIRINGS
 from tests.models import build, byte_tokenizer
+from tests.test_readme import snippets
 
 SERVED: dict[str, Callable[[], Any]] = {
     "4-bit NF4": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
@@ -104,8 +104,7 @@ def test_a_loaded_one_is_known_by_its_weights(folder: Path, scheme: str) -> None
 
 
 def test_the_readme_says_how(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    [code] = re.findall(r"<!-- runs in tests/model/test_quantised.py -->\n```python\n(.*?)```", readme, re.DOTALL)
+    [code] = snippets("tests/model/test_quantised.py")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code.replace("Qwen/Qwen2.5-7B-Instruct", str(folder)), names)
