@@ -22,8 +22,9 @@ from benchmarks.rows import spread, where
 from benchmarks.shapes import model_named
 from samkv_kernels.rope_gather import Stored
 from samkv_rag.errors import SamKVError
-from samkv_rag.model.adapter import ModelAdapter, Part
+from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.decoding import Decoding
+from samkv_rag.model.filling import Part
 
 KEPT = {"full cache": 1.0, "kept 15 %": 0.15}
 ORDERS = ("together", "one after another")

@@ -12,123 +12,30 @@ more seconds than are left is left out. `--device cpu --model tiny --tokens 64 1
 from __future__ import annotations
 
 import argparse
-import gc
-import os
 import sys
 import time
 import traceback
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from benchmarks import decode, kernels, memory, profile, serving, stages, tiers, ttft
-from benchmarks.harness import gated, publish, wait
+from benchmarks.bench import Bench, in_turns_within
+from benchmarks.harness import wait
 from benchmarks.probe import Reading, gauge_of
 from benchmarks.rows import write_rows
-from benchmarks.shapes import model_named, random_prompt
 from benchmarks.systems import METHODS, first_token
-from samkv_kernels.backend import VARIABLE
-from samkv_rag.errors import ParityError
-from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.graphs import PLAIN_STEPS
 from samkv_rag.store import ChunkKVStore
-from samkv_rag.types import ChunkKV, PromptPlan
+from samkv_rag.types import ChunkKV
 
-T = TypeVar("T")
 SYSTEMS = ("full", "reuse", "cacheblend", "samkv", "samkv 1/3", "samkv 1/10")
 SERVED = ("full", "samkv")
 NAMES = ("kernels", "ttft", "stages", "profile", "memory", "decode", "tiers", "serving")
 GIB = 2**30
-
-
-@dataclass
-class Bench:
-    """One model and its prompts of several sizes; `stop` is when the call must be over (`time.perf_counter`)."""
-
-    label: str
-    device: str
-    out: Path
-    stop: float
-    new: int
-    budget: int
-    stored: dict[int, tuple[PromptPlan, ChunkKVStore]] = field(default_factory=dict)
-
-    @cached_property
-    def adapter(self) -> ModelAdapter:
-        """The model, once reuse has been shown to be exact on it; without our kernels, and saying so, if they fail."""
-        try:
-            return self._gated()
-        except Exception:
-            if os.environ.get(VARIABLE) == "torch":
-                raise
-            traceback.print_exc(file=sys.stdout)
-        print("THE GATE IS RED: once more with the backend torch, for all that follows")
-        os.environ[VARIABLE] = "torch"
-        self.tidy()
-        try:
-            return self._gated()
-        except Exception:
-            self.stop = time.perf_counter()  # nothing may be told of this model: what follows is left out
-            raise
-
-    def _gated(self) -> ModelAdapter:
-        start = time.perf_counter()
-        adapter = model_named(self.label, self.device)
-        print(f"model made in {time.perf_counter() - start:.1f} s, backend {adapter.backend}")
-        try:
-            return gated(self.label, adapter)
-        except ParityError as error:
-            if self.label != "8b":
-                raise
-            print(f"{error}\nRandom weights of 32 layers swell the rounding of bfloat16: float32 decides.")
-        gated("8b-shallow", model_named("8b-shallow", self.device))
-        return adapter
-
-    def left(self) -> float:
-        """Seconds."""
-        return self.stop - time.perf_counter()
-
-    def prompt(self, tokens: int) -> tuple[PromptPlan, ChunkKVStore]:
-        """A prompt of `tokens` in chunks of 512 or 1,024, stored where the model runs; only the last one is kept."""
-        if tokens not in self.stored:
-            self.stored.clear()
-            self.tidy()
-            size = min(512 if tokens < 8192 else 1024, tokens // 4)
-            store, start = ChunkKVStore(":memory:", device=self.device), time.perf_counter()
-            self.stored[tokens] = random_prompt(self.adapter, store, tokens // size, size), store
-            print(f"{tokens // size} chunks of {size} tokens stored in {time.perf_counter() - start:.1f} s")
-        return self.stored[tokens]
-
-    def tidy(self) -> None:
-        """Give back what the last part left."""
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-
-    def save(self, name: str, rows: Sequence[Mapping[str, Any]], shown: int) -> None:
-        """Print the first columns and write all."""
-        publish(name, rows, shown, dry=True)
-        write_rows(name, rows, self.out)
-
-
-def in_turns_within(ways: Mapping[str, Callable[[], T]], seconds: float, most: int) -> dict[str, list[T]]:
-    """What every way returns in up to `most` interleaved rounds, as many as `seconds` allow, one at least, after one
-    that warms up."""
-    for way in ways.values():
-        way()
-    seen: dict[str, list[T]] = defaultdict(list)
-    start, took = time.perf_counter(), 0.0
-    while len(seen[next(iter(ways))]) < most and time.perf_counter() - start + took < seconds or not seen:
-        begun = time.perf_counter()
-        for name, way in ways.items():
-            seen[name].append(way())
-        took = time.perf_counter() - begun
-    return dict(seen)
 
 
 def every_kernel(bench: Bench) -> None:
@@ -141,10 +48,14 @@ def every_kernel(bench: Bench) -> None:
 
 
 def first_tokens(bench: Bench, tokens: int, seconds: float) -> None:
-    """Time to the first token of stock transformers and all systems."""
+    """Time to the first token of stock transformers and all systems, and of those with recorded passes."""
     plan, store = bench.prompt(tokens)
     ways: dict[str, Any] = {"stock": partial(ttft.stock, bench.adapter, plan)}
     ways |= {name: partial(first_token, bench.adapter, store, plan, METHODS[name]) for name in SYSTEMS}
+    if bench.passes is not None:
+        ways |= {f"{name}, recorded": partial(bench.recorded, ways[name]) for name in SYSTEMS[1:]}
+        for name in SYSTEMS[1:]:
+            ways[f"{name}, recorded"]()  # sizes are recorded when they come again: in the round that warms up
     seen = in_turns_within(ways, min(seconds, bench.left()), 9)
     bench.save("ttft", ttft.rows(bench.label, tokens, seen, bench.device), 14)
 
@@ -231,6 +142,10 @@ def one_answer(bench: Bench, tokens: int) -> None:
     plan, store = bench.prompt(tokens)
     for system in ("samkv", "samkv 1/10"):
         profile.profiled(bench.adapter, store, plan, system, bench.out)
+    if bench.passes is not None:
+        bench.recorded(partial(first_token, bench.adapter, store, plan, METHODS["samkv"]))
+        bench.recorded(partial(profile.profiled, bench.adapter, store, plan, "samkv", bench.out, ", recorded"))
+        print(f"recordings: {bench.passes.recordings}; {bench.passes.reason or 'nothing in the way'}")
 
 
 Part = tuple[str, float, Callable[[Bench], None]]

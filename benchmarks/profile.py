@@ -6,6 +6,7 @@ to and from the host, and how often the host waits. What the profiler itself tak
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from samkv_rag.types import PromptPlan
 
 KEPT, SHOWN = 25, 9
 """Operations that are written down, and printed."""
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 COUNTED = {
     "launches": LAUNCHES,
     "copies": ("cudaMemcpyAsync",),
@@ -35,8 +36,11 @@ def counts(averages: Any) -> dict[str, int]:
     return found | {"items": calls.get("aten::_local_scalar_dense", 0), "nonzeros": calls.get("aten::nonzero", 0)}
 
 
-def profiled(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, system: str, out: Path) -> dict[str, int]:
-    """Profile one question by `system`, warm; prints counts and the first operations, writes both to `out`."""
+def profiled(
+    adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, system: str, out: Path, how: str = ""
+) -> dict[str, int]:  # fmt: skip
+    """Profile one question by `system`, warm; prints counts and the first operations, writes both to `out`. `how` says
+    what else there is to say about it."""
     on_gpu = adapter.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     first_token(adapter, store, plan, METHODS[system])
@@ -49,11 +53,11 @@ def profiled(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, syste
     averages = seen.key_averages()
     found = counts(averages)
     orders = ["self_cpu_time_total", *(["self_device_time_total"] if on_gpu else [])]
-    head = f"{system}, {plan.n_tokens} tokens: {1e3 * plain:.1f} ms without the profiler; {found}"
+    head = f"{system}{how}, {plan.n_tokens} tokens: {1e3 * plain:.1f} ms without the profiler; {found}"
     print(head)
     print("\n".join(line for order in orders for line in _lines(averages, order)))
     tables = [averages.table(sort_by=order, row_limit=KEPT, max_name_column_width=60) for order in orders]
-    (out / f"profile-{system.replace(' ', '-').replace('/', '-')}.txt").write_text("\n".join([head, *tables]))
+    (out / f"profile-{re.sub('[ ,/]+', '-', system + how)}.txt").write_text("\n".join([head, *tables]))
     return found
 
 

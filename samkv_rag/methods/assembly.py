@@ -11,8 +11,9 @@ from torch import Tensor
 from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries, blocks_of
 from samkv_rag.methods.layout import Ground, Layout
-from samkv_rag.model.adapter import ModelAdapter, Part
+from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.filling import Part
 from samkv_rag.types import PromptPlan
 
 
@@ -87,9 +88,9 @@ class Assembly:
     ) -> SlotCache:  # fmt: skip
         """A cache of the `layout` with `layers`, the first ones, by default all: what an earlier pass has left of it,
         and the rest from the store, but for chunk tokens `replaced`."""
-        holds, held, self._held = self.holds(layout), self._held, None
+        held, self._held = self._held if self.holds(layout) else None, None
         layers = range(self._adapter.shape.layers) if layers is None else layers
-        if held is None or not holds:
+        if held is None:
             return self.assemble(kept, layout, layers, replaced)
         cache = held.cache
         if len(layout.positions) < len(held.positions):

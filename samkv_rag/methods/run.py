@@ -140,7 +140,7 @@ class Run:
             with cache.restoring(here):
                 self.adapter.recompute(layout.ids[slots], here, cache, last_layer=last_layer, observer=means)
             self.caches.hold(layout, cache)
-            return Witnessed(at, means.mean(len(layout.ids)).index_select(1, self._owned(layout)).cpu(), columns)
+            return Witnessed(at, means.found.index_select(1, self._owned(layout)).cpu(), columns)
 
     def _asking(
         self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False
@@ -181,7 +181,7 @@ class Run:
         slots = self._fresh(layout, selection)
         masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
         logits = self._recompute_into(cache, layout, slots, masks, theta)
-        return Prepared(cache, tuple(layout.ids.tolist()), selection, logits)
+        return Prepared(self.adapter.release(cache), tuple(layout.ids.tolist()), selection, logits)
 
     def recompute_and_settle(
         self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
@@ -203,11 +203,11 @@ class Run:
         maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
         logits = self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            seen = maps.stacked.index_select(2, self._owned(layout))
+            seen = maps.found.index_select(2, self._owned(layout))
             selection = settle(Look(seen, layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
-        return Prepared(cache, tuple(thinned.ids.tolist()), selection, logits)
+        return Prepared(self.adapter.release(cache), tuple(thinned.ids.tolist()), selection, logits)
 
     def _answering_rows(self, at: Tensor) -> Tensor:
         """Which rows of a pass, at positions `at`, lead up to the answer: those from the question on that stand behind
@@ -260,7 +260,7 @@ class Run:
             self.costs.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
             self.costs.scored_bytes += stored[0].nbytes // len(layout.ids) * self.plan.chunk_tokens
         logits = self._recompute_into(cache, layout, self._fresh(layout, selection))
-        return Prepared(cache, tuple(layout.ids.tolist()), selection, logits)
+        return Prepared(self.adapter.release(cache), tuple(layout.ids.tolist()), selection, logits)
 
     def _owned(self, layout: Layout) -> Tensor:
         """Slots of chunk tokens, where the model runs."""

@@ -17,16 +17,18 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from samkv_kernels.backend import Backend, BackendError, choose
-from samkv_kernels.rope_gather import Stored, rope_gather_into
 from samkv_rag.errors import SamKVError, UnsupportedModel
-from samkv_rag.model import supported
+from samkv_rag.model import graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.filling import Part, fill
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observer
+from samkv_rag.model.recorded import Passes, PromptPass
 from samkv_rag.model.rotary import Rotary, RotaryTable
+from samkv_rag.model.workspace import Workspace
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
@@ -45,16 +47,6 @@ class KVShape:
     @property
     def bytes_per_token(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Stored tokens that come to stand in neighbouring slots, from slot `start` on: of every one its row among the
-    `stored` ones (int `(T,)`; -1: none, zeros)."""
-
-    start: int
-    stored: Stored
-    rows: Tensor
 
 
 class ModelAdapter:
@@ -88,6 +80,9 @@ class ModelAdapter:
         self.sink_prefix = tuple(sink_prefix)
         self.shape = self._measure()
         self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length, backend=self.backend)
+        self.passes: Passes | None = None
+        if graphs.wanted():
+            self.record()
 
     @torch.inference_mode()
     def _measure(self) -> KVShape:
@@ -181,20 +176,19 @@ class ModelAdapter:
 
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
         """
-        layers = range(self.shape.layers) if layers is None else layers
-        shape = (len(layers), self.shape.kv_heads, len(positions) + room, self.shape.head_dim)
-        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        layers, slots = range(self.shape.layers) if layers is None else layers, len(positions) + room
+        lent = None if self.passes is None else self.passes.workspace.lend(layers, slots)
+        keys, values = self._room(len(layers), slots) if lent is None else lent
         cache = SlotCache(keys, values, positions)
-        angles, end = self.table(cache.positions[: len(positions)]).angles(layers), 0
-        for part in parts:
-            _clear(keys, values, end, part.start)
-            end = part.start + len(part.rows)
-            rope_gather_into(
-                keys[:, :, part.start : end], values[:, :, part.start : end], part.stored.to(self.device),
-                part.rows.to(self.device), angles.slots(part.start, end), self.backend,
-            )  # fmt: skip
-        _clear(keys, values, end, len(positions))
+        angles = self.table(cache.positions[: len(positions)]).angles(layers)
+        fill(keys, values, parts, len(positions), angles, self.backend)
         return cache
+
+    def _room(self, layers: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `(layers, G, slots, D)` with anything in them."""
+        shape = (layers, self.shape.kv_heads, slots, self.shape.head_dim)
+        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        return keys, values
 
     def question_queries(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
@@ -214,7 +208,7 @@ class ModelAdapter:
         """Softmax attention of rows `asked` over all slots, averaged over heads: fp32 `(len(layers), Q, T)`."""
         maps = AttentionMaps(asked.to(self.device, non_blocking=True), layers)
         self.recompute(ids, slots, cache, last_layer=max(layers), observer=maps)
-        return maps.stacked
+        return maps.found
 
     @torch.inference_mode()
     def recompute(
@@ -229,14 +223,36 @@ class ModelAdapter:
         With `narrow` some of the tokens see only one another on the upper layers.
         """
         slots = slots.to(self.device, non_blocking=True)
-        everything = len(slots) == cache.get_seq_length()
         last = None if speak else self.shape.layers - 1 if last_layer is None else last_layer
-        plan = AttentionPlan(cache.positions, None if everything else slots, observer, last, self.backend)
+        asked = PromptPass(torch.as_tensor(ids), slots, last, observer, narrow, speak)
+        if self.passes is not None and rows is None and blend is None and self.passes.serves(asked, cache):
+            return self.passes.take(asked, cache)
+        with cache.writing(slots, rows, blend):
+            return self._carry_out(asked, cache)
+
+    def _carry_out(self, asked: PromptPass, cache: SlotCache) -> Tensor | None:
+        """A pass whose entries the cache knows where to put."""
+        everything, narrow = len(asked.slots) == cache.get_seq_length(), asked.narrow
+        slots = None if everything else asked.slots
+        plan = AttentionPlan(cache.positions, slots, asked.observer, asked.last_layer, self.backend)
         if narrow is not None and narrow.rows and not everything:  # else nothing is hidden from anybody
             plan = NarrowedPlan(plan, narrow)
-        with cache.writing(slots, rows, blend):
-            logits = self.forward(ids, cache.positions[slots], cache, plan, int(speak))
+        logits = self.forward(asked.ids, cache.positions[asked.slots], cache, plan, int(asked.speak))
         return None if logits is None else logits[0, 0]
+
+    def record(self) -> None:
+        """Have steps and passes over prompts recorded as CUDA graphs where that can be; a warning says why not."""
+        self.loop.record()
+        if self.loop.recorder is not None:
+            pool = torch.cuda.graph_pool_handle()
+            workspace = Workspace(partial(self._room, self.shape.layers))
+            self.passes = Passes(workspace, self._carry_out, partial(graphs.captured, pool=pool))
+
+    def release(self, cache: SlotCache) -> SlotCache:
+        """A prepared cache, in memory of its own: where it was prepared, the next prompt will be."""
+        if self.passes is not None and self.passes.workspace.holds(cache):
+            cache.move()
+        return cache
 
     def speaks_at_once(self, rows: int) -> bool:
         """Whether a pass over so many `rows` had better go on to the next token's logits itself.
@@ -268,21 +284,13 @@ class ModelAdapter:
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
-        shape = (self.shape.layers, self.shape.kv_heads, room, self.shape.head_dim)
-        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return SlotCache(keys, values, torch.arange(0))
+        return SlotCache(*self._room(self.shape.layers, room), torch.arange(0))
 
     def generate(
         self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
     ) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
         return self.loop.finish(self.loop.begin(ids, cache, logits, **generation))
-
-
-def _clear(keys: Tensor, values: Tensor, start: int, stop: int) -> None:
-    """Zeros in the slots from `start` to `stop`, if there are any."""
-    if start < stop:
-        keys[:, :, start:stop], values[:, :, start:stop] = 0, 0
 
 
 def _backend(device: torch.device, wanted: str | None) -> Backend:

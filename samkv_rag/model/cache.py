@@ -210,6 +210,13 @@ class SlotCache(Cache):
         self._bind()
         self.crop_to(len(slots))
 
+    def move(self) -> None:
+        """Go on in memory of its own, away from what was lent."""
+        length = self.get_seq_length()
+        self._buffers = [(keys.clone(), values.clone()) for keys, values in self._buffers]
+        self._bind()
+        self.crop_to(length)
+
     def deepen(self, other: SlotCache) -> None:
         """Take over the layers of `other`, a cache of the same tokens, above its own."""
         self.slot_layers += other.slot_layers

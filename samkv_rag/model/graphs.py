@@ -14,8 +14,9 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ Forward = Callable[[Tensor, Tensor, Plan], Tensor]
 """Next-token logits `(B, vocab)` of tokens `(B, 1)` at positions `(B, 1)` under a plan that keeps the caches."""
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Records a function: what comes back does the same work again and returns the same tensor."""
+Result = TypeVar("Result")
 
 
 def wanted() -> bool:
@@ -51,7 +53,7 @@ def recorder_of(forward: Forward, backend: Backend, device: torch.device, apart:
     obstacle = _obstacle(backend, device, apart)
     if obstacle is None:
         return Recorder(forward, backend, captured)
-    _tell(obstacle)
+    tell(f"Decoding runs without CUDA graphs: {obstacle}.")
     return None
 
 
@@ -63,8 +65,9 @@ def _obstacle(backend: Backend, device: torch.device, apart: bool) -> str | None
     return "the model's rotary frequencies depend on the length of the text" if apart else None
 
 
-def _tell(obstacle: str) -> None:
-    warnings.warn(f"Decoding runs without CUDA graphs: {obstacle}.", RuntimeWarning, stacklevel=3)
+def tell(warning: str) -> None:
+    """Warn of what is not recorded."""
+    warnings.warn(warning, RuntimeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,7 @@ class FixedStep:
 
     def record(self, capture: Capture) -> None:
         """Have later steps played; the last one is taken again in doing so, which changes nothing."""
-        device = self._tokens.device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with current(self._tokens.device):
             self._again = capture(self._run)
 
     def _run(self) -> Tensor:
@@ -178,24 +180,30 @@ class Recorder:
             self.recordings += 1
         except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
             self.reason = f"a step could not be recorded ({type(error).__name__}: {error})"
-            _tell(self.reason)
+            tell(f"Decoding runs without CUDA graphs: {self.reason}.")
 
 
-def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within the block a GPU is the current one: what records does so there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def captured(run: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
     """`run` as a CUDA graph of the current device, after one run on the stream that records: what is made only once,
-    such as a workspace for products, is not part of the graph."""
+    such as a workspace for products, is not part of the graph. Graphs of one `pool` share the memory of what they only
+    need while they run; what they return is their own."""
     graph, stream, before = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
     stream.wait_stream(before)
     with torch.cuda.stream(stream):
         run()
-        graph.capture_begin(capture_error_mode="thread_local")  # other threads may ask for memory meanwhile
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may ask for memory meanwhile
         try:
             out = run()
         finally:
             graph.capture_end()
     before.wait_stream(stream)
 
-    def again() -> Tensor:
+    def again() -> Result:
         graph.replay()
         return out
 

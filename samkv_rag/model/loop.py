@@ -19,7 +19,7 @@ from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Hearer, Rules
-from samkv_rag.model.graphs import Recorder, recorder_of, wanted
+from samkv_rag.model.graphs import Recorder, recorder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,6 @@ class Loop:
         self._apart = apart
         self._backend = backend
         self.recorder: Recorder | None = None
-        if wanted():
-            self.record()
 
     def record(self) -> None:
         """Have later steps recorded as CUDA graphs where that can be done; a warning says why it cannot."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -63,6 +64,15 @@ class Watcher(ABC):
             self._spans = seen.spans, seen.spans.rows(self.rows)
         return self._spans[1]
 
+    @property
+    @abstractmethod
+    def kind(self) -> Hashable:
+        """What it has in common with those that watch other rows in the same way."""
+
+    @abstractmethod
+    def watching(self, rows: Tensor) -> Self:
+        """One of the same kind for other rows."""
+
     @abstractmethod
     def watches(self, layer: int) -> bool:
         """Whether it wants the weights of this layer."""
@@ -70,6 +80,15 @@ class Watcher(ABC):
     @abstractmethod
     def take(self, weights: Tensor) -> None:
         """The weights `(len(rows), T)` of one layer."""
+
+    @property
+    @abstractmethod
+    def found(self) -> Tensor:
+        """What came of the weights of all layers, fp32 `(..., len(rows), T)`."""
+
+    @abstractmethod
+    def accept(self, found: Tensor) -> None:
+        """What one of the same kind has found for these rows, in a pass that it saw instead."""
 
 
 class AttentionMaps(Watcher):
@@ -80,6 +99,13 @@ class AttentionMaps(Watcher):
         self._layers = layers
         self._maps: list[Tensor] = []
 
+    @property
+    def kind(self) -> Hashable:
+        return type(self), tuple(self._layers)
+
+    def watching(self, rows: Tensor) -> Self:
+        return type(self)(rows, self._layers)
+
     def watches(self, layer: int) -> bool:
         return layer in self._layers
 
@@ -87,9 +113,12 @@ class AttentionMaps(Watcher):
         self._maps.append(weights)
 
     @property
-    def stacked(self) -> Tensor:
+    def found(self) -> Tensor:
         """Softmax attention over all slots, averaged over heads: fp32 `(len(layers), len(rows), T)`."""
         return torch.stack(self._maps)
+
+    def accept(self, found: Tensor) -> None:
+        self._maps = list(found)
 
 
 class MeanAttention(Watcher):
@@ -100,15 +129,26 @@ class MeanAttention(Watcher):
         self._sum: Tensor | None = None
         self._layers = 0
 
+    @property
+    def kind(self) -> Hashable:
+        return type(self)
+
+    def watching(self, rows: Tensor) -> Self:
+        return type(self)(rows)
+
     def watches(self, layer: int) -> bool:
-        return len(self.rows) > 0
+        return True
 
     def take(self, weights: Tensor) -> None:
         self._sum = weights if self._sum is None else self._sum + weights
         self._layers += 1
 
-    def mean(self, slots: int) -> Tensor:
-        """Softmax attention over all `slots`, averaged over heads and layers: fp32 `(len(rows), slots)`."""
+    @property
+    def found(self) -> Tensor:
+        """Softmax attention over all slots, averaged over heads and layers: fp32 `(len(rows), T)`."""
         if self._sum is None:
-            return torch.zeros(0, slots, device=self.rows.device)
+            raise ValueError("no layer of a pass has been seen")
         return self._sum / self._layers
+
+    def accept(self, found: Tensor) -> None:
+        self._sum, self._layers = found, 1

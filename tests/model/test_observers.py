@@ -51,8 +51,8 @@ def test_weights_are_made_once_where_those_who_attend_together_are_watched(
     assert made.ready == [2]  # below, most rows are not watched; the last layer is seen before it attends
     monkeypatch.setattr(AttentionPlan, "_room_for_shares", lambda *_: None)
     apart = seen_in_a_narrowed_pass(wiring, 5)
-    assert apart.ready == [] and torch.allclose(made.stacked, apart.stacked, atol=1e-5)
-    assert torch.allclose(made.stacked.sum(-1), torch.ones(()), atol=1e-5)
+    assert apart.ready == [] and torch.allclose(made.found, apart.found, atol=1e-5)
+    assert torch.allclose(made.found.sum(-1), torch.ones(()), atol=1e-5)
 
 
 @some_wirings

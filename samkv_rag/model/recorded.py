@@ -1,0 +1,182 @@
+"""Passes over a prompt, of fixed sizes, recorded as CUDA graphs: the host makes their launches once.
+
+Of an 8B model's answer over 16,384 tokens a GPU was busy for 118 ms of 226; the rest went into 5,242 launches
+(docs/benchmarks.md). Prompts are prepared in one memory (`Workspace`), and a pass is filled up with rows that nobody
+sees, to sizes that many prompts share: a token at the first free slot, behind all that is asked for. What runs and
+where it stands is read from tensors, so that the same launches serve the next prompt. `SAMKV_GRAPHS=on` asks for it.
+
+Recorded or not, a pass in the workspace is the same function, so an answer does not depend on when it was recorded.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.graphs import current, tell
+from samkv_rag.model.narrowed import Narrow
+from samkv_rag.model.observers import Observer, Watcher
+from samkv_rag.model.workspace import Workspace
+
+MOST = 16
+"""Recordings that are kept, those used last: prompts of one application have few sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPass:
+    """A pass over tokens `ids` `(Q,)` at the `slots` `(Q,)` of a cache, as `ModelAdapter.recompute` describes it."""
+
+    ids: Tensor
+    slots: Tensor
+    last_layer: int | None
+    observer: Observer | None = None
+    narrow: Narrow | None = None
+    speak: bool = False
+
+    @property
+    def head(self) -> int:
+        """How many rows, the first ones, others may be put behind: they see nothing of those, nor are they the last."""
+        return self.narrow.rows if self.narrow is not None else len(self.slots) - int(self.speak)
+
+
+Run = Callable[[PromptPass, SlotCache], Tensor | None]
+"""Carries a pass out; returns the logits `(vocab,)` where it speaks."""
+Found = tuple[Tensor | None, Tensor | None]
+"""Logits, and what the watcher found."""
+Capture = Callable[[Callable[[], Found]], Callable[[], Found]]
+"""Records a function: what comes back does the same work again and returns the same tensors."""
+
+
+def rounded(count: int) -> int:
+    """The size that a part of `count` rows is filled up to: 16 more at most, or an eighth, so that there are few."""
+    step = max(16, 1 << max(0, count.bit_length() - 4))
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What passes share that one recording serves: rows before and behind the filling, watched rows, layers."""
+
+    head: int
+    tail: int
+    watched: int
+    kind: Hashable
+    narrow_from: int | None
+    last_layer: int | None
+    speak: bool
+
+    @classmethod
+    def of(cls, asked: PromptPass) -> Sizes:
+        """Those of a pass, rounded up. A single row behind the head is the one that speaks."""
+        tail, watcher = len(asked.slots) - asked.head, _watcher(asked)
+        return cls(
+            rounded(asked.head), tail if tail < 2 else rounded(tail), rounded(len(watcher.rows)) if watcher else 0,
+            watcher.kind if watcher else None, asked.narrow.layer if asked.narrow else None, asked.last_layer,
+            asked.speak,
+        )  # fmt: skip
+
+
+def _watcher(asked: PromptPass) -> Watcher | None:
+    return asked.observer if isinstance(asked.observer, Watcher) else None
+
+
+class FixedPass:
+    """A pass of some sizes over the workspace: the same launches on the same memory, prompt after prompt."""
+
+    def __init__(self, asked: PromptPass, sizes: Sizes, cache: SlotCache, run: Run) -> None:
+        self._sizes, self._cache, self._run = sizes, cache, run
+        device = cache.positions.device
+        self._ids, self._slots = (torch.zeros(sizes.head + sizes.tail, dtype=torch.long, device=device) for _ in "12")
+        self._watched = torch.zeros(sizes.watched, dtype=torch.long, device=device)
+        watcher = _watcher(asked)
+        self._watching = None if watcher is None else partial(watcher.watching, self._watched)
+        narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head)
+        self._pass = replace(asked, ids=self._ids, slots=self._slots, narrow=narrow, observer=None)
+        self._again: Callable[[], Found] = self._carry_out
+        self.recorded = False
+
+    def take(self, asked: PromptPass, length: int, capture: Capture | None = None) -> Tensor | None:
+        """Carry a pass out over the first `length` slots, from now on by what `capture` makes of it, if that is given;
+        returns the logits `(vocab,)` where it speaks, and lets its watcher know."""
+        self._fill(asked, length)
+        if capture is not None:
+            with current(self._slots.device):
+                self._again, self.recorded = capture(self._carry_out), True
+        logits, found = self._again()
+        watcher = _watcher(asked)
+        if watcher is not None and found is not None:
+            watcher.accept(found[..., : len(watcher.rows), :length].clone())
+        return None if logits is None else logits.clone()
+
+    def _fill(self, asked: PromptPass, length: int) -> None:
+        """Write down what runs, and where: tokens at the first free slot between the head and what is behind it."""
+        head, more = asked.head, len(self._slots) - len(asked.slots)
+        for fixed, own, filling in ((self._ids, asked.ids, 0), (self._slots, asked.slots, length)):
+            fixed[:head].copy_(own[:head], non_blocking=True)
+            fixed[head : head + more] = filling
+            fixed[head + more :].copy_(own[head:], non_blocking=True)
+        watcher = _watcher(asked)
+        if watcher is not None:
+            rows = watcher.rows
+            self._watched[: len(rows)] = torch.where(rows < head, rows, rows + more)
+            self._watched[len(rows) :] = self._watched[len(rows) - 1]
+
+    def _carry_out(self) -> Found:
+        watcher = self._watching() if self._watching is not None else None
+        with self._cache.writing(self._slots):
+            logits = self._run(replace(self._pass, observer=watcher), self._cache)
+        return logits, None if watcher is None else watcher.found
+
+
+class Passes:
+    """Takes the passes of prompts that lie in the `workspace`; what sizes come again is recorded. `reason` says why
+    nothing is any more."""
+
+    def __init__(self, workspace: Workspace, run: Run, capture: Capture) -> None:
+        self.workspace = workspace
+        self._run, self._capture = run, capture
+        self._fixed: OrderedDict[Sizes, FixedPass] = OrderedDict()
+        self._generation = workspace.generation
+        self.reason: str | None = None
+        self.recordings = 0
+
+    def serves(self, asked: PromptPass, cache: SlotCache) -> bool:
+        """Whether a pass can be of fixed sizes: some rows of a prompt in the workspace, with one free slot behind it,
+        and nobody who looks but a watcher."""
+        some = asked.head > 0 and len(asked.slots) < cache.get_seq_length() < len(cache.positions)
+        watcher = _watcher(asked)
+        seen = asked.observer is None if watcher is None else len(watcher.rows) > 0
+        return some and seen and self.reason is None and self.workspace.holds(cache)
+
+    def take(self, asked: PromptPass, cache: SlotCache) -> Tensor | None:
+        """Carry a pass out; returns the logits `(vocab,)` where it speaks. Its watcher has what it wants."""
+        if self._generation != self.workspace.generation:
+            self._fixed.clear()
+            self._generation = self.workspace.generation
+        self.workspace.follow(cache)
+        fixed, again = self._fixed_for(asked)
+        length = cache.get_seq_length()
+        if again and not fixed.recorded:
+            try:
+                logits = fixed.take(asked, length, self._capture)
+                self.recordings += 1
+                return logits
+            except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
+                self.reason = f"a pass could not be recorded ({type(error).__name__}: {error})"
+                tell(f"Prompts are prepared without CUDA graphs: {self.reason}.")
+        return fixed.take(asked, length)
+
+    def _fixed_for(self, asked: PromptPass) -> tuple[FixedPass, bool]:
+        """The pass of these sizes, and whether there was one before."""
+        sizes = Sizes.of(asked)
+        known = self._fixed.pop(sizes, None)
+        self._fixed[sizes] = fixed = known or FixedPass(asked, sizes, self.workspace.cache, self._run)
+        if len(self._fixed) > MOST:
+            self._fixed.popitem(last=False)
+        return fixed, known is not None

@@ -1,0 +1,256 @@
+"""Passes of fixed sizes prepare what plain ones do, on every wiring and by every method, recorded or not.
+
+Without a GPU a recording is the function itself, run into the memory of its first result, as a graph does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samkv_rag import ChunkKVStore, Reuse, SamKV
+from samkv_rag.methods import Method, Prepared
+from samkv_rag.model import recorded
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.graphs import captured
+from samkv_rag.model.recorded import FixedPass, Found, Passes, rounded
+from samkv_rag.model.workspace import ROUND, Workspace
+from tests import oracles
+from tests.cases import METHODS, WIRINGS
+from tests.methods.gates import TOLERANCE, distance
+from tests.models import adapter, build
+from tests.oracles import Prompted
+
+LENGTHS = ((37, 16, 30, 5), (36, 17, 29, 4), (64, 3), (38, 15, 31, 6))
+"""Of chunks: three prompts of much the same size, and one of another."""
+every_wiring = pytest.mark.parametrize("wiring", [name for name in WIRINGS if not adapter(name).loop._apart])
+
+
+def replayed(run: Callable[[], Found]) -> Callable[[], Found]:
+    """What `captured` does, without a GPU: what a recording reads from the host is read once."""
+    run()
+    out = run()
+
+    def again() -> Found:
+        for old, new in zip(out, run(), strict=True):
+            if old is not None and new is not None:
+                old.copy_(new)
+        return out
+
+    return again
+
+
+def refused(run: Callable[[], Found]) -> Callable[[], Found]:
+    raise RuntimeError("waits for the GPU")
+
+
+@contextmanager
+def recording(model: ModelAdapter, capture: Any = replayed) -> Iterator[Passes]:
+    """Within the block the passes of a model are of fixed sizes, in a workspace that is full of what is no number."""
+    workspace = Workspace(partial(model._room, model.shape.layers))
+    model.passes = Passes(workspace, model._carry_out, capture)
+    given_back = workspace.lend(range(model.shape.layers), 180)
+    assert given_back is not None
+    for part in given_back:
+        part.fill_(torch.nan)
+    del given_back, part
+    try:
+        yield model.passes
+    finally:
+        model.passes = None
+
+
+def prompts(wiring: str) -> list[Prompted]:
+    store = ChunkKVStore(":memory:")
+    return [
+        Prompted(oracles.stored_plan(adapter(wiring), store, lengths, seed=seed), adapter(wiring), store)
+        for seed, lengths in enumerate(LENGTHS)
+    ]
+
+
+def entries(prepared: Prepared) -> list[Tensor]:
+    assert prepared.cache is not None
+    return [part for layer in prepared.cache.slot_layers for part in layer.snapshot()]
+
+
+def assert_same(got: Prepared, want: Prepared) -> None:
+    """The same tokens stay, with the same entries and the same logits."""
+    assert got.ids == want.ids
+    for mine, theirs in zip(got.selection.kept, want.selection.kept, strict=True):
+        assert torch.equal(mine, theirs)
+    if want.cache is not None and want.logits is not None and got.logits is not None:
+        assert distance(got.logits, want.logits) < TOLERANCE
+        for mine, theirs in zip(entries(got), entries(want), strict=True):
+            assert distance(mine, theirs) < TOLERANCE
+
+
+@every_wiring
+@pytest.mark.parametrize("method", [SamKV(keep=0.3), SamKV(keep=0.3, wide=1.0, recompute=1 / 3)], ids=["half", "whole"])
+def test_fixed_passes_prepare_what_plain_ones_do(wiring: str, method: Method) -> None:
+    plain = [case.prepare(method) for case in prompts(wiring)]
+    with recording(adapter(wiring)) as passes:
+        for case, want in zip(prompts(wiring), plain, strict=True):
+            assert_same(case.prepare(method), want)
+        assert passes.recordings >= 2 and passes.reason is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fixed_passes_serve_every_method(name: str) -> None:
+    plain = [case.prepare(METHODS[name]) for case in prompts("llama")]
+    with recording(adapter("llama")):
+        for case, want in zip(prompts("llama"), plain, strict=True):
+            assert_same(case.prepare(METHODS[name]), want)
+
+
+def test_sizes_are_recorded_when_they_come_again() -> None:
+    with recording(adapter("llama")) as passes:
+        made = []
+        for case in prompts("llama"):
+            case.prepare(SamKV())
+            made.append(passes.recordings)
+    assert made == [0, 3, 3, 3], "a look, what is followed, the recompute; the third prompt has sizes of its own"
+
+
+def test_what_is_read_once_would_be_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: a recording that plays the tokens it was made with."""
+    cases = prompts("llama")
+    want = cases[3].prepare(SamKV())
+    fill = FixedPass._fill
+
+    def once(self: FixedPass, *how: Any) -> None:
+        if not self.recorded:
+            fill(self, *how)
+
+    monkeypatch.setattr(FixedPass, "_fill", once)
+    with recording(adapter("llama")):
+        got = [case.prepare(SamKV()) for case in cases][3]
+    assert want.logits is not None and got.logits is not None
+    assert distance(got.logits, want.logits) > 100 * TOLERANCE
+
+
+def test_rows_that_fill_up_would_be_visible_at_another_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: they stand behind everything for a reason."""
+    case, fill = prompts("llama")[0], FixedPass._fill
+    want = case.prepare(Reuse())
+    monkeypatch.setattr(FixedPass, "_fill", lambda self, asked, length: fill(self, asked, length - 3))
+    with recording(adapter("llama")):
+        got = case.prepare(Reuse())
+    assert want.logits is not None and got.logits is not None
+    assert distance(got.logits, want.logits) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("method", [Reuse(), SamKV(), METHODS["samkv-before-third"]], ids=["reuse", "samkv", "before"])
+def test_an_answer_leaves_the_workspace_to_the_next_prompt(method: Method) -> None:
+    first, second = prompts("llama")[:2]
+    with recording(adapter("llama")) as passes:
+        held = first.prepare(method)
+        assert held.cache is not None and not passes.workspace.holds(held.cache)
+        before = entries(held)
+        second.prepare(method)
+        assert passes.recordings > 0
+        for mine, theirs in zip(before, entries(held), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_what_cannot_be_recorded_is_said_once_and_done_plainly() -> None:
+    plain = [case.prepare(SamKV()) for case in prompts("llama")]
+    with recording(adapter("llama"), refused) as passes:
+        with pytest.warns(RuntimeWarning, match="without CUDA graphs: .*waits for the GPU") as said:
+            for case, want in zip(prompts("llama"), plain, strict=True):
+                assert_same(case.prepare(SamKV()), want)
+        assert len(said) == 1 and passes.recordings == 0 and "waits for the GPU" in str(passes.reason)
+
+
+def test_only_the_last_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "MOST", 2)
+    case, made = prompts("llama")[0], []
+    with recording(adapter("llama")) as passes:
+        for keep in (0.2, 0.2, 0.8, 0.8, 0.2):
+            case.prepare(SamKV(settle="before", look="mean", keep=keep, recompute=1 / 3))
+            made.append(passes.recordings)
+            assert len(passes._fixed) <= 2
+    assert made == [0, 1, 1, 2, 2]
+
+
+@given(st.integers(1, 100_000))
+def test_parts_are_filled_up_by_little(count: int) -> None:
+    size = rounded(count)
+    assert count <= size <= count + max(15, count // 8) and rounded(size) == size
+
+
+# -- the workspace -------------------------------------------------------------------------------------------------
+
+
+def workspace(layers: int = 4) -> Workspace:
+    return Workspace(lambda slots: (torch.zeros(layers, 2, slots, 8), torch.ones(layers, 2, slots, 8)))
+
+
+def test_layers_are_lent_once_and_come_back_by_themselves() -> None:
+    space = workspace()
+    low = space.lend(range(2), 20)
+    assert low is not None and [part.shape for part in low] == [(2, 2, 20, 8)] * 2
+    assert space.lend(range(1, 3), 20) is None, "layer 1 is taken"
+    high = space.lend(range(2, 4), 20)
+    assert high is not None
+    cache = SlotCache(*low, torch.arange(16))
+    cache.deepen(SlotCache(*high, torch.arange(16)))
+    assert space.holds(cache)
+    del low, high
+    assert space.lend(range(4), 20) is None, "a cache lies there"
+    cache.keep(torch.arange(0, 16, 2))
+    assert not space.holds(cache)
+    assert space.lend(range(4), 20) is not None
+
+
+def test_it_grows_when_nobody_is_in_it() -> None:
+    space = workspace()
+    small, first = space.lend(range(4), ROUND // 2), space.generation
+    assert len(space.cache.positions) == ROUND
+    assert space.lend(range(0), 10 * ROUND) is None, "what is lent stays where it is"
+    assert space.generation == first and small is not None
+    del small
+    large = space.lend(range(4), 10 * ROUND)
+    assert large is not None and space.generation == first + 1
+    assert len(space.cache.positions) == 13 * ROUND, "a quarter more, in whole steps"
+
+
+def test_positions_run_on_behind_the_cache_that_lies_there() -> None:
+    space = workspace()
+    lent = space.lend(range(4), 10)
+    assert lent is not None
+    space.follow(SlotCache(*lent, torch.tensor([0, 3, 4, 9])))
+    at = space.cache.positions
+    assert at[:4].tolist() == [0, 3, 4, 9] and at[4:].tolist() == list(range(10, 10 + len(at) - 4))
+
+
+# -- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wiring", ["llama", "gemma2", "qwen3", "mistral-sliding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_plays_the_passes_that_were_recorded(wiring: str, dtype: torch.dtype) -> None:
+    """To the bit what they are unrecorded; in float32 within rounding what plain ones are."""
+    model, made = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton"), {}
+    store = ChunkKVStore(":memory:")
+    cases = [
+        Prompted(oracles.stored_plan(model, store, lengths, seed=n), model, store) for n, lengths in enumerate(LENGTHS)
+    ]
+    made["plain"] = [case.prepare(SamKV(keep=0.3)) for case in cases]
+    for name, capture in {"fixed": lambda run: run, "played": captured}.items():
+        with recording(model, capture) as passes:
+            made[name] = [case.prepare(SamKV(keep=0.3)) for case in cases]
+            assert (passes.recordings, passes.reason) == (3, None)
+    for fixed, played, plain in zip(made["fixed"], made["played"], made["plain"], strict=True):
+        assert fixed.ids == played.ids and torch.equal(*(one.logits for one in (fixed, played)))
+        if dtype == torch.float32:
+            assert_same(played, plain)
