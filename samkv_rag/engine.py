@@ -33,6 +33,7 @@ class SamKVEngine:
     def __init__(
         self, source: ModelSource, store: str | Path | ChunkKVStore, method: str | Method = "samkv",
         namespace: str = "default", min_kept_tokens: int = 0, max_batch: int = 8,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.source = source
         self.store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
@@ -44,14 +45,15 @@ class SamKVEngine:
         self._loading = threading.RLock()
         self._closed = False
         self._opened_store = self.store is not store
-        self._library = Library(source, self.store, namespace, self._loading)
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self._library = Library(source, self.store, namespace, self._loading, self.chat_template_kwargs)
 
     @classmethod
     def from_pretrained(
         cls, model: Any = BUNDLED, tokenizer: Any = None, store: str | Path | ChunkKVStore = "./kv",
         method: str | Method | None = None, namespace: str = "default", device_map: Any = None, dtype: Any = "auto",
         model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "head",
-        kv_dtype: str = "model", max_batch: int = 8,
+        kv_dtype: str = "model", max_batch: int = 8, chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> SamKVEngine:  # fmt: skip
         """An engine over `model`: "bundled", "bundled-small", a hub id, a folder, a loaded model. Nothing is loaded.
 
@@ -61,11 +63,13 @@ class SamKVEngine:
         `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", the first lines of the
         prompt of `answer`; "bos", a BOS token; or "none" (the paper). `kv_dtype` is how caches are stored: "model",
         "bf16", "fp16", "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded
-        together, each with its cache in memory. Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
+        together, each with its cache in memory. `chat_template_kwargs` are more variables of the model's chat template:
+        `{"enable_thinking": False}` has a model answer at once that thinks first (Qwen3), as `answer` has it do anyway.
+        Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
         """
         sink = sink_text(sink_prefix)
         source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink, kv_dtype)
-        return cls(source, store, method or SamKV(), namespace, min_kept_tokens, max_batch)
+        return cls(source, store, method or SamKV(), namespace, min_kept_tokens, max_batch, chat_template_kwargs)
 
     # -- the model and its texts -------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from samkv_rag.ingest import Pending, Progress, ingest, reported
 from samkv_rag.model.adapter import ModelAdapter
@@ -27,11 +28,12 @@ class Library:
     """
 
     def __init__(
-        self, source: ModelSource, store: ChunkKVStore, namespace: str, loading: AbstractContextManager[bool]
-    ) -> None:
+        self, source: ModelSource, store: ChunkKVStore, namespace: str, loading: AbstractContextManager[bool],
+        template: Mapping[str, Any],
+    ) -> None:  # fmt: skip
         self.unusable: set[str] = set()
         self._source, self._store, self._namespace = source, store, namespace
-        self._loading = loading
+        self._loading, self._template = loading, template
         self._planner: Planner | None = None
         self._holding = threading.Condition()
         self._holders = 0
@@ -59,7 +61,8 @@ class Library:
         matcher = Matcher(self._text_of)
         for key, record in self._store.records(self._namespace, self._source.fingerprint):
             _know(matcher, key, record)
-        return Planner(Encoder(self._source.loaded_tokenizer), matcher, self._key, self._stored_ids)
+        encoder = Encoder(self._source.loaded_tokenizer)
+        return Planner(encoder, matcher, self._key, self._stored_ids, self._template)
 
     def _key(self, token_ids: Sequence[int]) -> str:
         return chunk_key(token_ids, self._source.fingerprint, self._namespace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -49,6 +50,15 @@ def byte_tokenizer(chat: bool = False) -> Any:
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         )
+    return tokenizer
+
+
+def thinking_tokenizer(opens: bool = False) -> Any:
+    """A chat template as Qwen3's: `enable_thinking=False` gives the answer an empty thought. With `opens` as
+    DeepSeek-R1's: the prompt ends in the middle of one."""
+    tokenizer = copy.deepcopy(byte_tokenizer(chat=True))
+    off = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    tokenizer.chat_template += "<think>\n{# until </think> #}" if opens else off
     return tokenizer
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -11,9 +12,21 @@ from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_samkv.calls import CallReader, is_json
+from samkv_rag.prompt.reasoning import ReasoningReader, Said, split
 from samkv_rag.types import Answer
 
+THOUGHT = "reasoning_content"
+"""Where LangChain looks for what a model thought, in `additional_kwargs`."""
 _CUT_OFF = "The answer ended inside this call; allow more tokens with max_tokens."
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an answer of the model of this `name` is read: whether it may hold tool calls, and what tells thoughts."""
+
+    name: str
+    may_call: bool
+    thoughts: ReasoningReader | None = None
 
 
 def usage_of(answer: Answer) -> UsageMetadata:
@@ -38,21 +51,24 @@ def metadata_of(answer: Answer, model: str, called: bool) -> dict[str, object]:
     }
 
 
-def result_of(answer: Answer, model: str, may_call: bool) -> ChatResult:
+def result_of(answer: Answer, reading: Reading) -> ChatResult:
     """A finished answer as LangChain's result."""
-    if may_call:
-        message = _with_calls(answer, model)
+    thought, text = split(answer.text, reading.thoughts)
+    if reading.may_call:
+        message = _with_calls(answer, text, reading.name)
     else:
-        metadata = metadata_of(answer, model, False)
-        message = AIMessage(answer.text, usage_metadata=usage_of(answer), response_metadata=metadata)
-    return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": model})
+        metadata = metadata_of(answer, reading.name, False)
+        message = AIMessage(text, usage_metadata=usage_of(answer), response_metadata=metadata)
+    if thought:
+        message.additional_kwargs[THOUGHT] = thought
+    return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": reading.name})
 
 
-def _with_calls(answer: Answer, model: str) -> AIMessage:
-    """Words as content, calls as `tool_calls`, a call that was cut off as an invalid one."""
+def _with_calls(answer: Answer, text: str, model: str) -> AIMessage:
+    """Words of the `text` as content, calls as `tool_calls`, a call that was cut off as an invalid one."""
     reader = CallReader()
     words, calls = "", list[ToolCallChunk]()
-    for event in [*reader.feed(answer.text), *reader.end()]:
+    for event in [*reader.feed(text), *reader.end()]:
         if isinstance(event, str):
             words += event
         elif event["id"] is not None:
@@ -81,24 +97,37 @@ def _cut(call: ToolCallChunk) -> InvalidToolCall:
 class ChunkWriter:
     """Turns pieces of text into chunks; the last one carries usage and metadata."""
 
-    def __init__(self, model: str, may_call: bool) -> None:
-        self._model = model
-        self._reader = CallReader() if may_call else None
+    def __init__(self, reading: Reading) -> None:
+        self._model = reading.name
+        self._thoughts = reading.thoughts
+        self._calls = CallReader() if reading.may_call else None
 
     def write(self, piece: str) -> Iterator[ChatGenerationChunk]:
         """The chunks that a piece of text completes."""
-        for event in self._reader.feed(piece) if self._reader else [piece]:
-            yield _chunk(event)
+        yield from self._written([Said(piece)] if self._thoughts is None else self._thoughts.feed(piece))
+
+    def _written(self, pieces: Iterable[Said]) -> Iterator[ChatGenerationChunk]:
+        for said in pieces:
+            if said.thought:
+                yield _thought(said.text)
+            else:
+                yield from map(_chunk, self._calls.feed(said.text) if self._calls else [said.text])
 
     def finish(self, answer: Answer) -> Iterator[ChatGenerationChunk]:
         """What was held back, and the last chunk."""
-        if self._reader:
-            yield from map(_chunk, self._reader.end())
-        metadata = metadata_of(answer, self._model, bool(self._reader and self._reader.count))
+        if self._thoughts is not None:
+            yield from self._written(self._thoughts.end())
+        if self._calls:
+            yield from map(_chunk, self._calls.end())
+        metadata = metadata_of(answer, self._model, bool(self._calls and self._calls.count))
         last = AIMessageChunk(
             content="", usage_metadata=usage_of(answer), response_metadata=metadata, chunk_position="last"
         )  # fmt: skip
         yield ChatGenerationChunk(message=last)
+
+
+def _thought(text: str) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={THOUGHT: text}))
 
 
 def _chunk(event: str | ToolCallChunk) -> ChatGenerationChunk:

@@ -14,13 +14,14 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_samkv.answers import ChunkWriter, result_of
+from langchain_samkv.answers import ChunkWriter, Reading, result_of
 from langchain_samkv.described import Described
 from langchain_samkv.fields import DEFAULTS
 from langchain_samkv.messages import converted
 from langchain_samkv.requests import Request, traced
 from langchain_samkv.structured import structured
 from samkv_rag import SamKVError
+from samkv_rag.prompt.template import Conversation
 from samkv_rag.prompt.tools import choice_of, names_of
 from samkv_rag.stream import AnswerStream
 from samkv_rag.types import PromptPlan
@@ -76,6 +77,14 @@ class ChatSamKV(Described):
         Calls and structured output are decoded under a grammar: they always fit their schema, whatever the model,
         unless `max_tokens` cuts them off.
 
+    Reasoning:
+        ```python
+        message = ChatSamKV(model="Qwen/Qwen3-4B").invoke("Why?")
+        message.additional_kwargs["reasoning_content"]  # also a block of message.content_blocks
+        llm.invoke("Why?", chat_template_kwargs={"enable_thinking": False})  # at once, or as a field of the model
+        ```
+        What models write between `<think>` tags is not in the text. Forced calls and structured output come at once.
+
     Response metadata:
         ```python
         message.usage_metadata["input_token_details"]["cache_read"]  # prompt tokens that were not computed
@@ -88,7 +97,8 @@ class ChatSamKV(Described):
     def explain(self, messages: LanguageModelInput) -> PromptPlan:
         """Where known chunks stand in these messages, and what the engine takes to be the question."""
         roles = self.shared_engines.roles(self.engine)
-        return self.engine.plan(converted(self._convert_input(messages).to_messages(), roles))
+        turns = converted(self._convert_input(messages).to_messages(), roles)
+        return self.engine.plan(Conversation(turns, template=self.chat_template_kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own token ids."""
@@ -99,17 +109,17 @@ class ChatSamKV(Described):
 
     def _start(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, keywords: Mapping[str, Any]
-    ) -> tuple[AnswerStream, str, bool]:
-        """The running answer, the model's name, and whether the answer may hold tool calls."""
+    ) -> tuple[AnswerStream, Reading]:
+        """The running answer, and how it is to be read."""
         name = keywords.get("model") or self.model_name
         if not isinstance(name, str):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
         defaults = {field: getattr(self, field) for field in DEFAULTS} | {"method": self._own_method}
         request, engine = Request.of(defaults, stop, keywords), self._engine(name)
-        stream = request.start(engine, self.shared_engines.roles(engine), messages)
-        return stream, name, bool(request.form.tools)
+        reading = Reading(name, bool(request.form.tools), request.reader(engine))
+        return request.start(engine, self.shared_engines.roles(engine), messages), reading
 
-    async def _astart(self, *call: Any) -> tuple[AnswerStream, str, bool]:
+    async def _astart(self, *call: Any) -> tuple[AnswerStream, Reading]:
         """As `_start`, which may load the tokenizer, in a thread; a cancelled call takes its answer with it."""
         starting = asyncio.ensure_future(asyncio.to_thread(self._start, *call))
         try:
@@ -122,9 +132,9 @@ class ChatSamKV(Described):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
-        stream, name, may_call = self._start(messages, stop, kwargs)
+        stream, reading = self._start(messages, stop, kwargs)
         try:
-            return result_of(stream.answer, name, may_call)
+            return result_of(stream.answer, reading)
         finally:
             stream.cancel()
 
@@ -132,9 +142,9 @@ class ChatSamKV(Described):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
-        stream, name, may_call = await self._astart(messages, stop, kwargs)
+        stream, reading = await self._astart(messages, stop, kwargs)
         try:
-            return result_of(await stream.wait(), name, may_call)
+            return result_of(await stream.wait(), reading)
         finally:
             stream.cancel()
 
@@ -142,8 +152,8 @@ class ChatSamKV(Described):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:  # fmt: skip
-        stream, name, may_call = self._start(messages, stop, kwargs)
-        writer = ChunkWriter(name, may_call)
+        stream, reading = self._start(messages, stop, kwargs)
+        writer = ChunkWriter(reading)
         try:
             for piece in stream:
                 yield from writer.write(piece)
@@ -155,8 +165,8 @@ class ChatSamKV(Described):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:  # fmt: skip
-        stream, name, may_call = await self._astart(messages, stop, kwargs)
-        writer = ChunkWriter(name, may_call)
+        stream, reading = await self._astart(messages, stop, kwargs)
+        writer = ChunkWriter(reading)
         try:
             async for piece in stream:
                 for chunk in writer.write(piece):
@@ -202,6 +212,6 @@ class ChatSamKV(Described):
         return traced(super()._get_ls_params(stop=stop, **kwargs), stop or self.stop, kwargs, self.model_name)
 
 
-def _cancel_started(starting: asyncio.Future[tuple[AnswerStream, str, bool]]) -> None:
+def _cancel_started(starting: asyncio.Future[tuple[AnswerStream, Reading]]) -> None:
     if not starting.cancelled() and starting.exception() is None:
         starting.result()[0].cancel()

@@ -70,7 +70,7 @@ class Described(SamKVFields):
         """Text only; tools and structured output of any model, by grammar. The window is known of a loaded model."""
         profile = ModelProfile(
             text_inputs=True, image_inputs=False, audio_inputs=False, video_inputs=False, pdf_inputs=False,
-            text_outputs=True, image_outputs=False, audio_outputs=False, video_outputs=False, reasoning_output=False,
+            text_outputs=True, image_outputs=False, audio_outputs=False, video_outputs=False, reasoning_output=True,
             tool_calling=True, tool_choice=True, tool_call_streaming=True, structured_output=True, open_weights=True,
         )  # fmt: skip
         positions = _positions(self.model)

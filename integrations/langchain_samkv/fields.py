@@ -13,7 +13,7 @@ from samkv_rag import SamKVEngine
 from samkv_rag.engines import require_namespace
 from samkv_rag.methods import Method, resolve_method
 
-DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep")
+DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
 """The fields that a call may override, the method aside."""
 
 
@@ -52,6 +52,8 @@ class SamKVFields(BaseChatModel):
     dtype: Any = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keywords for transformers' `from_pretrained`."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More variables of the model's chat template: `{"enable_thinking": False}` has Qwen3 answer at once."""
     given_engine: SamKVEngine | None = Field(default=None, alias="engine", exclude=True, repr=False)
 
     shared_engines: ChatEngines = Field(default_factory=ChatEngines, exclude=True, repr=False)

@@ -13,6 +13,8 @@ from langchain_samkv.messages import Roles, converted, question_of
 from langchain_samkv.tools import form_of
 from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.calls import overridden
+from samkv_rag.prompt.reasoning import ReasoningReader, reader_of
+from samkv_rag.prompt.template import THINKING, Conversation
 from samkv_rag.prompt.tools import Form
 from samkv_rag.stream import AnswerStream
 
@@ -23,16 +25,18 @@ _CALL = ("method", "keep", "timeout")
 _FORM = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 # What LangChain itself leaves among the keywords, and what says nothing to a local model.
 _NOT_OURS = ("stream", "stream_usage", "strict")
-_KNOWN = {*_GENERATION, *_CALL, *_FORM, *_NOT_OURS, "max_tokens", "model", "question"}
+_KNOWN = {*_GENERATION, *_CALL, *_FORM, *_NOT_OURS, "max_tokens", "model", "question", "chat_template_kwargs"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call of a chat model: the `fields` of the model, overridden by the call's keywords."""
+    """One call of a chat model: the `fields` of the model, overridden by the call's keywords; `template` are more
+    variables of its chat template."""
 
     fields: Mapping[str, Any]
     stop: Sequence[str]
     form: Form
+    template: Mapping[str, Any]
 
     @classmethod
     def of(cls, defaults: Mapping[str, Any], stop: Sequence[str] | None, keywords: Mapping[str, Any]) -> Request:
@@ -42,13 +46,22 @@ class Request:
             raise SamKVError(f"ChatSamKV does not know {', '.join(unknown)}; a call may have: {known}.")
         form = form_of(*(keywords.get(name) for name in _FORM))
         given = defaults.get("stop") if stop is None else stop
-        return cls(overridden(defaults, keywords), [given] if isinstance(given, str) else list(given or ()), form)
+        stops = [given] if isinstance(given, str) else list(given or ())
+        template = {THINKING: False} if form.forced else {}
+        for named in (defaults, keywords):
+            template |= named.get("chat_template_kwargs") or {}
+        return cls(overridden(defaults, keywords), stops, form, template)
+
+    def reader(self, engine: SamKVEngine) -> ReasoningReader | None:
+        """What tells thoughts from words in the answer; None where there are none."""
+        own = {**engine.chat_template_kwargs, **self.template}
+        return None if self.form.forced else reader_of(engine.tokenizer, own)
 
     def start(self, engine: SamKVEngine, roles: Roles, messages: Sequence[BaseMessage]) -> AnswerStream:
         """Hand the call to the engine; the work starts in a thread of its own."""
         options = {name: self.fields[name] for name in _GENERATION if self.fields.get(name) is not None}
         return engine.stream(
-            converted(messages, roles, self.form.instructions),
+            Conversation(converted(messages, roles, self.form.instructions), template=self.template),
             self.fields.get("question") or question_of(messages, roles),
             **{name: self.fields.get(name) for name in _CALL},
             max_new_tokens=self.fields.get("max_tokens") or DEFAULT_MAX_TOKENS,

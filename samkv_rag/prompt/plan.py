@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.prompt.checks import require_messages, require_text
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
-from samkv_rag.prompt.template import Conversation, Message, Piece, answer_pieces, content_of, has_template, render
+from samkv_rag.prompt.template import (
+    THINKING,
+    Conversation,
+    Message,
+    Piece,
+    answer_pieces,
+    content_of,
+    has_template,
+    render,
+)  # fmt: skip
 from samkv_rag.types import PromptPlan, Question, Segment
 
 Prompt = str | Sequence[Message] | Conversation
@@ -21,21 +30,26 @@ class Planner:
     """Makes plans for one tokenizer and one store.
 
     `key_of(token_ids)` is the store key of a chunk, `stored_ids(key)` its token ids, or None when the store has no
-    such entry: the chunk is then a reported miss, and its tokens are prefilled like glue.
+    such entry: the chunk is then a reported miss, and its tokens are prefilled like glue. `template` has more variables
+    of the chat template.
     """
 
     encoder: Encoder
     matcher: Matcher
     key_of: Callable[[Sequence[int]], str]
     stored_ids: Callable[[str], Sequence[int] | None]
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def for_question(self, question: str, chunks: Sequence[str]) -> PromptPlan:
-        """The plan of `answer(question, chunks)`: one fixed template, chunk texts stripped, empty ones left out."""
+        """The plan of `answer(question, chunks)`: one fixed template, chunk texts stripped, empty ones left out.
+
+        A few words are asked for: models that can do without thinking are to."""
         texts = [text for chunk in chunks if (text := chunk.strip())]
         pieces = answer_pieces(question, texts)
         if not has_template(self.encoder.tokenizer):
             return self._plan(pieces, question, self.encoder.prefix)
-        rendered = render(self.encoder.tokenizer, [{"role": "user"}], [pieces])
+        options = {THINKING: False, **self.template}
+        rendered = render(self.encoder.tokenizer, [{"role": "user"}], [pieces], options=options)
         if rendered is None:
             raise SamKVError("The model's chat template drops or repeats user content; it cannot carry passages.")
         return self._plan(rendered, question, [])
@@ -46,16 +60,14 @@ class Planner:
         if isinstance(prompt, str):
             pieces = self._matched(require_text(prompt, "The prompt"))
             return self._plan(pieces, question if question is not None else _asked(pieces), self.encoder.prefix)
-        tools = prompt.tools if isinstance(prompt, Conversation) else ()
-        messages = require_messages(prompt.messages if isinstance(prompt, Conversation) else prompt)
+        talk = prompt if isinstance(prompt, Conversation) else Conversation(prompt)
+        messages, options = require_messages(talk.messages), {**self.template, **talk.template}
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
-        pieces = render(self.encoder.tokenizer, messages, contents, tools) or self._unmatched(messages, tools)
-        return self._plan(pieces, asked, [] if has_template(self.encoder.tokenizer) else self.encoder.prefix)
-
-    def _unmatched(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[Piece]:
         whole = [[Piece(content_of(message))] for message in messages]
-        return render(self.encoder.tokenizer, messages, whole, tools) or []
+        tokenizer, how = self.encoder.tokenizer, (talk.tools, options)
+        pieces = render(tokenizer, messages, contents, *how) or render(tokenizer, messages, whole, *how) or []
+        return self._plan(pieces, asked, [] if has_template(self.encoder.tokenizer) else self.encoder.prefix)
 
     def _matched(self, text: str) -> list[Piece]:
         pieces, done = [], 0

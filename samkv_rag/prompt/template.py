@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from samkv_rag.errors import SamKVError
@@ -22,15 +22,20 @@ TAIL = "\nAnswer:"
 # What chunks are ingested behind, so that their first tokens do not become attention sinks and begin as in a prompt.
 SINK_PREFIXES: Mapping[str, str | None] = {"none": None, "bos": "", "head": HEAD}
 
+THINKING = "enable_thinking"
+"""The variable by which chat templates let thinking be turned off; those of models that do not think ignore it."""
+
 Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Chat messages, and the tools (JSON schemas of functions) that the model's chat template is to offer."""
+    """Chat messages, the tools (JSON schemas of functions) that the model's chat template is to offer, and more of its
+    variables, `template`, such as `enable_thinking`; they go before the engine's own."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +98,36 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]], tools: Sequence[Any] = ()
+    tokenizer: Any, messages: Sequence[Message], contents: Sequence[Sequence[Piece]], tools: Sequence[Any] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> list[Piece] | None:  # fmt: skip
     """The chat template's output as pieces, chunks in place; None if the template lost or doubled one.
 
-    `contents[i]` are the pieces of message i's content. Raises `SamKVError` on what cannot be encoded.
+    `contents[i]` are the pieces of message i's content, `options` more variables of the template. Raises `SamKVError`
+    on what cannot be encoded.
     """
     nonce = secrets.token_hex(4)
     marks: dict[str, Piece] = {}
-    rendered = []
+    marked = []
     for message, pieces in zip(messages, contents, strict=True):
         text = ""
         for piece in pieces:
             mark = f"SAMKVx{nonce}x{len(marks):05d}x" if piece.is_chunk else ""
             marks.update({mark: piece} if mark else {})
             text += mark or piece.text
-        rendered.append({**message, "content": text})
-    return _split(require_text(_apply(tokenizer, rendered, tools), "The prompt that the messages make"), marks)
+        marked.append({**message, "content": text})
+    return _split(
+        require_text(rendered(tokenizer, marked, tools, options or {}), "The prompt that the messages make"), marks
+    )
 
 
-def _apply(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any]) -> str:
-    options = {"tools": list(tools)} if tools else {}
+def rendered(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """What the chat template makes of messages; without one they stand behind each other."""
+    given = {**options, **({"tools": list(tools)} if tools else {})}
     if not has_template(tokenizer):
         return SEPARATOR.join(content_of(message) for message in messages) + TAIL
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **given)
     except Exception as error:  # a template is a program of the model's: whatever it raises concerns the messages
         raise SamKVError(f"The model's chat template refused the messages: {error}") from error
     return str(text)

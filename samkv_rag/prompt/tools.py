@@ -85,6 +85,11 @@ class Form:
         )
 
     @property
+    def forced(self) -> bool:
+        """Whether the answer begins with JSON or a call: there is no room for thoughts."""
+        return self.schema is not None or (bool(self.tools) and self.choice != "auto")
+
+    @property
     def grammar(self) -> str | None:
         """The grammar of the answer; None where anything may be said."""
         if not self.tools:

@@ -60,9 +60,9 @@ def run(blocks: list[str]) -> dict[str, Any]:
 
 def test_the_class_docstring(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = code_in(SamKVLLM.__doc__ or "")
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = run(blocks)
-    assert names["llm"].stats().answers == 4
+    assert names["llm"].stats().answers == 5
     assert "of cached chunks" in capsys.readouterr().out
 
 

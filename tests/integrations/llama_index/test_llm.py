@@ -15,6 +15,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 
 from llama_index.llms.samkv import SamKVLLM
 from samkv_rag import SamKV, SamKVError
+from samkv_rag.prompt.template import Conversation
 from tests.integrations.llama_index.kit import QUESTION, TEXTS, Recorder, make_engine, make_llm
 
 PROMPT = f"{TEXTS[0]}\n\n{TEXTS[1]}\n\n{QUESTION}"
@@ -138,7 +139,7 @@ def test_complete_asks_a_chat_model_in_one_message() -> None:
     make_llm(engine, completion_to_prompt=lambda prompt: f"<{prompt}>").complete("A")
     make_llm(engine, is_chat_model=False).chat([ChatMessage(role="user", content="A")])
     assert [asked.prompt for asked in recorder.asked] == [
-        [{"role": "user", "content": "A"}], "A", "A", "<A>", "user: A\nassistant: ",
+        Conversation([{"role": "user", "content": "A"}]), "A", "A", "<A>", "user: A\nassistant: ",
     ]  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from llama_index.llms.samkv.calling import SamKVCalling
 from llama_index.llms.samkv.nodes import Cacheable, ModeName, texts_of
 from llama_index.llms.samkv.requests import Request, Response
 from llama_index.llms.samkv.reuse import Explanation, ReuseStats, SamKVReuseEvent, usage_of
+from llama_index.llms.samkv.writing import Writer, shown
 from samkv_rag import Answer
+from samkv_rag.prompt.reasoning import split
 from samkv_rag.stream import AnswerStream
 
 dispatcher = get_dispatcher(__name__)
@@ -64,6 +66,12 @@ class SamKVLLM(SamKVCalling):
         for chunk in llm.stream_complete("Where was Lumen Labs founded?", stop=["\\n"]):
             print(chunk.delta, end="", flush=True)
         ```
+
+    Reasoning:
+        ```python
+        llm.chat([ChatMessage(role="user", content="Why?")], chat_template_kwargs={"enable_thinking": False})
+        ```
+        What models write between `<think>` tags is a `ThinkingBlock` of the message, not text of it.
 
     Async:
         ```python
@@ -159,46 +167,39 @@ class SamKVLLM(SamKVCalling):
         return self.engine.stream(request.prompt, **request.options)
 
     def _run(self, request: Request[Response]) -> Response:
-        answer = self.engine.generate(request.prompt, **request.options)
-        return request.last(_shown(request, answer.text), self._note(answer))
+        return self._whole(request, self.engine.generate(request.prompt, **request.options))
 
     async def _arun(self, request: Request[Response]) -> Response:
-        answer = await self._start(request).wait()
-        return request.last(_shown(request, answer.text), self._note(answer))
+        return self._whole(request, await self._start(request).wait())
+
+    def _whole(self, request: Request[Response], answer: Answer) -> Response:
+        thought, text = split(answer.text, request.thoughts)
+        return request.last(shown(request, text), self._note(answer), thought)
 
     def _stream(self, request: Request[Response]) -> Generator[Response, None, None]:
         """Begins with the first look at it; closing it stops decoding within a token."""
-        text = ""
+        writer = Writer(request)
         with self._start(request) as stream:
             for piece in stream:
-                shown = piece if text else _shown(request, piece)
-                text += shown
-                if shown:
-                    yield request.piece(text, shown)
-        yield request.last(text, self._note(stream.answer), delta="")
+                yield from writer.write(piece)
+        yield from writer.finish(self._note(stream.answer))
 
     async def _astream(self, request: Request[Response]) -> AsyncGenerator[Response, None]:
         """As `_stream`, beside the event loop; a cancelled task stops decoding too."""
-        text = ""
+        writer = Writer(request)
         stream = self._start(request)
         try:
             async for piece in stream:
-                shown = piece if text else _shown(request, piece)
-                text += shown
-                if shown:
-                    yield request.piece(text, shown)
+                for response in writer.write(piece):
+                    yield response
             answer = await stream.wait()
         finally:
             stream.cancel()
-        yield request.last(text, self._note(answer), delta="")
+        for response in writer.finish(self._note(answer)):
+            yield response
 
     def _note(self, answer: Answer) -> Answer:
         """Count the answer and tell whoever listens."""
         self._holder.tally.add(answer)
         dispatcher.event(SamKVReuseEvent(usage=usage_of(answer), report=answer.report.as_dict()))
         return answer
-
-
-def _shown(request: Request[Any], text: str) -> str:
-    """The beginning of an answer: a turn of a conversation starts with a word, a text that goes on may start blank."""
-    return text if isinstance(request.prompt, str) else text.lstrip()

@@ -15,7 +15,8 @@ from llama_index.llms.samkv.messages import calls_in, convert
 from llama_index.llms.samkv.requests import TOOL_OPTIONS, ChatRequest, CompletionRequest, call_options
 from llama_index.llms.samkv.tools import arguments_of, form_of, specs_of
 from samkv_rag.prompt.plan import Prompt
-from samkv_rag.prompt.template import Conversation
+from samkv_rag.prompt.reasoning import ReasoningReader, reader_of
+from samkv_rag.prompt.template import THINKING, Conversation
 from samkv_rag.prompt.tools import Form, ToolSpec
 
 
@@ -33,38 +34,56 @@ class SamKVCalling(SamKVFields):
     # -- requests ----------------------------------------------------------------------------------------------
 
     def _completion_request(self, prompt: str, formatted: bool, given: Mapping[str, Any]) -> CompletionRequest:
-        return CompletionRequest(self._completion_prompt(prompt, formatted), call_options(self._defaults(), given))
+        template, rest = self._template(given, forced=False)
+        asked = self._completion_prompt(prompt, formatted, template)
+        return CompletionRequest(asked, call_options(self._defaults(), rest), self._thoughts(asked))
 
-    def _completion_prompt(self, prompt: str, formatted: bool) -> Prompt:
+    def _completion_prompt(self, prompt: str, formatted: bool, template: Mapping[str, Any]) -> Prompt:
         """A chat model is asked in one message of the user, unless the prompt is in the model's own format already."""
         if formatted:
             return prompt
         own = self.completion_to_prompt
         if own is not None and own is not default_completion_to_prompt:
             return own(prompt)
-        return [{"role": "user", "content": prompt}] if self.is_chat_model else prompt
+        return Conversation([{"role": "user", "content": prompt}], template=template) if self.is_chat_model else prompt
 
     def _chat_request(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatRequest:
         asked = {name: given[name] for name in TOOL_OPTIONS if name in given}
-        rest = {name: value for name, value in given.items() if name not in asked}
-        options = call_options(self._defaults(), rest)
         form = form_of(asked)
+        template, rest = self._template(given, form.forced)
+        options = call_options(self._defaults(), {name: rest[name] for name in rest if name not in asked})
         if not form.tools:
-            return ChatRequest(self._chat_prompt(messages, ()), options)
-        prompt = self._chat_prompt([*self._told(form), *messages], form.tools)
-        return ChatRequest(prompt, {**options, "grammar": form.grammar}, form.names, form.parallel)
+            prompt = self._chat_prompt(messages, (), template)
+            return ChatRequest(prompt, options, self._thoughts(prompt))
+        prompt = self._chat_prompt([*self._told(form), *messages], form.tools, template)
+        thoughts = None if form.forced else self._thoughts(prompt)
+        return ChatRequest(prompt, {**options, "grammar": form.grammar}, thoughts, form.names, form.parallel)
+
+    def _template(self, given: Mapping[str, Any], forced: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Variables of the chat template, and the other keywords. Where a call is forced, nobody thinks first."""
+        rest = dict(given)
+        own = {**self.chat_template_kwargs, **(rest.pop("chat_template_kwargs", None) or {})}
+        return ({THINKING: False} if forced else {}) | own, rest
+
+    def _thoughts(self, prompt: Prompt) -> ReasoningReader | None:
+        """What tells thoughts from words in the answer; None where there are none."""
+        if not isinstance(prompt, Conversation):
+            return None
+        return reader_of(self.tokenizer, {**self.engine.chat_template_kwargs, **prompt.template})
 
     def _told(self, form: Form) -> list[ChatMessage]:
         """What the template does not say about the tools, as a message of the system."""
         text = form.demand if self._renders_tools else form.instructions
         return [ChatMessage(role=MessageRole.SYSTEM, content=text)] if text else []
 
-    def _chat_prompt(self, messages: Sequence[ChatMessage], specs: Sequence[ToolSpec]) -> Prompt:
+    def _chat_prompt(
+        self, messages: Sequence[ChatMessage], specs: Sequence[ToolSpec], template: Mapping[str, Any]
+    ) -> Prompt:  # fmt: skip
         own = self.messages_to_prompt
         if own is not None and (not self.is_chat_model or own is not generic_messages_to_prompt):
             return own(messages)
         native = self._renders_tools
-        return Conversation(convert(messages, native), tuple(specs) if native else ())
+        return Conversation(convert(messages, native), tuple(specs) if native else (), template)
 
     @property
     def _renders_tools(self) -> bool:

@@ -35,6 +35,9 @@ class SamKVFields(FunctionCallingLLM):
     is_chat_model: bool = Field(default=True, description="Whether prompts go through the model's chat template.")
     is_function_calling_model: bool = Field(default=True, description="Whether agents and programs may offer tools.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="For `from_pretrained`.", exclude=True)
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="More variables of the chat template: {'enable_thinking': False} for Qwen3."
+    )
     min_kept_tokens: int = Field(
         default=512, description="The fewest chunk tokens of a prompt that a method with `keep` keeps.", ge=0
     )

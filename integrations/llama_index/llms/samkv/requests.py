@@ -12,6 +12,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     MessageRole,
     TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
 )
 
@@ -20,6 +21,7 @@ from llama_index.llms.samkv.tools import parse_calls
 from samkv_rag import Answer, SamKVError
 from samkv_rag.calls import overridden
 from samkv_rag.prompt.plan import Prompt
+from samkv_rag.prompt.reasoning import ReasoningReader
 
 OPTIONS = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "method", "keep", "question")
 ALIASES = {"max_tokens": "max_new_tokens"}
@@ -49,44 +51,58 @@ class Request(Protocol[Response]):
     @property
     def options(self) -> Mapping[str, Any]: ...
 
-    def piece(self, text: str, delta: str) -> Response: ...
+    @property
+    def thoughts(self) -> ReasoningReader | None: ...
 
-    def last(self, text: str, answer: Answer, delta: str | None = None) -> Response: ...
+    def piece(self, text: str, delta: str, thought: str = "") -> Response: ...
+
+    def last(self, text: str, answer: Answer, thought: str, delta: str | None = None) -> Response: ...
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A prompt that is answered with a `CompletionResponse`."""
+    """A prompt that is answered with a `CompletionResponse`; `thoughts` tells them from words."""
 
     prompt: Prompt
     options: Mapping[str, Any]
+    thoughts: ReasoningReader | None = None
 
-    def piece(self, text: str, delta: str) -> CompletionResponse:
+    def piece(self, text: str, delta: str, thought: str = "") -> CompletionResponse:
         """The response while it streams."""
-        return CompletionResponse(text=text, delta=delta)
+        return CompletionResponse(text=text, delta=delta, additional_kwargs=_thinking(thought))
 
-    def last(self, text: str, answer: Answer, delta: str | None = None) -> CompletionResponse:
+    def last(self, text: str, answer: Answer, thought: str, delta: str | None = None) -> CompletionResponse:
         """The finished response."""
-        return CompletionResponse(text=text, delta=delta, raw=raw_of(answer))
+        extra = {"thinking": thought} if thought else {}
+        return CompletionResponse(text=text, delta=delta, raw=raw_of(answer), additional_kwargs=extra)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A prompt that is answered with a `ChatResponse`; calls of `tool_names` are taken out of its text."""
+    """A prompt that is answered with a `ChatResponse`; calls of `tool_names` are taken out of its text, thoughts by
+    `thoughts`."""
 
     prompt: Prompt
     options: Mapping[str, Any]
+    thoughts: ReasoningReader | None = None
     tool_names: tuple[str, ...] = ()
     parallel: bool = True
 
-    def piece(self, text: str, delta: str) -> ChatResponse:
+    def piece(self, text: str, delta: str, thought: str = "") -> ChatResponse:
         """The response while it streams; a tool call is text until it is finished."""
-        return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
+        message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+        return ChatResponse(message=message, delta=delta, additional_kwargs=_thinking(thought))
 
-    def last(self, text: str, answer: Answer, delta: str | None = None) -> ChatResponse:
+    def last(self, text: str, answer: Answer, thought: str, delta: str | None = None) -> ChatResponse:
         """The finished response."""
         rest, calls = parse_calls(text, self.tool_names) if self.tool_names else (text, [])
-        blocks: list[TextBlock | ToolCallBlock] = [TextBlock(text=rest)] if rest or not calls else []
+        blocks: list[TextBlock | ToolCallBlock | ThinkingBlock] = [ThinkingBlock(content=thought)] if thought else []
+        blocks += [TextBlock(text=rest)] if rest or not calls else []
         blocks += calls if self.parallel else calls[:1]
         message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
         return ChatResponse(message=message, delta=delta, raw=raw_of(answer))
+
+
+def _thinking(piece: str) -> dict[str, str]:
+    """Where the framework looks for a piece of a thought."""
+    return {"thinking_delta": piece} if piece else {}

@@ -1,0 +1,91 @@
+"""What a model thinks before it speaks, told apart from what it says, piece by piece as it is written.
+
+Models that think write it between `<think>` and `</think>` (Qwen3, DeepSeek-R1 and their kin); some chat templates
+open it themselves, so that the model's text begins in the middle of a thought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from samkv_rag.prompt.template import has_template, rendered
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class Said(NamedTuple):
+    """A piece of an answer; `thought`: not for the reader."""
+
+    text: str
+    thought: bool = False
+
+
+class ReasoningReader:
+    """Splits an answer; give it text as it comes, and `end` it. Only what stands first can be a thought."""
+
+    def __init__(self, inside: bool = False) -> None:
+        self._state: Literal["before", "inside", "behind", "said"] = "inside" if inside else "before"
+        self._held = ""
+
+    def feed(self, text: str) -> Iterator[Said]:
+        """What `text` adds."""
+        self._held += text
+        state = None
+        while state != self._state:
+            state = self._state
+            yield from {"before": self._before, "inside": self._inside, "behind": self._behind, "said": self._said}[
+                state
+            ]()
+
+    def end(self) -> Iterator[Said]:
+        """What was held back, when no more text comes."""
+        rest, self._held = self._held, ""
+        if rest and self._state != "behind":
+            yield Said(rest, self._state == "inside")
+
+    def _before(self) -> Iterator[Said]:
+        text = self._held.lstrip()
+        if text.startswith(OPEN):
+            self._state, self._held = "inside", text.removeprefix(OPEN)
+        elif text and not OPEN.startswith(text):
+            self._state = "said"
+        yield from ()
+
+    def _inside(self) -> Iterator[Said]:
+        thought, found, rest = self._held.partition(CLOSE)
+        if found:
+            self._state, self._held = "behind", rest
+        else:  # the last characters may be the beginning of the end
+            keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if thought.endswith(CLOSE[:n])), 0)
+            thought, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
+        if thought:
+            yield Said(thought, thought=True)
+
+    def _behind(self) -> Iterator[Said]:
+        self._held = self._held.lstrip()
+        if self._held:
+            self._state = "said"
+        yield from ()
+
+    def _said(self) -> Iterator[Said]:
+        text, self._held = self._held, ""
+        if text:
+            yield Said(text)
+
+
+def split(text: str, reader: ReasoningReader | None) -> tuple[str, str]:
+    """A whole answer as what is thought, without the blanks around it, and what is said."""
+    if reader is None:
+        return "", text
+    pieces = [*reader.feed(text), *reader.end()]
+    return "".join(p.text for p in pieces if p.thought).strip(), "".join(p.text for p in pieces if not p.thought)
+
+
+def reader_of(tokenizer: Any, options: Mapping[str, Any]) -> ReasoningReader | None:
+    """The reader of answers to prompts that the tokenizer's chat template makes with these `options`; None where it
+    knows no thoughts."""
+    if not has_template(tokenizer) or CLOSE not in str(tokenizer.chat_template):
+        return None
+    prompt = rendered(tokenizer, [{"role": "user", "content": "a"}], (), options)
+    return ReasoningReader(inside=prompt.rstrip().endswith(OPEN))
