@@ -1,17 +1,32 @@
 """What a model thinks before it speaks, told apart from what it says, piece by piece as it is written.
 
 Models that think write it between `<think>` and `</think>` (Qwen3, DeepSeek-R1 and their kin); some chat templates
-open it themselves, so that the model's text begins in the middle of a thought.
+open it themselves, so that the model's text begins in the middle of a thought. GPT-OSS writes channels, of whose marks
+a decoded text shows the names alone: `analysis`, a thought, `assistantfinal`, the answer; or `final` and the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from samkv_rag.prompt.template import has_template, rendered
 
-OPEN, CLOSE = "<think>", "</think>"
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What stands before a thought and behind it, and before an answer without one. `known_by` is in the chat templates
+    of models that write so."""
+
+    known_by: str
+    open: str
+    close: str
+    at_once: str = ""
+
+
+TAGS = Marks("</think>", "<think>", "</think>")
+CHANNELS = Marks("<|channel|>", "analysis", "assistantfinal", "final")
 
 
 class Said(NamedTuple):
@@ -22,10 +37,12 @@ class Said(NamedTuple):
 
 
 class ReasoningReader:
-    """Splits an answer; give it text as it comes, and `end` it. Only what stands first can be a thought."""
+    """Splits an answer; give it text as it comes, and `end` it. Only what stands first can be a thought; `inside`: the
+    prompt has opened one."""
 
-    def __init__(self, inside: bool = False) -> None:
+    def __init__(self, inside: bool = False, marks: Marks = TAGS) -> None:
         self._state: Literal["before", "inside", "behind", "said"] = "inside" if inside else "before"
+        self._marks = marks
         self._held = ""
 
     def feed(self, text: str) -> Iterator[Said]:
@@ -45,19 +62,22 @@ class ReasoningReader:
             yield Said(rest, self._state == "inside")
 
     def _before(self) -> Iterator[Said]:
-        text = self._held.lstrip()
-        if text.startswith(OPEN):
-            self._state, self._held = "inside", text.removeprefix(OPEN)
-        elif text and not OPEN.startswith(text):
+        text, marks = self._held.lstrip(), self._marks
+        if text.startswith(marks.open):
+            self._state, self._held = "inside", text.removeprefix(marks.open)
+        elif marks.at_once and text.startswith(marks.at_once):
+            self._state, self._held = "behind", text.removeprefix(marks.at_once)
+        elif text and not marks.open.startswith(text) and not marks.at_once.startswith(text):
             self._state = "said"
         yield from ()
 
     def _inside(self) -> Iterator[Said]:
-        thought, found, rest = self._held.partition(CLOSE)
+        close = self._marks.close
+        thought, found, rest = self._held.partition(close)
         if found:
             self._state, self._held = "behind", rest
         else:  # the last characters may be the beginning of the end
-            keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if thought.endswith(CLOSE[:n])), 0)
+            keep = next((n for n in range(len(close) - 1, 0, -1) if thought.endswith(close[:n])), 0)
             thought, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
         if thought:
             yield Said(thought, thought=True)
@@ -85,7 +105,9 @@ def split(text: str, reader: ReasoningReader | None) -> tuple[str, str]:
 def reader_of(tokenizer: Any, options: Mapping[str, Any]) -> ReasoningReader | None:
     """The reader of answers to prompts that the tokenizer's chat template makes with these `options`; None where it
     knows no thoughts."""
-    if not has_template(tokenizer) or CLOSE not in str(tokenizer.chat_template):
+    template = str(tokenizer.chat_template) if has_template(tokenizer) else ""
+    marks = next((marks for marks in (CHANNELS, TAGS) if marks.known_by in template), None)
+    if marks is None:
         return None
     prompt = rendered(tokenizer, [{"role": "user", "content": "a"}], (), options)
-    return ReasoningReader(inside=prompt.rstrip().endswith(OPEN))
+    return ReasoningReader(prompt.rstrip().endswith(marks.open), marks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samkv_rag import ChunkKVStore, SamKVEngine, SamKVError
-from samkv_rag.prompt.reasoning import ReasoningReader, reader_of, split
+from samkv_rag.prompt.reasoning import CHANNELS, ReasoningReader, reader_of, split
 from samkv_rag.prompt.template import Conversation
 from tests.models import adapter, byte_tokenizer, thinking_tokenizer
 
@@ -34,6 +35,23 @@ def test_thoughts_are_told_from_words(inside: bool, text: str, thought: str, sai
     assert split(text, None) == ("", text)
 
 
+@pytest.mark.parametrize(
+    "text, thought, said",
+    [
+        ("analysisThe user asks.assistantfinalIt is finally Paris.", "The user asks.", "It is finally Paris."),
+        ("finalParis.", "", "Paris."),
+        ("Finally, Paris.", "", "Finally, Paris."),
+        ("analysisThe user", "The user", ""),
+    ],
+)
+def test_channels_are_thoughts_and_answers(text: str, thought: str, said: str) -> None:
+    for pieces in ([text], list(text)):
+        reader = ReasoningReader(marks=CHANNELS)
+        found = [piece for part in pieces for piece in reader.feed(part)] + [*reader.end()]
+        assert "".join(piece.text for piece in found if piece.thought) == thought
+        assert "".join(piece.text for piece in found if not piece.thought) == said
+
+
 @given(st.sampled_from(list(CASES.values())), st.lists(st.integers(0, 50)))
 def test_pieces_make_no_difference(case: tuple[bool, str, str, str], cuts: list[int]) -> None:
     inside, text, thought, said = case
@@ -54,6 +72,10 @@ def test_a_template_says_whether_there_are_thoughts_and_who_opens_them() -> None
     assert inside(thinking_tokenizer()) is False
     assert inside(thinking_tokenizer(), enable_thinking=False) is False
     assert inside(thinking_tokenizer(opens=True)) is True
+    channels = copy.deepcopy(byte_tokenizer(chat=True))
+    channels.chat_template += "{# <|channel|>final<|message|> #}"
+    reader = reader_of(channels, {})
+    assert split("analysishmassistantfinalParis", reader) == ("hm", "Paris")
 
 
 # -- the template's variables --------------------------------------------------------------------------------------
