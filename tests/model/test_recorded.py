@@ -53,12 +53,15 @@ def refused(run: Callable[[], Found]) -> Callable[[], Found]:
     raise RuntimeError("waits for the GPU")
 
 
+def passes_of(model: ModelAdapter, capture: Any = replayed) -> Passes:
+    return Passes(Workspace(partial(model._room, model.shape.layers)), model._carry_out, capture)
+
+
 @contextmanager
 def recording(model: ModelAdapter, capture: Any = replayed) -> Iterator[Passes]:
     """Within the block the passes of a model are of fixed sizes, in a workspace that is full of what is no number."""
-    workspace = Workspace(partial(model._room, model.shape.layers))
-    model.passes = Passes(workspace, model._carry_out, capture)
-    given_back = workspace.lend(range(model.shape.layers), 180)
+    model.passes = passes_of(model, capture)
+    given_back = model.passes.workspace.lend(range(model.shape.layers), 180)
     assert given_back is not None
     for part in given_back:
         part.fill_(torch.nan)
