@@ -22,38 +22,24 @@ from samkv_rag.errors import SamKVError, UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
-from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.cache import Blend, Buffers, SlotCache
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.rotary import Rotary, RotaryTable
+from samkv_rag.model.shape import KVShape
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class KVShape:
-    """The sizes that fix a cache: layers, query heads, key/value heads, head dimension, element size in bytes."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    itemsize: int
-
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """Stored tokens that come to stand in neighbouring slots, from slot `start` on: of every one its row among the
-    `stored` ones (int `(T,)`; -1: none, zeros)."""
+    `stored` ones (int `(T,)`; -1: none, zeros), which are one for each stack that has layers of the cache."""
 
     start: int
-    stored: Stored
+    stored: Sequence[Stored]
     rows: Tensor
 
 
@@ -99,14 +85,12 @@ class ModelAdapter:
         )
         self.forward([0], torch.arange(1), cache, plan)
         supported.refuse_an_untold_window(self.model, plan.windows)
-        shapes = {layer.keys.shape for layer in cache.layers}
-        if len(shapes) != 1:
-            raise UnsupportedModel(
-                f"{type(self.model).__name__} has layers with different cache shapes; use a model with uniform heads."
-            )
-        _, kv_heads, _, head_dim = shapes.pop()
-        itemsize = cache.layers[0].keys.element_size()
-        return KVShape(len(cache.layers), queries[0].shape[1], kv_heads, head_dim, itemsize)
+        table = self.table(plan.positions)
+        sizes = [
+            (queries[index].shape[1], layer.keys.shape[1], layer.keys.shape[3], table.width(index))
+            for index, layer in enumerate(cache.layers)
+        ]
+        return KVShape.of(sizes, cache.layers[0].keys.element_size())
 
     @property
     def selection_layers(self) -> tuple[int, ...] | None:
@@ -158,17 +142,21 @@ class ModelAdapter:
         self.forward(batch, positions, cache, plan)
         table = self.rotary.table(positions)
         own = self.rotary.table(torch.arange(longest, device=self.device))
-        rows = []
-        for row, ids in enumerate(token_ids):
-            keys = table.unrotate(torch.stack([layer.keys[row] for layer in cache.layers]))
-            values = torch.stack([layer.values[row] for layer in cache.layers])
-            query = table.unrotate(torch.stack([queries[i][row] for i in range(self.shape.layers)]))
+
+        def stacked(layers: Sequence[int], row: int, text: str, ids: Sequence[int]) -> ChunkKV:
+            keys = table.unrotate(torch.stack([cache.layers[layer].keys[row] for layer in layers]), layers)
+            values = torch.stack([cache.layers[layer].values[row] for layer in layers])
+            query = table.unrotate(torch.stack([queries[layer][row] for layer in layers]), layers)
             window = slice(prefix, prefix + len(ids))
             last = slice(prefix + max(0, len(ids) - LOCAL_QUERY_TOKENS), prefix + len(ids))
             kv = blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
-            frame = own.rotate(keys[:, :, prefix:])
-            rows.append(ChunkKV(summarised(texts[row], ids, frame, query[:, :, last].mean(2), self.dtype), kv))
-        return rows
+            frame = own.rotate(keys[:, :, prefix:], layers)
+            return ChunkKV(summarised(text, ids, frame, query[:, :, last].mean(2), self.dtype), kv)
+
+        return [
+            ChunkKV.of([stacked(stack.layers, row, *chunk) for stack in self.shape.stacks])
+            for row, chunk in enumerate(zip(texts, token_ids, strict=True))
+        ]
 
     # -- query time --------------------------------------------------------------------------------------------
 
@@ -182,31 +170,42 @@ class ModelAdapter:
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
         """
         layers = range(self.shape.layers) if layers is None else layers
-        shape = (len(layers), self.shape.kv_heads, len(positions) + room, self.shape.head_dim)
-        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        cache = SlotCache(keys, values, positions)
-        angles, end = self.table(cache.positions[: len(positions)]).angles(layers), 0
+        stacks = self._buffers(len(positions) + room, layers)
+        cache = SlotCache(stacks, positions)
+        table, end = self.table(cache.positions[: len(positions)]), 0
+        turns = [table.angles(cut.layers) for cut in self.shape.cuts(layers)]
         for part in parts:
-            _clear(keys, values, end, part.start)
-            end = part.start + len(part.rows)
-            rope_gather_into(
-                keys[:, :, part.start : end], values[:, :, part.start : end], part.stored.to(self.device),
-                part.rows.to(self.device), angles.slots(part.start, end), self.backend,
-            )  # fmt: skip
-        _clear(keys, values, end, len(positions))
+            begin, end, rows = end, part.start + len(part.rows), part.rows.to(self.device)
+            for stack, stored, angles in zip(stacks, part.stored, turns, strict=True):
+                stack.slots(begin, part.start).clear()
+                here, angles = stack.slots(part.start, end), angles.slots(part.start, end)
+                rope_gather_into(*here.both, stored.to(self.device), rows, angles, self.backend)
+        for stack in stacks:
+            stack.slots(end, len(positions)).clear()
         return cache
+
+    def _buffers(self, slots: int, layers: range) -> list[Buffers]:
+        """Room for so many `slots` of `layers`, one buffer for each stack that has any of them."""
+        out = []
+        for cut in self.shape.cuts(layers):
+            shape = (len(cut.layers), cut.stack.kv_heads, slots, cut.stack.head_dim)
+            keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+            out.append(Buffers(keys, values, tuple(layer - layers.start for layer in cut.layers)))
+        return out
 
     def question_queries(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
-    ) -> Tensor:
-        """Position-free queries of rows `asked` of a pass over `slots`: fp32 `(last_layer + 1, H, Q, D)`."""
+    ) -> list[Tensor]:
+        """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being its
+        layers up to `last_layer`."""
         asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
             observer=lambda seen: queries.append(seen.query[0].index_select(1, asked)),
         )  # fmt: skip
         table = self.table(cache.positions[slots.to(self.device)]).at(asked)
-        return table.unrotate(torch.stack(queries))
+        stacks = [cut.layers for cut in self.shape.cuts(range(last_layer + 1))]
+        return [table.unrotate(torch.stack([queries[layer] for layer in layers]), layers) for layers in stacks]
 
     def question_attention(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
@@ -268,21 +267,13 @@ class ModelAdapter:
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
-        shape = (self.shape.layers, self.shape.kv_heads, room, self.shape.head_dim)
-        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return SlotCache(keys, values, torch.arange(0))
+        return SlotCache(self._buffers(room, range(self.shape.layers)), torch.arange(0))
 
     def generate(
         self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
     ) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
         return self.loop.finish(self.loop.begin(ids, cache, logits, **generation))
-
-
-def _clear(keys: Tensor, values: Tensor, start: int, stop: int) -> None:
-    """Zeros in the slots from `start` to `stop`, if there are any."""
-    if start < stop:
-        keys[:, :, start:stop], values[:, :, start:stop] = 0, 0
 
 
 def _backend(device: torch.device, wanted: str | None) -> Backend:

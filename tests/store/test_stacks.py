@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from samkv_rag.ingest import stored_bytes
 from samkv_rag.store import ChunkKVStore, DamagedEntry
 from samkv_rag.types import KV_DTYPES, ChunkKV
+from tests.models import adapter
+from tests.oracles import random_ids
 
 from .samples import KEYS, file_of, flip, make_chunk, same
 
@@ -134,3 +137,11 @@ def test_a_flip_in_a_stack_not_asked_for_does_no_harm(folder: Path) -> None:
         store.read_blocks(A), store.read_blocks(A, stack=1)
         with pytest.raises(DamagedEntry, match="block 2 of layer 0"):
             store.read_blocks(A, stack=2)
+
+
+def test_the_estimate_is_a_little_high(folder: Path) -> None:
+    attached, ids = adapter("gemma4-unlike-heads"), random_ids(900, 1)
+    with ChunkKVStore(folder) as store:
+        store.put(A, attached.ingest(["four" * 900], [ids])[0])
+        actual = store.stats().bytes
+    assert actual <= stored_bytes([900], attached, "model") <= 1.05 * actual + 2048
