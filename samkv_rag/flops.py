@@ -41,17 +41,20 @@ def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
 
 
 def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
-    shape, rows = adapter.shape, len(one.slots)
-    whole = one.layers - one.ended
-    stacks = [shape.stack_of(layer) for layer in range(one.layers)]
-    alike = Counter[tuple[int | None, bool]]()
-    for layer, window in enumerate(windows[:whole]):
-        alike[window, one.narrowed(layer)] += stacks[layer].heads * stacks[layer].head_dim
-    attention = 4 * sum(width * one.pairs(*kind) for kind, width in alike.items())
-    linear = 2 * rows * sum(weights[:whole])
+    shape, own, linear = adapter.shape, adapter.shape.cached().stop, 0
+    alike = Counter[tuple[bool, int | None, bool]]()
+    for layer, (weight, window) in enumerate(zip(weights, windows, strict=True)):
+        if layer < one.layers - one.ended:
+            stack, cached = shape.stack_of(layer), layer < own
+            linear += 2 * len(one.among(cached).slots) * weight
+            alike[cached, window, one.narrowed(layer)] += stack.heads * stack.head_dim
+    attention = sum(
+        4 * width * one.among(cached).pairs(window, narrowed) for (cached, window, narrowed), width in alike.items()
+    )
     if one.ended:
-        hidden, last = adapter.model.get_input_embeddings().weight.shape[1], stacks[-1]
-        linear += 2 * rows * hidden * (last.heads + 2 * last.kv_heads) * last.head_dim
+        hidden, last = adapter.model.get_input_embeddings().weight.shape[1], shape.stack_of(one.layers - 1)
+        made = 2 * last.kv_heads if one.layers <= own else 0  # else keys and values are another layer's
+        linear += 2 * len(one.slots) * hidden * (last.heads + made) * last.head_dim
     return linear + attention
 
 

@@ -53,8 +53,8 @@ class ChunkSummary:
 
     `mean`, `low` and `high` are `(L, B, G, D)`: mean, minimum and maximum over each block's keys, the keys
     rotated at the chunk's own positions 0..T-1. `local_query` is `(L, H, D)`: the mean of the position-free
-    queries of the last min(T, 32) tokens (SamKV, "local Q cache"). These are the first stack's; `others` has the same
-    of the model's other stacks.
+    queries of the last min(T, 32) tokens (SamKV, "local Q cache"), one for each layer that attends to these keys. These
+    are the first stack's; `others` has the same of the model's other stacks.
     """
 
     text: str

@@ -60,6 +60,9 @@ EXPERTS = {
     "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
     "moe_intermediate_size": 32,
 }  # fmt: skip
+SHARING = {
+    "num_hidden_layers": 6, "layer_types": HALF + HALF[:2], "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+}  # fmt: skip
 
 WIRINGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tf.LlamaConfig(**SIZES),
@@ -86,6 +89,7 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "gemma4-unlike-heads": lambda: tf.Gemma4TextConfig(
         **SIZES | GEMMA4 | EXPERTS, attention_k_eq_v=True, num_global_key_value_heads=1
     ),
+    "gemma4-sharing": lambda: tf.Gemma4TextConfig(**SIZES | GEMMA4 | SHARING),
     "laguna-unlike-parts": lambda: tf.LagunaConfig(**SIZES, head_dim=16, sliding_window=10, layer_types=HALF),
     "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
     "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),

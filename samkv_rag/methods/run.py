@@ -81,7 +81,7 @@ class Run:
         return known
 
     def local_query(self, index: int, stack: int = 0) -> Tensor:
-        """The local query of chunk `index`, fp32 `(L, H, D)`, position-free, on the layers of a stack."""
+        """The local query of chunk `index`, fp32 `(L, H, D)`, position-free, on the layers that attend to a stack."""
         return self.summaries(index).stacks[stack].local_query.to(self.adapter.device, torch.float32)
 
     # -- running the model -------------------------------------------------------------------------------------
@@ -90,7 +90,8 @@ class Run:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
 
         Returns the question tokens' position-free queries by stack, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
-        pooling), L being its layers up to `last_layer`. What stands behind the question cannot change them: not run.
+        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question cannot change
+        them: not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
         return self._queries(*self._asking(kept, last), last)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,17 +51,32 @@ def turned_to_chunks(run: Run, queries: Sequence[Tensor], frame: str = "true") -
     places = [start - chunk.start if frame == "true" else len(chunk.token_ids) for chunk in run.plan.chunks]
     table, stacks = run.adapter.table(torch.tensor(places)), run.adapter.shape.stacks
     columns = [own.permute(1, 2, 0, 3) for own in queries]
-    turned = (table.rotate(own, stack.layers[: len(own)]) for own, stack in zip(columns, stacks, strict=False))
+    turned = (table.rotate(own, stack.readers[: len(own)]) for own, stack in zip(columns, stacks, strict=False))
     return [own.permute(2, 0, 1, 3) for own in turned]
 
 
-def _by_stack(run: Run, layers: Sequence[int], score: Callable[[int, list[int]], Tensor]) -> Tensor:
-    """What `score` finds for layers of one stack, by its number and their places in it, `(N, ...)` for all `layers`."""
-    parts, order = list[Tensor](), list[int]()
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Layers that attend to one stack: its number, their rows among its readers, the places of the keys they see."""
+
+    stack: int
+    rows: list[int]
+    places: list[int]
+
+    def of(self, queries: Sequence[Tensor], dim: int) -> Tensor:
+        """Their queries, of every stack's, whose layers lie along `dim`."""
+        own = queries[self.stack]
+        return own.index_select(dim, torch.tensor(self.rows).to(own.device, non_blocking=True))
+
+
+def _by_stack(run: Run, layers: Sequence[int], score: Callable[[_Chosen], Tensor]) -> Tensor:
+    """What `score` finds for layers of one stack `(n, ...)`, as `(N, ...)` for all `layers`."""
+    parts, order, sources = list[Tensor](), list[int](), run.adapter.shape.sources
     for index, stack in enumerate(run.adapter.shape.stacks):
-        own = [layer for layer in layers if layer in stack.layers]
+        own = [layer for layer in layers if layer in stack.readers]
         if own:
-            parts.append(score(index, [stack.layers.index(layer) for layer in own]))
+            places = [stack.layers.index(sources[layer]) for layer in own]
+            parts.append(score(_Chosen(index, [stack.readers.index(layer) for layer in own], places)))
             order += own
     joined = torch.cat(parts)
     return joined if order == list(layers) else joined[[order.index(layer) for layer in layers]]
@@ -73,9 +89,9 @@ def chunk_scores(
     chunks' frames."""
     counts = _counts(run)
 
-    def score(stack: int, places: list[int]) -> Tensor:
-        own = queries[stack][:, torch.tensor(places, device=queries[stack].device)]
-        return block_scores(own, _joined(run, "mean", stack, places, own.device), counts, run.adapter.backend).cpu()
+    def score(chosen: _Chosen) -> Tensor:
+        own = chosen.of(queries, 1)
+        return block_scores(own, _joined(run, "mean", chosen, own.device), counts, run.adapter.backend).cpu()
 
     fine = _by_stack(run, layers, score)
     parts = [
@@ -113,22 +129,21 @@ def attention_scores(
     seen through its mean key ("mean") or through the upper bound of its minimum and maximum (Quest; "bound").
     """
 
-    def score(stack: int, places: list[int]) -> Tensor:
-        chosen = torch.tensor(places, device=queries[stack].device)
-        turned = _tokens_turned(run, stack, queries[stack], positions, frame)[:, chosen]
-        return weighed(_logits(run, turned, stack, places, summary).softmax(-1).mean(1)).cpu()
+    def score(chosen: _Chosen) -> Tensor:
+        turned = _tokens_turned(run, chosen, chosen.of(queries, 0), positions, frame)
+        return weighed(_logits(run, turned, chosen, summary).softmax(-1).mean(1)).cpu()
 
     shares = _by_stack(run, layers, score)
     parts = [_summed(part, block // BLOCK) for part in shares.split(_counts(run), -1)]
     return _marked(run, parts, block, initial, local)
 
 
-def _logits(run: Run, queries: Tensor, stack: int, places: list[int], summary: str) -> Tensor:
-    """fp32 `(L, H, Q, B)` of `queries` `(C, L, H, Q, D)` on the layers at `places` of a stack."""
+def _logits(run: Run, queries: Tensor, chosen: _Chosen, summary: str) -> Tensor:
+    """fp32 `(L, H, Q, B)` of the `chosen` layers' `queries` `(C, L, H, Q, D)`."""
     counts, backend, device = _counts(run), run.adapter.backend, queries.device
     if summary == "mean":
-        return block_logits(queries, _joined(run, "mean", stack, places, device), counts, backend)
-    low, high = (_joined(run, name, stack, places, device) for name in ("low", "high"))
+        return block_logits(queries, _joined(run, "mean", chosen, device), counts, backend)
+    low, high = (_joined(run, name, chosen, device) for name in ("low", "high"))
     return bound_logits(queries, low, high, counts, backend)
 
 
@@ -203,13 +218,14 @@ def _marked(run: Run, parts: list[Tensor], block: int, initial: int, local: int)
     ]
 
 
-def _tokens_turned(run: Run, stack: int, queries: Tensor, positions: Tensor, frame: str) -> Tensor:
-    """A stack's `(L, H, Q, D)` position-free -> `(C, L, H, Q, D)`, each asking token in each chunk's own frame."""
+def _tokens_turned(run: Run, chosen: _Chosen, queries: Tensor, positions: Tensor, frame: str) -> Tensor:
+    """`(L, H, Q, D)` position-free -> `(C, L, H, Q, D)`, each asking token in each chunk's own frame."""
     behind = positions - run.plan.question.start
     start = run.plan.question.start
     places = [start - c.start if frame == "true" else len(c.token_ids) for c in run.plan.chunks]
     table = run.adapter.table((torch.tensor(places)[:, None] + behind).flatten())
-    layers = run.adapter.shape.stacks[stack].layers[: len(queries)]
+    readers = run.adapter.shape.stacks[chosen.stack].readers
+    layers = [readers[row] for row in chosen.rows]
     turned = table.rotate(queries.repeat(1, 1, len(places), 1), layers)
     return turned.reshape(*turned.shape[:2], len(places), len(positions), -1).permute(2, 0, 1, 3, 4)
 
@@ -219,11 +235,11 @@ def _counts(run: Run) -> list[int]:
     return [-(-length // BLOCK) for length in run.lengths]
 
 
-def _joined(run: Run, name: str, stack: int, places: list[int], device: torch.device) -> Tensor:
-    """One kind of summary (mean, low, high) of all chunks' blocks behind each other, on the layers at `places` of a
-    stack: `(N, B, G, D)`."""
-    counts = enumerate(_counts(run))
-    parts = [getattr(run.summaries(index).stacks[stack], name)[places, :count] for index, count in counts]
+def _joined(run: Run, name: str, chosen: _Chosen, device: torch.device) -> Tensor:
+    """One kind of summary (mean, low, high) of all chunks' blocks behind each other, of the keys that the `chosen`
+    layers see: `(N, B, G, D)`."""
+    stacks = [run.summaries(index).stacks[chosen.stack] for index in range(len(run.lengths))]
+    parts = [getattr(stack, name)[chosen.places, :count] for stack, count in zip(stacks, _counts(run), strict=True)]
     return torch.cat(parts, 1).to(device)
 
 

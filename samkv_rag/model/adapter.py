@@ -25,9 +25,9 @@ from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.cache import Blend, Buffers, SlotCache
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
-from samkv_rag.model.observers import AttentionMaps, Observer
+from samkv_rag.model.observers import AttentionMaps, Observation, Observer
 from samkv_rag.model.rotary import Rotary, RotaryTable
-from samkv_rag.model.shape import KVShape
+from samkv_rag.model.shape import KVShape, Stack
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
@@ -79,18 +79,18 @@ class ModelAdapter:
     def _measure(self) -> KVShape:
         """Run one token; read the shapes off the cache, and see that every layer reports to our attention."""
         cache: Any = DynamicCache()
-        queries: dict[int, Tensor] = {}
-        plan = AttentionPlan(
-            torch.arange(1, device=self.device), observer=lambda seen: queries.update({seen.layer: seen.query})
-        )
+        met: dict[int, Observation] = {}
+        plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda seen: met.update({seen.layer: seen}))
         self.forward([0], torch.arange(1), cache, plan)
         supported.refuse_an_untold_window(self.model, plan.windows)
-        table = self.table(plan.positions)
-        sizes = [
-            (queries[index].shape[1], layer.keys.shape[1], layer.keys.shape[3], table.width(index))
-            for index, layer in enumerate(cache.layers)
+        keys, table = [layer.keys for layer in cache.layers], self.table(plan.positions)
+        sources = [
+            *range(len(keys)),
+            *(supported.source_of(self.model, met, keys, i) for i in range(len(keys), len(met))),
         ]
-        return KVShape.of(sizes, cache.layers[0].keys.element_size())
+        self.rotary.share(sources)
+        sizes = [(met[i].query.shape[1], own.shape[1], own.shape[3], table.width(i)) for i, own in enumerate(keys)]
+        return KVShape.of(sizes, sources, keys[0].element_size())
 
     @property
     def selection_layers(self) -> tuple[int, ...] | None:
@@ -110,19 +110,26 @@ class ModelAdapter:
         tokens = torch.as_tensor(ids).to(self.device, non_blocking=True)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        run, logits = partial(self.model, logits_to_keep=speak) if speak else self.decoder, None
+        run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
                 tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
                 attention_mask=dummy, use_cache=True,
             )  # fmt: skip
             logits = out.logits[:, -speak:].float() if speak else None
-        if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) != len(self.rotary.kinds):
+        if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) < len(self.rotary.kinds):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} does not route every layer through the attention registry; "
                 "use a model whose class sets _supports_attention_backend."
             )
         return logits
+
+    def _last(self, count: int, tokens: Tensor) -> int | Tensor:
+        """The last `count` of some `tokens` `(B, Q)` as transformers' `logits_to_keep`. Told by a number, layers
+        without a cache of their own leave out the other tokens, which a pass may be watched for."""
+        if len(self.shape.cached()) == self.shape.layers:
+            return count
+        return torch.arange(tokens.shape[1] - count, tokens.shape[1], device=self.device)
 
     # -- ingestion ---------------------------------------------------------------------------------------------
 
@@ -143,10 +150,11 @@ class ModelAdapter:
         table = self.rotary.table(positions)
         own = self.rotary.table(torch.arange(longest, device=self.device))
 
-        def stacked(layers: Sequence[int], row: int, text: str, ids: Sequence[int]) -> ChunkKV:
+        def stacked(stack: Stack, row: int, text: str, ids: Sequence[int]) -> ChunkKV:
+            layers, readers = stack.layers, stack.readers
             keys = table.unrotate(torch.stack([cache.layers[layer].keys[row] for layer in layers]), layers)
             values = torch.stack([cache.layers[layer].values[row] for layer in layers])
-            query = table.unrotate(torch.stack([queries[layer][row] for layer in layers]), layers)
+            query = table.unrotate(torch.stack([queries[layer][row] for layer in readers]), readers)
             window = slice(prefix, prefix + len(ids))
             last = slice(prefix + max(0, len(ids) - LOCAL_QUERY_TOKENS), prefix + len(ids))
             kv = blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
@@ -154,7 +162,7 @@ class ModelAdapter:
             return ChunkKV(summarised(text, ids, frame, query[:, :, last].mean(2), self.dtype), kv)
 
         return [
-            ChunkKV.of([stacked(stack.layers, row, *chunk) for stack in self.shape.stacks])
+            ChunkKV.of([stacked(stack, row, *chunk) for stack in self.shape.stacks])
             for row, chunk in enumerate(zip(texts, token_ids, strict=True))
         ]
 
@@ -169,9 +177,9 @@ class ModelAdapter:
 
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
         """
-        layers = range(self.shape.layers) if layers is None else layers
+        layers = self.shape.cached(layers)
         stacks = self._buffers(len(positions) + room, layers)
-        cache = SlotCache(stacks, positions)
+        cache = SlotCache(stacks, positions, self.shape.sources)
         table, end = self.table(cache.positions[: len(positions)]), 0
         turns = [table.angles(cut.layers) for cut in self.shape.cuts(layers)]
         for part in parts:
@@ -196,15 +204,15 @@ class ModelAdapter:
     def question_queries(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
     ) -> list[Tensor]:
-        """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being its
-        layers up to `last_layer`."""
+        """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being the
+        layers up to `last_layer` that attend to it."""
         asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
             observer=lambda seen: queries.append(seen.query[0].index_select(1, asked)),
         )  # fmt: skip
         table = self.table(cache.positions[slots.to(self.device)]).at(asked)
-        stacks = [cut.layers for cut in self.shape.cuts(range(last_layer + 1))]
+        stacks = self.shape.readers(last_layer)
         return [table.unrotate(torch.stack([queries[layer] for layer in layers]), layers) for layers in stacks]
 
     def question_attention(
@@ -257,7 +265,8 @@ class ModelAdapter:
         anew; all before them stand in `cache`. Without a cache this is an ordinary prefill."""
         tokens = torch.as_tensor(ids, device=self.device)
         if cache is None:
-            return self.model(tokens[None], use_cache=False, logits_to_keep=count).logits[0, -count:].float()  # type: ignore[no-any-return]
+            last = self._last(count, tokens[None])
+            return self.model(tokens[None], use_cache=False, logits_to_keep=last).logits[0, -count:].float()  # type: ignore[no-any-return]
         first = len(tokens) - count
         cache.crop_to(first)
         plan = AttentionPlan(cache.positions, backend=self.backend)
@@ -267,7 +276,7 @@ class ModelAdapter:
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
-        return SlotCache(self._buffers(room, range(self.shape.layers)), torch.arange(0))
+        return SlotCache(self._buffers(room, self.shape.cached()), torch.arange(0), self.shape.sources)
 
     def generate(
         self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any

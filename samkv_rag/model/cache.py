@@ -84,6 +84,11 @@ class SlotLayer(CacheLayerMixin):
         `(1, G, T + room, D)`. The token is live once `crop` has said so."""
         self._keys.index_copy_(2, slot, keys.to(self._keys.dtype))
         self._values.index_copy_(2, slot, values.to(self._values.dtype))
+        return self.buffers
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """The whole buffers `(1, G, T + room, D)`."""
         return self._keys, self._values
 
     @property
@@ -177,10 +182,10 @@ class SlotCache(Cache):
 
     `buffers` have all its layers between them, keys already turned to `positions` `(T,)`, which are sorted; they become
     the cache's own. `positions` of the cache covers the free slots too: what follows the prompt runs on from its last
-    position.
+    position. `sources` names for every layer of the model the one whose entries it attends to, mostly itself.
     """
 
-    def __init__(self, buffers: Sequence[Buffers], positions: Tensor) -> None:
+    def __init__(self, buffers: Sequence[Buffers], positions: Tensor, sources: Sequence[int]) -> None:
         keys = buffers[0].keys
         room = keys.shape[2] - len(positions)
         self.slot_layers = [SlotLayer() for one in buffers for _ in one.places]
@@ -188,7 +193,7 @@ class SlotCache(Cache):
         last = int(positions[-1]) + 1 if len(positions) else 0
         reaching = torch.cat([positions, torch.arange(last, last + room, device=positions.device)])
         self.positions = reaching.to(keys.device, non_blocking=True)
-        self._buffers = list(buffers)
+        self._buffers, self._sources = list(buffers), sources
         self._bind()
         self.crop_to(len(positions))
 
@@ -196,6 +201,17 @@ class SlotCache(Cache):
         for one in self._buffers:
             for place, keys, values in one.by_layer():
                 self.slot_layers[place].bind(keys, values)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What a layer of the model attends to `(1, G, T, D)`, once its new entries `(1, G, Q, D)` are stored if it has
+        a cache of its own."""
+        own = self.slot_layers[self._sources[layer]]
+        return own.update(keys, values) if self._sources[layer] == layer else (own.keys, own.values)
+
+    def put_next(self, layer: int, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `extend`, for one token at a `slot` that only the device knows; see `SlotLayer.put_next`."""
+        own = self.slot_layers[self._sources[layer]]
+        return own.put_next(slot, keys, values) if self._sources[layer] == layer else own.buffers
 
     @contextmanager
     def writing(

@@ -134,6 +134,11 @@ class Rotary:
         self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
         self.table(torch.zeros(1, dtype=torch.long, device=model.get_input_embeddings().weight.device))  # of all layers
 
+    def share(self, sources: Sequence[int]) -> None:
+        """Have layers without keys of their own turn as those do whose keys they attend to: `sources`, for every layer
+        of the model."""
+        self.kinds = tuple(self.kinds[source] for source in sources)
+
     @property
     def depends_on_length(self) -> bool:
         """True when the frequencies depend on the longest position of a call (longrope)."""

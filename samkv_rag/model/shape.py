@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers that are alike, by their sorted numbers in the model: H query heads, G key/value heads of D dimensions."""
+    """Layers whose caches are alike, by their sorted numbers in the model: H query heads, G key/value heads of D
+    dimensions. `readers` are those that attend to them: themselves, and layers without a cache of their own."""
 
     layers: tuple[int, ...]
+    readers: tuple[int, ...]
     heads: int
     kv_heads: int
     head_dim: int
@@ -37,22 +39,35 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What fixes a cache: its stacks, by their first layers, and the element size in bytes."""
+    """What fixes a cache: its stacks, by their first layers; for every layer of the model the one whose cache it
+    attends to, mostly itself; and the element size in bytes. Layers without a cache of their own come last."""
 
     stacks: tuple[Stack, ...]
+    sources: tuple[int, ...]
     itemsize: int
 
     @classmethod
-    def of(cls, layers: Sequence[tuple[int, ...]], itemsize: int) -> KVShape:
-        """The shape of layers with so many heads, key/value heads and head dimensions each."""
+    def of(cls, sizes: Sequence[tuple[int, ...]], sources: Sequence[int], itemsize: int) -> KVShape:
+        """The shape of caches with so many heads, key/value heads and head dimensions each; what else is in the
+        `sizes` also keeps layers apart."""
         alike: dict[tuple[int, ...], list[int]] = {}
-        for number, sizes in enumerate(layers):
-            alike.setdefault(sizes, []).append(number)
-        return cls(tuple(Stack(tuple(numbers), *sizes[:3]) for sizes, numbers in alike.items()), itemsize)
+        for layer, own in enumerate(sizes):
+            alike.setdefault(own, []).append(layer)
+        stacks = [
+            Stack(tuple(layers), tuple(i for i, source in enumerate(sources) if source in layers), *own[:3])
+            for own, layers in alike.items()
+        ]
+        return cls(tuple(stacks), tuple(sources), itemsize)
 
     @property
     def layers(self) -> int:
-        return sum(len(stack.layers) for stack in self.stacks)
+        """Layers of the model."""
+        return len(self.sources)
+
+    def cached(self, layers: range | None = None) -> range:
+        """Those of `layers`, a run of the model's, that have a cache of their own; by default of all."""
+        own = sum(len(stack.layers) for stack in self.stacks)
+        return range(own) if layers is None else range(layers.start, min(layers.stop, own))
 
     @property
     def bytes_per_token(self) -> int:
@@ -65,6 +80,12 @@ class KVShape:
         found = (Cut(index, stack, stack.within(layers)) for index, stack in enumerate(self.stacks))
         return [cut for cut in found if cut.places]
 
+    def readers(self, last_layer: int) -> list[tuple[int, ...]]:
+        """By stack, the layers up to `last_layer` that attend to it; stacks that have none, the last ones, are left
+        out."""
+        found = [tuple(layer for layer in stack.readers if layer <= last_layer) for stack in self.stacks]
+        return [layers for layers in found if layers]
+
     def stack_of(self, layer: int) -> Stack:
-        """The stack that holds a layer."""
-        return next(stack for stack in self.stacks if layer in stack.layers)
+        """The stack that a layer attends to."""
+        return next(stack for stack in self.stacks if layer in stack.readers)

@@ -116,8 +116,8 @@ def _check_stack(stack: ChunkKV, dtype: torch.dtype) -> None:
     for name, tensor in (("mean", summary.mean), ("low", summary.low), ("high", summary.high)):
         if tuple(tensor.shape) != (layers, blocks, heads, width):
             raise ValueError(f"{name} must be {(layers, blocks, heads, width)}, not {tuple(tensor.shape)}.")
-    if summary.local_query.ndim != 3 or summary.local_query.shape[0] != layers:
-        raise ValueError(f"local_query must be ({layers}, H, D), not {tuple(summary.local_query.shape)}.")
+    if summary.local_query.ndim != 3 or summary.local_query.shape[0] < layers:
+        raise ValueError(f"local_query must be ({layers} or more, H, D), not {tuple(summary.local_query.shape)}.")
     if kv.dtype != dtype:
         raise ValueError(f"kv must have one dtype in all stacks, not {kv.dtype} beside {dtype}.")
     if kv.dtype not in DTYPE_NAMES:

@@ -24,7 +24,7 @@ CHUNKS = [
     "The company then moved to the coast, where it keeps a museum of old lamps that opens on every second Sunday.",
 ]
 ASKED = "Where is Lumen Labs based?"
-WIRED = ["llama", "mistral-sliding", "qwen2-sliding", "gemma2", "gemma4", "phi3", "cohere2"]
+WIRED = ["llama", "mistral-sliding", "qwen2-sliding", "gemma2", "gemma4", "gemma4-sharing", "phi3", "cohere2"]
 SOME = {name: METHODS[name] for name in ("full", "samkv", "samkv-pooled", "cacheblend", "prophetkv", "no_context")}
 
 

@@ -21,8 +21,8 @@ from tests.models import adapter
 from tests.oracles import Prompted
 
 LENGTHS = (70, 16, 90, 5, 64)
-LAYERS = (1, 2)
-SOME = ("llama", "llama-yarn", "mistral-sliding", "gemma2", "gemma4-unlike-heads", "glm4", "smollm3")
+LAYERS = (1, 2, 3)
+SOME = ("llama", "llama-yarn", "mistral-sliding", "gemma2", "gemma4-unlike-heads", "gemma4-sharing", "glm4", "smollm3")
 Values = list[list[float]]
 
 
@@ -61,9 +61,10 @@ def weighed(attention: np.ndarray) -> np.ndarray:
 
 def one_layer(case: Prompted, queries: list[Tensor], positions: Tensor, chunk: Segment, layer: int) -> np.ndarray:
     """`(1, H, Q, B)`: the most that each asking token's product with a key of each block can be."""
-    index, stack = next(found for found in enumerate(case.adapter.shape.stacks) if layer in found[1].layers)
-    known, place = case.store.summary(str(chunk.key)).stacks[index], stack.layers.index(layer)
-    turned = case.adapter.table(positions - chunk.start).rotate(queries[index][place : place + 1], [layer])[0]
+    index, stack = next(found for found in enumerate(case.adapter.shape.stacks) if layer in found[1].readers)
+    known, row = case.store.summary(str(chunk.key)).stacks[index], stack.readers.index(layer)
+    place = stack.layers.index(case.adapter.shape.sources[layer])
+    turned = case.adapter.table(positions - chunk.start).rotate(queries[index][row : row + 1], [layer])[0]
     low, high = (x[place].repeat_interleave(stack.heads // stack.kv_heads, 1).double() for x in (known.low, known.high))
     part = np.zeros((1, turned.shape[0], turned.shape[1], known.n_blocks))
     for (_, head, asked, at), _ in np.ndenumerate(part):

@@ -11,6 +11,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Olmo3Confi
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.observers import Observation
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
 from tests.cases import REFUSED, SIZES, WIRINGS
@@ -107,6 +108,23 @@ def test_a_refused_model_gets_the_attention_of_all_its_parts_back(monkeypatch: p
     assert attention == ["eager", "eager", "sdpa"]
 
 
+def test_a_layer_that_attends_to_what_no_cache_holds_is_refused() -> None:
+    keys, queries = [torch.zeros(1, 2, 1, 8) for _ in range(2)], torch.zeros(1, 4, 1, 8)
+
+    def met(layer: int, key: torch.Tensor, query: torch.Tensor = queries) -> Observation:
+        return Observation(layer, query, key, None, None, "torch")  # type: ignore[arg-type]
+
+    found = {0: met(0, keys[0]), 1: met(1, keys[1]), 2: met(2, keys[1]), 3: met(3, keys[1].clone())}
+    model = adapter("llama").model
+    assert supported.source_of(model, found, keys, 2) == 1
+    for layer in (3, 4):
+        with pytest.raises(UnsupportedModel, match=f"layer {layer} has no cache, and attends to keys that are in none"):
+            supported.source_of(model, found, keys, layer)
+    found[2] = met(2, keys[1], queries[:, :2])
+    with pytest.raises(UnsupportedModel, match="layer 2 has no cache"):
+        supported.source_of(model, found, keys, 2)
+
+
 def test_a_memory_that_is_full_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
@@ -170,12 +188,21 @@ def test_layers_without_positions_are_found_and_left_alone(wiring: str) -> None:
 
 def test_layers_are_stacked_by_the_shape_of_their_caches() -> None:
     stacks = {wiring: [stack.layers for stack in adapter(wiring).shape.stacks] for wiring in WIRINGS}
-    unlike = {wiring for wiring, layers in stacks.items() if layers != [(0, 1, 2, 3)]}
-    assert unlike == {"gemma4", "gemma4-unlike-heads", "laguna-unlike-parts"}, "what is on disk depends on it"
-    assert all(stacks[wiring] == [(0, 2), (1, 3)] for wiring in unlike)
+    unlike = {wiring: layers for wiring, layers in stacks.items() if layers != [(0, 1, 2, 3)]}
+    assert unlike == {
+        "gemma4": [(0, 2), (1, 3)], "gemma4-unlike-heads": [(0, 2), (1, 3)], "gemma4-sharing": [(0, 2), (1,)],
+        "laguna-unlike-parts": [(0, 2), (1, 3)],
+    }, "what is on disk depends on it"  # fmt: skip
     sizes = [(stack.heads, stack.kv_heads, stack.head_dim) for stack in adapter("gemma4-unlike-heads").shape.stacks]
     assert sizes == [(4, 2, 16), (4, 1, 32)]
     assert adapter("gemma4-unlike-heads").shape.bytes_per_token == 2 * 4 * (2 * 2 * 16 + 2 * 1 * 32)
+
+
+def test_layers_without_a_cache_attend_to_the_last_of_their_kind_that_has_one() -> None:
+    shape = adapter("gemma4-sharing").shape
+    assert shape.sources == (0, 1, 2, 1, 2, 1)
+    assert [stack.readers for stack in shape.stacks] == [(0, 2, 4), (1, 3, 5)]
+    assert shape.layers == 6 and shape.bytes_per_token == 2 * 4 * 2 * (2 * 16 + 32)
 
 
 # -- ingestion -----------------------------------------------------------------------------------------------------
