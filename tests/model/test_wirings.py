@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.observers import Observation
+from samkv_rag.model.rotary import _rotation_of
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
 from tests.cases import REFUSED, SIZES, WIRINGS
@@ -138,6 +140,14 @@ def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
     model = build(WIRINGS["llama"]())
     object.__setattr__(model, "hf_device_map", {"": "cpu"})
     assert ModelAdapter(model).shape.layers == 4
+
+
+@pytest.mark.parametrize("function", [None, lambda x: x, lambda x, cos, sin: x[..., :2]], ids=["none", "one", "less"])
+def test_a_model_whose_rotation_is_unknown_is_refused(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What turns one tensor at a time is known only if that comes back."""
+    monkeypatch.setattr(sys.modules[__name__], "apply_rotary_pos_emb", function, raising=False)
+    with pytest.raises(UnsupportedModel, match="Unlike has no apply_rotary_pos_emb for queries and keys"):
+        _rotation_of(Unlike(LlamaConfig(**SIZES)))
 
 
 # -- how keys turn -------------------------------------------------------------------------------------------------

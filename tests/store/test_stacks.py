@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from samkv_rag import Reuse, SamKV
 from samkv_rag.ingest import stored_bytes
+from samkv_rag.methods import Method
 from samkv_rag.store import ChunkKVStore, DamagedEntry
 from samkv_rag.types import KV_DTYPES, ChunkKV
-from tests.models import adapter
+from tests.models import adapter, tiny_engine
 from tests.oracles import random_ids
 
 from .samples import KEYS, file_of, flip, make_chunk, same
@@ -137,6 +139,22 @@ def test_a_flip_in_a_stack_not_asked_for_does_no_harm(folder: Path) -> None:
         store.read_blocks(A), store.read_blocks(A, stack=1)
         with pytest.raises(DamagedEntry, match="block 2 of layer 0"):
             store.read_blocks(A, stack=2)
+
+
+@pytest.mark.parametrize("wiring", ["gemma4-unlike-heads", "gemma4-sharing"])
+@pytest.mark.parametrize("kv_dtype", ["model", "int8"])
+def test_an_engine_answers_from_a_folder_as_it_did_when_it_filled_it(folder: Path, wiring: str, kv_dtype: str) -> None:
+    chunks, answers = ["the first of two chunks, which is long", "and the second"], []
+    for _ in range(2):
+        with ChunkKVStore(folder) as store:
+            engine = tiny_engine(wiring, store, kv_dtype=kv_dtype)
+            engine.precompute(chunks)
+            methods: list[Method] = [SamKV(keep=0.5, recompute=1 / 3), SamKV.paper(keep=0.5), Reuse()]
+            answers.append([engine.answer("which?", chunks, method=method, max_new_tokens=4) for method in methods])
+    first, again = ([(answer.text, answer.report.kv_bytes_read) for answer in some] for some in answers)
+    assert first == again and all(read for _, read in again)
+    full = engine.adapter.shape.bytes_per_token * answers[0][0].report.prompt_tokens
+    assert answers[0][0].report.kv_bytes_full == full
 
 
 def test_the_estimate_is_a_little_high(folder: Path) -> None:
