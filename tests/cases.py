@@ -90,6 +90,10 @@ WIRINGS: dict[str, Callable[[], Any]] = {
         **SIZES | GEMMA4 | EXPERTS, attention_k_eq_v=True, num_global_key_value_heads=1
     ),
     "gemma4-sharing": lambda: tf.Gemma4TextConfig(**SIZES | GEMMA4 | SHARING),
+    "gemma4-that-sees": lambda: tf.Gemma4Config(
+        text_config=SIZES | GEMMA4 | SHARING | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        vision_config=EYES | {"num_key_value_heads": 2, "head_dim": 16},
+    ),
     "laguna-unlike-parts": lambda: tf.LagunaConfig(**SIZES, head_dim=16, sliding_window=10, layer_types=HALF),
     "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
     "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),
