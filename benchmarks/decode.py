@@ -37,10 +37,11 @@ def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) 
     generator, count = torch.Generator().manual_seed(seed), round(kept * tokens)
     ids = torch.randint(3, adapter.config.vocab_size, (count,), generator=generator).tolist()
     positions = torch.linspace(0, tokens - 1, count).long()[:-1]
-    shape = (2, adapter.shape.layers, adapter.shape.kv_heads, count - 1, adapter.shape.head_dim)
+    (stack,) = adapter.shape.stacks
+    shape = (2, len(stack.layers), stack.kv_heads, count - 1, stack.head_dim)
     keys, values = torch.randn(shape, generator=generator)
     stored = Stored(keys[:, None], values[:, None])  # one block that holds all tokens
-    cache = adapter.assemble([Part(0, stored, torch.arange(count - 1))], positions, room=new + 2)
+    cache = adapter.assemble([Part(0, [stored], torch.arange(count - 1))], positions, room=new + 2)
     return adapter.loop.begin(ids, cache, max_new_tokens=new + 1, do_sample=False)
 
 

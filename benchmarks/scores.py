@@ -38,19 +38,19 @@ class Asked:
     asked: int
 
     def _random(self, heads: int, tokens: int) -> Tensor:
-        shape = self.adapter.shape
+        (stack,) = self.adapter.shape.stacks
         draws = torch.Generator().manual_seed(heads)
-        return torch.randn(shape.layers, heads, tokens, shape.head_dim, generator=draws).to(self.adapter.device)
+        return torch.randn(len(stack.layers), heads, tokens, stack.head_dim, generator=draws).to(self.adapter.device)
 
     @cached_property
     def queries(self) -> Tensor:
         """`(L, H, Q, D)`."""
-        return self._random(self.adapter.shape.heads, self.asked)
+        return self._random(self.adapter.shape.stacks[0].heads, self.asked)
 
     @cached_property
     def keys(self) -> Tensor:
         """`(L, G, T, D)` of all chunks' tokens."""
-        return self._random(self.adapter.shape.kv_heads, self.chunks * self.size)
+        return self._random(self.adapter.shape.stacks[0].kv_heads, self.chunks * self.size)
 
     @cached_property
     def own(self) -> Tensor:

@@ -5,9 +5,11 @@ A multiplication and an addition are two operations. A pass of Q rows, row q see
     2 * Q * (elements of the layer's weight matrices)  +  4 * H * D * sum over q of n_q
 
 (queries times keys, and weights times values, 2 * H * D a pair each). A pass that ends early costs on its last layer
-2 * Q * hidden * (H + 2 G) * D. The first token adds the output matrix once. Not counted: norms, rotations, softmax,
-embeddings, and the scores that a selection computes for itself (`scored_bytes` says what those read). A sliding
-window's layers see no further than their window. Of experts that lie in one tensor as many count as a token is sent to.
+2 * Q * hidden * (H + 2 G) * D. H, G and D are the layer's. The first token adds the output matrix once. Not counted:
+norms, rotations, softmax, embeddings, and the scores that a selection computes for itself (`scored_bytes` says what
+those read). A sliding window's layers see no further than their window. Of experts that lie in one tensor as many count
+as a token is sent to. Matrices in front of the layers count for every row, a layer's values as if their matrix were not
+that of its keys (Gemma 4).
 """
 
 from __future__ import annotations
@@ -29,23 +31,30 @@ def answer_flops(run: Run) -> int:
 
 def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
     """Operations of passes through the decoder's layers, without the output matrix."""
-    layers = list(adapter.decoder.layers)
-    chosen = adapter.config.__dict__.get("num_experts_per_tok") or 1
+    layers, config = list(adapter.decoder.layers), adapter.config.__dict__
+    chosen = config.get("num_experts_per_tok") or config.get("top_k_experts") or 1
     weights = [sum(_weights(module, chosen) for module in layer.modules()) for layer in layers]
     windows = [_window(adapter, layer) for layer in layers]
-    return sum(_one(adapter, one, weights, windows) for one in passes)
+    ahead = sum(_weights(module, 1) for module in adapter.decoder.children() if hasattr(module, "in_features"))
+    rows = sum(len(one.slots) for one in passes)
+    return 2 * rows * ahead + sum(_one(adapter, one, weights, windows) for one in passes)
 
 
 def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
-    shape, rows = adapter.shape, len(one.slots)
-    whole = one.layers - one.ended
-    alike = Counter((window, one.narrowed(layer)) for layer, window in enumerate(windows[:whole]))
-    pairs = sum(count * one.pairs(*kind) for kind, count in alike.items())
-    linear = 2 * rows * sum(weights[:whole])
-    attention = 4 * shape.heads * shape.head_dim * pairs
+    shape, own, linear = adapter.shape, adapter.shape.cached().stop, 0
+    alike = Counter[tuple[bool, int | None, bool]]()
+    for layer, (weight, window) in enumerate(zip(weights, windows, strict=True)):
+        if layer < one.layers - one.ended:
+            stack, cached = shape.stack_of(layer), layer < own
+            linear += 2 * len(one.among(cached).slots) * weight
+            alike[cached, window, one.narrowed(layer)] += stack.heads * stack.head_dim
+    attention = sum(
+        4 * width * one.among(cached).pairs(window, narrowed) for (cached, window, narrowed), width in alike.items()
+    )
     if one.ended:
-        hidden = adapter.model.get_input_embeddings().weight.shape[1]
-        linear += 2 * rows * hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+        hidden, last = adapter.model.get_input_embeddings().weight.shape[1], shape.stack_of(one.layers - 1)
+        made = 2 * last.kv_heads if one.layers <= own else 0  # else keys and values are another layer's
+        linear += 2 * len(one.slots) * hidden * (last.heads + made) * last.head_dim
     return linear + attention
 
 

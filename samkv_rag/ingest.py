@@ -51,12 +51,13 @@ def ingest(
 
 def stored_bytes(sizes: Sequence[int], adapter: ModelAdapter, kv_dtype: str) -> int:
     """About how many bytes chunks of `sizes` tokens take in the store."""
-    shape = adapter.shape
+    stacks = adapter.shape.stacks
     return sum(
         estimate_bytes(
-            size, shape.layers, shape.kv_heads, shape.head_dim, adapter.dtype, heads=shape.heads, kv_dtype=kv_dtype
+            size, len(stack.layers), stack.kv_heads, stack.head_dim, adapter.dtype, heads=stack.heads, kv_dtype=kv_dtype
         )
         for size in sizes
+        for stack in stacks
     )
 
 

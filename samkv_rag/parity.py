@@ -118,12 +118,14 @@ def _random_plan(
 
 def _shifted(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> PromptPlan:
     """The plan of one chunk with its stored keys turned by 7 positions: what a wrong rotation would do."""
-    chunk = plan.chunks[0]
-    kv = store.read_blocks(str(chunk.key)).clone()
-    places = torch.full((BLOCK,), 7)
-    keys = kv[:, :, 0].flatten(1, 2)
-    kv[:, :, 0] = adapter.table(places).rotate(keys.to(adapter.device)).to(kv).view_as(kv[:, :, 0])
+    chunk, table, moved = plan.chunks[0], adapter.table(torch.full((BLOCK,), 7)), list[Tensor]()
+    for index, stack in enumerate(adapter.shape.stacks):
+        kv = store.read_blocks(str(chunk.key), stack=index)
+        keys = kv[:, :, 0].flatten(1, 2).to(adapter.device)
+        kv[:, :, 0] = table.rotate(keys, stack.layers).to(kv).view_as(kv[:, :, 0])
+        moved.append(kv)
     key = chunk_key(chunk.token_ids, "parity", "control")
-    store.put(key, ChunkKV(store.summary(str(chunk.key)), kv), namespace="control", fingerprint="parity")
+    shifted = ChunkKV(store.summary(str(chunk.key)), moved[0], tuple(moved[1:]))
+    store.put(key, shifted, namespace="control", fingerprint="parity")
     segments = tuple(replace(s, key=key) if s.kind == "chunk" else s for s in plan.segments)
     return replace(plan, segments=segments)

@@ -2,13 +2,16 @@
 
 Shape letters, used everywhere: L layers, H query heads, G key/value heads, D head dimension,
 T tokens, Q question tokens, B storage blocks of `BLOCK` tokens.
+
+Layers whose caches have one shape are a *stack*: one tensor. Most models have one, and L is then all their layers;
+where wide layers stand between narrow ones there is a stack of each kind, and L counts the layers of a stack.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,7 +53,8 @@ class ChunkSummary:
 
     `mean`, `low` and `high` are `(L, B, G, D)`: mean, minimum and maximum over each block's keys, the keys
     rotated at the chunk's own positions 0..T-1. `local_query` is `(L, H, D)`: the mean of the position-free
-    queries of the last min(T, 32) tokens (SamKV, "local Q cache").
+    queries of the last min(T, 32) tokens (SamKV, "local Q cache"), one for each layer that attends to these keys. These
+    are the first stack's; `others` has the same of the model's other stacks.
     """
 
     text: str
@@ -59,6 +63,12 @@ class ChunkSummary:
     low: Tensor
     high: Tensor
     local_query: Tensor
+    others: tuple[ChunkSummary, ...] = ()
+
+    @property
+    def stacks(self) -> tuple[ChunkSummary, ...]:
+        """This one and the others."""
+        return self, *self.others
 
     @property
     def n_tokens(self) -> int:
@@ -71,20 +81,36 @@ class ChunkSummary:
     @property
     def nbytes(self) -> int:
         """Bytes of what is scored: block summaries and local query."""
-        return sum(part.nbytes for part in (self.mean, self.low, self.high, self.local_query))
+        own = sum(part.nbytes for part in (self.mean, self.low, self.high, self.local_query))
+        return own + sum(other.nbytes for other in self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkKV:
-    """One chunk's cache: `kv` is `(L, B, 2, G, BLOCK, D)`, keys position-free, the last block padded with zeros."""
+    """One chunk's cache: `kv` is `(L, B, 2, G, BLOCK, D)`, keys position-free, the last block padded with zeros; it is
+    the first stack's, `others` has that of the model's other stacks."""
 
     summary: ChunkSummary
     kv: Tensor
+    others: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, stacks: Sequence[ChunkKV]) -> ChunkKV:
+        """The cache whose `stacks` were made one by one."""
+        first, *others = stacks
+        summary = replace(first.summary, others=tuple(other.summary for other in others))
+        return cls(summary, first.kv, tuple(other.kv for other in others))
+
+    @property
+    def stacks(self) -> tuple[ChunkKV, ...]:
+        """Every stack by itself."""
+        alone = (replace(summary, others=()) for summary in self.summary.stacks)
+        return tuple(ChunkKV(*both) for both in zip(alone, (self.kv, *self.others), strict=True))
 
     @property
     def nbytes(self) -> int:
         """Bytes of K and V, without the summary."""
-        return self.kv.numel() * self.kv.element_size()
+        return sum(kv.numel() * kv.element_size() for kv in (self.kv, *self.others))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,17 @@ EYES = {
     "patch_size": 14,
 }  # fmt: skip
 HALF = ["sliding_attention", "full_attention"] * 2
+GEMMA4: dict[str, Any] = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 10, "layer_types": HALF, "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+}  # fmt: skip
+EXPERTS = {
+    "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+}  # fmt: skip
+SHARING = {
+    "num_hidden_layers": 6, "layer_types": HALF + HALF[:2], "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+}  # fmt: skip
 
 WIRINGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tf.LlamaConfig(**SIZES),
@@ -74,6 +85,16 @@ WIRINGS: dict[str, Callable[[], Any]] = {
         vision_config=EYES,
         mm_tokens_per_image=4,
     ),
+    "gemma4": lambda: tf.Gemma4TextConfig(**SIZES | GEMMA4),
+    "gemma4-unlike-heads": lambda: tf.Gemma4TextConfig(
+        **SIZES | GEMMA4 | EXPERTS, attention_k_eq_v=True, num_global_key_value_heads=1
+    ),
+    "gemma4-sharing": lambda: tf.Gemma4TextConfig(**SIZES | GEMMA4 | SHARING),
+    "gemma4-that-sees": lambda: tf.Gemma4Config(
+        text_config=SIZES | GEMMA4 | SHARING | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        vision_config=EYES | {"num_key_value_heads": 2, "head_dim": 16},
+    ),
+    "laguna-unlike-parts": lambda: tf.LagunaConfig(**SIZES, head_dim=16, sliding_window=10, layer_types=HALF),
     "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
     "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),
     "phi3-longrope": lambda: tf.Phi3Config(**SIZES, original_max_position_embeddings=64, rope_parameters=longrope(64)),
@@ -111,10 +132,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "phimoe-sliding": (
         lambda: tf.PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=64),
         "a sliding window of 64 tokens that its attention is not told of",
-    ),
-    "laguna-unlike-parts": (
-        lambda: tf.LagunaConfig(**SIZES, head_dim=16, sliding_window=64, layer_types=HALF),
-        "turn unlike parts of their heads",
     ),
     "minimax": (lambda: tf.MiniMaxConfig(**SIZES), "cannot be run on a cache of ours"),
     "dynamic-rope": (

@@ -19,7 +19,7 @@ from samkv_rag.methods import Method, Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.parity import next_logits
 from samkv_rag.store import ChunkKVStore, chunk_key
-from samkv_rag.types import PromptPlan, Question, Segment, Selection
+from samkv_rag.types import ChunkKV, PromptPlan, Question, Segment, Selection
 from tests.cases import VOCAB, WIRINGS
 from tests.models import build
 
@@ -110,6 +110,13 @@ class Kept:
                     rows.append((token, segment.start + inside, chunk, again))
         ids, positions, owner, fresh = zip(*rows, strict=True)
         return cls(list(ids), torch.tensor(positions), torch.tensor(owner), torch.tensor(fresh))
+
+
+def stored_chunk(store: ChunkKVStore, key: str) -> ChunkKV:
+    """What the store has of a chunk, all of it."""
+    summary = store.summary(key)
+    kv = [store.read_blocks(key, stack=index) for index in range(len(summary.stacks))]
+    return ChunkKV(summary, kv[0], tuple(kv[1:]))
 
 
 def unblocked(kv: Tensor) -> tuple[Tensor, Tensor]:

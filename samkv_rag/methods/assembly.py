@@ -51,7 +51,7 @@ class Assembly:
         over before anybody looks: they are not read, and stay empty too.
         """
         with self._costs.stage("load"):
-            layers = range(self._adapter.shape.layers) if layers is None else layers
+            layers = self._adapter.shape.cached(layers)
             parts = self._parts(len(kept), layout, layers, replaced)
             cache = self._adapter.assemble(parts, layout.positions, self._room, layers)
             self._costs.held(cache.nbytes)
@@ -89,7 +89,7 @@ class Assembly:
         """A cache of the `layout` with `layers`, the first ones, by default all: what an earlier pass has left of it,
         and the rest from the store, but for chunk tokens `replaced`."""
         held, self._held = self._held if self.holds(layout) else None, None
-        layers = range(self._adapter.shape.layers) if layers is None else layers
+        layers = self._adapter.shape.cached(layers)
         if held is None:
             return self.assemble(kept, layout, layers, replaced)
         cache = held.cache

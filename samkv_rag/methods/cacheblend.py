@@ -25,5 +25,5 @@ class CacheBlend(Options):
 
     def prepare(self, run: Run) -> Prepared:
         kept = Selection.all_of(run.plan).kept
-        check = min(self.check, run.adapter.shape.layers - 1)
+        check = min(self.check, run.adapter.shape.cached().stop - 1)
         return run.recompute_checked(check, lambda moved, columns: top_tokens(kept, moved, columns, self.share))

@@ -22,7 +22,8 @@ class Pass:
     """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)` ran.
 
     The first `layers` layers ran; the last of them only up to its queries, keys and values if the pass `ended` there.
-    On the upper ones some rows may have seen only one another (`narrow`).
+    On the upper ones some rows may have seen only one another (`narrow`). An ordinary `prefill` ran layers without a
+    cache of their own for the last row alone.
     """
 
     positions: Tensor
@@ -30,11 +31,16 @@ class Pass:
     layers: int
     ended: bool = False
     narrow: Narrow | None = None
+    prefill: bool = False
 
     @classmethod
     def whole(cls, tokens: int, layers: int) -> Pass:
         """An ordinary prefill of `tokens` tokens."""
-        return cls(torch.arange(tokens), torch.arange(tokens), layers)
+        return cls(torch.arange(tokens), torch.arange(tokens), layers, prefill=True)
+
+    def among(self, cached: bool) -> Pass:
+        """What ran on layers with a cache of their own, or on those without."""
+        return self if cached or not self.prefill else Pass(self.positions, self.slots[-1:], self.layers)
 
     def narrowed(self, layer: int) -> bool:
         """Whether some rows see only one another on this layer."""

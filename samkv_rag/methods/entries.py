@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -23,6 +24,10 @@ class _Read(NamedTuple):
     layers: int
 
 
+_Known = defaultdict[tuple[int, int], dict[int, list[_Read]]]
+"""By chunk and stack: each block's layers, in parts."""
+
+
 class Entries:
     """What a prompt's chunks have in the store. `bytes_read` counts K and V as stored; the store's own count is shared
     with other engines."""
@@ -30,10 +35,10 @@ class Entries:
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore) -> None:
         self.bytes_read = 0
         self._keys = [str(chunk.key) for chunk in plan.chunks]
-        self._layers = adapter.shape.layers
+        self._shape = adapter.shape
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
-        self._blocks: list[dict[int, list[_Read]]] = [{} for _ in plan.chunks]  # each block's layers, in parts
+        self._blocks: _Known = defaultdict(dict)
 
     def summary(self, index: int) -> tuple[ChunkSummary, bool]:
         """The small part of chunk `index`, and whether it was asked for the first time."""
@@ -42,22 +47,19 @@ class Entries:
             self._summaries[index] = self._store.summary(self._keys[index])
         return self._summaries[index], new
 
-    def blocks(self, index: int, blocks: Sequence[int], layers: range) -> Stored:
-        """Some `blocks` of chunk `index`, sorted, on `layers`."""
-        found = self._load(index, list(blocks), layers)
-        parts = found.parts
-        if parts is None:
-            return Stored.of(found.data)
-        return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero)
+    def blocks(self, index: int, blocks: Sequence[int], layers: range) -> list[Stored]:
+        """Some `blocks` of chunk `index`, sorted, on `layers` of the model: one for each stack that has any of them."""
+        cuts = self._shape.cuts(layers)
+        return [_as_stored(self._load(index, cut.index, list(blocks), cut.places)) for cut in cuts]
 
-    def _load(self, index: int, blocks: list[int], layers: range) -> StoredBlocks:
-        """Some blocks on `layers`, a run of them. Each layer of a block is read once, with those below it, and none
-        above it."""
-        known = self._blocks[index]
+    def _load(self, index: int, stack: int, blocks: list[int], layers: range) -> StoredBlocks:
+        """Some blocks on `layers`, a run of a stack's. Each layer of a block is read once, with those below it, and
+        none above it."""
+        known = self._blocks[index, stack]
         depths = {block: sum(part.layers for part in known.get(block, ())) for block in blocks}
         for depth in sorted({depth for depth in depths.values() if depth < layers.stop}):
             missing = [block for block in depths if depths[block] == depth]
-            read = self._store.read_stored(self._keys[index], missing, range(depth, layers.stop))
+            read = self._store.read_stored(self._keys[index], missing, range(depth, layers.stop), stack)
             self.bytes_read += read.nbytes
             for place, block in enumerate(missing):
                 known.setdefault(block, []).append(_Read(read, place, layers.stop - depth))
@@ -69,7 +71,14 @@ class Entries:
 
     def release(self) -> None:
         """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""
-        self._blocks = [{} for _ in self._blocks]
+        self._blocks.clear()
+
+
+def _as_stored(found: StoredBlocks) -> Stored:
+    parts = found.parts
+    if parts is None:
+        return Stored.of(found.data)
+    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero)
 
 
 def blocks_of(owner: Tensor, inside: Tensor, chunks: int) -> tuple[list[list[int]], Tensor]:

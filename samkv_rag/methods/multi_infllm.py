@@ -39,9 +39,9 @@ class MultiInfLLM(Options):
         whole = anchor_masks([sum(run.lengths)], self.initial, self.local, budget // 2)[0]
         anchors = list(torch.split(whole, run.lengths))
         last = run.adapter.shape.layers - 1
-        generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], last).mean(2)
+        generic = [own.mean(2) for own in run.question_pass([mask.nonzero()[:, 0] for mask in anchors], last)]
         with run.stage("select"):
-            queries = turned_to_chunks(run, generic.expand(len(run.lengths), *generic.shape))
+            queries = turned_to_chunks(run, [own.expand(len(run.lengths), *own.shape) for own in generic])
             scores = chunk_scores(run, queries, tuple(range(last + 1)), self.block, 0, 0)
             everyone = [1.0] * len(scores)
             choice = choose(scores, anchors, budget, self.block, shares=everyone, per_chunk=False, fill=True)

@@ -80,27 +80,28 @@ class Run:
         self.costs.scored_bytes += known.nbytes if new else 0
         return known
 
-    def local_query(self, index: int) -> Tensor:
-        """The local query of chunk `index`, fp32 `(L, H, D)`, position-free."""
-        return self.summaries(index).local_query.to(self.adapter.device, torch.float32)
+    def local_query(self, index: int, stack: int = 0) -> Tensor:
+        """The local query of chunk `index`, fp32 `(L, H, D)`, position-free, on the layers that attend to a stack."""
+        return self.summaries(index).stacks[stack].local_query.to(self.adapter.device, torch.float32)
 
     # -- running the model -------------------------------------------------------------------------------------
 
-    def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> Tensor:
+    def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> list[Tensor]:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
 
-        Returns the question tokens' position-free queries, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
-        pooling), L being the layers up to `last_layer`. What stands behind the question cannot change them: not run.
+        Returns the question tokens' position-free queries by stack, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
+        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question cannot change
+        them: not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
         return self._queries(*self._asking(kept, last), last)[0]
 
-    def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[Tensor, Tensor]:
-        """As `question_pass`, but to the prompt's end: queries `(L, H, Q, D)` of the question and of the glue behind
-        the chunks, and their positions `(Q,)`."""
+    def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[list[Tensor], Tensor]:
+        """As `question_pass`, but to the prompt's end: by stack queries `(L, H, Q, D)` of the question and of the glue
+        behind the chunks, and their positions `(Q,)`."""
         return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
 
-    def _queries(self, layout: Layout, cache: SlotCache, last: int) -> tuple[Tensor, Tensor]:
+    def _queries(self, layout: Layout, cache: SlotCache, last: int) -> tuple[list[Tensor], Tensor]:
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
             queries = self.adapter.question_queries(ids, fresh, asked, cache, last)

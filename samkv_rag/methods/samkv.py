@@ -208,9 +208,11 @@ class SamKV(Options):
         if self.look in ("keys", "two_stage"):
             return self._key_scores(run, layers, anchors, int(self.candidates * budget))
         if self.look == "pooled":
-            generic = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1]).mean(2)
+            asking = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
             with run.stage("select"):
-                return self._pooled_scores(run, generic, layers)
+                queries = [self._pooled(run, stack, own.mean(2)) for stack, own in enumerate(asking)]
+                turned = turned_to_chunks(run, queries, self.frame)
+                return chunk_scores(run, turned, layers, self._block, self.initial, self.local)
         return self._summary_scores(run, layers, anchors, self.look)
 
     def _key_scores(
@@ -239,13 +241,12 @@ class SamKV(Options):
                 summary=summary,
             )
 
-    def _pooled_scores(self, run: Run, generic: Tensor, layers: tuple[int, ...]) -> list[ChunkScores]:
-        queries = generic.expand(len(run.lengths), *generic.shape)
-        if self.bias:
-            local = [run.local_query(index)[: len(generic)] for index in range(len(run.lengths))]
-            queries = personalised(generic, torch.stack(local), self.partner)
-        queries = turned_to_chunks(run, queries, self.frame)
-        return chunk_scores(run, queries, layers, self._block, self.initial, self.local)
+    def _pooled(self, run: Run, stack: int, generic: Tensor) -> Tensor:
+        """The pooled question's queries on a stack's layers `(L, H, D)`, one for each chunk: `(C, L, H, D)`."""
+        if not self.bias:
+            return generic.expand(len(run.lengths), *generic.shape)
+        local = [run.local_query(index, stack)[: len(generic)] for index in range(len(run.lengths))]
+        return personalised(generic, torch.stack(local), self.partner)
 
     def _rank_anchors(
         self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int

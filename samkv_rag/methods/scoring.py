@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,24 +42,58 @@ def personalised(generic: Tensor, local: Tensor, partner: str = "query") -> Tens
     return generic + torch.einsum("ijlh,jlhd->ilhd", weights, local) / (chunks - 1)
 
 
-def turned_to_chunks(run: Run, queries: Tensor, frame: str = "true") -> Tensor:
-    """Queries `(C, L, H, D)` turned into each chunk's own frame, where its block means stand.
+def turned_to_chunks(run: Run, queries: Sequence[Tensor], frame: str = "true") -> list[Tensor]:
+    """Every stack's queries `(C, L, H, D)` turned into each chunk's own frame, where its block means stand.
 
     The question stands at its true distance from the chunk's first token, or ("adjacent") right behind the chunk.
     """
     start = run.plan.question.start
     places = [start - chunk.start if frame == "true" else len(chunk.token_ids) for chunk in run.plan.chunks]
-    table = run.adapter.table(torch.tensor(places))
-    return table.rotate(queries.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
+    table, stacks = run.adapter.table(torch.tensor(places)), run.adapter.shape.stacks
+    columns = [own.permute(1, 2, 0, 3) for own in queries]
+    turned = (table.rotate(own, stack.readers[: len(own)]) for own, stack in zip(columns, stacks, strict=False))
+    return [own.permute(2, 0, 1, 3) for own in turned]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Layers that attend to one stack: its number, their rows among its readers, the places of the keys they see."""
+
+    stack: int
+    rows: list[int]
+    places: list[int]
+
+    def of(self, queries: Sequence[Tensor], dim: int) -> Tensor:
+        """Their queries, of every stack's, whose layers lie along `dim`."""
+        own = queries[self.stack]
+        return own.index_select(dim, torch.tensor(self.rows).to(own.device, non_blocking=True))
+
+
+def _by_stack(run: Run, layers: Sequence[int], score: Callable[[_Chosen], Tensor]) -> Tensor:
+    """What `score` finds for layers of one stack `(n, ...)`, as `(N, ...)` for all `layers`."""
+    parts, order, sources = list[Tensor](), list[int](), run.adapter.shape.sources
+    for index, stack in enumerate(run.adapter.shape.stacks):
+        own = [layer for layer in layers if layer in stack.readers]
+        if own:
+            places = [stack.layers.index(sources[layer]) for layer in own]
+            parts.append(score(_Chosen(index, [stack.readers.index(layer) for layer in own], places)))
+            order += own
+    joined = torch.cat(parts)
+    return joined if order == list(layers) else joined[[order.index(layer) for layer in layers]]
 
 
 def chunk_scores(
-    run: Run, queries: Tensor, layers: tuple[int, ...], block: int, initial: int, local: int
+    run: Run, queries: Sequence[Tensor], layers: tuple[int, ...], block: int, initial: int, local: int
 ) -> list[ChunkScores]:
-    """Scores of every chunk's selection blocks on `layers`; `queries` `(C, L, H, D)` stand in the chunks' frames."""
-    chosen, counts = torch.tensor(layers, device=queries.device), _counts(run)
-    means = _joined(run, "mean", layers, queries.device)
-    fine = block_scores(queries[:, chosen], means, counts, run.adapter.backend).cpu()
+    """Scores of every chunk's selection blocks on `layers`; `queries`, `(C, L, H, D)` for each stack, stand in the
+    chunks' frames."""
+    counts = _counts(run)
+
+    def score(chosen: _Chosen) -> Tensor:
+        own = chosen.of(queries, 1)
+        return block_scores(own, _joined(run, "mean", chosen, own.device), counts, run.adapter.backend).cpu()
+
+    fine = _by_stack(run, layers, score)
     parts = [
         _merged(part, length, block // BLOCK) for part, length in zip(fine.split(counts, 1), run.lengths, strict=True)
     ]
@@ -84,24 +119,32 @@ def _touched(length: int, blocks: int, block: int, initial: int, local: int) -> 
 
 
 def attention_scores(
-    run: Run, queries: Tensor, positions: Tensor, layers: tuple[int, ...], block: int, initial: int, local: int, *,
+    run: Run, queries: Sequence[Tensor], positions: Tensor, layers: tuple[int, ...], block: int, initial: int,
+    local: int, *,
     frame: str = "true", summary: str = "mean",
 ) -> list[ChunkScores]:  # fmt: skip
     """Share of the asking tokens' attention that falls on every selection block, all chunks' blocks in one softmax.
 
-    `queries` `(L, H, Q, D)` are those of the tokens at `positions` `(Q,)`, position-free. A block is seen through its
-    mean key ("mean") or through the upper bound of its minimum and maximum (Quest; "bound").
+    `queries`, `(L, H, Q, D)` for each stack, are those of the tokens at `positions` `(Q,)`, position-free. A block is
+    seen through its mean key ("mean") or through the upper bound of its minimum and maximum (Quest; "bound").
     """
-    chosen, counts = torch.tensor(layers, device=queries.device), _counts(run)
-    turned = _tokens_turned(run, queries, positions, frame)[:, chosen]
-    if summary == "mean":
-        logits = block_logits(turned, _joined(run, "mean", layers, turned.device), counts, run.adapter.backend)
-    else:
-        low, high = (_joined(run, name, layers, turned.device) for name in ("low", "high"))
-        logits = bound_logits(turned, low, high, counts, run.adapter.backend)
-    shares = weighed(logits.softmax(-1).mean(1)).cpu()
-    parts = [_summed(part, block // BLOCK) for part in shares.split(counts, -1)]
+
+    def score(chosen: _Chosen) -> Tensor:
+        turned = _tokens_turned(run, chosen, chosen.of(queries, 0), positions, frame)
+        return weighed(_logits(run, turned, chosen, summary).softmax(-1).mean(1)).cpu()
+
+    shares = _by_stack(run, layers, score)
+    parts = [_summed(part, block // BLOCK) for part in shares.split(_counts(run), -1)]
     return _marked(run, parts, block, initial, local)
+
+
+def _logits(run: Run, queries: Tensor, chosen: _Chosen, summary: str) -> Tensor:
+    """fp32 `(L, H, Q, B)` of the `chosen` layers' `queries` `(C, L, H, Q, D)`."""
+    counts, backend, device = _counts(run), run.adapter.backend, queries.device
+    if summary == "mean":
+        return block_logits(queries, _joined(run, "mean", chosen, device), counts, backend)
+    low, high = (_joined(run, name, chosen, device) for name in ("low", "high"))
+    return bound_logits(queries, low, high, counts, backend)
 
 
 def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] | None = None) -> Tensor:
@@ -175,13 +218,15 @@ def _marked(run: Run, parts: list[Tensor], block: int, initial: int, local: int)
     ]
 
 
-def _tokens_turned(run: Run, queries: Tensor, positions: Tensor, frame: str) -> Tensor:
+def _tokens_turned(run: Run, chosen: _Chosen, queries: Tensor, positions: Tensor, frame: str) -> Tensor:
     """`(L, H, Q, D)` position-free -> `(C, L, H, Q, D)`, each asking token in each chunk's own frame."""
     behind = positions - run.plan.question.start
     start = run.plan.question.start
     places = [start - c.start if frame == "true" else len(c.token_ids) for c in run.plan.chunks]
     table = run.adapter.table((torch.tensor(places)[:, None] + behind).flatten())
-    turned = table.rotate(queries.repeat(1, 1, len(places), 1))
+    readers = run.adapter.shape.stacks[chosen.stack].readers
+    layers = [readers[row] for row in chosen.rows]
+    turned = table.rotate(queries.repeat(1, 1, len(places), 1), layers)
     return turned.reshape(*turned.shape[:2], len(places), len(positions), -1).permute(2, 0, 1, 3, 4)
 
 
@@ -190,9 +235,11 @@ def _counts(run: Run) -> list[int]:
     return [-(-length // BLOCK) for length in run.lengths]
 
 
-def _joined(run: Run, name: str, layers: tuple[int, ...], device: torch.device) -> Tensor:
-    """One kind of summary (mean, low, high) of all chunks' blocks behind each other, on `layers`: `(N, B, G, D)`."""
-    parts = [getattr(run.summaries(index), name)[layers, :count] for index, count in enumerate(_counts(run))]
+def _joined(run: Run, name: str, chosen: _Chosen, device: torch.device) -> Tensor:
+    """One kind of summary (mean, low, high) of all chunks' blocks behind each other, of the keys that the `chosen`
+    layers see: `(N, B, G, D)`."""
+    stacks = [run.summaries(index).stacks[chosen.stack] for index in range(len(run.lengths))]
+    parts = [getattr(stack, name)[chosen.places, :count] for stack, count in zip(stacks, _counts(run), strict=True)]
     return torch.cat(parts, 1).to(device)
 
 

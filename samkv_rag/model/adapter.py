@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,32 +20,18 @@ from samkv_rag.errors import SamKVError, UnsupportedModel
 from samkv_rag.model import graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
-from samkv_rag.model.cache import Blend, SlotCache
-from samkv_rag.model.filling import Part, fill
+from samkv_rag.model.cache import Blend, Buffers, SlotCache
+from samkv_rag.model.filling import Part, fill, room_for
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
-from samkv_rag.model.observers import AttentionMaps, Observer
+from samkv_rag.model.observers import AttentionMaps, Observation, Observer
 from samkv_rag.model.recorded import Passes, PromptPass
 from samkv_rag.model.rotary import Rotary, RotaryTable
+from samkv_rag.model.shape import KVShape, Stack
 from samkv_rag.model.workspace import Workspace
 from samkv_rag.types import ChunkKV
 
 LOCAL_QUERY_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class KVShape:
-    """The sizes that fix a cache: layers, query heads, key/value heads, head dimension, element size in bytes."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    itemsize: int
-
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
 
 
 class ModelAdapter:
@@ -88,20 +73,18 @@ class ModelAdapter:
     def _measure(self) -> KVShape:
         """Run one token; read the shapes off the cache, and see that every layer reports to our attention."""
         cache: Any = DynamicCache()
-        queries: dict[int, Tensor] = {}
-        plan = AttentionPlan(
-            torch.arange(1, device=self.device), observer=lambda seen: queries.update({seen.layer: seen.query})
-        )
+        met: dict[int, Observation] = {}
+        plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda seen: met.update({seen.layer: seen}))
         self.forward([0], torch.arange(1), cache, plan)
         supported.refuse_an_untold_window(self.model, plan.windows)
-        shapes = {layer.keys.shape for layer in cache.layers}
-        if len(shapes) != 1:
-            raise UnsupportedModel(
-                f"{type(self.model).__name__} has layers with different cache shapes; use a model with uniform heads."
-            )
-        _, kv_heads, _, head_dim = shapes.pop()
-        itemsize = cache.layers[0].keys.element_size()
-        return KVShape(len(cache.layers), queries[0].shape[1], kv_heads, head_dim, itemsize)
+        keys, table = [layer.keys for layer in cache.layers], self.table(plan.positions)
+        sources = [
+            *range(len(keys)),
+            *(supported.source_of(self.model, met, keys, i) for i in range(len(keys), len(met))),
+        ]
+        self.rotary.share(sources)
+        sizes = [(met[i].query.shape[1], own.shape[1], own.shape[3], table.width(i)) for i, own in enumerate(keys)]
+        return KVShape.of(sizes, sources, keys[0].element_size())
 
     @property
     def selection_layers(self) -> tuple[int, ...] | None:
@@ -121,19 +104,26 @@ class ModelAdapter:
         tokens = torch.as_tensor(ids).to(self.device, non_blocking=True)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        run, logits = partial(self.model, logits_to_keep=speak) if speak else self.decoder, None
+        run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
                 tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
                 attention_mask=dummy, use_cache=True,
             )  # fmt: skip
             logits = out.logits[:, -speak:].float() if speak else None
-        if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) != len(self.rotary.kinds):
+        if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) < len(self.rotary.kinds):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} does not route every layer through the attention registry; "
                 "use a model whose class sets _supports_attention_backend."
             )
         return logits
+
+    def _last(self, count: int, tokens: Tensor) -> int | Tensor:
+        """The last `count` of some `tokens` `(B, Q)` as transformers' `logits_to_keep`. Told by a number, layers
+        without a cache of their own leave out the other tokens, which a pass may be watched for."""
+        if len(self.shape.cached()) == self.shape.layers:
+            return count
+        return torch.arange(tokens.shape[1] - count, tokens.shape[1], device=self.device)
 
     # -- ingestion ---------------------------------------------------------------------------------------------
 
@@ -153,17 +143,22 @@ class ModelAdapter:
         self.forward(batch, positions, cache, plan)
         table = self.rotary.table(positions)
         own = self.rotary.table(torch.arange(longest, device=self.device))
-        rows = []
-        for row, ids in enumerate(token_ids):
-            keys = table.unrotate(torch.stack([layer.keys[row] for layer in cache.layers]))
-            values = torch.stack([layer.values[row] for layer in cache.layers])
-            query = table.unrotate(torch.stack([queries[i][row] for i in range(self.shape.layers)]))
+
+        def stacked(stack: Stack, row: int, text: str, ids: Sequence[int]) -> ChunkKV:
+            layers, readers = stack.layers, stack.readers
+            keys = table.unrotate(torch.stack([cache.layers[layer].keys[row] for layer in layers]), layers)
+            values = torch.stack([cache.layers[layer].values[row] for layer in layers])
+            query = table.unrotate(torch.stack([queries[layer][row] for layer in readers]), readers)
             window = slice(prefix, prefix + len(ids))
             last = slice(prefix + max(0, len(ids) - LOCAL_QUERY_TOKENS), prefix + len(ids))
             kv = blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
-            frame = own.rotate(keys[:, :, prefix:])
-            rows.append(ChunkKV(summarised(texts[row], ids, frame, query[:, :, last].mean(2), self.dtype), kv))
-        return rows
+            frame = own.rotate(keys[:, :, prefix:], layers)
+            return ChunkKV(summarised(text, ids, frame, query[:, :, last].mean(2), self.dtype), kv)
+
+        return [
+            ChunkKV.of([stacked(stack, row, *chunk) for stack in self.shape.stacks])
+            for row, chunk in enumerate(zip(texts, token_ids, strict=True))
+        ]
 
     # -- query time --------------------------------------------------------------------------------------------
 
@@ -176,31 +171,32 @@ class ModelAdapter:
 
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
         """
-        layers, slots = range(self.shape.layers) if layers is None else layers, len(positions) + room
+        layers, slots = self.shape.cached(layers), len(positions) + room
         lent = None if self.passes is None else self.passes.workspace.lend(layers, slots)
-        keys, values = self._room(len(layers), slots) if lent is None else lent
-        cache = SlotCache(keys, values, positions)
-        angles = self.table(cache.positions[: len(positions)]).angles(layers)
-        fill(keys, values, parts, len(positions), angles, self.backend)
+        stacks = self._buffers(slots, layers) if lent is None else lent
+        cache = SlotCache(stacks, positions, self.shape.sources)
+        table = self.table(cache.positions[: len(positions)])
+        turns = [table.angles(cut.layers) for cut in self.shape.cuts(layers)]
+        fill(stacks, parts, len(positions), turns, self.backend)
         return cache
 
-    def _room(self, layers: int, slots: int) -> tuple[Tensor, Tensor]:
-        """Keys and values `(layers, G, slots, D)` with anything in them."""
-        shape = (layers, self.shape.kv_heads, slots, self.shape.head_dim)
-        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return keys, values
+    def _buffers(self, slots: int, layers: range) -> list[Buffers]:
+        """Room for so many `slots` of `layers`, one buffer for each stack that has any of them."""
+        return room_for(self.shape.cuts(layers), slots, layers.start, self.dtype, self.device)
 
     def question_queries(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
-    ) -> Tensor:
-        """Position-free queries of rows `asked` of a pass over `slots`: fp32 `(last_layer + 1, H, Q, D)`."""
+    ) -> list[Tensor]:
+        """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being the
+        layers up to `last_layer` that attend to it."""
         asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
             observer=lambda seen: queries.append(seen.query[0].index_select(1, asked)),
         )  # fmt: skip
         table = self.table(cache.positions[slots.to(self.device)]).at(asked)
-        return table.unrotate(torch.stack(queries))
+        stacks = self.shape.readers(last_layer)
+        return [table.unrotate(torch.stack([queries[layer] for layer in layers]), layers) for layers in stacks]
 
     def question_attention(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
@@ -245,7 +241,7 @@ class ModelAdapter:
         self.loop.record()
         if self.loop.recorder is not None:
             pool = torch.cuda.graph_pool_handle()
-            workspace = Workspace(partial(self._room, self.shape.layers))
+            workspace = Workspace(self.shape, partial(self._buffers, layers=self.shape.cached()))
             self.passes = Passes(workspace, self._carry_out, partial(graphs.captured, pool=pool))
 
     def release(self, cache: SlotCache) -> SlotCache:
@@ -274,7 +270,8 @@ class ModelAdapter:
         anew; all before them stand in `cache`. Without a cache this is an ordinary prefill."""
         tokens = torch.as_tensor(ids, device=self.device)
         if cache is None:
-            return self.model(tokens[None], use_cache=False, logits_to_keep=count).logits[0, -count:].float()  # type: ignore[no-any-return]
+            last = self._last(count, tokens[None])
+            return self.model(tokens[None], use_cache=False, logits_to_keep=last).logits[0, -count:].float()  # type: ignore[no-any-return]
         first = len(tokens) - count
         cache.crop_to(first)
         plan = AttentionPlan(cache.positions, backend=self.backend)
@@ -284,7 +281,7 @@ class ModelAdapter:
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
-        return SlotCache(*self._room(self.shape.layers, room), torch.arange(0))
+        return SlotCache(self._buffers(room, self.shape.cached()), torch.arange(0), self.shape.sources)
 
     def generate(
         self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any

@@ -51,7 +51,7 @@ class Sight:
     plain: bool
     causal: bool
     _mask: Tensor | None = None
-    _pieces: list[list[Piece]] | None = None
+    _pieces: dict[int, list[list[Piece]]] = field(default_factory=dict)
 
     def mask(self) -> Tensor | None:
         """The same, bool `(Q, T)`; None where SDPA needs none."""
@@ -60,11 +60,11 @@ class Sight:
         return self._mask
 
     def pieces(self, shared: int) -> list[list[Piece]]:
-        """The queries in pieces, where `shared` heads share a key head (the same in all layers)."""
-        if self._pieces is None:
+        """The queries in pieces, where `shared` heads share a key head."""
+        if shared not in self._pieces:
             step = self.plain and not self.causal
-            self._pieces = [[Piece.open(1, self.keys)]] if step else pieces_of(self.spans, shared)
-        return self._pieces
+            self._pieces[shared] = [[Piece.open(1, self.keys)]] if step else pieces_of(self.spans, shared)
+        return self._pieces[shared]
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,11 @@ class SlotLayer(CacheLayerMixin):
         `(1, G, T + room, D)`. The token is live once `crop` has said so."""
         self._keys.index_copy_(2, slot, keys.to(self._keys.dtype))
         self._values.index_copy_(2, slot, values.to(self._values.dtype))
+        return self.buffers
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """The whole buffers `(1, G, T + room, D)`."""
         return self._keys, self._values
 
     @property
@@ -145,29 +150,73 @@ class SlotLayer(CacheLayerMixin):
         return self.length + (query_length if self.slots is None else 0), 0
 
 
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Keys and values `(L, G, T + room, D)` of the layers that stand at `places` of a cache: what is done to all of
+    them is done to these at once."""
+
+    keys: Tensor
+    values: Tensor
+    places: tuple[int, ...]
+
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+    def layers(self, rows: range, below: int) -> Buffers:
+        """Views of some neighbouring layers, in a cache that has all but those `below` its first one."""
+        keys, values = (buffer[rows.start : rows.stop] for buffer in self.both)
+        return Buffers(keys, values, tuple(place - below for place in self.places[rows.start : rows.stop]))
+
+    def slots(self, start: int, stop: int) -> Buffers:
+        """Views of some neighbouring slots."""
+        return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
+
+    def clear(self) -> None:
+        """Zeros everywhere."""
+        if self.keys.shape[2]:
+            self.keys[:], self.values[:] = 0, 0
+
+    def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The place of every layer, with views `(1, G, T, D)` of its keys and values."""
+        return zip(self.places, *(buffer[:, None].unbind() for buffer in self.both), strict=True)
+
+
 class SlotCache(Cache):
     """Kept tokens of a prompt at their true positions, with room to decode.
 
-    `keys` and `values` are `(L, G, T + room, D)`, keys already turned to `positions` `(T,)`, which are sorted; they
-    become the cache's own buffers. `positions` of the cache covers the free slots too: what follows the prompt runs on
-    from its last position.
+    `buffers` have all its layers between them, keys already turned to `positions` `(T,)`, which are sorted; they become
+    the cache's own. `positions` of the cache covers the free slots too: what follows the prompt runs on from its last
+    position. `sources` names for every layer of the model the one whose entries it attends to, mostly itself.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+    def __init__(self, buffers: Sequence[Buffers], positions: Tensor, sources: Sequence[int]) -> None:
+        keys = buffers[0].keys
         room = keys.shape[2] - len(positions)
-        self.slot_layers = [SlotLayer() for _ in keys]
+        self.slot_layers = [SlotLayer() for one in buffers for _ in one.places]
         super().__init__(layers=list(self.slot_layers))
         last = int(positions[-1]) + 1 if len(positions) else 0
         reaching = torch.cat([positions, torch.arange(last, last + room, device=positions.device)])
         self.positions = reaching.to(keys.device, non_blocking=True)
-        self._buffers = [(keys, values)]  # of runs of layers: what is done to all is done to these at once
+        self._buffers, self._sources = list(buffers), sources
         self._bind()
         self.crop_to(len(positions))
 
     def _bind(self) -> None:
-        buffers = (pair for both in self._buffers for pair in zip(*_by_layer(both), strict=True))
-        for layer, (keys, values) in zip(self.slot_layers, buffers, strict=True):
-            layer.bind(keys, values)
+        for one in self._buffers:
+            for place, keys, values in one.by_layer():
+                self.slot_layers[place].bind(keys, values)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What a layer of the model attends to `(1, G, T, D)`, once its new entries `(1, G, Q, D)` are stored if it has
+        a cache of its own."""
+        own = self.slot_layers[self._sources[layer]]
+        return own.update(keys, values) if self._sources[layer] == layer else (own.keys, own.values)
+
+    def put_next(self, layer: int, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `extend`, for one token at a `slot` that only the device knows; see `SlotLayer.put_next`."""
+        own = self.slot_layers[self._sources[layer]]
+        return own.put_next(slot, keys, values) if self._sources[layer] == layer else own.buffers
 
     @contextmanager
     def writing(
@@ -189,12 +238,12 @@ class SlotCache(Cache):
     @contextmanager
     def restoring(self, slots: Tensor) -> Iterator[None]:
         """Put back, behind the block, what stood in `slots` `(Q,)` before it."""
-        stood = [[buffer.index_select(2, slots) for buffer in both] for both in self._buffers]
+        stood = [[buffer.index_select(2, slots) for buffer in one.both] for one in self._buffers]
         try:
             yield
         finally:
-            for both, old in zip(self._buffers, stood, strict=True):
-                for buffer, entries in zip(both, old, strict=True):
+            for one, old in zip(self._buffers, stood, strict=True):
+                for buffer, entries in zip(one.both, old, strict=True):
                     buffer.index_copy_(2, slots, entries)
 
     def keep(self, slots: Tensor) -> None:
@@ -205,23 +254,25 @@ class SlotCache(Cache):
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
         self.positions = self.positions[stays]
-        for index, (keys, values) in enumerate(self._buffers):
-            self._buffers[index] = keys.index_select(2, stays), values.index_select(2, stays)
+        for index, one in enumerate(self._buffers):
+            keys, values = (buffer.index_select(2, stays) for buffer in one.both)
+            self._buffers[index] = Buffers(keys, values, one.places)
         self._bind()
         self.crop_to(len(slots))
 
     def move(self) -> None:
         """Go on in memory of its own, away from what was lent."""
         length = self.get_seq_length()
-        self._buffers = [(keys.clone(), values.clone()) for keys, values in self._buffers]
+        self._buffers = [Buffers(one.keys.clone(), one.values.clone(), one.places) for one in self._buffers]
         self._bind()
         self.crop_to(length)
 
     def deepen(self, other: SlotCache) -> None:
         """Take over the layers of `other`, a cache of the same tokens, above its own."""
+        below = len(self.slot_layers)
         self.slot_layers += other.slot_layers
         self.layers += other.slot_layers
-        self._buffers += other._buffers
+        self._buffers += [replace(one, places=tuple(below + place for place in one.places)) for one in other._buffers]
 
     def require_room(self, count: int) -> None:
         """Raise ValueError unless `count` more tokens fit: all layers have the same room."""
@@ -229,18 +280,11 @@ class SlotCache(Cache):
 
     def crop_to(self, length: int) -> None:
         """Forget the slots from `length` on."""
-        live = ([x[:, :, :length] for x in both] for both in self._buffers)
-        shown = (pair for both in live for pair in zip(*_by_layer(both), strict=True))
-        for layer, (keys, values) in zip(self.slot_layers, shown, strict=True):
-            layer.show(keys, values)
+        for one in self._buffers:
+            for place, keys, values in one.slots(0, length).by_layer():
+                self.slot_layers[place].show(keys, values)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the live keys and values."""
-        length = self.get_seq_length()
-        return sum(x[:, :, :length].nbytes for both in self._buffers for x in both)
-
-
-def _by_layer(buffers: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Views `(1, G, T, D)` of every layer, for each of some buffers `(L, G, T, D)`."""
-    return [buffer[:, None].unbind() for buffer in buffers]
+        return sum(x.nbytes for one in self._buffers for x in one.slots(0, self.get_seq_length()).both)

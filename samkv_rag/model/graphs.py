@@ -90,7 +90,7 @@ class FixedPlan:
         out = []
         for row, cache in enumerate(self.caches):
             own = slice(row, row + 1)
-            keys, values = cache.slot_layers[layer].put_next(self._slot(row), key[own], value[own])
+            keys, values = cache.put_next(layer, self._slot(row), key[own], value[own])
             spans = self._seen(row, window)
             out.append(sparse_attention(query[own], keys, values, spans, softmax, self.backend))
         return torch.cat(out)

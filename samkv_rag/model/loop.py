@@ -40,7 +40,7 @@ class RowsPlan:
         out = []
         for index, row in enumerate(self.rows):
             own = slice(index, index + 1)
-            keys, values = row.cache.slot_layers[layer].update(key[own], value[own])
+            keys, values = row.cache.extend(layer, key[own], value[own])
             out.append(row.plan.attend(layer, query[own], keys, values, softmax, window))
         return torch.cat(out)
 

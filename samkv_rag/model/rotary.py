@@ -8,7 +8,8 @@ are the model's own functions; which layers turn at all is found by two one-toke
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +26,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Layers that share one table of angles."""
+    """The angles of layers that share them: fp32 cos and sin `(1, T, width)`, and the attention scaling."""
 
-    layers: Tensor
-    everything: bool
     cos: Tensor
     sin: Tensor
     scale: float
@@ -49,17 +48,23 @@ class RotaryTable:
         groups = tuple(replace(g, cos=g.cos[:, rows], sin=g.sin[:, rows]) for g in self.groups)
         return replace(self, groups=groups, positions=self.positions[rows])
 
-    def angles(self, layers: range) -> Angles:
-        """How `rotate` turns `layers`, a run of them, as `rope_gather` takes it: scales are in its cos and sin."""
-        pairs = [self._pairs(group) for group in self.groups]
-        if not pairs:
+    def width(self, layer: int) -> int:
+        """How many dimensions of a head turn; of a layer that does not turn, as many as of others."""
+        return self.groups[max(self.which[layer], 0)].cos.shape[-1] if self.groups else 0
+
+    def angles(self, layers: Sequence[int]) -> Angles:
+        """How `rotate` turns `layers`, of one stack, as `rope_gather` takes it: scales are in its cos and sin."""
+        which = [self.which[layer] for layer in layers]
+        used = sorted({*which} - {-1})
+        if not used:
             nothing = torch.empty(1, len(self.positions), 0, device=self.positions.device)
             return Angles(nothing, nothing)
+        pairs = [self._pairs(self.groups[group]) for group in used]
         cos, sin = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        table = (
-            None if set(self.which) == {0} else torch.tensor(self.which[layers.start : layers.stop], dtype=torch.int32)
-        )
-        return Angles(cos, sin, None if table is None else table.to(cos.device), self.interleaved)
+        if {*which} == {*used[:1]}:
+            return Angles(cos, sin, None, self.interleaved)
+        table = torch.tensor([used.index(group) if group >= 0 else -1 for group in which], dtype=torch.int32)
+        return Angles(cos, sin, table.to(cos.device), self.interleaved)
 
     def _pairs(self, group: _Group) -> tuple[Tensor, Tensor]:
         """cos and sin `(1, T, W / 2)`, a pair once: the turns of vectors (1, 0)."""
@@ -71,26 +76,26 @@ class RotaryTable:
         turned = self.apply(ones[:0], ones, group.cos, group.sin)[1][:, 0]
         return turned[..., first], turned[..., second]
 
-    def rotate(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor:
         """`x` `(L, N, T, D)` position-free -> the same shape in fp32, turned to the table's positions.
 
-        `x` may hold only the first layers of the model.
+        `layers` are the model's numbers of those in `x`, by default its first ones.
         """
-        return self._turn(x, inverse=False)
+        return self._turn(x, layers, inverse=False)
 
-    def unrotate(self, x: Tensor) -> Tensor:
+    def unrotate(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor:
         """The inverse of `rotate`."""
-        return self._turn(x, inverse=True)
+        return self._turn(x, layers, inverse=True)
 
-    def _turn(self, x: Tensor, inverse: bool) -> Tensor:
-        out = x.float()
-        if any(not group.everything for group in self.groups) and out is x:
-            out = x.clone()
-        for group in self.groups:
-            if group.everything:
-                return self._turn_group(out, group, inverse)
-            layers = group.layers[group.layers < len(out)]
-            out[layers] = self._turn_group(out[layers], group, inverse)
+    def _turn(self, x: Tensor, layers: Sequence[int] | None, inverse: bool) -> Tensor:
+        which = [self.which[layer] for layer in (range(len(x)) if layers is None else layers)]
+        out, kinds = x.float(), {*which}
+        if len(kinds) == 1 and -1 not in kinds:
+            return self._turn_group(out, self.groups[which[0]], inverse)
+        out = x.clone() if out is x else out
+        for kind in kinds - {-1}:
+            rows = torch.tensor([row for row, own in enumerate(which) if own == kind]).to(x.device, non_blocking=True)
+            out[rows] = self._turn_group(out[rows], self.groups[kind], inverse)
         return out
 
     def _turn_group(self, x: Tensor, group: _Group, inverse: bool) -> Tensor:
@@ -129,6 +134,11 @@ class Rotary:
         self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
         self.table(torch.zeros(1, dtype=torch.long, device=model.get_input_embeddings().weight.device))  # of all layers
 
+    def share(self, sources: Sequence[int]) -> None:
+        """Have layers without keys of their own turn as those do whose keys they attend to: `sources`, for every layer
+        of the model."""
+        self.kinds = tuple(self.kinds[source] for source in sources)
+
     @property
     def depends_on_length(self) -> bool:
         """True when the frequencies depend on the longest position of a call (longrope)."""
@@ -144,14 +154,9 @@ class Rotary:
         groups, which = list[_Group](), [-1] * len(kinds)
         for layer_type in sorted(types, key=str):
             layers = [layer for layer in turning if self._type_of(layer) == layer_type]
-            cos, sin, scale = self._angles(positions, layer_type)
-            everything = len(layers) == len(kinds)
-            index = torch.tensor(layers, device="cpu" if everything else positions.device)  # not copied for nothing
             for layer in layers:
                 which[layer] = len(groups)
-            groups.append(_Group(index, everything, cos, sin, scale))
-        if len({group.cos.shape[-1] for group in groups}) > 1:
-            raise UnsupportedModel("Layers of this model turn unlike parts of their heads; use a model with one kind.")
+            groups.append(_Group(*self._angles(positions, layer_type)))
         return RotaryTable(tuple(groups), tuple(which), self._apply, self._interleaved, positions)
 
     def _type_of(self, layer: int) -> str | None:
@@ -191,8 +196,8 @@ class Rotary:
         kinds = tuple("rope" if other == layer else "fixed" for other in range(n_layers))
         zero, p = (torch.tensor([position], device=k0.device) for position in (0, PROBE_POSITION))
         try:
-            free = self._table(zero, kinds).unrotate(k0.expand(n_layers, -1, -1, -1))
-            turned = self._table(p, kinds).rotate(free)[layer]
+            free = self._table(zero, kinds).unrotate(k0, [layer])
+            turned = self._table(p, kinds).rotate(free, [layer])[0]
         except (RuntimeError, IndexError, ValueError):
             return False
         return _alike(turned, kp[0])
@@ -209,16 +214,19 @@ def _rotation_of(decoder: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], bo
     every angle once (GPT-OSS), not for both dimensions of a pair; what is returned takes them twice in any case."""
     function: Any = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
     one, table = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 4)
-    try:
-        function(one, one, table, table)
-    except RuntimeError:  # sizes do not match
-        return lambda q, k, cos, sin: function(q, k, *(part.chunk(2, -1)[0] for part in (cos, sin))), True
-    except TypeError as error:  # there is none, or it turns something else
-        raise UnsupportedModel(
-            f"{type(decoder).__name__} has no apply_rotary_pos_emb for queries and keys, so its keys cannot be turned "
-            "exactly. Use another model, or call it through transformers directly."
-        ) from error
-    return function, False
+    with suppress(TypeError):
+        try:
+            function(one, one, table, table)
+        except RuntimeError:  # sizes do not match
+            return lambda q, k, cos, sin: function(q, k, *(part.chunk(2, -1)[0] for part in (cos, sin))), True
+        return function, False
+    with suppress(TypeError):  # it turns one tensor at a time (Gemma 4)
+        if getattr(function(one, table, table), "shape", None) == one.shape:
+            return lambda q, k, cos, sin: (function(q, cos, sin), function(k, cos, sin)), False
+    raise UnsupportedModel(
+        f"{type(decoder).__name__} has no apply_rotary_pos_emb for queries and keys, so its keys cannot be turned "
+        "exactly. Use another model, or call it through transformers directly."
+    )
 
 
 def _turns_neighbours(apply: Callable[..., tuple[Tensor, Tensor]], name: str) -> bool:

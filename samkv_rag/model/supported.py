@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.observers import Observation
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
 
@@ -85,6 +86,19 @@ def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
             f"{type(model).__name__} attends in a way of its own: with ours its logits are off by {off:.0%}. Use a "
             "model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
         )
+
+
+def source_of(model: Any, met: Mapping[int, Observation], caches: Sequence[Tensor], layer: int) -> int:
+    """The layer whose keys, of those in `caches`, a layer without any of its own attended to. Raises `UnsupportedModel`
+    when there is none."""
+    for source, keys in enumerate(caches):
+        same = layer in met and met[layer].key.data_ptr() == keys.data_ptr()
+        if same and met[layer].query.shape == met[source].query.shape:
+            return source
+    raise UnsupportedModel(
+        f"{type(model).__name__} cannot be served exactly: layer {layer} has no cache, and attends to keys that are in "
+        "none. Use a model whose layers have caches of their own, or share others' as they are."
+    )
 
 
 def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:

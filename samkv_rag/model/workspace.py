@@ -8,34 +8,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.cache import Buffers, SlotCache
+from samkv_rag.model.shape import KVShape
 
 HEADROOM, ROUND = 1.25, 256
 """Room is made for a quarter more slots than asked for, rounded up: it grows seldom, and what was recorded is lost."""
 
 
 class Workspace:
-    """Keys and values `(L, G, slots, D)` that are lent to one prompt at a time, layer by layer.
+    """Keys and values of caches of one shape, which are lent to one prompt at a time, layer by layer.
 
     `make` makes so many slots. `cache` is a cache of all of them, every one live; `generation` counts its moves.
     """
 
-    def __init__(self, make: Callable[[int], tuple[Tensor, Tensor]]) -> None:
-        self._make = make
+    def __init__(self, shape: KVShape, make: Callable[[int], list[Buffers]]) -> None:
+        self._shape, self._make = shape, make
         self._lent: list[tuple[range, weakref.ref[Tensor]]] = []
         self.generation = 0
         self._grow(0)
 
     @torch.inference_mode(False)
     def _grow(self, slots: int) -> None:
-        self._keys, self._values = self._make(slots)
-        self.cache = SlotCache(self._keys, self._values, torch.arange(slots))
+        self._stacks = self._make(slots)
+        self.cache = SlotCache(self._stacks, torch.arange(slots), self._shape.sources)
         self.generation += 1
 
-    def lend(self, layers: range, slots: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values `(len(layers), G, slots, D)` with anything in them; None while somebody has them.
+    def lend(self, layers: range, slots: int) -> list[Buffers] | None:
+        """Room for so many `slots` of `layers`, by stack, with anything in it; None while somebody has it.
 
-        They are given back when the keys that are returned are no longer in use.
+        It is given back when the keys that are returned are no longer in use.
         """
         self._lent = [(taken, keys) for taken, keys in self._lent if keys() is not None]
         if slots > len(self.cache.positions):
@@ -44,9 +45,10 @@ class Workspace:
             self._grow(-int(-slots * HEADROOM // ROUND) * ROUND)
         if any(taken.start < layers.stop and layers.start < taken.stop for taken, _ in self._lent):
             return None
-        keys, values = (x[layers.start : layers.stop, :, :slots] for x in (self._keys, self._values))
-        self._lent.append((layers, weakref.ref(keys)))
-        return keys, values
+        cuts = self._shape.cuts(layers)
+        lent = [self._stacks[cut.index].layers(cut.places, layers.start).slots(0, slots) for cut in cuts]
+        self._lent += [(layers, weakref.ref(one.keys)) for one in lent]
+        return lent
 
     def holds(self, cache: SlotCache) -> bool:
         """Whether a cache lies here, slot by slot."""

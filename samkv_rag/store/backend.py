@@ -31,7 +31,9 @@ class Backend(Protocol):
 
     def summary(self, key: str) -> ChunkSummary: ...
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks: ...
+    def read_blocks(
+        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int
+    ) -> StoredBlocks: ...  # fmt: skip
 
     def delete(self, keys: Iterable[str]) -> int: ...
 

@@ -116,23 +116,25 @@ class ChunkKVStore:
         _check_known(key)
         return self._backend.summary(key)
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None) -> Tensor:
+    def read_blocks(
+        self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None, stack: int = 0
+    ) -> Tensor:  # fmt: skip
         """K and V of `blocks` of `layers` (None: all), `(len(layers), len(blocks), 2, G, BLOCK, D)`, in the dtype put.
 
-        Reads only those, in the order asked, and checks them. What stands behind the chunk's last token is zero, or
-        anything when K and V are quantised. MissingEntry, DamagedEntry; IndexError for a block or a layer that the
-        entry does not have.
+        Layers are counted within the `stack`. Reads only those, in the order asked, and checks them. What stands behind
+        the chunk's last token is zero, or anything when K and V are quantised. MissingEntry, DamagedEntry; IndexError
+        for a block, a layer or a stack that the entry does not have.
         """
-        return self.read_stored(key, blocks, layers).restored().clone()
+        return self.read_stored(key, blocks, layers, stack).restored().clone()
 
     def read_stored(
-        self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None
+        self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None, stack: int = 0
     ) -> StoredBlocks:
         """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read.
 
         Not to be written to: of a store in memory they may be the entry itself."""
         _check_known(key)
-        return self._backend.read_blocks(key, blocks, layers)
+        return self._backend.read_blocks(key, blocks, layers, stack)
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete the entries and forget their owners: how many there were."""

@@ -90,8 +90,11 @@ class DiskBackend:
                 flush(self.catalogue, self._use, wait=False)
         return entry.summary
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks:
-        out = self._checked(key, lambda: read_kv(self.files.kv_path(key), key, self.files.load(key), blocks, layers))
+    def read_blocks(
+        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int
+    ) -> StoredBlocks:  # fmt: skip
+        path = self.files.kv_path(key)
+        out = self._checked(key, lambda: read_kv(path, key, self.files.load(key), blocks, layers, stack))
         with self._lock:
             self.bytes_read += out.nbytes
         return out
@@ -178,7 +181,8 @@ class DiskBackend:
         with ExitStack() as stack:
             kv = stack.enter_context(PendingFile(shard))
             kv.write(encoded.kv_header)
-            kv.write(encoded.kv_payload)
+            for payload in encoded.kv_payloads:
+                kv.write(payload)
             kv.sync()
             summary = stack.enter_context(PendingFile(shard))
             summary.write(encoded.summary_file)

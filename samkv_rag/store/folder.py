@@ -103,7 +103,7 @@ class EntryFolder:
 
 def row_of(key: str, entry: StoredEntry) -> Row:
     """The catalogue's row of an entry."""
-    summary, kv_dtype = entry.summary, entry.form.kv_dtype
+    summary, kv_dtype = entry.summary, entry.stacks[0].form.kv_dtype
     record = MatchRecord.of(summary.text)
     return Row(key, entry.namespace, entry.fingerprint, summary.n_tokens, kv_dtype, entry.total_bytes, record)
 

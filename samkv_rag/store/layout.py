@@ -97,7 +97,12 @@ def own(tensor: Tensor, device: str | torch.device = "cpu") -> Tensor:
 
 def check_chunk(chunk: ChunkKV) -> None:
     """Raise ValueError unless the chunk's tensors have the shapes that `ChunkKV` promises, and a dtype we store."""
-    summary, kv = chunk.summary, chunk.kv
+    for stack in chunk.stacks:
+        _check_stack(stack, chunk.kv.dtype)
+
+
+def _check_stack(stack: ChunkKV, dtype: torch.dtype) -> None:
+    summary, kv = stack.summary, stack.kv
     if summary.token_ids.ndim != 1 or summary.n_tokens == 0 or summary.token_ids.is_floating_point():
         raise ValueError("A chunk to be stored needs at least one token: token_ids must be a 1-D integer tensor.")
     if kv.ndim != 6 or kv.shape[2] != 2 or kv.shape[4] != BLOCK or kv.shape[1] != summary.n_blocks:
@@ -111,8 +116,10 @@ def check_chunk(chunk: ChunkKV) -> None:
     for name, tensor in (("mean", summary.mean), ("low", summary.low), ("high", summary.high)):
         if tuple(tensor.shape) != (layers, blocks, heads, width):
             raise ValueError(f"{name} must be {(layers, blocks, heads, width)}, not {tuple(tensor.shape)}.")
-    if summary.local_query.ndim != 3 or summary.local_query.shape[0] != layers:
-        raise ValueError(f"local_query must be ({layers}, H, D), not {tuple(summary.local_query.shape)}.")
+    if summary.local_query.ndim != 3 or summary.local_query.shape[0] < layers:
+        raise ValueError(f"local_query must be ({layers} or more, H, D), not {tuple(summary.local_query.shape)}.")
+    if kv.dtype != dtype:
+        raise ValueError(f"kv must have one dtype in all stacks, not {kv.dtype} beside {dtype}.")
     if kv.dtype not in DTYPE_NAMES:
         raise ValueError(f"The store does not hold {kv.dtype}: convert to one of {', '.join(map(str, DTYPE_NAMES))}.")
 

@@ -22,7 +22,7 @@ from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 @dataclass(frozen=True, slots=True)
 class _Held:
     summary: ChunkSummary
-    stored: StoredBlocks
+    stored: tuple[StoredBlocks, ...]
     namespace: str
     fingerprint: str
     record: MatchRecord
@@ -47,9 +47,8 @@ class MemoryBackend:
 
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
         """Keep a copy in the form of `kv_dtype`, in place of an older one; evicts the oldest. Raises `StoreFull`."""
-        form = KVForm.of(chunk.kv, kv_dtype)
-        stored = StoredBlocks(form, own(form.encode(chunk.kv.detach()), self._device))
-        record, size = MatchRecord.of(chunk.summary.text), stored.nbytes + _size(chunk.summary)
+        stored = tuple(self._stored(one.kv, kv_dtype) for one in chunk.stacks)
+        record, size = MatchRecord.of(chunk.summary.text), sum(one.nbytes for one in stored) + _size(chunk.summary)
         held = _Held(_copy(chunk.summary), stored, namespace, fingerprint, record, size)
         if self._max_bytes is not None and held.nbytes > self._max_bytes:
             raise StoreFull(
@@ -88,12 +87,14 @@ class MemoryBackend:
             self._open.move_to_end(key)
             return self._open[key].summary
 
-    def read_blocks(self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None) -> StoredBlocks:
+    def read_blocks(
+        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int
+    ) -> StoredBlocks:  # fmt: skip
         """Blocks of layers as they are stored: a view where what is wanted is contiguous. Raises `MissingEntry`."""
         with self._lock:
             if key not in self._open:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")
-            stored = self._open[key].stored
+            stored = self._open[key].stored[stack]
         deep, chosen = map(_compact, KVLayout.of(stored.data).wanted(blocks, layers))
         data = stored.data[deep]
         if isinstance(chosen, list):  # a list as an index would make the host wait for a GPU
@@ -151,7 +152,7 @@ class MemoryBackend:
                 misses=self._misses,
                 evictions=self._evictions,
                 damaged=0,
-                kv_dtypes=dict(Counter(held.stored.form.kv_dtype for held in self._open.values())),
+                kv_dtypes=dict(Counter(held.stored[0].form.kv_dtype for held in self._open.values())),
                 bytes_read=self.bytes_read,
                 max_bytes=self._max_bytes,
                 path=":memory:",
@@ -168,6 +169,10 @@ class MemoryBackend:
             raise StoreError("The store is closed, and what was in memory is gone: make a new one.")
         return self._entries
 
+    def _stored(self, kv: Tensor, kv_dtype: str) -> StoredBlocks:
+        form = KVForm.of(kv, kv_dtype)
+        return StoredBlocks(form, own(form.encode(kv.detach()), self._device))
+
     def _remove(self, key: str) -> bool:
         held = self._open.pop(key, None)
         self._total -= held.nbytes if held else 0
@@ -181,16 +186,14 @@ class MemoryBackend:
         return evicted
 
 
-def _tensors(summary: ChunkSummary) -> tuple[Tensor, ...]:
-    return summary.token_ids, summary.mean, summary.low, summary.high, summary.local_query
-
-
 def _copy(summary: ChunkSummary) -> ChunkSummary:
-    return ChunkSummary(summary.text, *map(own, _tensors(summary)))
+    mean, low, high, local = (own(x) for x in (summary.mean, summary.low, summary.high, summary.local_query))
+    others = tuple(_copy(other) for other in summary.others)
+    return ChunkSummary(summary.text, own(summary.token_ids), mean, low, high, local, others)
 
 
 def _size(summary: ChunkSummary) -> int:
-    small = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(summary))
+    small = summary.nbytes + summary.token_ids.numel() * summary.token_ids.element_size()
     return small + len(summary.text.encode("utf-8", "surrogatepass"))
 
 

@@ -15,7 +15,7 @@ from benchmarks.models import PAGE, Tried, kinds, page, tried
         ("qwen2_5_vl", "served", ""),
         ("doge", "refused", "a mask of its own making"),
         ("gpt2", "refused", "no rotary embedding"),
-        ("gemma4_text", "refused", "no apply_rotary_pos_emb for queries and keys"),
+        ("gemma4_text", "served", ""),
     ],
 )
 def test_a_type_is_tried(kind: str, outcome: str, reason: str) -> None:

@@ -24,7 +24,7 @@ CHUNKS = [
     "The company then moved to the coast, where it keeps a museum of old lamps that opens on every second Sunday.",
 ]
 ASKED = "Where is Lumen Labs based?"
-WIRED = ["llama", "mistral-sliding", "qwen2-sliding", "gemma2", "phi3", "cohere2"]
+WIRED = ["llama", "mistral-sliding", "qwen2-sliding", "gemma2", "gemma4", "gemma4-sharing", "phi3", "cohere2"]
 SOME = {name: METHODS[name] for name in ("full", "samkv", "samkv-pooled", "cacheblend", "prophetkv", "no_context")}
 
 
@@ -36,20 +36,21 @@ def engine_of(wiring: str) -> SamKVEngine:
 
 @contextmanager
 def counting_pairs() -> Iterator[list[int]]:
-    """Hears all attention that was carried out: visible (row, key) pairs, from the mask it had."""
+    """Hears all attention that was carried out: visible (row, key) pairs, from the mask it had, times the query's heads
+    and dimensions."""
     heard: list[int] = []
     attended, without = attention.AttentionPlan.attended, attention._without_plan
 
     def planned(plan: Any, layer: int, query: Any, key: Any, value: Any, *rest: Any) -> Any:
         _, window, *_ = rest
         spans = plan.sight(query.shape[2], key.shape[2], window).spans
-        heard.append(int((spans.last - spans.first + 1).sum()))
+        heard.append(int((spans.last - spans.first + 1).sum()) * query.shape[1] * query.shape[3])
         return attended(plan, layer, query, key, value, *rest)
 
     def plain(module: Any, query: Any, key: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        rows, keys = query.shape[2], key.shape[2]
+        rows, keys, width = query.shape[2], key.shape[2], query.shape[1] * query.shape[3]
         causal = mask is None and rows > 1
-        heard.append(rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum()))
+        heard.append(width * (rows * (rows + 1) // 2 if causal else rows * keys if mask is None else int(mask.sum())))
         return without(module, query, key, value, mask, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -62,13 +63,13 @@ def counting_pairs() -> Iterator[list[int]]:
 @pytest.mark.parametrize("wiring", WIRED)
 def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(wiring: str, name: str) -> None:
     engine = engine_of(wiring)
-    shape, counter = engine.adapter.shape, FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False)
     with counting_pairs() as pairs, counter:
         report = engine.answer(ASKED, CHUNKS, method=SOME[name], max_new_tokens=1).report
     matrices = counter.get_flop_counts()["Global"]
     products = sum(count for op, count in matrices.items() if str(op) in ("aten.mm", "aten.addmm"))
     assert products and pairs
-    assert report.flops == products + 4 * shape.heads * shape.head_dim * sum(pairs)
+    assert report.flops == products + 4 * sum(pairs)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 30])

@@ -35,7 +35,16 @@ ATTENTION = [
 LARGEST = [
     (name, f"{kind} {dim}{rows}", sm)
     for name in ("attend", "normaliser", "shares")
-    for kind, dim, rows in (("fp32", 128, ""), ("fp32", 256, ""), ("fp32", 256, " 16"), ("bf16", 256, ""))
+    for kind, dim, rows in (
+        ("fp32", 128, ""),
+        ("fp32", 256, ""),
+        ("fp32", 256, " 16"),
+        ("bf16", 256, ""),
+        ("fp32", 512, ""),
+        ("fp32", 512, " 16"),
+        ("bf16", 512, ""),
+        ("bf16", 512, " 16"),
+    )
     for sm in (80, 90)
 ]
 SCORES = [("logits", "bound", 90)]

@@ -30,7 +30,7 @@ def answers(wiring, wanted):
     assert {answer.report.backend for answer in found} == {wanted}
     return [answer.token_ids for answer in found]
 
-for wiring in ("gemma2", "glm4", "gpt-oss"):
+for wiring in ("gemma2", "gemma4-unlike-heads", "glm4", "gpt-oss"):
     assert answers(wiring, "triton") == answers(wiring, "torch"), wiring
 print("same answers")
 """
@@ -60,5 +60,6 @@ def test_the_kernels_pass_in_the_interpreter() -> None:
 
 @pytest.mark.slow
 def test_the_engine_answers_alike_with_either_backend() -> None:
-    """Soft caps, windows and turned halves (Gemma 2); turned neighbours of half a head (GLM-4)."""
+    """Soft caps, windows and turned halves (Gemma 2); turned neighbours of half a head (GLM-4); layers of
+    unlike heads (Gemma 4)."""
     assert "same answers" in interpreted("-c", ENGINE)

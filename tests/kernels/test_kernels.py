@@ -79,7 +79,7 @@ def test_every_form_of_stored_blocks_is_gathered(source: str) -> None:
 @pytest.mark.parametrize(
     ("dim", "half", "table", "interleaved"),
     [(32, 16, [1, -1], False), (96, 48, None, False), (80, 16, [0, 1], True), (256, 128, None, True),
-     (64, 0, None, False)],
+     (64, 0, None, False), (512, 256, None, False)],
 )  # fmt: skip
 def test_every_way_to_turn_is_known(dim: int, half: int, table: list[int] | None, interleaved: bool) -> None:
     angles = turns(4, half, table, interleaved)
@@ -141,8 +141,9 @@ def attend_both_ways(case: tuple[Tensor, Tensor, Tensor, Spans], softmax: Softma
 
 @pytest.mark.parametrize(
     ("batch", "groups", "rep", "asked", "kept", "dim"),
-    [(1, 1, 7, 21, 70, 64), (2, 2, 2, 9, 37, 96), (1, 1, 1, 1, 1, 32), (1, 1, 16, 3, 20, 256), (1, 2, 1, 3, 0, 64)],
-)
+    [(1, 1, 7, 21, 70, 64), (2, 2, 2, 9, 37, 96), (1, 1, 1, 1, 1, 32), (1, 1, 16, 3, 20, 256), (1, 2, 1, 3, 0, 64),
+     (1, 1, 4, 3, 40, 512)],
+)  # fmt: skip
 def test_attention_over_gaps(batch: int, groups: int, rep: int, asked: int, kept: int, dim: int) -> None:
     attend_both_ways(attention_case(batch, groups, rep, asked, kept, dim, torch.float32))
 

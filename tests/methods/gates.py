@@ -23,7 +23,7 @@ VISIBLE = 1e-2
 NEW_TOKENS = 8
 BY_HAND = 5
 NEXT = 7
-SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "cohere2")
+SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "gemma4", "gemma4-sharing", "cohere2")
 
 before = partial(SamKV, settle="before")
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)

@@ -17,7 +17,7 @@ import torch
 from samkv_kernels.piecewise import ROWS
 from samkv_rag import ChunkKVStore, Full, Reuse, SamKV
 from samkv_rag.methods import Method, Prepared, Run
-from samkv_rag.types import ChunkKV, Selection
+from samkv_rag.types import Selection
 from tests import oracles
 from tests.cases import METHODS, WIRINGS
 from tests.methods.gates import (
@@ -227,9 +227,10 @@ def test_a_perturbed_store_changes_what_is_reused_and_nothing_else(wiring: str) 
     for part in (0, 1):  # keys, values
         bent = replace(case, store=ChunkKVStore(":memory:"))
         for chunk in case.plan.chunks:
-            kv = case.store.read_blocks(str(chunk.key))
-            kv[:, :, part] += torch.randn(kv[:, :, 0].shape, generator=torch.Generator().manual_seed(3))
-            bent.store.put(str(chunk.key), ChunkKV(case.store.summary(str(chunk.key)), kv))
+            cached = oracles.stored_chunk(case.store, str(chunk.key))
+            for kv in (cached.kv, *cached.others):
+                kv[:, :, part] += torch.randn(kv[:, :, 0].shape, generator=torch.Generator().manual_seed(3))
+            bent.store.put(str(chunk.key), cached)
         assert distance(bent.logits(bent.prepare(Reuse())), right) > VISIBLE
     assert distance(bent.logits(bent.prepare(SamKV(keep=1.0))), plain_logits(wiring, case.plan)) < TOLERANCE
 

@@ -31,7 +31,7 @@ from tests.oracles import Kept, Prompted, stock, stock_logits
 
 TOLERANCE = 1e-4
 LENGTHS = (37, 16, 30, 5)
-SOME = ("llama", "llama-yarn", "mistral-sliding", "gemma2", "glm4", "smollm3")
+SOME = ("llama", "llama-yarn", "mistral-sliding", "gemma2", "gemma4", "gemma4-sharing", "glm4", "smollm3")
 SELECTING: dict[str, Method] = {
     "epic": Epic(tokens=8),
     "prophetkv": ProphetKV(),

@@ -15,14 +15,14 @@ from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Run
 from samkv_rag.methods.scoring import pass_scores
 from samkv_rag.methods.selection import ChunkScores, shortlist
-from samkv_rag.types import BLOCK
+from samkv_rag.types import BLOCK, Segment
 from tests import oracles
 from tests.models import adapter
 from tests.oracles import Prompted
 
 LENGTHS = (70, 16, 90, 5, 64)
-LAYERS = (1, 3)
-SOME = ("llama", "llama-yarn", "mistral-sliding", "gemma2", "glm4", "smollm3")
+LAYERS = (1, 2, 3)
+SOME = ("llama", "llama-yarn", "mistral-sliding", "gemma2", "gemma4-unlike-heads", "gemma4-sharing", "glm4", "smollm3")
 Values = list[list[float]]
 
 
@@ -59,23 +59,30 @@ def weighed(attention: np.ndarray) -> np.ndarray:
     return (attention.mean(1) + attention[:, -1]) / 2
 
 
+def one_layer(case: Prompted, queries: list[Tensor], positions: Tensor, chunk: Segment, layer: int) -> np.ndarray:
+    """`(1, H, Q, B)`: the most that each asking token's product with a key of each block can be."""
+    index, stack = next(found for found in enumerate(case.adapter.shape.stacks) if layer in found[1].readers)
+    known, row = case.store.summary(str(chunk.key)).stacks[index], stack.readers.index(layer)
+    place = stack.layers.index(case.adapter.shape.sources[layer])
+    turned = case.adapter.table(positions - chunk.start).rotate(queries[index][row : row + 1], [layer])[0]
+    low, high = (x[place].repeat_interleave(stack.heads // stack.kv_heads, 1).double() for x in (known.low, known.high))
+    part = np.zeros((1, turned.shape[0], turned.shape[1], known.n_blocks))
+    for (_, head, asked, at), _ in np.ndenumerate(part):
+        q = turned[head, asked].double()
+        ends = (q * low[at, head]).numpy(), (q * high[at, head]).numpy()
+        part[0, head, asked, at] = np.maximum(*ends).sum() / np.sqrt(len(q))
+    return part
+
+
 def bound_shares(case: Prompted) -> list[np.ndarray]:
     """Attention of every asking token to the bound of each block's keys, one number at a time."""
     nothing = [torch.arange(0) for _ in LENGTHS]
     queries, positions = run_of(case).asking_pass(nothing, LAYERS[-1])
     assert positions.tolist() == list(range(case.plan.question.start, case.plan.n_tokens))
-    groups = case.adapter.shape.heads // case.adapter.shape.kv_heads
-    logits: list[np.ndarray] = []
-    for chunk in case.plan.chunks:
-        known = case.store.summary(str(chunk.key))
-        turned = case.adapter.table(positions - chunk.start).rotate(queries).double().numpy()
-        low, high = known.low.double().numpy(), known.high.double().numpy()
-        part = np.zeros((len(LAYERS), turned.shape[1], turned.shape[2], known.n_blocks))
-        for (n, head, asked, at), _ in np.ndenumerate(part):
-            q, layer = turned[LAYERS[n], head, asked], LAYERS[n]
-            ends = (q * low[layer, at, head // groups], q * high[layer, at, head // groups])
-            part[n, head, asked, at] = np.maximum(*ends).sum() / np.sqrt(len(q))
-        logits.append(part)
+    logits = [
+        np.concatenate([one_layer(case, queries, positions, chunk, layer) for layer in LAYERS])
+        for chunk in case.plan.chunks
+    ]
     together = np.exp(np.concatenate(logits, -1) - np.concatenate(logits, -1).max(-1, keepdims=True))
     shares = weighed((together / together.sum(-1, keepdims=True)).mean(1))
     return np.split(shares, np.cumsum([x.shape[-1] for x in logits])[:-1], axis=-1)

@@ -5,7 +5,7 @@ Without a GPU a recording is the function itself, run into the memory of its fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ from samkv_rag import ChunkKVStore, Reuse, SamKV
 from samkv_rag.methods import Method, Prepared
 from samkv_rag.model import recorded
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.cache import Buffers, SlotCache
 from samkv_rag.model.graphs import captured
 from samkv_rag.model.recorded import FixedPass, Found, Passes, rounded
+from samkv_rag.model.shape import KVShape
 from samkv_rag.model.workspace import ROUND, Workspace
 from tests import oracles
 from tests.cases import METHODS, WIRINGS
@@ -54,17 +55,18 @@ def refused(run: Callable[[], Found]) -> Callable[[], Found]:
 
 
 def passes_of(model: ModelAdapter, capture: Any = replayed) -> Passes:
-    return Passes(Workspace(partial(model._room, model.shape.layers)), model._carry_out, capture)
+    make = partial(model._buffers, layers=model.shape.cached())
+    return Passes(Workspace(model.shape, make), model._carry_out, capture)
 
 
 @contextmanager
 def recording(model: ModelAdapter, capture: Any = replayed) -> Iterator[Passes]:
     """Within the block the passes of a model are of fixed sizes, in a workspace that is full of what is no number."""
     model.passes = passes_of(model, capture)
-    given_back = model.passes.workspace.lend(range(model.shape.layers), 180)
+    given_back = model.passes.workspace.lend(model.shape.cached(), 180)
     assert given_back is not None
     for part in given_back:
-        part.fill_(torch.nan)
+        part.keys[:], part.values[:] = torch.nan, torch.nan
     del given_back, part
     try:
         yield model.passes
@@ -193,25 +195,45 @@ def test_parts_are_filled_up_by_little(count: int) -> None:
 # -- the workspace -------------------------------------------------------------------------------------------------
 
 
-def workspace(layers: int = 4) -> Workspace:
-    return Workspace(lambda slots: (torch.zeros(layers, 2, slots, 8), torch.ones(layers, 2, slots, 8)))
+def workspace(sizes: Sequence[tuple[int, ...]] = ((4, 2, 8),) * 4) -> Workspace:
+    """Of layers with so many heads, key/value heads and head dimensions."""
+    shape = KVShape.of(sizes, range(len(sizes)), 4)
+
+    def make(slots: int) -> list[Buffers]:
+        return [
+            Buffers(*(torch.zeros(len(one.layers), one.kv_heads, slots, one.head_dim) for _ in "kv"), one.layers)
+            for one in shape.stacks
+        ]
+
+    return Workspace(shape, make)
 
 
-def test_layers_are_lent_once_and_come_back_by_themselves() -> None:
-    space = workspace()
-    low = space.lend(range(2), 20)
-    assert low is not None and [part.shape for part in low] == [(2, 2, 20, 8)] * 2
+def cache_of(lent: list[Buffers] | None, positions: Tensor) -> SlotCache:
+    assert lent is not None
+    return SlotCache(lent, positions, range(4))
+
+
+@pytest.mark.parametrize("sizes", [((4, 2, 8),) * 4, ((4, 2, 8), (4, 1, 16)) * 2], ids=["alike", "unlike"])
+def test_layers_are_lent_once_and_come_back_by_themselves(sizes: tuple[tuple[int, ...], ...]) -> None:
+    space, some = workspace(sizes), torch.arange(16)
+    cache = cache_of(space.lend(range(2), 20), some)
+    assert [layer.buffers[0].shape for layer in cache.slot_layers] == [(1, size[1], 20, size[2]) for size in sizes[:2]]
     assert space.lend(range(1, 3), 20) is None, "layer 1 is taken"
-    high = space.lend(range(2, 4), 20)
-    assert high is not None
-    cache = SlotCache(*low, torch.arange(16))
-    cache.deepen(SlotCache(*high, torch.arange(16)))
+    cache.deepen(cache_of(space.lend(range(2, 4), 20), some))
     assert space.holds(cache)
-    del low, high
     assert space.lend(range(4), 20) is None, "a cache lies there"
     cache.keep(torch.arange(0, 16, 2))
     assert not space.holds(cache)
     assert space.lend(range(4), 20) is not None
+
+
+def test_a_cache_can_move_out() -> None:
+    space = workspace()
+    cache = cache_of(space.lend(range(4), 20), torch.arange(16))
+    cache.slot_layers[1].keys[:] = 3
+    cache.move()
+    assert not space.holds(cache) and space.lend(range(4), 20) is not None
+    assert cache.get_seq_length() == 16 and bool((cache.slot_layers[1].keys == 3).all())
 
 
 def test_it_grows_when_nobody_is_in_it() -> None:
@@ -228,9 +250,7 @@ def test_it_grows_when_nobody_is_in_it() -> None:
 
 def test_positions_run_on_behind_the_cache_that_lies_there() -> None:
     space = workspace()
-    lent = space.lend(range(4), 10)
-    assert lent is not None
-    space.follow(SlotCache(*lent, torch.tensor([0, 3, 4, 9])))
+    space.follow(cache_of(space.lend(range(4), 10), torch.tensor([0, 3, 4, 9])))
     at = space.cache.positions
     assert at[:4].tolist() == [0, 3, 4, 9] and at[4:].tolist() == list(range(10, 10 + len(at) - 4))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Olmo3Confi
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.observers import Observation
+from samkv_rag.model.rotary import _rotation_of
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
 from tests.cases import REFUSED, SIZES, WIRINGS
@@ -34,6 +37,12 @@ def test_half_precision_passes_the_parity_gate_of_its_dtype(wiring: str, dtype: 
     assert attached.dtype == dtype
     assert attached.shape.itemsize == 2
     assert check_parity(attached).passed
+
+
+def test_sixteen_bits_pass_the_parity_gate_where_layers_share_keys() -> None:
+    """In bfloat16 transformers' own sdpa and eager are further apart on a random Gemma 4 than the gate allows: it does
+    not scale its scores."""
+    assert check_parity(ModelAdapter(build(WIRINGS["gemma4-sharing"](), torch.float16))).passed
 
 
 def test_the_parity_gate_holds_behind_a_sink_prefix() -> None:
@@ -107,6 +116,23 @@ def test_a_refused_model_gets_the_attention_of_all_its_parts_back(monkeypatch: p
     assert attention == ["eager", "eager", "sdpa"]
 
 
+def test_a_layer_that_attends_to_what_no_cache_holds_is_refused() -> None:
+    keys, queries = [torch.zeros(1, 2, 1, 8) for _ in range(2)], torch.zeros(1, 4, 1, 8)
+
+    def met(layer: int, key: torch.Tensor, query: torch.Tensor = queries) -> Observation:
+        return Observation(layer, query, key, None, None, "torch")  # type: ignore[arg-type]
+
+    found = {0: met(0, keys[0]), 1: met(1, keys[1]), 2: met(2, keys[1]), 3: met(3, keys[1].clone())}
+    model = adapter("llama").model
+    assert supported.source_of(model, found, keys, 2) == 1
+    for layer in (3, 4):
+        with pytest.raises(UnsupportedModel, match=f"layer {layer} has no cache, and attends to keys that are in none"):
+            supported.source_of(model, found, keys, layer)
+    found[2] = met(2, keys[1], queries[:, :2])
+    with pytest.raises(UnsupportedModel, match="layer 2 has no cache"):
+        supported.source_of(model, found, keys, 2)
+
+
 def test_a_memory_that_is_full_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
@@ -122,6 +148,14 @@ def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
     assert ModelAdapter(model).shape.layers == 4
 
 
+@pytest.mark.parametrize("function", [None, lambda x: x, lambda x, cos, sin: x[..., :2]], ids=["none", "one", "less"])
+def test_a_model_whose_rotation_is_unknown_is_refused(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What turns one tensor at a time is known only if that comes back."""
+    monkeypatch.setattr(sys.modules[__name__], "apply_rotary_pos_emb", function, raising=False)
+    with pytest.raises(UnsupportedModel, match="Unlike has no apply_rotary_pos_emb for queries and keys"):
+        _rotation_of(Unlike(LlamaConfig(**SIZES)))
+
+
 # -- how keys turn -------------------------------------------------------------------------------------------------
 
 
@@ -130,11 +164,11 @@ def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
 def test_rotate_undoes_unrotate(wiring: str, longest: int) -> None:
     attached = adapter(wiring)
     positions = torch.tensor([0, 3, 17, longest])
-    shape = attached.shape
-    x = torch.randn(shape.layers, shape.kv_heads, len(positions), shape.head_dim)
     table = attached.table(positions)
-    assert torch.allclose(table.rotate(table.unrotate(x)), x, atol=1e-5)
-    assert torch.allclose(table.unrotate(table.rotate(x)), x, atol=1e-5)
+    for stack in attached.shape.stacks:
+        x = torch.randn(len(stack.layers), stack.kv_heads, len(positions), stack.head_dim)
+        assert torch.allclose(table.rotate(table.unrotate(x, stack.layers), stack.layers), x, atol=1e-5)
+        assert torch.allclose(table.unrotate(table.rotate(x, stack.layers), stack.layers), x, atol=1e-5)
 
 
 @every_wiring
@@ -142,14 +176,18 @@ def test_rotate_undoes_unrotate(wiring: str, longest: int) -> None:
 def test_stored_keys_turned_to_their_own_positions_are_the_models_cached_keys(wiring: str, length: int) -> None:
     """70 tokens are beyond the threshold of the crossed longrope wirings, 40 are not."""
     attached, ids = adapter(wiring), random_ids(length, 1)
-    keys, values = unblocked(attached.ingest([""], [ids])[0].kv)
-    turned = attached.table(torch.arange(length)).rotate(keys[:, :, :length])
+    cached, seen = attached.ingest([""], [ids])[0], set()
     cache: Any = DynamicCache()
     with torch.no_grad():
         stock(wiring).get_decoder()(torch.tensor([ids]), past_key_values=cache, use_cache=True)
-    for layer, (key, value) in enumerate(zip(turned, values, strict=True)):
-        assert torch.allclose(key, cache.layers[layer].keys[0], atol=2e-5)
-        assert torch.allclose(value[:, :length], cache.layers[layer].values[0], atol=2e-5)
+    for stack, own in zip(attached.shape.stacks, cached.stacks, strict=True):
+        keys, values = unblocked(own.kv)
+        turned = attached.table(torch.arange(length)).rotate(keys[:, :, :length], stack.layers)
+        for layer, key, value in zip(stack.layers, turned, values, strict=True):
+            assert torch.allclose(key, cache.layers[layer].keys[0], atol=2e-5)
+            assert torch.allclose(value[:, :length], cache.layers[layer].values[0], atol=2e-5)
+            seen.add(layer)
+    assert seen == set(range(len(cache.layers)))
 
 
 @pytest.mark.parametrize("wiring", ["smollm3", "cohere2"])
@@ -157,10 +195,31 @@ def test_layers_without_positions_are_found_and_left_alone(wiring: str) -> None:
     attached = adapter(wiring)
     fixed = [layer for layer, kind in enumerate(attached.rotary.kinds) if kind == "fixed"]
     assert fixed == [3], "by default every fourth layer of these models has no rotary positions"
-    x = torch.randn(attached.shape.layers, attached.shape.kv_heads, 2, attached.shape.head_dim)
+    (stack,) = attached.shape.stacks
+    x = torch.randn(len(stack.layers), stack.kv_heads, 2, stack.head_dim)
     turned = attached.table(torch.tensor([5, 90])).rotate(x)
     assert torch.equal(turned[3], x[3])
     assert not torch.allclose(turned[0], x[0])
+
+
+def test_layers_are_stacked_by_the_shape_of_their_caches() -> None:
+    stacks = {wiring: [stack.layers for stack in adapter(wiring).shape.stacks] for wiring in WIRINGS}
+    unlike = {wiring: layers for wiring, layers in stacks.items() if layers != [(0, 1, 2, 3)]}
+    assert unlike == {
+        "gemma4": [(0, 2), (1, 3)], "gemma4-unlike-heads": [(0, 2), (1, 3)], "gemma4-sharing": [(0, 2), (1,)],
+        "gemma4-that-sees": [(0, 2), (1,)],
+        "laguna-unlike-parts": [(0, 2), (1, 3)],
+    }, "what is on disk depends on it"  # fmt: skip
+    sizes = [(stack.heads, stack.kv_heads, stack.head_dim) for stack in adapter("gemma4-unlike-heads").shape.stacks]
+    assert sizes == [(4, 2, 16), (4, 1, 32)]
+    assert adapter("gemma4-unlike-heads").shape.bytes_per_token == 2 * 4 * (2 * 2 * 16 + 2 * 1 * 32)
+
+
+def test_layers_without_a_cache_attend_to_the_last_of_their_kind_that_has_one() -> None:
+    shape = adapter("gemma4-sharing").shape
+    assert shape.sources == (0, 1, 2, 1, 2, 1)
+    assert [stack.readers for stack in shape.stacks] == [(0, 2, 4), (1, 3, 5)]
+    assert shape.layers == 6 and shape.bytes_per_token == 2 * 4 * 2 * (2 * 16 + 32)
 
 
 # -- ingestion -----------------------------------------------------------------------------------------------------
@@ -172,20 +231,22 @@ def test_a_chunks_cache_does_not_depend_on_its_batch(wiring: str) -> None:
     together = attached.ingest([""] * 4, chunks)
     for cached, ids in zip(together, chunks, strict=True):
         alone = attached.ingest([""], [ids])[0]
-        assert torch.allclose(cached.kv, alone.kv, atol=2e-5)
-        assert torch.allclose(cached.summary.local_query, alone.summary.local_query, atol=2e-5)
-        assert torch.allclose(cached.summary.mean, alone.summary.mean, atol=2e-5)
+        for one, other in zip(cached.stacks, alone.stacks, strict=True):
+            assert torch.allclose(one.kv, other.kv, atol=2e-5)
+            assert torch.allclose(one.summary.local_query, other.summary.local_query, atol=2e-5)
+            assert torch.allclose(one.summary.mean, other.summary.mean, atol=2e-5)
 
 
 @every_wiring
 def test_summaries_are_of_the_keys_in_the_chunks_own_frame(wiring: str) -> None:
     attached, length = adapter(wiring), 2 * BLOCK + 3
-    chunk = attached.ingest(["text"], [random_ids(length, 2)])[0]
-    keys, _ = unblocked(chunk.kv)
-    own = attached.table(torch.arange(length)).rotate(keys[:, :, :length])
-    for block in range(3):
-        part = own[:, :, block * BLOCK : (block + 1) * BLOCK]
-        assert torch.allclose(chunk.summary.mean[:, block], part.mean(2), atol=2e-5)
-        assert torch.allclose(chunk.summary.low[:, block], part.amin(2), atol=2e-5)
-        assert torch.allclose(chunk.summary.high[:, block], part.amax(2), atol=2e-5)
-    assert not keys[:, :, length:].any(), "the last block is padded with zeros"
+    cached = attached.ingest(["text"], [random_ids(length, 2)])[0]
+    for stack, chunk in zip(attached.shape.stacks, cached.stacks, strict=True):
+        keys, _ = unblocked(chunk.kv)
+        own = attached.table(torch.arange(length)).rotate(keys[:, :, :length], stack.layers)
+        for block in range(3):
+            part = own[:, :, block * BLOCK : (block + 1) * BLOCK]
+            assert torch.allclose(chunk.summary.mean[:, block], part.mean(2), atol=2e-5)
+            assert torch.allclose(chunk.summary.low[:, block], part.amin(2), atol=2e-5)
+            assert torch.allclose(chunk.summary.high[:, block], part.amax(2), atol=2e-5)
+        assert not keys[:, :, length:].any(), "the last block is padded with zeros"

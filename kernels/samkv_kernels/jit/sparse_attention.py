@@ -164,7 +164,9 @@ def shares_kernel(
 
 def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
     """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head."""
-    if dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits lie in shared memory
+    if dim > 256:  # half the rows and half the keys of half as many dimensions
+        size, keys, warps, stages = (16, 16, 4, 1) if dtype == torch.float32 else (32, 32, 8, 2)
+    elif dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits lie in shared memory
         size, keys, warps, stages = 32, 16, 4, 1
     elif dtype == torch.float32:
         size, keys, warps, stages = 64, 32, 4, 2
