@@ -97,6 +97,8 @@ def own(tensor: Tensor, device: str | torch.device = "cpu") -> Tensor:
 
 def check_chunk(chunk: ChunkKV) -> None:
     """Raise ValueError unless the chunk's tensors have the shapes that `ChunkKV` promises, and a dtype we store."""
+    if len(chunk.others) != len(chunk.summary.others):
+        raise ValueError(f"kv has {1 + len(chunk.others)} stacks, the summary {1 + len(chunk.summary.others)}.")
     for stack in chunk.stacks:
         _check_stack(stack, chunk.kv.dtype)
 

@@ -85,7 +85,7 @@ def test_refuses_stacks_that_do_not_fit_together(store: ChunkKVStore) -> None:
     chunk = make_stacks()
     short, other = make_chunk(n_tokens=20).kv, chunk.others[0].to(torch.float16)
     for wrong, why in (
-        (chunk.others[:1], "zip"),
+        (chunk.others[:1], "kv has 2 stacks, the summary 3"),
         ((short, chunk.others[1]), "kv must be"),
         ((other,) * 2, "one dtype"),
     ):
