@@ -17,15 +17,11 @@ from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan
 
 
 class _Read(NamedTuple):
-    """Some layers of one block: where they stand in what was `read` with others."""
+    """What was `read` together: blocks, with the places at which they stand in it, down to the layer before `depth`."""
 
     read: StoredBlocks
-    place: int
-    layers: int
-
-
-_Known = defaultdict[tuple[int, int], dict[int, list[_Read]]]
-"""By chunk and stack: each block's layers, in parts."""
+    places: dict[int, int]
+    depth: int
 
 
 class Entries:
@@ -38,7 +34,7 @@ class Entries:
         self._shape = adapter.shape
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
-        self._blocks: _Known = defaultdict(dict)
+        self._reads = defaultdict[tuple[int, int], list[_Read]](list)  # by chunk and stack, in order
 
     def summary(self, index: int) -> tuple[ChunkSummary, bool]:
         """The small part of chunk `index`, and whether it was asked for the first time."""
@@ -55,23 +51,27 @@ class Entries:
     def _load(self, index: int, stack: int, blocks: list[int], layers: range) -> StoredBlocks:
         """Some blocks on `layers`, a run of a stack's. Each layer of a block is read once, with those below it, and
         none above it."""
-        known = self._blocks[index, stack]
-        depths = {block: sum(part.layers for part in known.get(block, ())) for block in blocks}
+        reads, depths = self._reads[index, stack], dict.fromkeys(blocks, 0)
+        for known in reads:  # later ones went deeper
+            depths.update(dict.fromkeys(depths.keys() & known.places.keys(), known.depth))
         for depth in sorted({depth for depth in depths.values() if depth < layers.stop}):
-            missing = [block for block in depths if depths[block] == depth]
+            missing = [block for block in blocks if depths[block] == depth]
             read = self._store.read_stored(self._keys[index], missing, range(depth, layers.stop), stack)
             self.bytes_read += read.nbytes
-            for place, block in enumerate(missing):
-                known.setdefault(block, []).append(_Read(read, place, layers.stop - depth))
+            reads.append(_Read(read, {block: place for place, block in enumerate(missing)}, layers.stop))
             if missing == blocks and depth == layers.start:
                 return read
         wanted = slice(layers.start, layers.stop)
-        data = [torch.cat([part.read.data[:, part.place] for part in known[block]])[wanted] for block in blocks]
-        return StoredBlocks(known[blocks[0]][0].read.form, torch.stack(data, 1))
+        return StoredBlocks(reads[0].read.form, torch.stack([_joined(reads, block)[wanted] for block in blocks], 1))
 
     def release(self) -> None:
         """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""
-        self._blocks.clear()
+        self._reads.clear()
+
+
+def _joined(reads: Sequence[_Read], block: int) -> Tensor:
+    """All layers of a block that have been read, as stored."""
+    return torch.cat([known.read.data[:, known.places[block]] for known in reads if block in known.places])
 
 
 def _as_stored(found: StoredBlocks) -> Stored:

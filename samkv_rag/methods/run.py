@@ -118,7 +118,7 @@ class Run:
         with self.stage("select"):
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)
-            return maps.index_select(2, self._owned(layout)), layout.columns(len(kept))
+            return self._of_chunks(maps, layout), layout.columns(len(kept))
 
     def witnessed(self, witnesses: Sequence[Tensor], last_layer: int) -> Witnessed:
         """What the chunk tokens `witnesses` attend to among all stored entries, on the layers up to `last_layer`. They
@@ -141,7 +141,7 @@ class Run:
             with cache.restoring(here):
                 self.adapter.recompute(layout.ids[slots], here, cache, last_layer=last_layer, observer=means)
             self.caches.hold(layout, cache)
-            return Witnessed(at, means.found.index_select(1, self._owned(layout)).cpu(), columns)
+            return Witnessed(at, self._of_chunks(means.found, layout).cpu(), columns)
 
     def _asking(
         self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False
@@ -204,7 +204,7 @@ class Run:
         maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
         logits = self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            seen = maps.found.index_select(2, self._owned(layout))
+            seen = self._of_chunks(maps.found, layout)
             selection = settle(Look(seen, layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
@@ -263,9 +263,11 @@ class Run:
         logits = self._recompute_into(cache, layout, self._fresh(layout, selection))
         return Prepared(self.adapter.release(cache), tuple(layout.ids.tolist()), selection, logits)
 
-    def _owned(self, layout: Layout) -> Tensor:
-        """Slots of chunk tokens, where the model runs."""
-        return layout.owned.to(self.adapter.device, non_blocking=True)
+    def _of_chunks(self, found: Tensor, layout: Layout) -> Tensor:
+        """What was found about chunk tokens `(..., T)`, of what was about all slots. In two dimensions: in three a CPU
+        takes up to seven times as long."""
+        owned = layout.owned.to(self.adapter.device, non_blocking=True)
+        return found.flatten(0, -2).index_select(1, owned).view(*found.shape[:-1], len(owned))
 
     def _fresh(self, layout: Layout, selection: Selection) -> Tensor:
         """Slots that are computed: the glue and what is recomputed."""
