@@ -115,9 +115,10 @@ class FixedPass:
         return None if logits is None else logits.clone()
 
     def _fill(self, asked: PromptPass, length: int) -> None:
-        """Write down what runs, and where: tokens at the first free slot between the head and what is behind it."""
+        """Write down what runs, and where: between the head and what is behind it the prompt's last token again and
+        again, at the first free slot."""
         head, more = asked.head, len(self._slots) - len(asked.slots)
-        for fixed, own, filling in ((self._ids, asked.ids, 0), (self._slots, asked.slots, length)):
+        for fixed, own, filling in ((self._ids, asked.ids, asked.ids[-1]), (self._slots, asked.slots, length)):
             fixed[:head].copy_(own[:head], non_blocking=True)
             fixed[head : head + more] = filling
             fixed[head + more :].copy_(own[head:], non_blocking=True)
