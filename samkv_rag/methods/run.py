@@ -201,6 +201,10 @@ class Run:
         slots = self._fresh(layout, whole)
         answering = self._answering_rows(layout.positions[slots])
         narrow = None if wide is None else Narrow(wide, int(answering[0]))
+        if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(slots)):
+            # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
+            self._pass(cache, layout, slots, None, theta, None, narrow)
+            slots, answering, narrow = slots[answering], torch.arange(len(answering)), None
         maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
         logits = self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
@@ -222,16 +226,23 @@ class Run:
     ) -> Tensor:  # fmt: skip
         """Compute what stands at `slots`, the last one among them (a plan ends with glue); returns the logits of the
         first new token, in sight of all: `(vocab,)`."""
-        n_layers, speak = self.adapter.shape.layers, self.adapter.speaks_at_once(len(slots))
+        speak = self.adapter.speaks_at_once(len(slots))
+        logits = self._pass(cache, layout, slots, rows, theta, observer, narrow, speak)
+        return self._first(cache, layout) if logits is None else logits
+
+    def _pass(
+        self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None,
+        theta: float | Literal["cosine"], observer: Observer | None, narrow: Narrow | None, speak: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        shape, owned = self.adapter.shape, layout.owner[slots] >= 0
+        n_layers = shape.layers if speak or observer is not None else shape.cached().stop
         with self.stage("recompute"):
-            owned = layout.owner[slots] >= 0
-            self.costs.chunk_token_layers += int(owned.sum()) * n_layers
+            self.costs.chunk_token_layers += int(owned.sum()) * shape.layers
             self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=not speak, narrow=narrow))
             blend = None if theta == 1.0 else Blend(theta, owned.to(self.adapter.device, non_blocking=True))
-            logits = self.adapter.recompute(
-                layout.ids[slots], slots, cache, rows, blend, observer=observer, narrow=narrow, speak=speak
+            return self.adapter.recompute(
+                layout.ids[slots], slots, cache, rows, blend, n_layers - 1, observer, narrow, speak
             )
-        return self._first(cache, layout) if logits is None else logits
 
     def _first(self, cache: SlotCache, layout: Layout) -> Tensor:
         """The logits of the first new token, by the last kept one alone."""

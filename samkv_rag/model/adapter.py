@@ -121,7 +121,7 @@ class ModelAdapter:
     def _last(self, count: int, tokens: Tensor) -> int | Tensor:
         """The last `count` of some `tokens` `(B, Q)` as transformers' `logits_to_keep`. Told by a number, layers
         without a cache of their own leave out the other tokens, which a pass may be watched for."""
-        if len(self.shape.cached()) == self.shape.layers:
+        if not self.shape.shared:
             return count
         return torch.arange(tokens.shape[1] - count, tokens.shape[1], device=self.device)
 
@@ -256,9 +256,10 @@ class ModelAdapter:
         Else the last token goes through the model once more, alone. That reads all weights (and launches all kernels)
         again; going on takes all rows through the rest of the last layer. By what was measured they cost the same at
         some 15 rows a layer on a CPU (108 GFLOP/s and 18 GB/s a thread, fp32), and at 1,700 on an H100, where a step of
-        one token takes 27 ms (docs/benchmarks.md).
+        one token takes 27 ms (docs/benchmarks.md). Layers without a cache of their own are left out else.
         """
-        return rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)
+        more = 1 + self.shape.layers - self.shape.cached().stop
+        return more * rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)
 
     def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
         """Next-token logits behind the last of `ids` alone, fp32 `(vocab,)`; see `logits_behind`."""

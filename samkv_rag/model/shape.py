@@ -64,6 +64,11 @@ class KVShape:
         """Layers of the model."""
         return len(self.sources)
 
+    @property
+    def shared(self) -> bool:
+        """Whether some layers have no cache of their own."""
+        return self.sources != tuple(self.cached())
+
     def cached(self, layers: range | None = None) -> range:
         """Those of `layers`, a run of the model's, that have a cache of their own; by default of all."""
         own = sum(len(stack.layers) for stack in self.stacks)

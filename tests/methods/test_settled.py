@@ -172,3 +172,17 @@ def test_the_control_says_the_same_first_token_and_keeps_other_tokens() -> None:
     assert again.ids == control.ids != other.ids
     with pytest.raises(SamKVError, match='"random"'):
         RandomRest(settle="before")
+
+
+@pytest.mark.parametrize(("wiring", "own"), [("gemma4-sharing", 3), ("gemma4", 4)])
+def test_behind_the_layers_with_caches_the_answers_rows_go_on_alone(wiring: str, own: int) -> None:
+    case = prompted(wiring)
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    prepared = SamKV(keep=0.5).prepare(run)
+    rows = sum(map(len, prepared.selection.recomputed)) + case.plan.n_tokens - case.plan.chunk_tokens
+    *_, before, last = run.costs.passes
+    if own == case.adapter.shape.layers:  # the control: where every layer has one, all go on together
+        assert len(last.slots) == rows and last.layers == own
+        return
+    assert (len(before.slots), before.layers, before.ended) == (rows, own, True)
+    assert (len(last.slots), last.layers, last.ended) == (6, case.adapter.shape.layers, False)
