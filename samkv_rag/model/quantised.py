@@ -76,11 +76,11 @@ def _mixing(layer: Any, like: Tensor) -> float:
     try:
         expected: Tensor = layer(alone).float()
         found: Tensor = layer(torch.cat([alone, company], 1))[:, :ROWS].float()
+        off = apart(found, expected)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         if _has_plain_weights(layer):
             return 0.0
         raise UnsupportedModel(f"A quantised {type(layer).__name__} could not be tried ({error}).") from error
-    off = apart(found, expected)
     return math.inf if math.isnan(off) else off

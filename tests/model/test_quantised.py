@@ -22,7 +22,7 @@ from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.digests import parameters_digest
 from samkv_rag.model.loading import ModelSource
-from samkv_rag.model.quantised import is_quantised
+from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.parity import check_parity
 from tests.cases import WIRINGS
 from tests.models import build, byte_tokenizer
@@ -204,6 +204,21 @@ def test_a_linear_layer_with_a_forward_of_its_own_is_tried() -> None:
     model.get_decoder().layers[1].mlp.down_proj.__class__ = Scaled
     with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.down_proj, a Scaled"):
         ModelAdapter(model)
+
+
+def test_a_layer_that_only_looks_linear_is_left_alone() -> None:
+    """DeepSeek-V4 has one that takes its input in groups: rows are not where they were."""
+
+    class Grouped(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).view(len(x), -1, 2 * x.shape[1])
+
+    model = build(WIRINGS["llama"]())
+    model.aside = Grouped(64, 64)
+    refuse_rows_that_mix(model)
+    model.aside.weight = nn.Parameter(torch.zeros(64, 64, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModel, match="Grouped could not be tried"):
+        refuse_rows_that_mix(model)
 
 
 def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
