@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Olmo3Config
 
-from samkv_rag.errors import UnsupportedModel
+from samkv_rag import parity
+from samkv_rag.errors import ParityError, UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.observers import Observation
@@ -37,6 +38,12 @@ def test_half_precision_passes_the_parity_gate_of_its_dtype(wiring: str, dtype: 
     assert attached.dtype == dtype
     assert attached.shape.itemsize == 2
     assert check_parity(attached).passed
+
+
+def test_a_red_gate_in_half_precision_says_how_to_be_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", {})
+    with pytest.raises(ParityError, match="failed the parity gate: .* dtype='float32' shows what is wrong"):
+        check_parity(ModelAdapter(build(WIRINGS["llama"](), torch.bfloat16)))
 
 
 def test_sixteen_bits_pass_the_parity_gate_where_layers_share_keys() -> None:
