@@ -14,6 +14,7 @@ from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
+from samkv_rag.methods.rows import answering_rows, asking_rows, stored_rows
 from samkv_rag.methods.seen import Look, Witnessed
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import Blend, SlotCache
@@ -63,10 +64,6 @@ class Run:
         if wanted < least:
             self.notes = (f"{least} tokens are the least to keep (min_kept_tokens): keep alone would be {wanted}",)
         return max(wanted, least)
-
-    @property
-    def _chunks_end(self) -> int:
-        return max((chunk.stop for chunk in self.plan.chunks), default=0)
 
     def stage(self, name: Stage) -> AbstractContextManager[None]:
         """Charge the block's wall clock to a stage of the report."""
@@ -161,12 +158,9 @@ class Run:
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Slots to run (the glue), which of those rows ask (the question, and glue behind the chunks), their ids."""
-        fresh, question = layout.glue, self.plan.question
-        at = layout.positions[fresh]
-        inside = (at >= question.start) & (at < question.start + len(question.token_ids))
-        asked = (inside | (at >= max(question.start, self._chunks_end))).nonzero()[:, 0]
+        fresh = layout.glue
         self.costs.question_pass_tokens += len(fresh)
-        return fresh, asked, layout.ids[fresh]
+        return fresh, asking_rows(self.plan, layout.positions[fresh]), layout.ids[fresh]
 
     def recompute(
         self, selection: Selection, rows: Sequence[Tensor | None] | None = None, theta: float | Literal["cosine"] = 1.0
@@ -180,7 +174,10 @@ class Run:
         replaced = selection.recomputed if rows is None and theta == 1.0 else None
         cache = self.caches.completed(selection.kept, layout, replaced)
         slots = self._fresh(layout, selection)
-        masks = None if rows is None else [self._stored(row, layout, slots) for row in rows]
+        masks = None
+        if rows is not None:
+            stored = [None if row is None else stored_rows(row, layout, slots) for row in rows]
+            masks = [None if row is None else row.to(self.adapter.device, non_blocking=True) for row in stored]
         logits = self._recompute_into(cache, layout, slots, masks, theta)
         return Prepared(self.adapter.release(cache), tuple(layout.ids.tolist()), selection, logits)
 
@@ -199,7 +196,7 @@ class Run:
         layout = self.caches.layout(whole.kept)
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
-        answering = self._answering_rows(layout.positions[slots])
+        answering = answering_rows(self.plan, layout.positions[slots])
         narrow = None if wide is None else Narrow(wide, int(answering[0]))
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(slots)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
@@ -213,12 +210,6 @@ class Run:
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
         return Prepared(self.adapter.release(cache), tuple(thinned.ids.tolist()), selection, logits)
-
-    def _answering_rows(self, at: Tensor) -> Tensor:
-        """Which rows of a pass, at positions `at`, lead up to the answer: those from the question on that stand behind
-        all chunks, or else the last."""
-        start = self.plan.question.start if self.plan.question.in_prompt else 0
-        return (at >= min(max(start, self._chunks_end), int(at[-1]))).nonzero()[:, 0]
 
     def _recompute_into(
         self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None = None,
@@ -284,13 +275,6 @@ class Run:
         """Slots that are computed: the glue and what is recomputed."""
         again = self.caches.ground.marked(selection.recomputed)[layout.positions]
         return ((layout.owner < 0) | again).nonzero()[:, 0]
-
-    def _stored(self, row: Tensor | None, layout: Layout, slots: Tensor) -> Tensor | None:
-        if row is None:
-            return None
-        stored = torch.ones(len(layout.ids), dtype=torch.bool)
-        stored[layout.owned] = row
-        return stored[slots].to(self.adapter.device, non_blocking=True)
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
