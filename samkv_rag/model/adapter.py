@@ -172,7 +172,7 @@ class ModelAdapter:
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
         """
         layers, slots = self.shape.cached(layers), len(positions) + room
-        lent = None if self.passes is None else self.passes.workspace.lend(layers, slots)
+        lent = None if self.passes is None else self.passes.lend(layers, slots)
         stacks = self._buffers(slots, layers) if lent is None else lent
         cache = SlotCache(stacks, positions, self.shape.sources)
         table = self.table(cache.positions[: len(positions)])
@@ -220,7 +220,8 @@ class ModelAdapter:
         """
         slots = slots.to(self.device, non_blocking=True)
         last = None if speak else self.shape.layers - 1 if last_layer is None else last_layer
-        asked = PromptPass(torch.as_tensor(ids), slots, last, observer, narrow, speak)
+        everything = len(slots) == cache.get_seq_length()
+        asked = PromptPass(torch.as_tensor(ids), slots, last, observer, narrow, speak, everything)
         if self.passes is not None and rows is None and blend is None and self.passes.serves(asked, cache):
             return self.passes.take(asked, cache)
         with cache.writing(slots, rows, blend):
@@ -228,10 +229,9 @@ class ModelAdapter:
 
     def _carry_out(self, asked: PromptPass, cache: SlotCache) -> Tensor | None:
         """A pass whose entries the cache knows where to put."""
-        everything, narrow = len(asked.slots) == cache.get_seq_length(), asked.narrow
-        slots = None if everything else asked.slots
+        narrow, slots = asked.narrow, None if asked.everything else asked.slots
         plan = AttentionPlan(cache.positions, slots, asked.observer, asked.last_layer, self.backend)
-        if narrow is not None and narrow.rows and not everything:  # else nothing is hidden from anybody
+        if narrow is not None and narrow.rows and slots is not None:  # else nothing is hidden from anybody
             plan = NarrowedPlan(plan, narrow)
         logits = self.forward(asked.ids, cache.positions[asked.slots], cache, plan, int(asked.speak))
         return None if logits is None else logits[0, 0]
@@ -240,13 +240,12 @@ class ModelAdapter:
         """Have steps and passes over prompts recorded as CUDA graphs where that can be; a warning says why not."""
         self.loop.record()
         if self.loop.recorder is not None:
-            pool = torch.cuda.graph_pool_handle()
             workspace = Workspace(self.shape, partial(self._buffers, layers=self.shape.cached()))
-            self.passes = Passes(workspace, self._carry_out, partial(graphs.captured, pool=pool))
+            self.passes = Passes(workspace, self._carry_out, graphs.Graphs(self.device))
 
     def release(self, cache: SlotCache) -> SlotCache:
         """A prepared cache, in memory of its own: where it was prepared, the next prompt will be."""
-        if self.passes is not None and self.passes.workspace.holds(cache):
+        if self.passes is not None and self.passes.holds(cache):
             cache.move()
         return cache
 

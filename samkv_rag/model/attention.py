@@ -101,7 +101,7 @@ class AttentionPlan:
     def _make_sight(self, n_query: int, n_key: int, window: int | None) -> Sight:
         queries = self.positions[n_key - n_query : n_key] if self.slots is None else self.positions[self.slots]
         spans = Spans.causal(queries[None], self.positions[None, :n_key], window)
-        causal = window is None and n_query == n_key and n_query > 1
+        causal = window is None and self.slots is None and n_query == n_key and n_query > 1
         plain = causal or (window is None and n_query == 1 and (self.slots is None or n_key == 1))
         return Sight(spans, n_key, plain, causal)
 

@@ -14,9 +14,8 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -52,7 +51,7 @@ def recorder_of(forward: Forward, backend: Backend, device: torch.device, apart:
     """Takes a model's steps, if they can be recorded; a warning says what is in the way."""
     obstacle = _obstacle(backend, device, apart)
     if obstacle is None:
-        return Recorder(forward, backend, captured)
+        return Recorder(forward, backend, Graphs(device))
     tell(f"Decoding runs without CUDA graphs: {obstacle}.")
     return None
 
@@ -142,8 +141,7 @@ class FixedStep:
 
     def record(self, capture: Capture) -> None:
         """Have later steps played; the last one is taken again in doing so, which changes nothing."""
-        with current(self._tokens.device):
-            self._again = capture(self._run)
+        self._again = capture(self._run)
 
     def _run(self) -> Tensor:
         plan = FixedPlan([row.cache for ref in self._rows if (row := ref()) is not None], self._slots, self._backend)
@@ -183,28 +181,46 @@ class Recorder:
             tell(f"Decoding runs without CUDA graphs: {self.reason}.")
 
 
-def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Within the block a GPU is the current one: what records does so there."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+class Graphs:
+    """Records functions as CUDA graphs of a device, on one stream. Graphs share the memory of what they need only while
+    they run; what they return is their own."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._keeper: torch.cuda.CUDAGraph | None = None
 
-def captured(run: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
-    """`run` as a CUDA graph of the current device, after one run on the stream that records: what is made only once,
-    such as a workspace for products, is not part of the graph. Graphs of one `pool` share the memory of what they only
-    need while they run; what they return is their own."""
-    graph, stream, before = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        run()
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may ask for memory meanwhile
-        try:
-            out = run()
-        finally:
-            graph.capture_end()
-    before.wait_stream(stream)
+    def __call__(self, run: Callable[[], Result]) -> Callable[[], Result]:
+        """`run` as a graph, after one run on the stream that records: what is made only once, such as a workspace for
+        products, is not part of the graph."""
+        if self._keeper is None:
+            self._begin()
+        graph, out = self._capture(run, warm=True)
 
-    def again() -> Result:
-        graph.replay()
-        return out
+        def again() -> Result:
+            graph.replay()
+            return out
 
-    return again
+        return again
+
+    def _begin(self) -> None:
+        with torch.cuda.device(self._device):
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))  # a pool goes with its last graph
+
+    def _capture(self, run: Callable[[], Result], warm: bool = False) -> tuple[torch.cuda.CUDAGraph, Result]:
+        with torch.cuda.device(self._device):
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            self._stream.wait_stream(before)
+            try:
+                with torch.cuda.stream(self._stream):
+                    if warm:
+                        run()
+                    # other threads may ask for memory meanwhile
+                    graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                    try:
+                        out = run()
+                    finally:
+                        graph.capture_end()
+            finally:
+                before.wait_stream(self._stream)
+        return graph, out

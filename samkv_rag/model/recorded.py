@@ -18,11 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.graphs import current, tell
+from samkv_rag.model.cache import Buffers, SlotCache
+from samkv_rag.model.graphs import tell
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import Observer, Watcher
-from samkv_rag.model.workspace import Workspace
+from samkv_rag.model.workspace import Workspace, follow
 
 MOST = 16
 """Recordings that are kept, those used last: prompts of one application have few sizes."""
@@ -38,6 +38,8 @@ class PromptPass:
     observer: Observer | None = None
     narrow: Narrow | None = None
     speak: bool = False
+    everything: bool = False
+    """Whether the slots are all that are live, in order: the rows then attend as an ordinary prefill's."""
 
     @property
     def head(self) -> int:
@@ -53,16 +55,17 @@ Capture = Callable[[Callable[[], Found]], Callable[[], Found]]
 """Records a function: what comes back does the same work again and returns the same tensors."""
 
 
-def rounded(count: int) -> int:
-    """The size that a part of `count` rows is filled up to: 16 more at most, or an eighth, so that there are few."""
-    step = max(16, 1 << max(0, count.bit_length() - 4))
+def rounded(count: int, parts: int = 8) -> int:
+    """The size that `count` is rounded up to, so that there are few: by 15 at most, or one of `parts` of it."""
+    step = max(16, (1 << count.bit_length()) // (2 * parts))
     return -(-count // step) * step
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What passes share that one recording serves: rows before and behind the filling, watched rows, layers."""
+    """What passes share that one recording serves: slots, rows before and behind the filling, watched rows, layers."""
 
+    slots: int
     head: int
     tail: int
     watched: int
@@ -72,14 +75,20 @@ class Sizes:
     speak: bool
 
     @classmethod
-    def of(cls, asked: PromptPass) -> Sizes:
-        """Those of a pass, rounded up. A single row behind the head is the one that speaks."""
+    def of(cls, asked: PromptPass, length: int, room: int) -> Sizes:
+        """Those of a pass over `length` slots, rounded up, where there is `room` for no more than so many. A single row
+        behind the head is the one that speaks."""
         tail, watcher = len(asked.slots) - asked.head, _watcher(asked)
         return cls(
-            rounded(asked.head), tail if tail < 2 else rounded(tail), rounded(len(watcher.rows)) if watcher else 0,
-            watcher.kind if watcher else None, asked.narrow.layer if asked.narrow else None, asked.last_layer,
-            asked.speak,
-        )  # fmt: skip
+            slots=min(rounded(length + 1, parts=4), room),
+            head=rounded(asked.head),
+            tail=tail if tail < 2 else rounded(tail),
+            watched=rounded(len(watcher.rows)) if watcher else 0,
+            kind=watcher.kind if watcher else None,
+            narrow_from=asked.narrow.layer if asked.narrow else None,
+            last_layer=asked.last_layer,
+            speak=asked.speak,
+        )
 
 
 def _watcher(asked: PromptPass) -> Watcher | None:
@@ -98,17 +107,20 @@ class FixedPass:
         self._watching = None if watcher is None else partial(watcher.watching, self._watched)
         narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head)
         self._pass = replace(asked, ids=self._ids, slots=self._slots, narrow=narrow, observer=None)
-        self._again: Callable[[], Found] = self._carry_out
-        self.recorded = False
+        self._again: Callable[[], Found] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the pass is played."""
+        return self._again is not None
 
     def take(self, asked: PromptPass, length: int, capture: Capture | None = None) -> Tensor | None:
         """Carry a pass out over the first `length` slots, from now on by what `capture` makes of it, if that is given;
         returns the logits `(vocab,)` where it speaks, and lets its watcher know."""
         self._fill(asked, length)
         if capture is not None:
-            with current(self._slots.device):
-                self._again, self.recorded = capture(self._carry_out), True
-        logits, found = self._again()
+            self._again = capture(self._carry_out)
+        logits, found = (self._again or self._carry_out)()
         watcher = _watcher(asked)
         if watcher is not None and found is not None:
             watcher.accept(found[..., : len(watcher.rows), :length].clone())
@@ -136,48 +148,71 @@ class FixedPass:
 
 
 class Passes:
-    """Takes the passes of prompts that lie in the `workspace`; what sizes come again is recorded. `reason` says why
-    nothing is any more."""
+    """Takes the passes of prompts that lie in a workspace; what sizes come again is recorded. `reason` says why nothing
+    is any more: there is no workspace then."""
 
     def __init__(self, workspace: Workspace, run: Run, capture: Capture) -> None:
-        self.workspace = workspace
+        self._workspace: Workspace | None = workspace
         self._run, self._capture = run, capture
         self._fixed: OrderedDict[Sizes, FixedPass] = OrderedDict()
-        self._generation = workspace.generation
         self.reason: str | None = None
         self.recordings = 0
+
+    def lend(self, layers: range, slots: int) -> list[Buffers] | None:
+        """Room of the workspace for `slots` of `layers`, by stack; None where there is none to be had."""
+        space = self._workspace
+        if space is None or (slots > space.slots and space.in_use):
+            return None
+        if slots > space.slots:
+            self._fixed.clear()  # they are of the memory that goes
+            try:
+                space.grow(slots)
+            except torch.OutOfMemoryError:
+                return None
+        return space.lend(layers, slots)
+
+    def holds(self, cache: SlotCache) -> bool:
+        """Whether a cache lies in the workspace."""
+        return self._workspace is not None and self._workspace.holds(cache)
 
     def serves(self, asked: PromptPass, cache: SlotCache) -> bool:
         """Whether a pass can be of fixed sizes: some rows of a prompt in the workspace, with one free slot behind it,
         and nobody who looks but a watcher."""
-        some = asked.head > 0 and len(asked.slots) < cache.get_seq_length() < len(cache.positions)
+        some = asked.head > 0 and not asked.everything and cache.get_seq_length() < len(cache.positions)
         watcher = _watcher(asked)
         seen = asked.observer is None if watcher is None else len(watcher.rows) > 0
-        return some and seen and self.reason is None and self.workspace.holds(cache)
+        return some and seen and self.holds(cache)
 
     def take(self, asked: PromptPass, cache: SlotCache) -> Tensor | None:
-        """Carry a pass out; returns the logits `(vocab,)` where it speaks. Its watcher has what it wants."""
-        if self._generation != self.workspace.generation:
-            self._fixed.clear()
-            self._generation = self.workspace.generation
-        self.workspace.follow(cache)
-        fixed, again = self._fixed_for(asked)
+        """Carry out a pass that is served; returns the logits `(vocab,)` where it speaks. Its watcher has what it
+        wants."""
+        fixed, again = self._fixed_for(asked, cache)
         length = cache.get_seq_length()
         if again and not fixed.recorded:
             try:
                 logits = fixed.take(asked, length, self._capture)
                 self.recordings += 1
                 return logits
+            except torch.OutOfMemoryError:
+                self._fixed.clear()  # there may be room another time
             except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
-                self.reason = f"a pass could not be recorded ({type(error).__name__}: {error})"
-                tell(f"Prompts are prepared without CUDA graphs: {self.reason}.")
+                self._end(f"a pass could not be recorded ({type(error).__name__}: {error})")
         return fixed.take(asked, length)
 
-    def _fixed_for(self, asked: PromptPass) -> tuple[FixedPass, bool]:
-        """The pass of these sizes, and whether there was one before."""
-        sizes = Sizes.of(asked)
+    def _end(self, reason: str) -> None:
+        self.reason, self._workspace = reason, None
+        self._fixed.clear()
+        tell(f"Prompts are prepared without CUDA graphs: {reason}.")
+
+    def _fixed_for(self, asked: PromptPass, cache: SlotCache) -> tuple[FixedPass, bool]:
+        """The pass of these sizes, its positions those of `cache`, and whether there was one before."""
+        space = self._workspace
+        assert space is not None
+        sizes = Sizes.of(asked, cache.get_seq_length(), space.slots)
+        view = space.view(sizes.slots)
+        follow(view, cache)
         known = self._fixed.pop(sizes, None)
-        self._fixed[sizes] = fixed = known or FixedPass(asked, sizes, self.workspace.cache, self._run)
+        self._fixed[sizes] = fixed = known or FixedPass(asked, sizes, view, self._run)
         if len(self._fixed) > MOST:
             self._fixed.popitem(last=False)
         return fixed, known is not None

@@ -16,34 +16,39 @@ HEADROOM, ROUND = 1.25, 256
 
 
 class Workspace:
-    """Keys and values of caches of one shape, which are lent to one prompt at a time, layer by layer.
-
-    `make` makes so many slots. `cache` is a cache of all of them, every one live; `generation` counts its moves.
-    """
+    """Keys and values of caches of one shape, which are lent to one prompt at a time, layer by layer. `make` makes so
+    many slots; there are none yet."""
 
     def __init__(self, shape: KVShape, make: Callable[[int], list[Buffers]]) -> None:
         self._shape, self._make = shape, make
         self._lent: list[tuple[range, weakref.ref[Tensor]]] = []
-        self.generation = 0
-        self._grow(0)
+        self._set(0)
 
     @torch.inference_mode(False)
-    def _grow(self, slots: int) -> None:
-        self._stacks = self._make(slots)
-        self.cache = SlotCache(self._stacks, torch.arange(slots), self._shape.sources)
-        self.generation += 1
+    def _set(self, slots: int) -> None:
+        self._stacks, self._views, self.slots = self._make(slots), dict[int, SlotCache](), slots
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody has some of it."""
+        self._lent = [(taken, keys) for taken, keys in self._lent if keys() is not None]
+        return bool(self._lent)
+
+    def grow(self, slots: int) -> None:
+        """Make room for so many `slots`, and some more if there is memory for it, in place of what there was. Raises
+        `torch.OutOfMemoryError` when there is not, and has no room then."""
+        self._set(0)  # what there was goes first
+        try:
+            self._set(-int(-slots * HEADROOM // ROUND) * ROUND)
+        except torch.OutOfMemoryError:
+            self._set(slots)
 
     def lend(self, layers: range, slots: int) -> list[Buffers] | None:
-        """Room for so many `slots` of `layers`, by stack, with anything in it; None while somebody has it.
+        """Room for so many `slots` of `layers`, by stack, with anything in it; None where somebody has it.
 
         It is given back when the keys that are returned are no longer in use.
         """
-        self._lent = [(taken, keys) for taken, keys in self._lent if keys() is not None]
-        if slots > len(self.cache.positions):
-            if self._lent:
-                return None
-            self._grow(-int(-slots * HEADROOM // ROUND) * ROUND)
-        if any(taken.start < layers.stop and layers.start < taken.stop for taken, _ in self._lent):
+        if self.in_use and any(taken.start < layers.stop and layers.start < taken.stop for taken, _ in self._lent):
             return None
         cuts = self._shape.cuts(layers)
         lent = [self._stacks[cut.index].layers(cut.places, layers.start).slots(0, slots) for cut in cuts]
@@ -52,12 +57,21 @@ class Workspace:
 
     def holds(self, cache: SlotCache) -> bool:
         """Whether a cache lies here, slot by slot."""
-        pairs = zip(cache.slot_layers, self.cache.slot_layers, strict=False)
+        pairs = zip(cache.slot_layers, self.view(self.slots).slot_layers, strict=False)
         return all(mine.place[0] == here.place[0] for mine, here in pairs)
 
-    def follow(self, cache: SlotCache) -> None:
-        """Take over the positions of a cache that lies here; they run on behind it."""
-        count, positions = len(cache.positions), self.cache.positions
-        positions[:count] = cache.positions
-        behind = torch.arange(1, len(positions) - count + 1, device=positions.device)
-        torch.add(behind, cache.positions[-1], out=positions[count:])
+    @torch.inference_mode(False)
+    def view(self, slots: int) -> SlotCache:
+        """A cache of the first `slots`, every one live; the same one for the same number."""
+        if slots not in self._views:
+            first = [stack.slots(0, slots) for stack in self._stacks]
+            self._views[slots] = SlotCache(first, torch.arange(slots), self._shape.sources)
+        return self._views[slots]
+
+
+def follow(view: SlotCache, cache: SlotCache) -> None:
+    """Have a view the positions of the cache that lies at its beginning; they run on behind it."""
+    count, positions = min(len(cache.positions), len(view.positions)), view.positions
+    positions[:count] = cache.positions[:count]
+    behind = torch.arange(1, len(positions) - count + 1, device=positions.device)
+    torch.add(behind, cache.positions[-1], out=positions[count:])

@@ -16,7 +16,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.model import graphs
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import without_cudnn
-from samkv_rag.model.graphs import PLAIN_STEPS, VARIABLE, FixedPlan, Recorder, captured
+from samkv_rag.model.graphs import PLAIN_STEPS, VARIABLE, FixedPlan, Graphs, Recorder
 from tests.cases import WIRINGS
 from tests.model.test_loop import COUNT, METHODS, alone, begin, prompted, staggered, together
 from tests.models import adapter, build
@@ -25,7 +25,7 @@ every_wiring = pytest.mark.parametrize("wiring", [name for name in WIRINGS if no
 
 
 def replayed(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """What `captured` does, without a GPU: what a recording reads from the host is read once."""
+    """What `Graphs` does, without a GPU: what a recording reads from the host is read once."""
     run()
     out = run()
     return lambda: out.copy_(run())
@@ -164,7 +164,7 @@ def test_a_graph_plays_the_steps_that_were_recorded(
     """Token by token the same steps, one answer alone and two together; in float32 those of plain steps, too."""
     model = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton")
     said = {}
-    for name, capture in {"plain": None, "fixed": lambda run: run, "played": captured}.items():
+    for name, capture in {"plain": None, "fixed": lambda run: run, "played": Graphs(model.device)}.items():
         recorder = None if capture is None else Recorder(model.loop._side_by_side, "triton", capture)
         monkeypatch.setattr(model.loop, "recorder", recorder)
         rows = [model.loop.begin(range(3, 3 + n), None, max_new_tokens=24, do_sample=False) for n in (40, 70)]
