@@ -195,6 +195,18 @@ def test_a_window_that_is_missing_would_be_seen() -> None:
     assert far(got, sparse_attention(query, key, value, spans)) > 0.1
 
 
+def test_keys_that_nobody_sees_weigh_nothing_whatever_they_are() -> None:
+    query, key, value, _ = attention_case(1, 2, 2, 9, 200, 64, torch.float32)
+    key[:, :, 21:], value[:, :, 21:] = torch.nan, torch.nan
+    last = torch.arange(12, 21, dtype=torch.int32, device=DEVICE)[None]
+    spans = Spans(torch.zeros_like(last), last)
+    got = attention_shares(query, key, spans, backend="triton")
+    assert got[..., 21:].abs().max() == 0
+    assert far(got[..., :21], attention_shares(query, key[:, :, :21], spans)) < 1e-5
+    want = sparse_attention(query, key[:, :, :21], value[:, :, :21], spans)
+    assert far(sparse_attention(query, key, value, spans, backend="triton"), want) < 3 * TOLERANCE[torch.float32]
+
+
 def test_queries_that_see_nothing_get_zeros() -> None:
     query, key, value, spans = attention_case(1, 1, 2, 3, 40, 64, torch.float32)
     first = torch.tensor([[0, 9, 0]], dtype=torch.int32, device=DEVICE)

@@ -151,11 +151,12 @@ def shares_kernel(
     queries = query + batch * q_strides[0] + token.to(tl.int64)[:, None] * q_strides[2] + at
     keys = key + batch * k_strides[0] + slot.to(tl.int64)[:, None] * k_strides[2] + at
     acc = tl.zeros((ROWS, KEYS), tl.float32)
-    for head in range(GROUPS * REP):
-        q = tl.load(queries + head * q_strides[1], mask=asks[:, None] & real, other=0).to(DOT)
-        k = tl.load(keys + (head // REP) * k_strides[1], mask=there, other=0).to(DOT)
-        level = tl.load(normaliser + (batch * GROUPS * REP + head) * n_query + token, mask=asks, other=0)
-        acc += tl.exp2(_scores(q, k, scale, cap, SOFTCAP) - level[:, None])
+    if tl.program_id(0) * KEYS <= tl.max(stop, 0):  # else nobody sees them: room behind a prompt
+        for head in range(GROUPS * REP):
+            q = tl.load(queries + head * q_strides[1], mask=asks[:, None] & real, other=0).to(DOT)
+            k = tl.load(keys + (head // REP) * k_strides[1], mask=there, other=0).to(DOT)
+            level = tl.load(normaliser + (batch * GROUPS * REP + head) * n_query + token, mask=asks, other=0)
+            acc += tl.exp2(_scores(q, k, scale, cap, SOFTCAP) - level[:, None])
     seen = (slot[None, :] >= start[:, None]) & (slot[None, :] <= stop[:, None])
     place = (batch * n_query + token).to(tl.int64)[:, None] * n_key + slot[None, :]
     shown = asks[:, None] & (slot < n_key)[None, :]
