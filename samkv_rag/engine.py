@@ -19,7 +19,7 @@ from samkv_rag.model.loading import ModelSource
 from samkv_rag.parity import ParityReport, check_parity
 from samkv_rag.prompt.checks import require_text, require_texts
 from samkv_rag.prompt.plan import Planner, Prompt
-from samkv_rag.prompt.template import sink_text
+from samkv_rag.prompt.template import sink_text, variables
 from samkv_rag.reader import BUNDLED
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.stream import AnswerStream
@@ -45,7 +45,7 @@ class SamKVEngine:
         self._loading = threading.RLock()
         self._closed = False
         self._opened_store = self.store is not store
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.chat_template_kwargs = variables(chat_template_kwargs)
         self._library = Library(source, self.store, namespace, self._loading, self.chat_template_kwargs)
 
     @classmethod

@@ -116,8 +116,9 @@ class ChatSamKV(Described):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
         defaults = {field: getattr(self, field) for field in DEFAULTS} | {"method": self._own_method}
         request, engine = Request.of(defaults, stop, keywords), self._engine(name)
-        reading = Reading(name, bool(request.form.tools), request.reader(engine))
-        return request.start(engine, self.shared_engines.roles(engine), messages), reading
+        thoughts, roles = request.reader(engine), self.shared_engines.roles(engine)
+        reading = Reading(name, bool(request.form.tools), thoughts)
+        return request.start(engine, roles, messages, thoughts), reading
 
     async def _astart(self, *call: Any) -> tuple[AnswerStream, Reading]:
         """As `_start`, which may load the tokenizer, in a thread; a cancelled call takes its answer with it."""

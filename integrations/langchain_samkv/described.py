@@ -59,7 +59,9 @@ class Described(SamKVFields):
         """What tells models of one name apart: the tokenizer's name, or, of objects, what is in them."""
         if self.given_engine is None and isinstance(self.model, str) and isinstance(self.tokenizer, str | None):
             return repr(self.tokenizer)
-        return f"{self.engine.fingerprint} {getattr(self.engine.tokenizer, 'chat_template', None)}"
+        engine = self.engine
+        template = getattr(engine.tokenizer, "chat_template", None)
+        return f"{engine.fingerprint} {template} {sorted(engine.chat_template_kwargs.items())}"
 
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """As the base class's, whose answer cache asks for the identity; it is found beside the event loop."""

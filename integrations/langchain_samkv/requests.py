@@ -13,8 +13,8 @@ from langchain_samkv.messages import Roles, converted, question_of
 from langchain_samkv.tools import form_of
 from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.calls import overridden
-from samkv_rag.prompt.reasoning import ReasoningReader, reader_of
-from samkv_rag.prompt.template import THINKING, Conversation
+from samkv_rag.prompt.reasoning import ReasoningReader
+from samkv_rag.prompt.template import THINKING, Conversation, variables
 from samkv_rag.prompt.tools import Form
 from samkv_rag.stream import AnswerStream
 
@@ -47,18 +47,18 @@ class Request:
         form = form_of(*(keywords.get(name) for name in _FORM))
         given = defaults.get("stop") if stop is None else stop
         stops = [given] if isinstance(given, str) else list(given or ())
-        template = {THINKING: False} if form.forced else {}
-        for named in (defaults, keywords):
-            template |= named.get("chat_template_kwargs") or {}
+        own = (named.get("chat_template_kwargs") for named in (defaults, keywords))
+        template = variables({THINKING: False} if form.forced else {}, *own)
         return cls(overridden(defaults, keywords), stops, form, template)
 
     def reader(self, engine: SamKVEngine) -> ReasoningReader | None:
         """What tells thoughts from words in the answer; None where there are none."""
-        own = {**engine.chat_template_kwargs, **self.template}
-        return None if self.form.forced else reader_of(engine.tokenizer, own)
+        return self.form.reader(engine.tokenizer, {**engine.chat_template_kwargs, **self.template})
 
-    def start(self, engine: SamKVEngine, roles: Roles, messages: Sequence[BaseMessage]) -> AnswerStream:
-        """Hand the call to the engine; the work starts in a thread of its own."""
+    def start(
+        self, engine: SamKVEngine, roles: Roles, messages: Sequence[BaseMessage], thoughts: ReasoningReader | None
+    ) -> AnswerStream:  # fmt: skip
+        """Hand the call to the engine; the work starts in a thread of its own. `thoughts` may stand in the answer."""
         options = {name: self.fields[name] for name in _GENERATION if self.fields.get(name) is not None}
         return engine.stream(
             Conversation(converted(messages, roles, self.form.instructions), template=self.template),
@@ -66,7 +66,7 @@ class Request:
             **{name: self.fields.get(name) for name in _CALL},
             max_new_tokens=self.fields.get("max_tokens") or DEFAULT_MAX_TOKENS,
             stop=self.stop,
-            grammar=self.form.grammar,
+            grammar=self.form.grammar(thoughts),
             **options,
         )
 

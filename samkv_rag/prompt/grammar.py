@@ -13,6 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from samkv_rag.prompt.reasoning import TAGS
+
 OPEN, CLOSE = "<tool_call>", "}\n</tool_call>"
 _HEAD = "%llguidance {}\n"
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
@@ -31,27 +33,43 @@ def json_grammar(schema: Schema) -> str:
 
 
 def call_grammar(
-    tools: Sequence[tuple[str, Schema]], required: bool, parallel: bool, answer: Schema | None = None
+    tools: Sequence[tuple[str, Schema]], required: bool, parallel: bool, answer: Schema | None = None,
+    inside: bool | None = None,
 ) -> str:  # fmt: skip
     """The grammar of an answer with calls of `tools`, given as (name, schema of the arguments).
 
     `required`: calls and nothing else. Otherwise words, a call, or words with a call after them; with a schema for the
-    `answer`, a call or JSON that fits it. `parallel` allows several calls.
+    `answer`, a call or JSON that fits it. `parallel` allows several calls. Where words are allowed, a thought may stand
+    before them, in which nothing is a call: `inside` says whether the prompt has opened it; None: there is none.
     """
     words = not required and answer is None
-    otherwise = f"{_rule(answer)} | " if answer is not None and not required else "TEXT | " if words else ""
+    otherwise = f"{_rule(answer)} | " if answer is not None and not required else "WORDS | " if words else ""
     rules = [
-        f"start: {otherwise}first {'(sep call)*' if parallel else ''}",
+        *(_thinking(inside) if words else ["start: said"]),
+        f"said: {otherwise}first {'(sep call)*' if parallel else ''}",
         "first: begin body",
         f"call: {json.dumps(OPEN)} body",
         'sep: "\\n"',
         f'body: "\\n{{\\"name\\": " tool {json.dumps(CLOSE)}',
         "tool: " + " | ".join(f"tool_{index}" for index in range(len(tools))),
         *(f"tool_{i}: {json.dumps(_opening(name))} {_rule(schema)}" for i, (name, schema) in enumerate(tools)),
-        f"begin[lazy]: TEXT {json.dumps(OPEN)}" if words else f"begin: {json.dumps(OPEN)}",
-        "TEXT: /(.|\\n)*/",
+        f"begin[lazy]: WORDS {json.dumps(OPEN)}" if words else f"begin: {json.dumps(OPEN)}",
     ]
     return _HEAD + "\n".join(rules) + "\n"
+
+
+def _thinking(inside: bool | None) -> list[str]:
+    """Rules for what may stand before what is said, and for words, which are then no thoughts."""
+    text = r"TEXT: /(.|\n)*/"
+    if inside is None:
+        return ["start: said", text, "WORDS: TEXT"]
+    opened = "" if inside else f"/[ \\n]*{TAGS.open}/ "
+    return [
+        "start: thought said" if inside else "start: thought said | said",
+        f"thought[lazy]: {opened}TEXT {json.dumps(TAGS.close)}",
+        text,
+        "WORDS: TEXT" if inside else f"WORDS: TEXT & ~/[ \\n]*{TAGS.open}(.|\\n)*/",
+    ]
 
 
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:

@@ -41,8 +41,9 @@ class ReasoningReader:
     prompt has opened one."""
 
     def __init__(self, inside: bool = False, marks: Marks = TAGS) -> None:
+        self.inside, self.marks = inside, marks
         self._state: Literal["before", "inside", "behind", "said"] = "inside" if inside else "before"
-        self._marks = marks
+        self._begun = False
         self._held = ""
 
     def feed(self, text: str) -> Iterator[Said]:
@@ -58,11 +59,13 @@ class ReasoningReader:
     def end(self) -> Iterator[Said]:
         """What was held back, when no more text comes."""
         rest, self._held = self._held, ""
+        if self._state == "inside":
+            rest = rest.rstrip() if self._begun else rest.strip()
         if rest and self._state != "behind":
             yield Said(rest, self._state == "inside")
 
     def _before(self) -> Iterator[Said]:
-        text, marks = self._held.lstrip(), self._marks
+        text, marks = self._held.lstrip(), self.marks
         if text.startswith(marks.open):
             self._state, self._held = "inside", text.removeprefix(marks.open)
         elif marks.at_once and text.startswith(marks.at_once):
@@ -72,14 +75,18 @@ class ReasoningReader:
         yield from ()
 
     def _inside(self) -> Iterator[Said]:
-        close = self._marks.close
-        thought, found, rest = self._held.partition(close)
+        """The blanks around a thought are dropped."""
+        close = self.marks.close
+        thought, found, rest = (self._held if self._begun else self._held.lstrip()).partition(close)
         if found:
             self._state, self._held = "behind", rest
-        else:  # the last characters may be the beginning of the end
+            thought = thought.rstrip()
+        else:  # blanks, and what may be the beginning of the end
             keep = next((n for n in range(len(close) - 1, 0, -1) if thought.endswith(close[:n])), 0)
-            thought, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
+            shown = len(thought[: len(thought) - keep].rstrip())
+            thought, self._held = thought[:shown], thought[shown:]
         if thought:
+            self._begun = True
             yield Said(thought, thought=True)
 
     def _behind(self) -> Iterator[Said]:
@@ -95,11 +102,11 @@ class ReasoningReader:
 
 
 def split(text: str, reader: ReasoningReader | None) -> tuple[str, str]:
-    """A whole answer as what is thought, without the blanks around it, and what is said."""
+    """A whole answer as what is thought and what is said."""
     if reader is None:
         return "", text
     pieces = [*reader.feed(text), *reader.end()]
-    return "".join(p.text for p in pieces if p.thought).strip(), "".join(p.text for p in pieces if not p.thought)
+    return "".join(p.text for p in pieces if p.thought), "".join(p.text for p in pieces if not p.thought)
 
 
 def reader_of(tokenizer: Any, options: Mapping[str, Any]) -> ReasoningReader | None:

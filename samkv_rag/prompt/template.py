@@ -121,6 +121,15 @@ def render(
     )
 
 
+def variables(*given: Any) -> dict[str, Any]:
+    """Variables of a chat template as callers give them, the last ones first; None says nothing. Raises `SamKVError` on
+    what are no variables."""
+    for one in given:
+        if one is not None and not isinstance(one, Mapping):
+            raise SamKVError(f"chat_template_kwargs is a dictionary, such as {{{THINKING!r}: False}}, not {one!r}.")
+    return {name: value for one in given for name, value in (one or {}).items()}
+
+
 def rendered(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], options: Mapping[str, Any]) -> str:
     """What the chat template makes of messages; without one they stand behind each other."""
     given = {**options, **({"tools": list(tools)} if tools else {})}

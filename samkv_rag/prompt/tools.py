@@ -9,6 +9,7 @@ from typing import Any
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.prompt.grammar import Schema, call_grammar, json_grammar
+from samkv_rag.prompt.reasoning import CHANNELS, ReasoningReader, reader_of
 
 ToolSpec = Mapping[str, Any]
 """A tool as chat templates take it: OpenAI's form, the name and the arguments' JSON schema under "function"."""
@@ -89,14 +90,20 @@ class Form:
         """Whether the answer begins with JSON or a call: there is no room for thoughts."""
         return self.schema is not None or (bool(self.tools) and self.choice != "auto")
 
-    @property
-    def grammar(self) -> str | None:
-        """The grammar of the answer; None where anything may be said."""
+    def reader(self, tokenizer: Any, options: Mapping[str, Any]) -> ReasoningReader | None:
+        """What tells thoughts from words in answers of this form, to prompts that the tokenizer's chat template makes
+        with `options`; None where there are no thoughts. A grammar has no room for channels."""
+        reader = None if self.forced else reader_of(tokenizer, options)
+        return None if reader is not None and self.tools and reader.marks is CHANNELS else reader
+
+    def grammar(self, thoughts: ReasoningReader | None = None) -> str | None:
+        """The grammar of the answer, before which there may be `thoughts`; None where anything may be said."""
         if not self.tools:
             return None if self.schema is None else json_grammar(self.schema)
         functions = [tool["function"] for tool in self.tools]
         schemas = [(f["name"], f.get("parameters") or {**ANY_OBJECT, "properties": {}}) for f in functions]
-        return call_grammar(schemas, self.choice != "auto", self.parallel, self.schema)
+        inside = None if thoughts is None else thoughts.inside
+        return call_grammar(schemas, self.choice != "auto", self.parallel, self.schema, inside)
 
 
 def names_of(tools: Sequence[ToolSpec]) -> tuple[str, ...]:

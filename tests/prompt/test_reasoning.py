@@ -60,7 +60,7 @@ def test_pieces_make_no_difference(case: tuple[bool, str, str, str], cuts: list[
     pieces = [piece for left, right in pairwise(places) for piece in reader.feed(text[left:right])] + [*reader.end()]
     assert all(piece.text for piece in pieces)
     assert "".join(piece.text for piece in pieces if not piece.thought) == said
-    assert "".join(piece.text for piece in pieces if piece.thought).strip() == thought
+    assert "".join(piece.text for piece in pieces if piece.thought) == thought
 
 
 def test_a_template_says_whether_there_are_thoughts_and_who_opens_them() -> None:
@@ -107,6 +107,11 @@ def test_prompts_of_messages_think_unless_the_engine_or_the_prompt_says_otherwis
     assert shown(at_once.plan(ASKED)).endswith(OFF)
     assert shown(engine().plan(Conversation(ASKED, template={"enable_thinking": False}))).endswith(OFF)
     assert not shown(at_once.plan(Conversation(ASKED, template={"enable_thinking": True}))).endswith(OFF)
+
+
+def test_what_is_no_dictionary_is_an_error() -> None:
+    with pytest.raises(SamKVError, match="chat_template_kwargs is a dictionary"):
+        engine(chat_template_kwargs="off")
 
 
 def test_a_variable_that_the_tokenizer_takes_for_itself_is_an_error() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from langchain_samkv import ChatSamKV
-from samkv_rag import ChunkKVStore, SamKVEngine
+from samkv_rag import ChunkKVStore, SamKVEngine, SamKVError
 from tests.integrations.langchain.conftest import roomy_model
 from tests.models import thinking_tokenizer
 
@@ -29,7 +29,7 @@ def test_thoughts_are_told_apart_whole_and_streamed(thinker: ChatSamKV) -> None:
         streamed += piece
     for message in (whole, streamed):
         assert message.text == "In Harrow."
-        assert message.additional_kwargs["reasoning_content"].strip() == "hm, so"
+        assert message.additional_kwargs["reasoning_content"] == "hm, so"
         assert [block["type"] for block in message.content_blocks] == ["reasoning", "text"]
     plan = thinker.explain(["Where?", whole, "Sure?"])
     assert "hm, so" not in "".join(segment.text for segment in plan.segments)
@@ -53,3 +53,17 @@ def test_variables_of_the_chat_template(thinker: ChatSamKV, where: str, monkeypa
     llm = ChatSamKV(engine=thinker.engine, max_tokens=4, chat_template_kwargs=off if where == "field" else {})
     llm.invoke("Where?", **({} if where == "field" else {"chat_template_kwargs": off}))
     assert asked[0].segments[-1].text.endswith("<think>\n\n</think>\n\n")
+
+
+def test_answers_under_other_variables_of_the_engine_are_not_mixed_up() -> None:
+    keys = []
+    for off in ({}, {"enable_thinking": False}):
+        options: dict[str, Any] = {"store": ChunkKVStore(":memory:"), "chat_template_kwargs": off}
+        engine = SamKVEngine.from_pretrained(roomy_model(), thinking_tokenizer(), **options)
+        keys.append(ChatSamKV(engine=engine)._get_llm_string())
+    assert keys[0] != keys[1]
+
+
+def test_variables_that_are_none_are_an_error(thinker: ChatSamKV) -> None:
+    with pytest.raises(SamKVError, match="chat_template_kwargs is a dictionary, .*, not 'off'"):
+        thinker.invoke("Where?", chat_template_kwargs="off")

@@ -10,7 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage, ThinkingBlock
 
 from llama_index.llms.samkv import SamKVLLM
 from llama_index.llms.samkv.messages import convert
-from samkv_rag import ChunkKVStore, SamKVEngine
+from samkv_rag import ChunkKVStore, SamKVEngine, SamKVError
 from tests.integrations.llama_index.kit import QUESTION, model
 from tests.models import thinking_tokenizer
 
@@ -32,7 +32,7 @@ def test_thoughts_are_a_block_of_their_own(thinker: SamKVLLM) -> None:
         assert message.content == "In Bergen."
         assert [block.content for block in message.blocks if isinstance(block, ThinkingBlock)] == ["hm, so"]
     assert "".join(piece.delta or "" for piece in pieces) == "In Bergen."
-    assert "".join(piece.additional_kwargs.get("thinking_delta", "") for piece in pieces).strip() == "hm, so"
+    assert "".join(piece.additional_kwargs.get("thinking_delta", "") for piece in pieces) == "hm, so"
     again = [ChatMessage(role="user", content=QUESTION), whole.message, ChatMessage(role="user", content="Sure?")]
     assert "hm, so" not in "".join(segment.text for segment in thinker.engine.plan(convert(again, False)).segments)
 
@@ -55,3 +55,9 @@ def test_variables_of_the_chat_template(thinker: SamKVLLM, where: str, monkeypat
     llm.chat([ChatMessage(role="user", content=QUESTION)], **given)
     llm.complete(QUESTION, **given)
     assert all(plan.segments[-1].text.endswith("<think>\n\n</think>\n\n") for plan in asked) and len(asked) == 2
+
+
+def test_variables_that_are_none_are_an_error(thinker: SamKVLLM) -> None:
+    for verb, asked in (("complete", QUESTION), ("chat", [ChatMessage(role="user", content=QUESTION)])):
+        with pytest.raises(SamKVError, match="chat_template_kwargs is a dictionary, .*, not 'off'"):
+            getattr(thinker, verb)(asked, chat_template_kwargs="off")

@@ -15,8 +15,8 @@ from llama_index.llms.samkv.messages import calls_in, convert
 from llama_index.llms.samkv.requests import TOOL_OPTIONS, ChatRequest, CompletionRequest, call_options
 from llama_index.llms.samkv.tools import arguments_of, form_of, specs_of
 from samkv_rag.prompt.plan import Prompt
-from samkv_rag.prompt.reasoning import ReasoningReader, reader_of
-from samkv_rag.prompt.template import THINKING, Conversation
+from samkv_rag.prompt.reasoning import ReasoningReader
+from samkv_rag.prompt.template import THINKING, Conversation, variables
 from samkv_rag.prompt.tools import Form, ToolSpec
 
 
@@ -36,7 +36,7 @@ class SamKVCalling(SamKVFields):
     def _completion_request(self, prompt: str, formatted: bool, given: Mapping[str, Any]) -> CompletionRequest:
         template, rest = self._template(given, forced=False)
         asked = self._completion_prompt(prompt, formatted, template)
-        return CompletionRequest(asked, call_options(self._defaults(), rest), self._thoughts(asked))
+        return CompletionRequest(asked, call_options(self._defaults(), rest), self._thoughts(asked, Form()))
 
     def _completion_prompt(self, prompt: str, formatted: bool, template: Mapping[str, Any]) -> Prompt:
         """A chat model is asked in one message of the user, unless the prompt is in the model's own format already."""
@@ -54,22 +54,23 @@ class SamKVCalling(SamKVFields):
         options = call_options(self._defaults(), {name: rest[name] for name in rest if name not in asked})
         if not form.tools:
             prompt = self._chat_prompt(messages, (), template)
-            return ChatRequest(prompt, options, self._thoughts(prompt))
+            return ChatRequest(prompt, options, self._thoughts(prompt, form))
         prompt = self._chat_prompt([*self._told(form), *messages], form.tools, template)
-        thoughts = None if form.forced else self._thoughts(prompt)
-        return ChatRequest(prompt, {**options, "grammar": form.grammar}, thoughts, form.names, form.parallel)
+        thoughts = self._thoughts(prompt, form)
+        options["grammar"] = form.grammar(thoughts)
+        return ChatRequest(prompt, options, thoughts, form.names, form.parallel)
 
     def _template(self, given: Mapping[str, Any], forced: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Variables of the chat template, and the other keywords. Where a call is forced, nobody thinks first."""
         rest = dict(given)
-        own = {**self.chat_template_kwargs, **(rest.pop("chat_template_kwargs", None) or {})}
-        return ({THINKING: False} if forced else {}) | own, rest
+        own = self.chat_template_kwargs, rest.pop("chat_template_kwargs", None)
+        return variables({THINKING: False} if forced else {}, *own), rest
 
-    def _thoughts(self, prompt: Prompt) -> ReasoningReader | None:
+    def _thoughts(self, prompt: Prompt, form: Form) -> ReasoningReader | None:
         """What tells thoughts from words in the answer; None where there are none."""
         if not isinstance(prompt, Conversation):
             return None
-        return reader_of(self.tokenizer, {**self.engine.chat_template_kwargs, **prompt.template})
+        return form.reader(self.tokenizer, {**self.engine.chat_template_kwargs, **prompt.template})
 
     def _told(self, form: Form) -> list[ChatMessage]:
         """What the template does not say about the tools, as a message of the system."""
