@@ -99,7 +99,7 @@ class FixedPass:
     """A pass of some sizes over the workspace: the same launches on the same memory, prompt after prompt."""
 
     def __init__(self, asked: PromptPass, sizes: Sizes, cache: SlotCache, run: Run) -> None:
-        self._sizes, self._cache, self._run = sizes, cache, run
+        self._cache, self._run = cache, run
         device = cache.positions.device
         self._ids, self._slots = (torch.zeros(sizes.head + sizes.tail, dtype=torch.long, device=device) for _ in "12")
         self._watched = torch.zeros(sizes.watched, dtype=torch.long, device=device)
