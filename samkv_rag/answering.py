@@ -16,6 +16,8 @@ from samkv_rag.methods import Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.model.generation import Listener, cut_at_stop, finished_by_model, generation_kwargs, random_of
+from samkv_rag.prompt.reasoning import ReasoningReader, Spoken, reader_of, split
+from samkv_rag.prompt.template import THINKING
 from samkv_rag.store import ChunkKVStore, EntryError
 from samkv_rag.turns import Request, Turnstile
 from samkv_rag.types import Answer, FinishReason, PromptPlan, Report, Usage
@@ -64,10 +66,14 @@ class Answering:
             if gone():
                 raise SamKVError("The answer was cancelled before its turn came.")
             run, prepared = self._prepare(make_plan, call)
-            listener = Listener(self.tokenizer, on_text, call.options.stop, call.strip)
+            reader = self._reader(call)
+            spoken = None if on_text is None or reader is None else Spoken(on_text, reader)
+            listener = Listener(self.tokenizer, spoken or on_text, call.options.stop, call.strip)
             ready = time.perf_counter()
             decoding = self._begin(prepared, call, listener, gone)
         ids = self.batch.finish(decoding, self.adapter.loop.step)
+        if spoken is not None:
+            spoken.end()
         first = listener.first_token_at or time.perf_counter()
         seconds = run.costs.seconds  # what a GPU had still to do at `ready` is in its stage
         seconds["first_token"] += max(0.0, min(first - ready, first - started - sum(seconds.values())))
@@ -105,7 +111,12 @@ class Answering:
         full = len(ids) >= call.options.max_new_tokens and not ended
         reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
         usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
-        return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason)
+        thought, text = split(text, self._reader(call))
+        return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason, thought)
+
+    def _reader(self, call: Call) -> ReasoningReader | None:
+        """What tells thoughts from words where a few words were asked for; other answers are what the model writes."""
+        return reader_of(self.tokenizer, {THINKING: False, **self.library.template}) if call.strip else None
 
 
 def _never() -> bool:

@@ -158,6 +158,7 @@ class SamKVEngine:
 
         `generation`: max_new_tokens (64), temperature, top_p, top_k, seed, stop. Chunks that are not stored are
         prefilled, reported as misses, and stored for the next time, before this returns; a failure of that is logged.
+        What a model thinks that cannot do without is in the answer's `thought`; give it more tokens.
         """
         return self._answer(self._asked(question, chunks), self._call(method, keep, short(generation), strip=True))
 

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class Library:
     """One namespace of a store, for one model. Reads the tokenizer and the store's texts on first use, under `loading`.
 
-    `unusable` holds the keys of entries that could not be read: they count as missing until they are stored again.
+    `template` has more variables of the chat template. `unusable` holds the keys of entries that could not be read:
+    they count as missing until they are stored again.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Library:
     ) -> None:  # fmt: skip
         self.unusable: set[str] = set()
         self._source, self._store, self._namespace = source, store, namespace
-        self._loading, self._template = loading, template
+        self._loading, self.template = loading, template
         self._planner: Planner | None = None
         self._holding = threading.Condition()
         self._holders = 0
@@ -62,7 +63,7 @@ class Library:
         for key, record in self._store.records(self._namespace, self._source.fingerprint):
             _know(matcher, key, record)
         encoder = Encoder(self._source.loaded_tokenizer)
-        return Planner(encoder, matcher, self._key, self._stored_ids, self._template)
+        return Planner(encoder, matcher, self._key, self._stored_ids, self.template)
 
     def _key(self, token_ids: Sequence[int]) -> str:
         return chunk_key(token_ids, self._source.fingerprint, self._namespace)

@@ -271,10 +271,12 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer: its text, the token counts and the full report."""
+    """A finished answer: its text, the token counts and the full report. `thought` is what the model thought before it
+    spoke, where that is told apart: by `answer`."""
 
     text: str
     usage: Usage
     report: Report
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason = "stop"
+    thought: str = ""

@@ -7,7 +7,7 @@ a decoded text shows the names alone: `analysis`, a thought, `assistantfinal`, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -99,6 +99,25 @@ class ReasoningReader:
         text, self._held = self._held, ""
         if text:
             yield Said(text)
+
+
+class Spoken:
+    """Hands on what is said, and no thoughts, of an answer that comes in pieces; `end` it."""
+
+    def __init__(self, hand_on: Callable[[str], None], reader: ReasoningReader) -> None:
+        self._hand_on, self._reader = hand_on, reader
+
+    def __call__(self, piece: str) -> None:
+        self._say(self._reader.feed(piece))
+
+    def end(self) -> None:
+        """Hand on what was held back."""
+        self._say(self._reader.end())
+
+    def _say(self, pieces: Iterable[Said]) -> None:
+        for piece in pieces:
+            if not piece.thought:
+                self._hand_on(piece.text)
 
 
 def split(text: str, reader: ReasoningReader | None) -> tuple[str, str]:

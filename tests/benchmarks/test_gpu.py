@@ -12,7 +12,7 @@ import pytest
 from benchmarks import bench, gpu
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.recorded import Passes
-from tests.model.test_recorded import passes_of
+from tests.model.recording import passes_of
 
 SIZES = ("--device", "cpu", "--model", "tiny", "--tokens", "64", "128", "--seconds", "300", "--new", "8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -117,3 +118,25 @@ def test_what_is_no_dictionary_is_an_error() -> None:
 def test_a_variable_that_the_tokenizer_takes_for_itself_is_an_error() -> None:
     with pytest.raises(SamKVError, match="refused"):
         engine(chat_template_kwargs={"tokenize": True}).plan(ASKED)
+
+
+# -- answers of a few words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "written, thought, said",
+    [
+        ("<think>\nhm, so\n</think>\n\nIn Oslo.", "hm, so", "In Oslo."),
+        ("In Oslo. ", "", "In Oslo."),
+        ("<thi", "", "<thi"),
+    ],
+)
+def test_answers_from_passages_are_what_is_said(written: str, thought: str, said: str) -> None:
+    grammar = f"%llguidance {{}}\nstart: {json.dumps(written)}\n"
+    asked = ("Where is it?", ["Lumen Labs is in Oslo, they say."])
+    with engine() as thinker:
+        answer = thinker.answer(*asked, grammar=grammar)
+        assert (answer.text, answer.thought) == (said, thought)
+        with thinker.stream_answer(*asked, grammar=grammar) as stream:
+            assert "".join(stream) == said and stream.answer.thought == thought
+        assert thinker.generate(ASKED, grammar=grammar).text == written, "what the model writes, as it is"
