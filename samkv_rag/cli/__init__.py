@@ -5,13 +5,19 @@ Importing this package costs nothing but the standard library; the commands impo
 
 from __future__ import annotations
 
+import os
 import sys
 
 _NEEDED = ("typer", "rich")
 
 
 def main() -> None:
-    """Run the command line with the process's arguments and exit with its code."""
+    """Run the command line with the process's arguments and exit with its code.
+
+    Loading and downloading show bars on a terminal only: in a pipe that somebody closes, tqdm waits for ever.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         from samkv_rag.cli.app import app
     except ModuleNotFoundError as error:

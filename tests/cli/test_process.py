@@ -82,3 +82,13 @@ def test_ctrl_c_stops_with_130_and_leaves_no_index(tmp_path: Path) -> None:
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130 and "Stopped." in errors and "Traceback" not in errors
     assert not (tmp_path / "store" / "index" / "CURRENT").exists()
+
+
+def test_bars_are_drawn_on_a_terminal_only(tmp_path: Path) -> None:
+    """In `samkv-rag ask ... 2>&1 | head -1` a bar of tqdm that cannot be drawn would keep its lock for ever."""
+    (tmp_path / "a.txt").write_text("Alma Works is based in Tyrsa.")
+    store = ["--store", str(tmp_path / "store")]
+    assert python(MAIN, "ingest", str(tmp_path), *store).returncode == 0
+    done = python(MAIN, "ask", "Where is Alma Works based?", *store)
+    assert done.returncode == 0 and "Tyrsa" in done.stdout
+    assert "Loading weights" not in done.stderr
