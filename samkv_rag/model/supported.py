@@ -55,7 +55,7 @@ def attaching(model: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        model.set_attn_implementation(before)
+        model.config._attn_implementation = before  # which takes parts of parts in every release, as the verb does not
         if isinstance(error, UnsupportedModel | torch.OutOfMemoryError):
             raise
         raise UnsupportedModel(
@@ -65,7 +65,7 @@ def attaching(model: Any) -> Iterator[None]:
 
 
 def _implementations(config: Any) -> dict[str, Any]:
-    """The attention of a model and of its parts, as `set_attn_implementation` takes it."""
+    """The attention of a model and of its parts, as a config takes it."""
     parts = {name: part for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
     return {"": config._attn_implementation, **{name: _implementations(part) for name, part in parts.items()}}
 
