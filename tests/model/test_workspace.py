@@ -8,17 +8,45 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from samkv_rag import ChunkKVStore, SamKV
+from samkv_rag.model import workspace as workspace_module
 from samkv_rag.model.cache import Buffers, SlotCache
 from samkv_rag.model.recorded import Found, Passes
 from samkv_rag.model.shape import KVShape
 from samkv_rag.model.workspace import ROUND, Workspace, follow
 from tests import oracles
-from tests.model.recording import assert_same, prompts, recording, replayed
+from tests.model.recording import assert_same, prompts, prompts_of, recording, replayed
 from tests.models import adapter
 from tests.oracles import Prompted
+
+KEEP, LOOKS = [0.1, 0.3, 0.6, 0.9, 0.99], ["keys", "two_stage", "mean", "bound"]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    wiring=st.sampled_from(["llama", "gemma2", "mistral-sliding", "gpt-oss", "gemma4-unlike-heads", "gemma4-sharing"]),
+    lengths=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=4), min_size=2, max_size=3),
+    method=st.builds(
+        SamKV, keep=st.sampled_from(KEEP), recompute=st.sampled_from([0.1, 0.5, 1.0]), look=st.sampled_from(LOOKS),
+        settle=st.sampled_from(["before", "after"]), wide=st.sampled_from([None, 0.0, 1.0]),
+        followed=st.sampled_from([0, 16]),
+    ),
+)  # fmt: skip
+def test_prompts_of_any_sizes_are_prepared_alike_in_memory_without_room_to_spare(
+    wiring: str, lengths: list[list[int]], method: SamKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace_module, "ROUND", 16)
+    monkeypatch.setattr(workspace_module, "HEADROOM", 1.0)
+    cases = prompts_of(adapter(wiring), lengths)
+    want = [case.prepare(method) for case in cases]
+    with recording(adapter(wiring)) as passes:
+        for case, one in [*zip(cases, want, strict=True)] * 2:
+            assert_same(case.prepare(method), one)
+        assert passes.reason is None
 
 
 def test_a_workspace_that_grew_is_recorded_again() -> None:
