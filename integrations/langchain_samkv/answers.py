@@ -12,7 +12,7 @@ from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_samkv.calls import CallReader, is_json
-from samkv_rag.prompt.reasoning import ReasoningReader, Said, split
+from samkv_rag.prompt.reasoning import ReasoningReader, Said, rest, split, told
 from samkv_rag.types import Answer
 
 THOUGHT = "reasoning_content"
@@ -104,7 +104,7 @@ class ChunkWriter:
 
     def write(self, piece: str) -> Iterator[ChatGenerationChunk]:
         """The chunks that a piece of text completes."""
-        yield from self._written([Said(piece)] if self._thoughts is None else self._thoughts.feed(piece))
+        yield from self._written(told(piece, self._thoughts))
 
     def _written(self, pieces: Iterable[Said]) -> Iterator[ChatGenerationChunk]:
         for said in pieces:
@@ -115,8 +115,7 @@ class ChunkWriter:
 
     def finish(self, answer: Answer) -> Iterator[ChatGenerationChunk]:
         """What was held back, and the last chunk."""
-        if self._thoughts is not None:
-            yield from self._written(self._thoughts.end())
+        yield from self._written(rest(self._thoughts))
         if self._calls:
             yield from map(_chunk, self._calls.end())
         metadata = metadata_of(answer, self._model, bool(self._calls and self._calls.count))

@@ -120,11 +120,19 @@ class Spoken:
                 self._hand_on(piece.text)
 
 
+def told(piece: str, reader: ReasoningReader | None) -> Iterable[Said]:
+    """What a piece of an answer adds; without a reader all of it is said."""
+    return [Said(piece)] if reader is None else reader.feed(piece)
+
+
+def rest(reader: ReasoningReader | None) -> Iterable[Said]:
+    """What a reader held back, when no more text comes."""
+    return () if reader is None else reader.end()
+
+
 def split(text: str, reader: ReasoningReader | None) -> tuple[str, str]:
     """A whole answer as what is thought and what is said."""
-    if reader is None:
-        return "", text
-    pieces = [*reader.feed(text), *reader.end()]
+    pieces = [*told(text, reader), *rest(reader)]
     return "".join(p.text for p in pieces if p.thought), "".join(p.text for p in pieces if not p.thought)
 
 

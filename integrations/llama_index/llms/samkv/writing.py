@@ -7,7 +7,7 @@ from typing import Any, Generic
 
 from llama_index.llms.samkv.requests import Request, Response
 from samkv_rag import Answer
-from samkv_rag.prompt.reasoning import Said
+from samkv_rag.prompt.reasoning import Said, rest, told
 
 
 def shown(request: Request[Any], text: str) -> str:
@@ -24,8 +24,7 @@ class Writer(Generic[Response]):
 
     def write(self, piece: str) -> Iterator[Response]:
         """The responses that a piece completes."""
-        thoughts = self._request.thoughts
-        yield from self._written([Said(piece)] if thoughts is None else thoughts.feed(piece))
+        yield from self._written(told(piece, self._request.thoughts))
 
     def _written(self, pieces: Iterable[Said]) -> Iterator[Response]:
         for said in pieces:
@@ -40,6 +39,5 @@ class Writer(Generic[Response]):
 
     def finish(self, answer: Answer) -> Iterator[Response]:
         """What was held back, and the finished response."""
-        if self._request.thoughts is not None:
-            yield from self._written(self._request.thoughts.end())
+        yield from self._written(rest(self._request.thoughts))
         yield self._request.last(self._text, answer, self._thought.strip(), delta="")
