@@ -66,8 +66,7 @@ class Answering:
             if gone():
                 raise SamKVError("The answer was cancelled before its turn came.")
             run, prepared = self._prepare(make_plan, call)
-            reader = self._reader(call)
-            spoken = None if on_text is None or reader is None else Spoken(on_text, reader)
+            spoken = self._spoken(on_text, call)
             listener = Listener(self.tokenizer, spoken or on_text, call.options.stop, call.strip)
             ready = time.perf_counter()
             decoding = self._begin(prepared, call, listener, gone)
@@ -113,6 +112,11 @@ class Answering:
         usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
         thought, text = split(text, self._reader(call))
         return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason, thought)
+
+    def _spoken(self, on_text: OnText | None, call: Call) -> Spoken | None:
+        """Hands on words alone, where somebody listens and there may be thoughts."""
+        reader = None if on_text is None else self._reader(call)
+        return None if on_text is None or reader is None else Spoken(on_text, reader)
 
     def _reader(self, call: Call) -> ReasoningReader | None:
         """What tells thoughts from words where a few words were asked for; other answers are what the model writes."""

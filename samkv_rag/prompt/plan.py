@@ -64,10 +64,13 @@ class Planner:
         messages, options = require_messages(talk.messages), {**self.template, **talk.template}
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
-        whole = [[Piece(content_of(message))] for message in messages]
-        tokenizer, how = self.encoder.tokenizer, (talk.tools, options)
-        pieces = render(tokenizer, messages, contents, *how) or render(tokenizer, messages, whole, *how) or []
+        how = talk.tools, options
+        pieces = render(self.encoder.tokenizer, messages, contents, *how) or self._unmatched(messages, *how)
         return self._plan(pieces, asked, [] if has_template(self.encoder.tokenizer) else self.encoder.prefix)
+
+    def _unmatched(self, messages: Sequence[Message], *how: Any) -> list[Piece]:
+        whole = [[Piece(content_of(message))] for message in messages]
+        return render(self.encoder.tokenizer, messages, whole, *how) or []
 
     def _matched(self, text: str) -> list[Piece]:
         pieces, done = [], 0
