@@ -145,6 +145,7 @@ class ModelAdapter:
         own = self.rotary.table(torch.arange(longest, device=self.device))
 
         def stacked(stack: Stack, row: int, text: str, ids: Sequence[int]) -> ChunkKV:
+            """What the chunk in a row of the batch has in the layers of a stack."""
             layers, readers = stack.layers, stack.readers
             keys = table.unrotate(torch.stack([cache.layers[layer].keys[row] for layer in layers]), layers)
             values = torch.stack([cache.layers[layer].values[row] for layer in layers])

@@ -46,6 +46,11 @@ class PromptPass:
         """How many rows, the first ones, others may be put behind: they see nothing of those, nor are they the last."""
         return self.narrow.rows if self.narrow is not None else len(self.slots) - int(self.speak)
 
+    @property
+    def watcher(self) -> Watcher | None:
+        """Its observer, if that is one."""
+        return self.observer if isinstance(self.observer, Watcher) else None
+
 
 Run = Callable[[PromptPass, SlotCache], Tensor | None]
 """Carries a pass out; returns the logits `(vocab,)` where it speaks."""
@@ -78,7 +83,7 @@ class Sizes:
     def of(cls, asked: PromptPass, length: int, room: int) -> Sizes:
         """Those of a pass over `length` slots, rounded up, where there is `room` for no more than so many. A single row
         behind the head is the one that speaks."""
-        tail, watcher = len(asked.slots) - asked.head, _watcher(asked)
+        tail, watcher = len(asked.slots) - asked.head, asked.watcher
         return cls(
             slots=min(rounded(length + 1, parts=4), room),
             head=rounded(asked.head),
@@ -91,10 +96,6 @@ class Sizes:
         )
 
 
-def _watcher(asked: PromptPass) -> Watcher | None:
-    return asked.observer if isinstance(asked.observer, Watcher) else None
-
-
 class FixedPass:
     """A pass of some sizes over the workspace: the same launches on the same memory, prompt after prompt."""
 
@@ -103,7 +104,7 @@ class FixedPass:
         device = cache.positions.device
         self._ids, self._slots = (torch.zeros(sizes.head + sizes.tail, dtype=torch.long, device=device) for _ in "12")
         self._watched = torch.zeros(sizes.watched, dtype=torch.long, device=device)
-        watcher = _watcher(asked)
+        watcher = asked.watcher
         self._watching = None if watcher is None else partial(watcher.watching, self._watched)
         narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head)
         self._pass = replace(asked, ids=self._ids, slots=self._slots, narrow=narrow, observer=None)
@@ -121,7 +122,7 @@ class FixedPass:
         if capture is not None:
             self._again = capture(self._carry_out)
         logits, found = (self._again or self._carry_out)()
-        watcher = _watcher(asked)
+        watcher = asked.watcher
         if watcher is not None and found is not None:
             watcher.accept(found[..., : len(watcher.rows), :length].clone())
         return None if logits is None else logits.clone()
@@ -134,7 +135,7 @@ class FixedPass:
             fixed[:head].copy_(own[:head], non_blocking=True)
             fixed[head : head + more] = filling
             fixed[head + more :].copy_(own[head:], non_blocking=True)
-        watcher = _watcher(asked)
+        watcher = asked.watcher
         if watcher is not None:
             rows = watcher.rows
             self._watched[: len(rows)] = torch.where(rows < head, rows, rows + more)
@@ -179,7 +180,7 @@ class Passes:
         """Whether a pass can be of fixed sizes: some rows of a prompt in the workspace, with one free slot behind it,
         and nobody who looks but a watcher."""
         some = asked.head > 0 and not asked.everything and cache.get_seq_length() < len(cache.positions)
-        watcher = _watcher(asked)
+        watcher = asked.watcher
         seen = asked.observer is None if watcher is None else len(watcher.rows) > 0
         return some and seen and self.holds(cache)
 
