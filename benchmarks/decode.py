@@ -41,7 +41,7 @@ def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) 
     shape = (2, len(stack.layers), stack.kv_heads, count - 1, stack.head_dim)
     keys, values = torch.randn(shape, generator=generator)
     stored = Stored(keys[:, None], values[:, None])  # one block that holds all tokens
-    cache = adapter.assemble([Part(0, [stored], torch.arange(count - 1))], positions, room=new + 2)
+    cache = adapter.assemble(lambda _: [Part(0, [stored], torch.arange(count - 1))], positions, room=new + 2)
     return adapter.loop.begin(ids, cache, max_new_tokens=new + 1, do_sample=False)
 
 

@@ -89,13 +89,13 @@ class Answering:
             run = Run(plan, self.adapter, self.store, room, least, self.library.model_fingerprint)
             run.costs.seconds["plan"] = time.perf_counter() - start
             try:
-                prepared = call.method.prepare(run) if plan.chunks else run.prefill()
-                run.entries.release()
-                return run, prepared
+                return run, call.method.prepare(run) if plan.chunks else run.prefill()
             except EntryError as error:
                 if error.key in self.library.unusable:
                     raise
                 self.library.unusable.add(error.key)
+            finally:
+                run.entries.release()
 
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
         return self.adapter.loop.begin(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from samkv_rag.methods.layout import Ground, Layout
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.filling import Part
-from samkv_rag.types import PromptPlan
+from samkv_rag.types import BLOCK, PromptPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,22 @@ class Held:
     cache: SlotCache
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a cache wants of the store: `blocks` of every chunk, for every slot its row among its chunk's (`rows`; -1:
+    none), and the `runs` of neighbouring slots, (first, count), in which chunks' tokens stand."""
+
+    blocks: Sequence[Sequence[int]]
+    rows: Tensor
+    runs: Sequence[tuple[int, int]]
+
+
 class Assembly:
     """Builds the caches that passes run over, each with `room` for what is generated."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
         self.ground = Ground(plan)
+        self._blocks = [range(-(-len(chunk.token_ids) // BLOCK)) for chunk in plan.chunks]
         self._adapter = adapter
         self._entries = entries
         self._costs = costs
@@ -51,25 +63,38 @@ class Assembly:
         over before anybody looks: they are not read, and stay empty too.
         """
         with self._costs.stage("load"):
-            layers = self._adapter.shape.cached(layers)
-            parts = self._parts(len(kept), layout, layers, replaced)
-            cache = self._adapter.assemble(parts, layout.positions, self._room, layers)
+            wanted = self._wanted(len(kept), layout, replaced)
+            steps = self._entries.steps(self._adapter.shape.cached(layers))
+            self._ask(wanted.blocks, steps)
+            cache = self._adapter.assemble(partial(self._parts, wanted), layout.positions, self._room, steps)
             self._costs.held(cache.nbytes)
             return cache
 
-    def _parts(self, chunks: int, layout: Layout, layers: range, replaced: Sequence[Tensor] | None) -> Iterator[Part]:
-        """What each chunk gives to a cache: a chunk's tokens stand in neighbouring slots."""
+    def ask(self, layers: range) -> None:
+        """Have all entries on `layers` read while something else runs, where that takes time: they will be wanted."""
+        self._ask(self._blocks, self._entries.steps(self._adapter.shape.cached(layers)))
+
+    def _ask(self, blocks: Sequence[Sequence[int]], steps: Iterable[range]) -> None:
+        for step in steps:
+            for index, own in enumerate(blocks):
+                self._entries.ask(index, own, step)
+
+    def _parts(self, wanted: Wanted, layers: range) -> Iterator[Part]:
+        """What each chunk gives to the layers of a cache. What the consumer does with it is loading, too."""
+        with self._costs.stage("load"):
+            for index, (start, count) in enumerate(wanted.runs):
+                if wanted.blocks[index]:
+                    stored = self._entries.blocks(index, wanted.blocks[index], layers)
+                    yield Part(start, stored, wanted.rows[start : start + count])
+
+    def _wanted(self, chunks: int, layout: Layout, replaced: Sequence[Tensor] | None) -> Wanted:
         slots = layout.owned
         if replaced is not None:
             slots = slots[~self.ground.marked(replaced)[layout.positions[slots]]]
         owner = layout.owner[slots]
         blocks, rows = blocks_of(owner, layout.positions[slots] - self.ground.starts[owner], chunks)
         spread = torch.full((len(layout.owner),), -1).index_copy_(0, slots, rows)
-        spread = spread.to(self._adapter.device, non_blocking=True)
-        for index, (start, count) in enumerate(layout.runs(chunks)):
-            if blocks[index]:
-                stored = self._entries.blocks(index, blocks[index], layers)
-                yield Part(start, stored, spread[start : start + count])
+        return Wanted(blocks, spread.to(self._adapter.device, non_blocking=True), layout.runs(chunks))
 
     def hold(self, layout: Layout, cache: SlotCache) -> None:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""

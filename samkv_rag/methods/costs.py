@@ -15,6 +15,7 @@ from torch import Tensor
 from samkv_rag.model.narrowed import Narrow
 
 Stage = Literal["plan", "load", "select", "recompute", "first_token"]
+Moment = float | torch.cuda.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +75,23 @@ class Costs:
     chunk_token_layers: int = 0
     passes: list[Pass] = field(default_factory=list)
     _seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _marked: list[tuple[Stage, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    _spans: list[tuple[Stage, Stage | None, Moment, Moment]] = field(default_factory=list)
+    _open: Stage | None = None
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Charge the block's wall clock to a stage of the report: a GPU's own, which nobody waits for here."""
-        if self.device.type == "cuda":
-            begin = self._mark()
-            try:
-                yield
-            finally:
-                self._marked.append((name, begin, self._mark()))
-            return
-        start = time.perf_counter()
+        """Charge the block's wall clock to a stage of the report: a GPU's own, which nobody waits for here. A stage
+        within another is not charged to that."""
+        begin, outer = self._now(), self._open
+        self._open = name
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - start
+            self._open = outer
+            self._spans.append((name, outer, begin, self._now()))
+
+    def _now(self) -> Moment:
+        return self._mark() if self.device.type == "cuda" else time.perf_counter()
 
     def _mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
@@ -100,12 +101,21 @@ class Costs:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by stage. On a GPU this waits until the stages have ended there: ask when all is done."""
-        for name, begin, end in self._marked:
-            end.synchronize()
-            self._seconds[name] += begin.elapsed_time(end) / 1e3
-        self._marked.clear()
+        for name, outer, begin, end in self._spans:
+            took = _seconds_between(begin, end)
+            self._seconds[name] += took
+            if outer is not None:
+                self._seconds[outer] -= took
+        self._spans.clear()
         return self._seconds
 
     def held(self, cache_bytes: int) -> None:
         """A cache of so many bytes is there at once."""
         self.kv_bytes_peak = max(self.kv_bytes_peak, cache_bytes)
+
+
+def _seconds_between(begin: Moment, end: Moment) -> float:
+    if isinstance(begin, float) or isinstance(end, float):
+        return end - begin  # type: ignore[operator]
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3

@@ -1,40 +1,51 @@
-"""The stored entries of one prompt's chunks: read once, counted."""
+"""The stored entries of one prompt's chunks: read once, counted, and from a disk ahead of their use."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from samkv_kernels.rope_gather import Stored
+from samkv_rag.methods.reads import ChunkReads, Read
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, StoredBlocks
 from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan
 
-
-class _Read(NamedTuple):
-    """What was `read` together: blocks, with the places at which they stand in it, down to the layer before `depth`."""
-
-    read: StoredBlocks
-    places: dict[int, int]
-    depth: int
+READERS = 4
+"""Threads that read a prompt's entries from a disk: it answers several at a time sooner, and checking sums takes a
+processor longer than reading does (zlib's crc32: 1.5 GB/s a thread)."""
+STEPS = 8
+"""In how many steps the layers are read: while one is computed on, the next ones come."""
 
 
 class Entries:
-    """What a prompt's chunks have in the store. `bytes_read` counts K and V as stored; the store's own count is shared
+    """What a prompt's chunks have in the store. Bytes are those of K and V as stored; the store's own count is shared
     with other engines."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore) -> None:
-        self.bytes_read = 0
         self._keys = [str(chunk.key) for chunk in plan.chunks]
         self._shape = adapter.shape
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
-        self._reads = defaultdict[tuple[int, int], list[_Read]](list)  # by chunk and stack, in order
+        self._reads = defaultdict[tuple[int, int], ChunkReads](ChunkReads)  # by chunk and stack
+        self._readers = ThreadPoolExecutor(READERS, "samkv-reader") if store.on_disk else None
+        self._sizes = list[int]()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that have been read, used or not."""
+        return sum(self._sizes)
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes that were read and asked for since nothing was released."""
+        return sum(reads.used for reads in self._reads.values())
 
     def summary(self, index: int) -> tuple[ChunkSummary, bool]:
         """The small part of chunk `index`, and whether it was asked for the first time."""
@@ -43,35 +54,43 @@ class Entries:
             self._summaries[index] = self._store.summary(self._keys[index])
         return self._summaries[index], new
 
+    def steps(self, layers: range) -> list[range]:
+        """The runs in which `layers` of the model had better be read: one, where nobody has to wait for it."""
+        size = -(-self._shape.layers // STEPS) if self._readers else max(1, len(layers))
+        return [layers[at : at + size] for at in range(0, len(layers), size)]
+
+    def ask(self, index: int, blocks: Sequence[int], layers: range) -> None:
+        """Have `blocks` of chunk `index` read down to the last of `layers`, while something else runs: they will be
+        wanted. Does nothing where nobody has to wait for it."""
+        if self._readers is not None and blocks:
+            for cut in self._shape.cuts(layers):
+                self._begin(index, cut.index, blocks, cut.places.stop)
+
     def blocks(self, index: int, blocks: Sequence[int], layers: range) -> list[Stored]:
         """Some `blocks` of chunk `index`, sorted, on `layers` of the model: one for each stack that has any of them."""
         cuts = self._shape.cuts(layers)
-        return [_as_stored(self._load(index, cut.index, list(blocks), cut.places)) for cut in cuts]
+        for cut in cuts:
+            self._begin(index, cut.index, blocks, cut.places.stop)
+        return [_as_stored(self._reads[index, cut.index].joined(blocks, cut.places)) for cut in cuts]
 
-    def _load(self, index: int, stack: int, blocks: list[int], layers: range) -> StoredBlocks:
-        """Some blocks on `layers`, a run of a stack's. Each layer of a block is read once, with those below it, and
-        none above it."""
-        reads, depths = self._reads[index, stack], dict.fromkeys(blocks, 0)
-        for known in reads:  # later ones went deeper
-            depths.update(dict.fromkeys(depths.keys() & known.places.keys(), known.depth))
-        for depth in sorted({depth for depth in depths.values() if depth < layers.stop}):
-            missing = [block for block in blocks if depths[block] == depth]
-            read = self._store.read_stored(self._keys[index], missing, range(depth, layers.stop), stack)
-            self.bytes_read += read.nbytes
-            reads.append(_Read(read, {block: place for place, block in enumerate(missing)}, layers.stop))
-            if missing == blocks and depth == layers.start:
-                return read
-        wanted = slice(layers.start, layers.stop)
-        return StoredBlocks(reads[0].read.form, torch.stack([_joined(reads, block)[wanted] for block in blocks], 1))
+    def _begin(self, index: int, stack: int, blocks: Sequence[int], stop: int) -> None:
+        """Read what is missing of some blocks, on a stack's layers up to the one before `stop`."""
+        reads = self._reads[index, stack]
+        for missing, layers in reads.missing(blocks, stop):
+            how = partial(self._read, self._keys[index], missing, layers, stack)
+            reads.add(Read(missing, layers, how if self._readers is None else self._readers.submit(how).result))
+
+    def _read(self, key: str, blocks: list[int], layers: range, stack: int) -> StoredBlocks:
+        found = self._store.read_stored(key, blocks, layers, stack)
+        self._sizes.append(found.nbytes)  # by whichever thread
+        return found
 
     def release(self) -> None:
-        """Forget what was read: the caches are made, and an answer may take its time. The counts stay."""
+        """Forget what was read, and read no more: the caches are made, and an answer may take its time. The counts
+        stay."""
+        if self._readers is not None:
+            self._readers.shutdown(cancel_futures=True)
         self._reads.clear()
-
-
-def _joined(reads: Sequence[_Read], block: int) -> Tensor:
-    """All layers of a block that have been read, as stored."""
-    return torch.cat([known.read.data[:, known.places[block]] for known in reads if block in known.places])
 
 
 def _as_stored(found: StoredBlocks) -> Stored:

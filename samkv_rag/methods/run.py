@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +81,19 @@ class Run:
         """The local query of chunk `index`, fp32 `(L, H, D)`, position-free, on the layers that attend to a stack."""
         return self.summaries(index).stacks[stack].local_query.to(self.adapter.device, torch.float32)
 
+    def read_ahead(self, last_layer: int) -> None:
+        """Have all entries read, those up to `last_layer` first, beside what runs. For a method that needs all of them,
+        sooner or later; nothing happens where reading takes no time."""
+        self.caches.ask(range(last_layer + 1))
+        self.caches.ask(range(last_layer + 1, self.adapter.shape.layers))
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Count what the block uses of entries as scored."""
+        before = self.entries.bytes_used
+        yield
+        self.costs.scored_bytes += self.entries.bytes_used - before
+
     # -- running the model -------------------------------------------------------------------------------------
 
     def question_pass(self, kept: Sequence[Tensor], last_layer: int | None = None) -> list[Tensor]:
@@ -91,12 +104,14 @@ class Run:
         them: not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
-        return self._queries(*self._asking(kept, last), last)[0]
+        with self._scoring():
+            return self._queries(*self._asking(kept, last), last)[0]
 
     def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[list[Tensor], Tensor]:
         """As `question_pass`, but to the prompt's end: by stack queries `(L, H, Q, D)` of the question and of the glue
         behind the chunks, and their positions `(Q,)`."""
-        return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
+        with self._scoring():
+            return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
 
     def _queries(self, layout: Layout, cache: SlotCache, last: int) -> tuple[list[Tensor], Tensor]:
         with self.stage("select"):
@@ -111,8 +126,8 @@ class Run:
         order, where the model runs (it is large: take what is wanted of it before it is moved), and for every chunk
         the columns of its tokens.
         """
-        layout, cache = self._asking(kept, max(layers), to_the_end=True)
-        with self.stage("select"):
+        with self._scoring(), self.stage("select"):
+            layout, cache = self._asking(kept, max(layers), to_the_end=True)
             fresh, asked, ids = self._question_rows(layout)
             maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)
             return self._of_chunks(maps, layout), layout.columns(len(kept))
@@ -149,9 +164,7 @@ class Run:
         if not question.in_prompt:
             layout = with_question(layout, question.token_ids)
         self.costs.passes.append(Pass(layout.positions, layout.glue, last_layer + 1, ended=True))
-        before = self.entries.bytes_read
         cache = self.caches.assemble(kept, layout, range(last_layer + 1))
-        self.costs.scored_bytes += self.entries.bytes_read - before
         if question.in_prompt and to_the_end:
             self.caches.hold(layout, cache)
         return layout, cache
@@ -252,6 +265,7 @@ class Run:
         layout = self.caches.layout(kept)
         cache = self.caches.assemble(kept, layout)
         with self.stage("select"):
+            cache.arrive(check)
             layer = cache.slot_layers[check]
             stored = layer.snapshot()
             self.adapter.recompute(layout.ids, torch.arange(len(layout.ids)), cache, last_layer=check)

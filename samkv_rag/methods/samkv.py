@@ -144,6 +144,8 @@ class SamKV(Options):
         asked = self.layers is not None and self.wide is not None
         profile, remarks = (ModelProfile(()), ()) if asked else _profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
+        if self.settle == "after" and self.look == "keys":
+            run.read_ahead(layers[-1])
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)

@@ -7,7 +7,7 @@ The model is driven through three public seams of transformers (a Cache, a regis
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from samkv_kernels.backend import Backend, BackendError, choose
-from samkv_rag.errors import SamKVError, UnsupportedModel
+from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
-from samkv_rag.model.cache import Blend, Buffers, SlotCache
-from samkv_rag.model.filling import Part, fill, room_for
+from samkv_rag.model.buffers import Buffers, room_for
+from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.filling import Filling, Parts
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observation, Observer
@@ -43,7 +43,7 @@ class ModelAdapter:
     def __init__(self, model: Any, sink_prefix: Sequence[int] = (), wanted: str | None = None) -> None:
         supported.refuse_what_is_not_exact(model)
         self.device: torch.device = model.get_input_embeddings().weight.device
-        self.backend = _backend(self.device, wanted)
+        self.backend = supported.backend_for(self.device, wanted)
         model.eval()
         with supported.attaching(model):
             own, count = supported.logits_by_itself(model), len(supported.PROBE)
@@ -167,18 +167,19 @@ class ModelAdapter:
         """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
         return self.rotary.table(positions.to(self.device, non_blocking=True))
 
-    def assemble(self, parts: Iterable[Part], positions: Tensor, room: int, layers: range | None = None) -> SlotCache:
-        """A cache of `layers`, by default all, for tokens at `positions` `(T,)` and `room` more.
+    def assemble(self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] = ()) -> SlotCache:
+        """A cache for tokens at `positions` `(T,)` and `room` more, of the layers of `steps`, runs that make up one run
+        (by default a single step of all layers).
 
-        `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros.
+        `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros. A single step
+        is filled now, of several each one before anybody sees its layers.
         """
-        layers, slots = self.shape.cached(layers), len(positions) + room
-        lent = None if self.passes is None else self.passes.lend(layers, slots)
-        stacks = self._buffers(slots, layers) if lent is None else lent
+        steps = steps or [self.shape.cached()]
+        layers, slots = range(steps[0].start, steps[-1].stop), len(positions) + room
+        stacks = (self.passes and self.passes.lend(layers, slots)) or self._buffers(slots, layers)
         cache = SlotCache(stacks, positions, self.shape.sources)
         table = self.table(cache.positions[: len(positions)])
-        turns = [table.angles(cut.layers) for cut in self.shape.cuts(layers)]
-        fill(stacks, parts, len(positions), turns, self.backend)
+        Filling(stacks, layers, self.shape, len(positions), table, self.backend).come(cache, parts, steps)
         return cache
 
     def _buffers(self, slots: int, layers: range) -> list[Buffers]:
@@ -224,6 +225,7 @@ class ModelAdapter:
         everything = len(slots) == cache.get_seq_length()
         asked = PromptPass(torch.as_tensor(ids), slots, last, observer, narrow, speak, everything)
         if self.passes is not None and rows is None and blend is None and self.passes.serves(asked, cache):
+            cache.arrive(last)  # a recording waits for nobody
             return self.passes.take(asked, cache)
         with cache.writing(slots, rows, blend):
             return self._carry_out(asked, cache)
@@ -245,7 +247,8 @@ class ModelAdapter:
             self.passes = Passes(workspace, self._carry_out, graphs.Graphs(self.device))
 
     def release(self, cache: SlotCache) -> SlotCache:
-        """A prepared cache, in memory of its own: where it was prepared, the next prompt will be."""
+        """A prepared cache, all there and in memory of its own: where it was prepared, the next prompt will be."""
+        cache.arrive()
         if self.passes is not None and self.passes.holds(cache):
             cache.move()
         return cache
@@ -289,10 +292,3 @@ class ModelAdapter:
     ) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
         return self.loop.finish(self.loop.begin(ids, cache, logits, **generation))
-
-
-def _backend(device: torch.device, wanted: str | None) -> Backend:
-    try:
-        return choose(device, wanted)
-    except BackendError as error:
-        raise SamKVError(str(error)) from error

@@ -5,7 +5,8 @@ One preallocated buffer per layer serves both phases: no concatenation per step,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from samkv_rag.model.buffers import Buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,38 +153,6 @@ class SlotLayer(CacheLayerMixin):
         return self.length + (query_length if self.slots is None else 0), 0
 
 
-@dataclass(frozen=True, slots=True)
-class Buffers:
-    """Keys and values `(L, G, T + room, D)` of the layers that stand at `places` of a cache: what is done to all of
-    them is done to these at once."""
-
-    keys: Tensor
-    values: Tensor
-    places: tuple[int, ...]
-
-    @property
-    def both(self) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
-
-    def layers(self, rows: range, below: int) -> Buffers:
-        """Views of some neighbouring layers, in a cache that has all but those `below` its first one."""
-        keys, values = (buffer[rows.start : rows.stop] for buffer in self.both)
-        return Buffers(keys, values, tuple(place - below for place in self.places[rows.start : rows.stop]))
-
-    def slots(self, start: int, stop: int) -> Buffers:
-        """Views of some neighbouring slots."""
-        return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
-
-    def clear(self) -> None:
-        """Zeros everywhere."""
-        if self.keys.shape[2]:
-            self.keys[:], self.values[:] = 0, 0
-
-    def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The place of every layer, with views `(1, G, T, D)` of its keys and values."""
-        return zip(self.places, *(buffer[:, None].unbind() for buffer in self.both), strict=True)
-
-
 class SlotCache(Cache):
     """Kept tokens of a prompt at their true positions, with room to decode.
 
@@ -199,6 +170,7 @@ class SlotCache(Cache):
         reaching = torch.cat([positions, torch.arange(last, last + room, device=positions.device)])
         self.positions = reaching.to(keys.device, non_blocking=True)
         self._buffers, self._sources = list(buffers), sources
+        self._coming = deque[tuple[int, Callable[[], None]]]()
         self._bind()
         self.crop_to(len(positions))
 
@@ -206,6 +178,22 @@ class SlotCache(Cache):
         for one in self._buffers:
             for place, keys, values in one.by_layer():
                 self.slot_layers[place].bind(keys, values)
+
+    def later(self, place: int, fill: Callable[[], None]) -> None:
+        """Have `fill` called before anybody sees the layer at `place` or those above it; places are given in order."""
+        self._coming.append((place, fill))
+
+    def arrive(self, place: int | None = None) -> None:
+        """Fill the layers up to the one at `place`, by default all, that are still to come."""
+        while self._coming and (place is None or self._coming[0][0] <= place):
+            self._coming.popleft()[1]()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store a layer's new entries; see `SlotLayer.update`. What comes later has come then."""
+        self.arrive(layer_idx)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer of the model attends to `(1, G, T, D)`, once its new entries `(1, G, Q, D)` are stored if it has
@@ -238,6 +226,7 @@ class SlotCache(Cache):
     @contextmanager
     def restoring(self, slots: Tensor) -> Iterator[None]:
         """Put back, behind the block, what stood in `slots` `(Q,)` before it."""
+        self.arrive()
         stood = [[buffer.index_select(2, slots) for buffer in one.both] for one in self._buffers]
         try:
             yield
@@ -251,6 +240,7 @@ class SlotCache(Cache):
         room behind them."""
         if len(slots) == self.get_seq_length():
             return  # everything stays: no copy of it all
+        self.arrive()
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
         self.positions = self.positions[stays]
@@ -262,6 +252,7 @@ class SlotCache(Cache):
 
     def move(self) -> None:
         """Go on in memory of its own, away from what was lent."""
+        self.arrive()
         length = self.get_seq_length()
         self._buffers = [Buffers(one.keys.clone(), one.values.clone(), one.places) for one in self._buffers]
         self._bind()
@@ -273,6 +264,7 @@ class SlotCache(Cache):
         self.slot_layers += other.slot_layers
         self.layers += other.slot_layers
         self._buffers += [replace(one, places=tuple(below + place for place in one.places)) for one in other._buffers]
+        self._coming += [(below + place, fill) for place, fill in other._coming]
 
     def require_room(self, count: int) -> None:
         """Raise ValueError unless `count` more tokens fit: all layers have the same room."""

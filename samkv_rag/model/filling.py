@@ -1,17 +1,19 @@
-"""Making room for a cache, and filling it from the store: what stands where, gathered and turned to its position."""
+"""Filling a cache from the store: what stands where, gathered and turned to its position, some layers at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.rope_gather import Angles, Stored, rope_gather_into
-from samkv_rag.model.cache import Buffers
-from samkv_rag.model.shape import Cut
+from samkv_kernels.rope_gather import Stored, rope_gather_into
+from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.rotary import RotaryTable
+from samkv_rag.model.shape import Cut, KVShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +26,45 @@ class Part:
     rows: Tensor
 
 
-def room_for(cuts: Iterable[Cut], slots: int, below: int, dtype: torch.dtype, device: torch.device) -> list[Buffers]:
-    """Buffers of so many `slots` for the layers of every cut, with anything in them, in a cache that has all of the
-    model's layers but those `below`."""
-    out = []
-    for cut in cuts:
-        shape = (len(cut.layers), cut.stack.kv_heads, slots, cut.stack.head_dim)
-        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        out.append(Buffers(keys, values, tuple(layer - below for layer in cut.layers)))
-    return out
+Parts = Callable[[range], Iterable[Part]]
+"""What fills some of a model's layers, a run of them, in order of the slots."""
 
 
-def fill(
-    stacks: Sequence[Buffers], parts: Iterable[Part], slots: int, turns: Sequence[Angles], backend: Backend
-) -> None:
-    """Fill the first `slots` of every stack by `parts`, keys turned as `turns` has it for the stack; what none of them
-    holds is zeros."""
-    device, end = stacks[0].keys.device, 0
-    for part in parts:
-        begin, end, rows = end, part.start + len(part.rows), part.rows.to(device)
-        for stack, stored, angles in zip(stacks, part.stored, turns, strict=True):
-            stack.slots(begin, part.start).clear()
-            here, angles = stack.slots(part.start, end), angles.slots(part.start, end)
-            rope_gather_into(*here.both, stored.to(device), rows, angles, backend)
-    for stack in stacks:
-        stack.slots(end, slots).clear()
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """Fills the first `slots` of the `stacks` of a cache that has `layers`, a run of a model's of this `shape`; keys
+    are turned by `table`, and what no part holds is zeros."""
+
+    stacks: Sequence[Buffers]
+    layers: range
+    shape: KVShape
+    slots: int
+    table: RotaryTable
+    backend: Backend
+
+    def come(self, cache: SlotCache, parts: Parts, steps: Sequence[range]) -> None:
+        """Have each of `steps`, runs of layers, filled by `parts` before anybody sees its layers: a single one now."""
+        for step in steps:
+            cache.later(step.start - self.layers.start, partial(self.fill, parts, step))
+        if len(steps) == 1:
+            cache.arrive()
+
+    def fill(self, parts: Parts, step: range) -> None:
+        """Fill the layers of a step now."""
+        cuts = self.shape.cuts(step)
+        own = {cut.index: one for cut, one in zip(self.shape.cuts(self.layers), self.stacks, strict=True)}
+        stacks = [self._of(cut, own[cut.index]) for cut in cuts]
+        turns, end = [self.table.angles(cut.layers) for cut in cuts], 0
+        for part in parts(step):
+            begin, end, rows = end, part.start + len(part.rows), part.rows.to(self.stacks[0].keys.device)
+            for stack, stored, angles in zip(stacks, part.stored, turns, strict=True):
+                stack.slots(begin, part.start).clear()
+                here, angles = stack.slots(part.start, end), angles.slots(part.start, end)
+                rope_gather_into(*here.both, stored.to(rows.device), rows, angles, self.backend)
+        for stack in stacks:
+            stack.slots(end, self.slots).clear()
+
+    def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
+        """The layers of a cut among all that its stack has here."""
+        below = cut.stack.within(self.layers).start
+        return buffers.layers(range(cut.places.start - below, cut.places.stop - below), 0)

@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samkv_rag.model.cache import Buffers, SlotCache
+from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.graphs import tell
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import Observer, Watcher

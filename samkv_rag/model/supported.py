@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samkv_rag.errors import UnsupportedModel
+from samkv_kernels.backend import Backend, BackendError, choose
+from samkv_rag.errors import SamKVError, UnsupportedModel
 from samkv_rag.model.observers import Observation
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
@@ -114,3 +115,11 @@ def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
             f"{type(model).__name__} has a sliding window of {window} tokens that its attention is not told of. Load "
             "it with sliding_window=None in its config, if prompts may see everything, or use another model."
         )
+
+
+def backend_for(device: torch.device, wanted: str | None) -> Backend:
+    """Which kernels run on the device. Raises `SamKVError` when the `wanted` ones do not."""
+    try:
+        return choose(device, wanted)
+    except BackendError as error:
+        raise SamKVError(str(error)) from error

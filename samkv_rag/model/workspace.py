@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samkv_rag.model.cache import Buffers, SlotCache
+from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.shape import KVShape
 
 HEADROOM, ROUND = 1.25, 256

@@ -49,7 +49,7 @@ class ChunkKVStore:
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
-        in_memory = str(path) == MEMORY
+        self.on_disk = not (in_memory := str(path) == MEMORY)
         if not in_memory and str(device) != "cpu":
             raise ValueError(f"device={str(device)!r} is for a store in memory: what is in a folder lies on disk.")
         self._backend: Backend = (

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.model import workspace as workspace_module
-from samkv_rag.model.cache import Buffers, SlotCache
+from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.recorded import Found, Passes
 from samkv_rag.model.shape import KVShape
 from samkv_rag.model.workspace import ROUND, Workspace, follow

@@ -1,0 +1,93 @@
+"""Blocks that are read together, and what has been read of a chunk in several goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from samkv_rag.store import StoredBlocks
+
+
+class Read:
+    """Some `blocks` of a chunk on some `layers` of a stack, a run of them, read by `read`: at once, or by somebody
+    who may have begun."""
+
+    def __init__(self, blocks: Sequence[int], layers: range, read: Callable[[], StoredBlocks]) -> None:
+        self.blocks, self.layers = list(blocks), layers
+        self._read = read
+
+    @cached_property
+    def found(self) -> StoredBlocks:
+        """What was read, as soon as it is."""
+        return self._read()
+
+    @property
+    def used(self) -> int:
+        """Bytes of what was asked for and is here."""
+        return self.found.nbytes if "found" in self.__dict__ else 0
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {block: place for place, block in enumerate(self.blocks)}
+
+    def holds(self, blocks: Sequence[int]) -> bool:
+        """Whether all of these blocks were read."""
+        return self.blocks == blocks or self._places.keys() >= set(blocks)
+
+    def overlaps(self, blocks: Sequence[int], layers: range) -> bool:
+        """Whether any of these blocks was read on any of these layers."""
+        deep = self.layers.start < layers.stop and layers.start < self.layers.stop
+        return deep and (self.blocks == blocks or not self._places.keys().isdisjoint(blocks))
+
+    def cut(self, blocks: Sequence[int], layers: range) -> Tensor:
+        """What was read of some of its blocks, as stored: `(L, B, ...)`, of those of `layers` that it has."""
+        rows = slice(max(0, layers.start - self.layers.start), layers.stop - self.layers.start)
+        data = self.found.data[rows]
+        if self.blocks == blocks:
+            return data
+        places = torch.tensor([self._places[block] for block in blocks])
+        return data.index_select(1, places.to(data.device, non_blocking=True))
+
+
+class ChunkReads:
+    """What has been read of one chunk's entries in a stack, in order: every layer of a block once, with those below it,
+    and none above it."""
+
+    def __init__(self) -> None:
+        self._reads: list[Read] = []
+        self._depths: dict[int, int] = {}
+
+    def missing(self, blocks: Sequence[int], stop: int) -> list[tuple[list[int], range]]:
+        """What must be read for `blocks` to be there up to the layer before `stop`: blocks, each with layers."""
+        depths = [self._depths.get(block, 0) for block in blocks]
+        return [
+            ([block for block, known in zip(blocks, depths, strict=True) if known == depth], range(depth, stop))
+            for depth in sorted({depth for depth in depths if depth < stop})
+        ]
+
+    def add(self, read: Read) -> None:
+        """Count on what is read."""
+        self._reads.append(read)
+        self._depths.update(dict.fromkeys(read.blocks, read.layers.stop))
+
+    def joined(self, blocks: Sequence[int], layers: range) -> StoredBlocks:
+        """Some blocks on some layers, none of them missing: as they were read if that was together, without a copy."""
+        blocks = list(blocks)
+        data = _joined([read for read in self._reads if read.overlaps(blocks, layers)], blocks, layers)
+        return StoredBlocks(self._reads[0].found.form, data)
+
+    @property
+    def used(self) -> int:
+        """Bytes of what was asked for and is here."""
+        return sum(read.used for read in self._reads)
+
+
+def _joined(reads: Sequence[Read], blocks: list[int], layers: range) -> Tensor:
+    if all(read.holds(blocks) for read in reads):
+        cuts = [read.cut(blocks, layers) for read in reads]
+        return cuts[0] if len(cuts) == 1 else torch.cat(cuts)
+    each = [_joined([read for read in reads if read.holds([block])], [block], layers) for block in blocks]
+    return torch.cat(each, 1)

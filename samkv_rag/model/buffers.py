@@ -1,0 +1,54 @@
+"""The memory of caches: keys and values of layers that are alike, in one buffer each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samkv_rag.model.shape import Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Keys and values `(L, G, T + room, D)` of the layers that stand at `places` of a cache: what is done to all of
+    them is done to these at once."""
+
+    keys: Tensor
+    values: Tensor
+    places: tuple[int, ...]
+
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+    def layers(self, rows: range, below: int) -> Buffers:
+        """Views of some neighbouring layers, in a cache that has all but those `below` its first one."""
+        keys, values = (buffer[rows.start : rows.stop] for buffer in self.both)
+        return Buffers(keys, values, tuple(place - below for place in self.places[rows.start : rows.stop]))
+
+    def slots(self, start: int, stop: int) -> Buffers:
+        """Views of some neighbouring slots."""
+        return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
+
+    def clear(self) -> None:
+        """Zeros everywhere."""
+        if self.keys.shape[2]:
+            self.keys[:], self.values[:] = 0, 0
+
+    def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The place of every layer, with views `(1, G, T, D)` of its keys and values."""
+        return zip(self.places, *(buffer[:, None].unbind() for buffer in self.both), strict=True)
+
+
+def room_for(cuts: Iterable[Cut], slots: int, below: int, dtype: torch.dtype, device: torch.device) -> list[Buffers]:
+    """Buffers of so many `slots` for the layers of every cut, with anything in them, in a cache that has all of the
+    model's layers but those `below`."""
+    out = []
+    for cut in cuts:
+        shape = (len(cut.layers), cut.stack.kv_heads, slots, cut.stack.head_dim)
+        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        out.append(Buffers(keys, values, tuple(layer - below for layer in cut.layers)))
+    return out

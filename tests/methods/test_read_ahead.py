@@ -1,0 +1,210 @@
+"""Entries on a disk are read beside what runs: the same answers as from memory, and the same counts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samkv_rag import ChunkKVStore, Reuse, SamKV
+from samkv_rag.methods import Prepared, Run
+from samkv_rag.methods.costs import Costs
+from samkv_rag.methods.entries import READERS
+from samkv_rag.methods.reads import ChunkReads, Read
+from samkv_rag.model.cache import SlotLayer
+from samkv_rag.store import DamagedEntry, StoredBlocks
+from samkv_rag.store.quantise import KVForm
+from samkv_rag.types import Selection
+from tests import oracles
+from tests.cases import METHODS, WIRINGS
+from tests.methods.gates import every_wiring, prompted
+from tests.model.recording import assert_same, recording
+from tests.models import adapter
+from tests.oracles import Prompted
+
+FORMS = ("model", "int8", "fp8")
+SOON = 30.0
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Prompted]]:
+    """The prompts of the gates, their chunks in folders."""
+    stored = {}
+    for wiring in WIRINGS:
+        store = ChunkKVStore(tmp_path_factory.mktemp(wiring))
+        stored[wiring] = Prompted(oracles.stored_plan(adapter(wiring), store), adapter(wiring), store)
+    yield stored
+    for case in stored.values():
+        case.store.close()
+
+
+def ran(case: Prompted, method: Any) -> tuple[Prepared, Run]:
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    prepared = method.prepare(run)
+    run.entries.release()
+    return prepared, run
+
+
+def assert_equal(got: Prepared, want: Prepared) -> None:
+    assert got.ids == want.ids
+    assert (got.logits is None) == (want.logits is None)
+    if got.logits is not None and want.logits is not None:
+        assert torch.equal(got.logits, want.logits)
+    if got.cache is not None and want.cache is not None:
+        pairs = zip(got.cache.slot_layers, want.cache.slot_layers, strict=True)
+        assert all(
+            torch.equal(a, b) for one, other in pairs for a, b in zip(one.snapshot(), other.snapshot(), strict=True)
+        )
+
+
+def assert_alike(case: Prompted, memory: Prompted, method: Any) -> None:
+    (got, run), (want, known) = ran(case, method), ran(memory, method)
+    assert_equal(got, want)
+    assert run.costs.scored_bytes == known.costs.scored_bytes
+    assert run.entries.bytes_read >= known.entries.bytes_read
+
+
+@every_wiring
+def test_every_wiring_answers_from_a_disk_as_from_memory(on_disk: dict[str, Prompted], wiring: str) -> None:
+    assert_alike(on_disk[wiring], prompted(wiring), SamKV(keep=0.4))
+
+
+@pytest.mark.parametrize("wiring", ["llama", "gemma4-sharing"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_answers_from_a_disk_as_from_memory(
+    on_disk: dict[str, Prompted], name: str, wiring: str
+) -> None:  # fmt: skip
+    assert_alike(on_disk[wiring], prompted(wiring), METHODS[name])
+
+
+@pytest.mark.parametrize("wiring", ["llama", "gemma4"])
+def test_a_recorded_pass_finds_all_that_it_reads(on_disk: dict[str, Prompted], wiring: str) -> None:
+    case = on_disk[wiring]
+    want = ran(prompted(wiring), SamKV(keep=0.4))[0]
+    with recording(case.adapter) as passes:
+        for _ in range(3):
+            assert_same(ran(case, SamKV(keep=0.4))[0], want)
+        assert passes.recordings > 0
+
+
+@pytest.mark.parametrize("kv_dtype", FORMS)
+def test_every_form_is_read_in_steps_as_at_once(tmp_path: Path, kv_dtype: str) -> None:
+    case = prompted("llama")
+    with ChunkKVStore(tmp_path) as folder:
+        memory = ChunkKVStore(":memory:")
+        for chunk in case.plan.chunks:
+            made = case.adapter.ingest([""], [chunk.token_ids])[0]
+            for store in (folder, memory):
+                store.put(str(chunk.key), made, kv_dtype=kv_dtype)
+        assert_alike(*(Prompted(case.plan, case.adapter, store) for store in (folder, memory)), SamKV(keep=0.4))
+
+
+@pytest.mark.parametrize("method", [Reuse(), SamKV(keep=0.4)], ids=["reuse", "samkv"])
+def test_the_first_layers_are_computed_before_the_last_ones_are_there(
+    on_disk: dict[str, Prompted], method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of layers above the first waits here until one has been computed."""
+    case, computed = on_disk["llama"], threading.Event()
+    read, update = case.store.read_stored, SlotLayer.update
+
+    def late(key: str, blocks: Any, layers: range, stack: int) -> StoredBlocks:
+        assert layers.start == 0 or computed.wait(SOON), "nothing runs while this is read"
+        return read(key, blocks, layers, stack)
+
+    def told(self: SlotLayer, *args: Any) -> tuple[Tensor, Tensor]:
+        out = update(self, *args)
+        computed.set()
+        return out
+
+    monkeypatch.setattr(case.store, "read_stored", late)
+    monkeypatch.setattr(SlotLayer, "update", told)
+    assert_equal(ran(case, method)[0], ran(prompted("llama"), method)[0])
+
+
+def test_the_upper_layers_are_read_while_the_question_looks(
+    on_disk: dict[str, Prompted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, asked = on_disk["llama"], list[range]()
+    read = case.store.read_stored
+    monkeypatch.setattr(case.store, "read_stored", lambda *how: (asked.append(how[2]), read(*how))[1])
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    run.read_ahead(1)
+    run.question_attention(Selection.all_of(case.plan).kept, [1])
+    looked = run.costs.scored_bytes
+    run.entries.release()
+    every_layer = len(case.plan.chunks) * case.adapter.shape.layers
+    assert sorted({layers.start for layers in asked}) == [0, 1, 2, 3] and len(asked) == every_layer
+    assert run.entries.bytes_read == 2 * looked, "two of the four layers were looked at"
+
+
+def test_what_nobody_needs_any_more_is_not_read(
+    on_disk: dict[str, Prompted], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    case, go, begun = on_disk["llama"], threading.Event(), list[str]()
+    read = case.store.read_stored
+
+    def slow(key: str, *how: Any) -> StoredBlocks:
+        begun.append(key)
+        assert go.wait(SOON)
+        return read(key, *how)
+
+    monkeypatch.setattr(case.store, "read_stored", slow)
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    run.read_ahead(3)
+    threading.Timer(0.2, go.set).start()
+    run.entries.release()
+    assert len(begun) <= READERS < len(case.plan.chunks) * case.adapter.shape.layers
+    assert len(run.entries._sizes) == len(begun)
+
+
+def test_damage_of_the_last_layer_is_found_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    with ChunkKVStore(tmp_path) as store:
+        case = Prompted(oracles.stored_plan(adapter("llama"), store), adapter("llama"), store)
+        key = str(case.plan.chunks[1].key)
+        path = next(path for path in tmp_path.rglob(f"{key}*") if "kv" in path.name)
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+        for method in (SamKV(keep=0.4), Reuse()):
+            with pytest.raises(DamagedEntry, match="layer 3"):
+                case.prepare(method)
+
+
+STACK, BLOCKS = 6, 5
+DATA = torch.arange(STACK * BLOCKS * 3).view(STACK, BLOCKS, 3)
+FORM = KVForm("fp32", torch.float32, 1, 1)
+asks = st.tuples(
+    st.lists(st.integers(0, BLOCKS - 1), min_size=1, unique=True).map(sorted),
+    st.integers(0, STACK - 1), st.integers(1, STACK),
+).map(lambda ask: (ask[0], range(ask[1], max(ask[1] + 1, ask[2]))))  # fmt: skip
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.lists(asks, min_size=1, max_size=6))
+def test_whatever_is_asked_in_whatever_order_is_read_once(asked: list[tuple[list[int], range]]) -> None:
+    reads, seen = ChunkReads(), torch.zeros(STACK, BLOCKS, dtype=torch.long)
+    for blocks, layers in asked:
+        for missing, deep in reads.missing(blocks, layers.stop):
+            seen[deep.start : deep.stop, missing] += 1
+            part = StoredBlocks(FORM, DATA[deep.start : deep.stop, missing])
+            reads.add(Read(missing, deep, lambda part=part: part))  # type: ignore[misc]
+        assert torch.equal(reads.joined(blocks, layers).data, DATA[layers.start : layers.stop, blocks])
+        assert int(seen.max()) == 1 and bool(seen[: layers.stop, blocks].all())
+
+
+def test_a_stage_within_another_is_charged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 3.5, 4.0, 10.0])
+    monkeypatch.setattr("samkv_rag.methods.costs.time.perf_counter", lambda: next(clock))
+    costs = Costs(torch.device("cpu"))
+    with costs.stage("recompute"):
+        for _ in range(2):
+            with costs.stage("load"):
+                pass
+    assert dict(costs.seconds) == {"load": 2.5, "recompute": 7.5}
