@@ -40,16 +40,34 @@ TEXT: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "n_embd": 64, "n_layer": 4, "n_head": 4,
     "n_positions": 1024, "embedding_size": 64, "vocab_size_per_layer_input": 300, "global_head_dim": 16,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16,
+    "v_head_dim": 16, "kv_lora_rank": 32, "q_lora_rank": 32, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
 }  # fmt: skip
+LEFT_OPEN = ("head_dim", "n_routed_experts", "n_shared_experts", "num_experts_per_tok")
+"""Sizes that a default config may leave open although its model needs them."""
 EYES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64,
 }  # fmt: skip
-AS_PUBLISHED = {
+HALF = ["sliding_attention", "full_attention"] * 2
+LATENT = {"num_key_value_heads": 4}
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2, "layer_types": HALF, "laurel_rank": 8, "hidden_size_per_layer_input": 8,
+        "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0],
+    },
+    "glm4v_moe_text": {
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5
+        }
+    },
+    "nemotron": {"num_key_value_heads": 2},
+    "zaya": {"num_experts_per_tok": 1},
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), LATENT),
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
-}
+}  # fmt: skip
 """What checkpoints have and a default config has not."""
 OUTCOMES = ("served", "wrong", "refused")
 TYPED = ("layer_types", "mlp_layer_types")
@@ -92,6 +110,7 @@ def _shrunk(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes that a config has; as many layers of each type in turn."""
     given = config.to_dict()
     found = {name: size for name, size in sizes.items() if given.get(name) is not None}
+    found |= {name: sizes[name] for name in LEFT_OPEN if name in given and name in sizes}
     for name in TYPED:
         if given.get(name):
             types = list(dict.fromkeys(given[name]))

@@ -39,14 +39,18 @@ def random_model(
     return ModelAdapter(model)
 
 
+NOISE = 0.2
+
+
 @torch.no_grad()
 def sharpened(model: Any, by: float = 4.0) -> Any:
-    """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions."""
+    """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions. Norms and
+    biases, which begin as ones and zeros, are noisy: some mistakes are none while all channels are alike."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
             parameter.mul_(by)
-        if name.endswith("sinks"):
-            parameter.normal_()
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter), alpha=1.0 if name.endswith("sinks") else NOISE)
     return model
 
 

@@ -94,6 +94,11 @@ WIRINGS: dict[str, Callable[[], Any]] = {
         text_config=SIZES | GEMMA4 | SHARING | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
         vision_config=EYES | {"num_key_value_heads": 2, "head_dim": 16},
     ),
+    "gemma3n": lambda: tf.Gemma3nTextConfig(
+        **SIZES, head_dim=16, sliding_window=10, layer_types=HALF, num_kv_shared_layers=2, laurel_rank=8,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB, activation_sparsity_pattern=[0.9, 0.9, 0.0, 0.0],
+    ),
+    "ministral": lambda: tf.MinistralConfig(**SIZES, head_dim=16, sliding_window=10, layer_types=HALF),
     "laguna-unlike-parts": lambda: tf.LagunaConfig(**SIZES, head_dim=16, sliding_window=10, layer_types=HALF),
     "phi3": lambda: tf.Phi3Config(**SIZES, partial_rotary_factor=0.5),
     "phi3-sliding": lambda: tf.Phi3Config(**SIZES, sliding_window=10),
@@ -123,6 +128,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             v_head_dim=16, first_k_dense_replace=4,
         ),
         "cache does not hold plain keys and values",
+    ),
+    "hunyuan": (
+        lambda: tf.HunYuanDenseV1Config(**SIZES, head_dim=16),
+        "turn with position in a way we do not know",  # they are scaled channel by channel once they have turned
     ),
     "gpt2": (
         lambda: tf.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
