@@ -63,6 +63,7 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
             "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5
         }
     },
+    "mimo_v2_flash": {"v_head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), LATENT),
