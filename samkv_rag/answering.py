@@ -95,7 +95,7 @@ class Answering:
                     raise
                 self.library.unusable.add(error.key)
             finally:
-                run.entries.release()
+                run.release()
 
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
         return self.adapter.loop.begin(

@@ -100,6 +100,10 @@ class Assembly:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""
         self._held = Held(layout.positions, cache)
 
+    def release(self) -> None:
+        """Keep no cache."""
+        self._held = None
+
     def holds(self, layout: Layout) -> bool:
         """True if an earlier pass has left a cache that has all tokens of the layout, the glue computed."""
         held = self._held

@@ -86,8 +86,7 @@ class Entries:
         return found
 
     def release(self) -> None:
-        """Forget what was read, and read no more: the caches are made, and an answer may take its time. The counts
-        stay."""
+        """Forget what was read, and read no more. The counts stay."""
         if self._readers is not None:
             self._readers.shutdown(cancel_futures=True)
         self._reads.clear()

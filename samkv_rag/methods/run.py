@@ -69,6 +69,11 @@ class Run:
         """Charge the block's wall clock to a stage of the report."""
         return self.costs.stage(name)
 
+    def release(self) -> None:
+        """Forget all but what it cost: an answer may take its time."""
+        self.entries.release()
+        self.caches.release()
+
     # -- reading -----------------------------------------------------------------------------------------------
 
     def summaries(self, index: int) -> ChunkSummary:
@@ -82,17 +87,16 @@ class Run:
         return self.summaries(index).stacks[stack].local_query.to(self.adapter.device, torch.float32)
 
     def read_ahead(self, last_layer: int) -> None:
-        """Have all entries read, those up to `last_layer` first, beside what runs. For a method that needs all of them,
-        sooner or later; nothing happens where reading takes no time."""
-        self.caches.ask(range(last_layer + 1))
-        self.caches.ask(range(last_layer + 1, self.adapter.shape.layers))
+        """Have all entries read, those up to `last_layer` first, beside what runs: for a method that needs them all."""
+        for layers in (range(last_layer + 1), range(last_layer + 1, self.adapter.shape.layers)):
+            self.caches.ask(layers)
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
         """Count what the block uses of entries as scored."""
-        before = self.entries.bytes_used
+        self.costs.scored_bytes -= self.entries.bytes_used
         yield
-        self.costs.scored_bytes += self.entries.bytes_used - before
+        self.costs.scored_bytes += self.entries.bytes_used
 
     # -- running the model -------------------------------------------------------------------------------------
 
@@ -287,8 +291,7 @@ class Run:
 
     def _fresh(self, layout: Layout, selection: Selection) -> Tensor:
         """Slots that are computed: the glue and what is recomputed."""
-        again = self.caches.ground.marked(selection.recomputed)[layout.positions]
-        return ((layout.owner < 0) | again).nonzero()[:, 0]
+        return ((layout.owner < 0) | self.caches.ground.marked(selection.recomputed)[layout.positions]).nonzero()[:, 0]
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""

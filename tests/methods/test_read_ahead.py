@@ -48,7 +48,7 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Prom
 def ran(case: Prompted, method: Any) -> tuple[Prepared, Run]:
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     prepared = method.prepare(run)
-    run.entries.release()
+    run.release()
     return prepared, run
 
 
@@ -138,7 +138,7 @@ def test_the_upper_layers_are_read_while_the_question_looks(
     run.read_ahead(1)
     run.question_attention(Selection.all_of(case.plan).kept, [1])
     looked = run.costs.scored_bytes
-    run.entries.release()
+    run.release()
     every_layer = len(case.plan.chunks) * case.adapter.shape.layers
     assert sorted({layers.start for layers in asked}) == [0, 1, 2, 3] and len(asked) == every_layer
     assert run.entries.bytes_read == 2 * looked, "two of the four layers were looked at"
@@ -159,7 +159,7 @@ def test_what_nobody_needs_any_more_is_not_read(
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     run.read_ahead(3)
     threading.Timer(0.2, go.set).start()
-    run.entries.release()
+    run.release()
     assert len(begun) <= READERS < len(case.plan.chunks) * case.adapter.shape.layers
     assert len(run.entries._sizes) == len(begun)
 
