@@ -222,8 +222,7 @@ class Run:
         maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
         logits = self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            seen = self._of_chunks(maps.found, layout)
-            selection = settle(Look(seen, layout.columns(len(whole.kept))))
+            selection = settle(Look(self._of_chunks(maps.found, layout), layout.columns(len(whole.kept))))
             thinned = self.caches.layout(selection.kept)
             cache.keep(torch.searchsorted(layout.positions, thinned.positions))
         return Prepared(self.adapter.release(cache), tuple(thinned.ids.tolist()), selection, logits)
