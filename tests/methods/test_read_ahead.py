@@ -26,7 +26,7 @@ from tests import oracles
 from tests.cases import METHODS, WIRINGS
 from tests.methods.gates import every_wiring, prompted
 from tests.model.recording import assert_same, recording
-from tests.models import adapter
+from tests.models import adapter, tiny_engine
 from tests.oracles import Prompted
 from tests.waiting import SOON, wait_until
 
@@ -170,17 +170,34 @@ def test_what_nobody_needs_any_more_is_not_read(
     assert len(run.entries._sizes) == len(begun)
 
 
-def test_damage_of_the_last_layer_is_found_before_anything_is_made_of_it(tmp_path: Path) -> None:
+def damage(folder: Path, key: str) -> None:
+    """Change the last byte of an entry's keys and values: of the last block of the last layer."""
+    path = next(path for path in folder.rglob(f"{key}*") if "kv" in path.name)
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("method", [Reuse(), SamKV(keep=0.4)], ids=["reuse", "samkv"])
+def test_damage_of_the_last_layer_is_found_before_anything_is_made_of_it(tmp_path: Path, method: Any) -> None:
     with ChunkKVStore(tmp_path) as store:
         case = Prompted(oracles.stored_plan(adapter("llama"), store), adapter("llama"), store)
-        key = str(case.plan.chunks[1].key)
-        path = next(path for path in tmp_path.rglob(f"{key}*") if "kv" in path.name)
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
-        for method in (SamKV(keep=0.4), Reuse()):
-            with pytest.raises(DamagedEntry, match="layer 3"):
-                case.prepare(method)
+        damage(tmp_path, str(case.plan.chunks[1].key))
+        with pytest.raises(DamagedEntry, match="layer 3"):
+            case.prepare(method)
+
+
+def test_an_answer_that_finds_it_reports_a_miss_and_leaves_no_thread(tmp_path: Path) -> None:
+    chunks = ["The quick brown fox jumps over the lazy dog. " * 3, "Pack my box with five dozen jugs. " * 3]
+    with ChunkKVStore(tmp_path) as store:
+        engine = tiny_engine(store=store)
+        engine.answer("What jumps?", chunks, max_new_tokens=1)
+        sound, alone = engine.answer("What jumps?", chunks, max_new_tokens=8), threading.active_count()
+        damage(tmp_path, next(iter(store.keys())))
+        found = engine.answer("What jumps?", chunks, max_new_tokens=8)
+        healed = engine.answer("What jumps?", chunks, max_new_tokens=8)
+    assert (len(sound.report.misses), len(found.report.misses), len(healed.report.misses)) == (0, 1, 0)
+    assert healed.token_ids == sound.token_ids and threading.active_count() == alone
 
 
 STACK, BLOCKS = 6, 5
