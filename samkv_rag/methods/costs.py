@@ -100,7 +100,7 @@ class Costs:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage. On a GPU this waits until the stages have ended there: ask when all is done."""
+        """Seconds by stage: ask when all is done. On a GPU this waits until the stages have ended there."""
         for name, outer, begin, end in self._spans:
             took = _seconds_between(begin, end)
             self._seconds[name] += took

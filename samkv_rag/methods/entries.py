@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -20,8 +19,9 @@ from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan
 READERS = 4
 """Threads that read a prompt's entries from a disk: it answers several at a time sooner, and checking sums takes a
 processor longer than reading does (zlib's crc32: 1.5 GB/s a thread)."""
-STEPS = 8
-"""In how many steps the layers are read: while one is computed on, the next ones come."""
+STEPS, STEP_BYTES = 8, 1 << 20
+"""In how many steps the layers are read at most, while one is computed on and the next ones come; and what a chunk has
+in a step at least, on average: a read takes some 0.3 ms however small it is."""
 
 
 class Entries:
@@ -33,7 +33,10 @@ class Entries:
         self._shape = adapter.shape
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
-        self._reads = defaultdict[tuple[int, int], ChunkReads](ChunkReads)  # by chunk and stack
+        self._reads: dict[tuple[int, int], ChunkReads] = {}  # by chunk and stack
+        self._steps = min(
+            STEPS, plan.chunk_tokens * adapter.shape.bytes_per_token // (STEP_BYTES * len(self._keys) or 1)
+        )
         self._readers = ThreadPoolExecutor(READERS, "samkv-reader") if store.on_disk else None
         self._sizes = list[int]()
 
@@ -56,7 +59,7 @@ class Entries:
 
     def steps(self, layers: range) -> list[range]:
         """The runs in which `layers` of the model had better be read: one, where nobody has to wait for it."""
-        size = -(-self._shape.layers // STEPS) if self._readers else max(1, len(layers))
+        size = -(-self._shape.layers // max(1, self._steps)) if self._readers else max(1, len(layers))
         return [layers[at : at + size] for at in range(0, len(layers), size)]
 
     def ask(self, index: int, blocks: Sequence[int], layers: range) -> None:
@@ -75,10 +78,20 @@ class Entries:
 
     def _begin(self, index: int, stack: int, blocks: Sequence[int], stop: int) -> None:
         """Read what is missing of some blocks, on a stack's layers up to the one before `stop`."""
-        reads = self._reads[index, stack]
+        reads = self._reads.setdefault((index, stack), ChunkReads(self._keys[index]))
         for missing, layers in reads.missing(blocks, stop):
-            how = partial(self._read, self._keys[index], missing, layers, stack)
-            reads.add(Read(missing, layers, how if self._readers is None else self._readers.submit(how).result))
+            reads.add(
+                Read(missing, layers, self._begun(partial(self._read, self._keys[index], missing, layers, stack)))
+            )
+
+    def _begun(self, read: Callable[[], StoredBlocks]) -> Callable[[], StoredBlocks]:
+        """What waits for a reading that somebody has begun; the reading itself, where nobody can."""
+        if self._readers is None:
+            return read
+        try:
+            return self._readers.submit(read).result
+        except RuntimeError:  # at the interpreter's end no thread is given work any more
+            return read
 
     def _read(self, key: str, blocks: list[int], layers: range, stack: int) -> StoredBlocks:
         found = self._store.read_stored(key, blocks, layers, stack)

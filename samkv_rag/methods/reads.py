@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from samkv_rag.store import StoredBlocks
+from samkv_rag.store import DamagedEntry, StoredBlocks
 
 
 class Read:
@@ -22,7 +22,12 @@ class Read:
     @cached_property
     def found(self) -> StoredBlocks:
         """What was read, as soon as it is."""
-        return self._read()
+        read = self._read
+        del self._read  # a failure knows this frame, and would be kept alive by what it failed to read
+        try:
+            return read()
+        finally:
+            del read
 
     @property
     def used(self) -> int:
@@ -48,15 +53,18 @@ class Read:
         data = self.found.data[rows]
         if self.blocks == blocks:
             return data
+        if len(blocks) == 1:
+            return data[:, self._places[blocks[0]], None]
         places = torch.tensor([self._places[block] for block in blocks])
         return data.index_select(1, places.to(data.device, non_blocking=True))
 
 
 class ChunkReads:
-    """What has been read of one chunk's entries in a stack, in order: every layer of a block once, with those below it,
-    and none above it."""
+    """What has been read of an entry's stack, in order: every layer of a block once, with those below it, and none
+    above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self._key = key
         self._reads: list[Read] = []
         self._depths: dict[int, int] = {}
 
@@ -74,10 +82,14 @@ class ChunkReads:
         self._depths.update(dict.fromkeys(read.blocks, read.layers.stop))
 
     def joined(self, blocks: Sequence[int], layers: range) -> StoredBlocks:
-        """Some blocks on some layers, none of them missing: as they were read if that was together, without a copy."""
+        """Some blocks on some layers, none of them missing: as they were read if that was together, without a copy.
+        Raises `DamagedEntry` where they do not fit together."""
         blocks = list(blocks)
-        data = _joined([read for read in self._reads if read.overlaps(blocks, layers)], blocks, layers)
-        return StoredBlocks(self._reads[0].found.form, data)
+        deep = [read for read in self._reads if read.overlaps(blocks, layers)]
+        forms = {read.found.form for read in deep}
+        if len(forms) > 1:
+            raise DamagedEntry(self._key, "it was replaced by one of another form while it was read")
+        return StoredBlocks(forms.pop(), _joined(deep, blocks, layers))
 
     @property
     def used(self) -> int:

@@ -167,16 +167,17 @@ class ModelAdapter:
         """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
         return self.rotary.table(positions.to(self.device, non_blocking=True))
 
-    def assemble(self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] = ()) -> SlotCache:
+    def assemble(self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] | None = None) -> SlotCache:
         """A cache for tokens at `positions` `(T,)` and `room` more, of the layers of `steps`, runs that make up one run
         (by default a single step of all layers).
 
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros. A single step
         is filled now, of several each one before anybody sees its layers.
         """
-        steps = steps or [self.shape.cached()]
+        steps = [self.shape.cached()] if steps is None else steps
         layers, slots = range(steps[0].start, steps[-1].stop), len(positions) + room
-        stacks = (self.passes and self.passes.lend(layers, slots)) or self._buffers(slots, layers)
+        lent = None if self.passes is None else self.passes.lend(layers, slots)
+        stacks = self._buffers(slots, layers) if lent is None else lent
         cache = SlotCache(stacks, positions, self.shape.sources)
         table = self.table(cache.positions[: len(positions)])
         Filling(stacks, layers, self.shape, len(positions), table, self.backend).come(cache, parts, steps)

@@ -184,9 +184,14 @@ class SlotCache(Cache):
         self._coming.append((place, fill))
 
     def arrive(self, place: int | None = None) -> None:
-        """Fill the layers up to the one at `place`, by default all, that are still to come."""
+        """Fill the layers up to the one at `place`, by default all, that are still to come: none after a failure."""
         while self._coming and (place is None or self._coming[0][0] <= place):
-            self._coming.popleft()[1]()
+            fill = self._coming.popleft()[1]
+            try:
+                fill()
+            except BaseException:
+                self._coming.clear()  # who fills has a way to this cache
+                raise
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

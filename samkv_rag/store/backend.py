@@ -16,6 +16,7 @@ Progress = Callable[[int, int], None]
 class Backend(Protocol):
     """A place for entries; `ChunkKVStore` documents each verb."""
 
+    on_disk: bool
     store_id: str
     bytes_read: int
 

@@ -49,7 +49,7 @@ class ChunkKVStore:
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
-        self.on_disk = not (in_memory := str(path) == MEMORY)
+        in_memory = str(path) == MEMORY
         if not in_memory and str(device) != "cpu":
             raise ValueError(f"device={str(device)!r} is for a store in memory: what is in a folder lies on disk.")
         self._backend: Backend = (
@@ -61,6 +61,11 @@ class ChunkKVStore:
     def store_id(self) -> str:
         """A name made when the store was, and kept as long as it exists."""
         return self._backend.store_id
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether keys and values lie in files, so that something else can run while they are read."""
+        return self._backend.on_disk
 
     @property
     def bytes_read(self) -> int:
@@ -132,7 +137,8 @@ class ChunkKVStore:
     ) -> StoredBlocks:
         """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read.
 
-        Not to be written to: of a store in memory they may be the entry itself."""
+        Not to be written to: of a store in memory they may be the entry itself. Of a store on disk an answer calls this
+        from several threads."""
         _check_known(key)
         return self._backend.read_blocks(key, blocks, layers, stack)
 

@@ -35,6 +35,8 @@ T = TypeVar("T")
 class DiskBackend:
     """Entries in the folder `path`."""
 
+    on_disk = True
+
     def __init__(self, path: Path, max_bytes: int | None, cache_bytes: int) -> None:
         self.path = path
         self.bytes_read = 0
@@ -246,9 +248,12 @@ class DiskBackend:
                 result = self.catalogue.write(lambda rows: self._confirm(rows, key, attempt))
             except StoreError:
                 raise damage from None  # the disk is full, say: a reader need not know
-        if isinstance(result, EntryError):
+        if not isinstance(result, EntryError):
+            return result
+        try:
             raise result
-        return result
+        finally:
+            del result  # or the error's traceback, and all that waited for the entry, would live on in a cycle
 
     def _confirm(self, rows: Rows, key: str, attempt: Callable[[], T]) -> T | EntryError:
         self.files.forget(key)
@@ -259,9 +264,9 @@ class DiskBackend:
             if rows.get(key) is None:
                 self.files.remove(key)
             rows.mark(key, damaged=True)
-            return error
+            return error.with_traceback(None)  # whose frames know it themselves, once it is returned
         except MissingEntry as error:
-            return error
+            return error.with_traceback(None)
 
     def _delete(self, rows: Rows, key: str) -> bool:
         rows.disown(key)

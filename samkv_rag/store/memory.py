@@ -32,6 +32,8 @@ class _Held:
 class MemoryBackend:
     """Entries in a dictionary, the least recently used first; their K and V lie on `device`, summaries on the CPU."""
 
+    on_disk = False
+
     def __init__(self, max_bytes: int | None, device: str | torch.device = "cpu") -> None:
         self._device = _usable(device)
         self.store_id = str(uuid.uuid4())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ from tests.oracles import Prompted
 from tests.waiting import SOON, wait_until
 
 FORMS = ("model", "int8", "fp8")
+
+
+@pytest.fixture(autouse=True)
+def in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by layer, as entries of real sizes are read in steps."""
+    monkeypatch.setattr("samkv_rag.methods.entries.STEP_BYTES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +208,54 @@ def test_an_answer_that_finds_it_reports_a_miss_and_leaves_no_thread(tmp_path: P
     assert healed.token_ids == sound.token_ids and threading.active_count() == alone
 
 
+def test_a_failure_keeps_no_cache_alive(tmp_path: Path) -> None:
+    """The workspace that prompts are prepared in is lent again at once, not when the collector comes by."""
+    with ChunkKVStore(tmp_path) as store:
+        case = Prompted(oracles.stored_plan(adapter("llama"), store), adapter("llama"), store)
+        damage(tmp_path, str(case.plan.chunks[1].key))
+        gc.disable()
+        try:
+            with recording(case.adapter) as passes:
+                for method in (SamKV(keep=0.4), Reuse()):
+                    run = Run(case.plan, case.adapter, store, oracles.ROOM)
+                    with suppress(DamagedEntry):  # pytest.raises would keep the traceback
+                        method.prepare(run)
+                        pytest.fail("it was not found")
+                    run.release()
+                    assert passes._workspace is not None and not passes._workspace.in_use
+        finally:
+            gc.enable()
+
+
+def test_without_threads_to_be_had_it_reads_itself(
+    on_disk: dict[str, Prompted], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """As at the interpreter's end, when a thread of the caller's still answers."""
+
+    def none(*_: Any) -> Any:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.submit", none)
+    assert_equal(ran(on_disk["llama"], SamKV(keep=0.4))[0], ran(prompted("llama"), SamKV(keep=0.4))[0])
+
+
+def test_an_entry_that_changes_its_form_meanwhile_is_not_made_anything_of() -> None:
+    reads = ChunkReads("key")
+    for start, form in enumerate((FORM, KVForm("fp16", torch.float32, 1, 1))):
+        reads.add(Read([0], range(start, start + 1), lambda form=form: StoredBlocks(form, DATA[:1, :1])))  # type: ignore[misc]
+    with pytest.raises(DamagedEntry, match="another form"):
+        reads.joined([0], range(2))
+
+
+def test_little_is_read_at_once(on_disk: dict[str, Prompted], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samkv_rag.methods.entries.STEP_BYTES", 1 << 20)
+    case, asked = on_disk["llama"], list[range]()
+    read = case.store.read_stored
+    monkeypatch.setattr(case.store, "read_stored", lambda *how: (asked.append(how[2]), read(*how))[1])
+    ran(case, Reuse())
+    assert asked == [range(4)] * len(case.plan.chunks)
+
+
 STACK, BLOCKS = 6, 5
 DATA = torch.arange(STACK * BLOCKS * 3).view(STACK, BLOCKS, 3)
 FORM = KVForm("fp32", torch.float32, 1, 1)
@@ -212,7 +268,7 @@ asks = st.tuples(
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(st.lists(asks, min_size=1, max_size=6))
 def test_whatever_is_asked_in_whatever_order_is_read_once(asked: list[tuple[list[int], range]]) -> None:
-    reads, seen = ChunkReads(), torch.zeros(STACK, BLOCKS, dtype=torch.long)
+    reads, seen = ChunkReads("key"), torch.zeros(STACK, BLOCKS, dtype=torch.long)
     for blocks, layers in asked:
         for missing, deep in reads.missing(blocks, layers.stop):
             seen[deep.start : deep.stop, missing] += 1

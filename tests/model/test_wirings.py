@@ -214,7 +214,7 @@ def test_layers_are_stacked_by_the_shape_of_their_caches() -> None:
     unlike = {wiring: layers for wiring, layers in stacks.items() if layers != [(0, 1, 2, 3)]}
     assert unlike == {
         "gemma4": [(0, 2), (1, 3)], "gemma4-unlike-heads": [(0, 2), (1, 3)], "gemma4-sharing": [(0, 2), (1,)],
-        "gemma4-that-sees": [(0, 2), (1,)],
+        "gemma4-that-sees": [(0, 2), (1,)], "gemma3n": [(0, 1)],
         "laguna-unlike-parts": [(0, 2), (1, 3)],
     }, "what is on disk depends on it"  # fmt: skip
     sizes = [(stack.heads, stack.kv_heads, stack.head_dim) for stack in adapter("gemma4-unlike-heads").shape.stacks]
