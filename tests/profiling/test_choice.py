@@ -18,11 +18,13 @@ from tests.models import tiny_engine
 from tests.profiling.questions import CHUNKS, ITEM, ITEMS, planned
 
 KEEP = 0.2
+WIRING = "qwen3"
+"""Whose answers lose something by what is left out."""
 
 
 @pytest.fixture(scope="module")
 def engine() -> SamKVEngine:
-    return tiny_engine("qwen3")  # whose answers lose something by what is left out
+    return tiny_engine(WIRING)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) ->
 def test_what_is_in_force_for_the_model_is_tried(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [0, 3], raising=False)
     assert (0, 3) in [tried.layers for tried in profile(engine, [ITEM]).tried]
-    with tiny_engine(store=ChunkKVStore()) as other:
+    with tiny_engine(WIRING, store=ChunkKVStore()) as other:
         other.store.profiles.put(other.model_fingerprint, ModelProfile((0, 2)))
         assert {(0, 2), (0, 3)} <= {tried.layers for tried in profile(other, [ITEM]).tried}
 
