@@ -37,7 +37,8 @@ class Entries:
         self._steps = min(
             STEPS, plan.chunk_tokens * adapter.shape.bytes_per_token // (STEP_BYTES * len(self._keys) or 1)
         )
-        self._readers = ThreadPoolExecutor(READERS, "samkv-reader") if store.on_disk else None
+        waits = store.on_disk and self._steps > 0  # what is less is here sooner than a thread begins
+        self._readers = ThreadPoolExecutor(READERS, "samkv-reader") if waits else None
         self._sizes = list[int]()
 
     @property
