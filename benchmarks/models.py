@@ -52,8 +52,7 @@ EYES: dict[str, Any] = {
 HALF = ["sliding_attention", "full_attention"] * 2
 LATENT = {"num_key_value_heads": 4}
 AS_PUBLISHED: dict[str, dict[str, Any]] = {
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "full_attention"] * 2}),
     "gemma3n_text": {
         "num_kv_shared_layers": 2, "layer_types": HALF, "laurel_rank": 8, "hidden_size_per_layer_input": 8,
         "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0],

@@ -38,11 +38,12 @@ class Wanted:
 
 
 class Assembly:
-    """Builds the caches that passes run over, each with `room` for what is generated."""
+    """Builds the caches that passes run over, each with `room` for what is generated. `blocks`: how many every chunk
+    has in the store."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
         self.ground = Ground(plan)
-        self._blocks = [range(-(-len(chunk.token_ids) // BLOCK)) for chunk in plan.chunks]
+        self.blocks = [-(-len(chunk.token_ids) // BLOCK) for chunk in plan.chunks]
         self._adapter = adapter
         self._entries = entries
         self._costs = costs
@@ -72,7 +73,7 @@ class Assembly:
 
     def ask(self, layers: range) -> None:
         """Have all entries on `layers` read while something else runs, where that takes time: they will be wanted."""
-        self._ask(self._blocks, self._entries.steps(self._adapter.shape.cached(layers)))
+        self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
 
     def _ask(self, blocks: Sequence[Sequence[int]], steps: Iterable[range]) -> None:
         for step in steps:

@@ -60,7 +60,7 @@ class Entries:
 
     def steps(self, layers: range) -> list[range]:
         """The runs in which `layers` of the model had better be read: one, where nobody has to wait for it."""
-        size = -(-self._shape.layers // max(1, self._steps)) if self._readers else max(1, len(layers))
+        size = -(-self._shape.layers // self._steps) if self._readers else max(1, len(layers))
         return [layers[at : at + size] for at in range(0, len(layers), size)]
 
     def ask(self, index: int, blocks: Sequence[int], layers: range) -> None:

@@ -87,7 +87,7 @@ def chunk_scores(
 ) -> list[ChunkScores]:
     """Scores of every chunk's selection blocks on `layers`; `queries`, `(C, L, H, D)` for each stack, stand in the
     chunks' frames."""
-    counts = _counts(run)
+    counts = run.caches.blocks
 
     def score(chosen: _Chosen) -> Tensor:
         own = chosen.of(queries, 1)
@@ -134,13 +134,13 @@ def attention_scores(
         return weighed(_logits(run, turned, chosen, summary).softmax(-1).mean(1)).cpu()
 
     shares = _by_stack(run, layers, score)
-    parts = [_summed(part, block // BLOCK) for part in shares.split(_counts(run), -1)]
+    parts = [_summed(part, block // BLOCK) for part in shares.split(run.caches.blocks, -1)]
     return _marked(run, parts, block, initial, local)
 
 
 def _logits(run: Run, queries: Tensor, chosen: _Chosen, summary: str) -> Tensor:
     """fp32 `(L, H, Q, B)` of the `chosen` layers' `queries` `(C, L, H, Q, D)`."""
-    counts, backend, device = _counts(run), run.adapter.backend, queries.device
+    counts, backend, device = run.caches.blocks, run.adapter.backend, queries.device
     if summary == "mean":
         return block_logits(queries, _joined(run, "mean", chosen, device), counts, backend)
     low, high = (_joined(run, name, chosen, device) for name in ("low", "high"))
@@ -230,16 +230,13 @@ def _tokens_turned(run: Run, chosen: _Chosen, queries: Tensor, positions: Tensor
     return turned.reshape(*turned.shape[:2], len(places), len(positions), -1).permute(2, 0, 1, 3, 4)
 
 
-def _counts(run: Run) -> list[int]:
-    """Storage blocks of every chunk."""
-    return [-(-length // BLOCK) for length in run.lengths]
-
-
 def _joined(run: Run, name: str, chosen: _Chosen, device: torch.device) -> Tensor:
     """One kind of summary (mean, low, high) of all chunks' blocks behind each other, of the keys that the `chosen`
     layers see: `(N, B, G, D)`."""
     stacks = [run.summaries(index).stacks[chosen.stack] for index in range(len(run.lengths))]
-    parts = [getattr(stack, name)[chosen.places, :count] for stack, count in zip(stacks, _counts(run), strict=True)]
+    parts = [
+        getattr(stack, name)[chosen.places, :count] for stack, count in zip(stacks, run.caches.blocks, strict=True)
+    ]
     return torch.cat(parts, 1).to(device)
 
 

@@ -27,9 +27,10 @@ from samkv_rag.types import Selection
 from tests import oracles
 from tests.cases import METHODS, WIRINGS
 from tests.methods.gates import every_wiring, prompted
-from tests.model.recording import assert_same, recording
+from tests.model.recording import assert_same, entries, recording
 from tests.models import adapter, tiny_engine
 from tests.oracles import Prompted
+from tests.store.samples import flip
 from tests.waiting import SOON, wait_until
 
 FORMS = ("model", "int8", "fp8")
@@ -66,10 +67,7 @@ def assert_equal(got: Prepared, want: Prepared) -> None:
     if got.logits is not None and want.logits is not None:
         assert torch.equal(got.logits, want.logits)
     if got.cache is not None and want.cache is not None:
-        pairs = zip(got.cache.slot_layers, want.cache.slot_layers, strict=True)
-        assert all(
-            torch.equal(a, b) for one, other in pairs for a, b in zip(one.snapshot(), other.snapshot(), strict=True)
-        )
+        assert all(torch.equal(*pair) for pair in zip(entries(got), entries(want), strict=True))
 
 
 def assert_alike(case: Prompted, memory: Prompted, method: Any) -> None:
@@ -181,9 +179,7 @@ def test_what_nobody_needs_any_more_is_not_read(
 def damage(folder: Path, key: str) -> None:
     """Change the last byte of an entry's keys and values: of the last block of the last layer."""
     path = next(path for path in folder.rglob(f"{key}*") if "kv" in path.name)
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
+    flip(path, 8 * (path.stat().st_size - 1))
 
 
 @pytest.mark.parametrize("method", [Reuse(), SamKV(keep=0.4)], ids=["reuse", "samkv"])
