@@ -39,7 +39,7 @@ def random_model(
     return ModelAdapter(model)
 
 
-NOISE = 0.2
+NOISE = 0.1
 
 
 @torch.no_grad()
