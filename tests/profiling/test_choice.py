@@ -107,7 +107,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         assert (budget.same, budget.loss) == pytest.approx(expected)
     assert [width.wide for width in found.widths] == [0.25, 0.5, 1.0]
     assert [budget.keep for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
-    assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 7
+    assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 5
     assert found.chosen in [tried.layers for tried in found.tried]
 
 
