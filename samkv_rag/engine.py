@@ -55,7 +55,7 @@ class SamKVEngine:
         model_kwargs: Mapping[str, Any] | None = None, min_kept_tokens: int = 0, sink_prefix: str = "head",
         kv_dtype: str = "model", max_batch: int = 8, chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> SamKVEngine:  # fmt: skip
-        """An engine over `model`: "bundled", "bundled-small", a hub id, a folder, a loaded model. Nothing is loaded.
+        """An engine over `model`: "bundled", a hub id, a folder, a GGUF file, a loaded model. Nothing is loaded yet.
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`, which its maker closes; `method` a name or a method object
         (default `SamKV()`). A method with `keep` keeps `min_kept_tokens` chunk tokens of a prompt at least: with 512,

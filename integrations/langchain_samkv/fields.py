@@ -23,7 +23,7 @@ class SamKVFields(BaseChatModel):
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
 
     model: Any = Field(default="bundled", validation_alias=AliasChoices("model", "model_name"))
-    """"bundled", a hub id, a folder, or a loaded transformers model."""
+    """"bundled", a hub id, a folder, a GGUF file, or a loaded transformers model."""
     tokenizer: Any = Field(default=None, exclude=True, repr=False)
     """The tokenizer of a loaded model."""
     temperature: float | None = 0.0

@@ -23,7 +23,9 @@ store_app = typer.Typer(
 app.add_typer(store_app, name="store")
 
 Store = Annotated[Path, typer.Option("--store", help="Folder with the caches and the index.", envvar="SAMKV_STORE")]
-Model = Annotated[str | None, typer.Option("--model", help='"bundled", "bundled-small", a Hugging Face id, a folder.')]
+Model = Annotated[
+    str | None, typer.Option("--model", help='"bundled", "bundled-small", a Hugging Face id, a folder, a GGUF file.')
+]
 Keep = Annotated[
     float | None,
     typer.Option(

@@ -24,7 +24,9 @@ def open_engine(
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
-    if is_bundled(model) or Path(model).is_dir():  # nothing is downloaded: the bars would only be about loading
+    if (
+        is_bundled(model) or Path(model).expanduser().exists()
+    ):  # nothing is downloaded: the bars would only be about loading
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
 
@@ -34,9 +36,9 @@ def open_engine(
 
 
 def model_name(model: str) -> str:
-    """A folder by its full path, so that it is found again from elsewhere; any other name as it is."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if not is_bundled(model) and folder.is_dir() else model
+    """A folder or file by its full path, so that it is found again from elsewhere; any other name as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if not is_bundled(model) and path.exists() else model
 
 
 def index_root(store: Path) -> Path:

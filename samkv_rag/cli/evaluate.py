@@ -75,8 +75,8 @@ def run(request: Request) -> None:
 
 
 def _shown(model: str) -> str:
-    """A folder by its name alone: where it lies on this machine is nobody's business."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+    """A folder or file by its name alone: where it lies on this machine is nobody's business."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 
 
 def _shares(text: str) -> list[float]:

@@ -1,4 +1,5 @@
-"""Digests of weights: of files, remembered by size and modification time, and of loaded parameters."""
+"""Digests of what a model consists of: of weights, in files (remembered by size and modification time) or loaded, of
+configs and tokenizers."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 22
+_TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -41,6 +43,31 @@ def parameters_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
+def told(value: Any) -> Any:
+    """What JSON has no word for, the same in every process."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
+
+
+def config_digest(config: Any) -> str:
+    """Digest of a config, but of what changes from release to release, or from load to load, and no number."""
+    known = {key: value for key, value in config.to_dict().items() if key not in _TRANSIENT and key[0] != "_"}
+    return text_digest(json.dumps(known, sort_keys=True, default=told))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of what decides the ids; truncation and padding are per-call state and stay out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return text_digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))
+    parts = json.loads(backend.to_str())
+    return text_digest(json.dumps({key: parts[key] for key in parts if key not in ("truncation", "padding")}))
+
+
+def text_digest(text: str) -> str:
+    """Hex digest of a text, as short as those of weights."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _state(model: Any) -> list[tuple[str, Any]]:
     """Parameters and buffers by name. Not from `state_dict()` where 4-bit weights lie packed for a processor: it takes
     them apart for good, but not their scales, and the model then computes something else (bitsandbytes 0.50)."""
@@ -55,8 +82,8 @@ def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a state's value consists of: itself, or those of a quantised one (a subclass of `Tensor`), whose
     names then tell what else it is, such as how it rounds what it is multiplied by."""
     if hasattr(value, "__tensor_flatten__"):
-        parts, told = value.__tensor_flatten__()
-        name += _ADDRESS.sub("", f" {type(value).__qualname__}{told}")
+        parts, how = value.__tensor_flatten__()
+        name += _ADDRESS.sub("", f" {type(value).__qualname__}{how}")
         for part in parts:
             yield from _plain(f"{name}.{part}", getattr(value, part))
     elif isinstance(value, Tensor):

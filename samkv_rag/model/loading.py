@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,16 @@ from safetensors import SafetensorError
 
 from samkv_rag import reader
 from samkv_rag.errors import SamKVError
+from samkv_rag.model import gguf
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.digests import file_digest, parameters_digest
+from samkv_rag.model.digests import (
+    config_digest,
+    file_digest,
+    parameters_digest,
+    text_digest,
+    tokenizer_digest,
+    told,
+)  # fmt: skip
 from samkv_rag.model.quantised import is_quantised
 from samkv_rag.types import KV_DTYPES
 
@@ -30,16 +37,16 @@ _DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")
 _NOT_IN_THE_NUMBERS = {
     *_DOWNLOAD, "revision", "trust_remote_code", "attn_implementation", "low_cpu_mem_usage", "max_memory",
     "use_safetensors", "weights_only", "device_map", "offload_folder", "offload_state_dict", "offload_buffers",
+    gguf.ARGUMENT,  # which file it is, the digest of the weights says
 }  # fmt: skip
-_TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 
 
 @dataclass
 class ModelSource:
     """A model that is loaded when it is first needed: constructing one is cheap.
 
-    `model` is "bundled" (or "bundled-small"), a hub id, a folder or a loaded transformers model; `tokenizer` a name, an
-    object or None.
+    `model` is "bundled" (or "bundled-small"), a hub id, a folder, a GGUF file or a loaded transformers model;
+    `tokenizer` a name, an object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
     GPU if there is one. `model_kwargs` go to transformers; of a hub id their `revision`, `token` and the like also say
     which files are downloaded. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS;
@@ -77,7 +84,14 @@ class ModelSource:
         if reader.is_bundled(self.model):
             return reader.path(str(self.model))
         folder = Path(self.model).expanduser()
+        if gguf.is_file(folder):
+            return gguf.folder_of(folder)
         return folder if folder.is_dir() else _from_hub(str(self.model), self.model_kwargs)
+
+    @property
+    def _file(self) -> dict[str, str]:
+        """The GGUF file that holds all of the model, as transformers takes it; nothing for other models."""
+        return gguf.file_in(self.folder, self.model, self.model_kwargs)
 
     @cached_property
     def loaded_tokenizer(self) -> Any:
@@ -91,7 +105,10 @@ class ModelSource:
         if not name:
             raise SamKVError("A loaded model without a name needs its tokenizer too: pass tokenizer=...")
         try:
-            return AutoTokenizer.from_pretrained(name, **_of(self.model_kwargs, "trust_remote_code", *_DOWNLOAD))
+            own = {} if another else self._file
+            with gguf.reading(own):
+                kwargs = own | _of(self.model_kwargs, "trust_remote_code", *_DOWNLOAD)
+                return AutoTokenizer.from_pretrained(name, **kwargs)
         except (OSError, ValueError) as error:
             raise SamKVError(f"No tokenizer could be loaded from {name}: {error}. Pass tokenizer=...") from error
 
@@ -116,7 +133,7 @@ class ModelSource:
             return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
         if self.dtype != "auto":
             return _floating(self.dtype)
-        stored = getattr(self.config, "dtype", None) or torch.float32
+        stored = getattr(self.config, "dtype", None) or (torch.bfloat16 if self._file else torch.float32)
         half = stored in (torch.float16, torch.bfloat16)
         return torch.float32 if half and self.device == "cpu" else stored
 
@@ -128,7 +145,9 @@ class ModelSource:
         if self.folder is None:
             return self.model.config
         try:
-            return AutoConfig.from_pretrained(self.folder, **_of(self.model_kwargs, "trust_remote_code"))
+            with gguf.reading(self._file):
+                kwargs = self._file | _of(self.model_kwargs, "trust_remote_code")
+                return AutoConfig.from_pretrained(self.folder, **kwargs)
         except (OSError, ValueError) as error:
             raise SamKVError(f"{self.name} holds no readable model config: {error}") from error
 
@@ -157,22 +176,22 @@ class ModelSource:
             "sink_prefix": self.sink_ids,
             "format": FORMAT_VERSION,
         }
-        return _digest(json.dumps(parts, sort_keys=True))
+        return text_digest(json.dumps(parts, sort_keys=True))
 
     @cached_property
     def model_fingerprint(self) -> str:
         """What a measurement of the model depends on, however its caches are made and stored: weights, config and
         tokenizer, as a hex digest."""
-        return _digest(json.dumps(self._of_model, sort_keys=True))
+        return text_digest(json.dumps(self._of_model, sort_keys=True))
 
     @cached_property
     def _of_model(self) -> dict[str, str]:
         loaded_as = {} if self.folder is None else _changing(self.model_kwargs)
         return {
             "weights": self._weights_digest(),
-            "config": _config_digest(self.config),
-            "tokenizer": _tokenizer_digest(self.loaded_tokenizer),
-            **({"loaded_as": _digest(json.dumps(loaded_as, sort_keys=True, default=_told))} if loaded_as else {}),
+            "config": config_digest(self.config),
+            "tokenizer": tokenizer_digest(self.loaded_tokenizer),
+            **({"loaded_as": text_digest(json.dumps(loaded_as, sort_keys=True, default=told))} if loaded_as else {}),
         }
 
     def _weights_digest(self) -> str:
@@ -180,11 +199,12 @@ class ModelSource:
             if is_quantised(self.model):  # some pack their weights when they first run
                 _ = self.adapter
             return parameters_digest(self.model)
-        files = sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern))
+        named = [self.folder / name for name in self._file.values()]
+        files = named or sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern))
         if not files:
             raise SamKVError(f"{self.folder} holds no .safetensors or .bin weights; is it a model folder?")
         code = sorted(self.folder.glob("*.py")) if self.model_kwargs.get("trust_remote_code") else []
-        return _digest(json.dumps([[path.name, file_digest(path)] for path in (*files, *code)]))
+        return text_digest(json.dumps([[path.name, file_digest(path)] for path in (*files, *code)]))
 
     @cached_property
     def adapter(self) -> ModelAdapter:
@@ -193,11 +213,12 @@ class ModelSource:
         return ModelAdapter(model, self.sink_ids)
 
     def _load(self, folder: Path) -> Any:
-        kwargs = dict(self.model_kwargs)
+        kwargs = {**self._file, **(gguf.unpacked(self.model_kwargs) if self._file else {}), **self.model_kwargs}
         if self.device is None or self._quantised and importlib.util.find_spec("accelerate"):
             kwargs["device_map"] = self.device or self.device_map
         try:
-            model: Any = auto_class_of(self.config).from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
+            with gguf.reading(self._file):
+                model: Any = auto_class_of(self.config).from_pretrained(folder, dtype=self.resolved_dtype, **kwargs)
         except ImportError as error:
             raise SamKVError(f"{self.name} could not be loaded: {error}") from error
         except (TypeError, AttributeError) as error:
@@ -242,8 +263,10 @@ def _from_hub(name: str, kwargs: Mapping[str, Any]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = _of(kwargs, "revision", *_DOWNLOAD)
+    one = kwargs.get(gguf.ARGUMENT)
+    files = {"allow_patterns": [one]} if one else {"ignore_patterns": list(_IGNORED_ON_HUB)}
     try:
-        return Path(snapshot_download(name, ignore_patterns=list(_IGNORED_ON_HUB), **wanted))
+        return Path(snapshot_download(name, **files, **wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise SamKVError(
             f"{name} is neither a folder nor a model that the hub hands out now ({type(error).__name__}). Check the "
@@ -259,26 +282,3 @@ def _changing(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of transformers' arguments that may change what a model computes: quantisation, for one."""
     changing = {name: value for name, value in kwargs.items() if name not in _NOT_IN_THE_NUMBERS}
     return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in changing.items()}
-
-
-def _told(value: Any) -> Any:
-    """What JSON has no word for, the same in every process."""
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
-
-
-def _config_digest(config: Any) -> str:
-    known = {key: value for key, value in config.to_dict().items() if key not in _TRANSIENT and key[0] != "_"}
-    return _digest(json.dumps(known, sort_keys=True, default=_told))
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of what decides the ids; truncation and padding are per-call state and stay out."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))
-    parts = json.loads(backend.to_str())
-    return _digest(json.dumps({key: parts[key] for key in parts if key not in ("truncation", "padding")}))
-
-
-def _digest(text: str | Sequence[str]) -> str:
-    return hashlib.blake2b(str(text).encode(), digest_size=16).hexdigest()

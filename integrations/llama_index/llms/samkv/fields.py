@@ -18,7 +18,7 @@ from samkv_rag import SamKVEngine, SamKVError
 class SamKVFields(FunctionCallingLLM):
     """What a `SamKVLLM` is made of. Constructing one loads nothing."""
 
-    model_name: str = Field(default="bundled", description='"bundled", a hub id or a folder.')
+    model_name: str = Field(default="bundled", description='"bundled", a hub id, a folder or a GGUF file.')
     kv_store: str = Field(default="./kv", description='Folder of the chunk caches, or ":memory:".')
     method: Any = Field(default=None, description="A method's name or object; None is SamKV, or the engine's own.")
     keep: float | None = Field(default=None, description="Share of the chunk tokens that is kept; None: the method's.")
