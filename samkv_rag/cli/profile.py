@@ -15,7 +15,7 @@ from samkv_rag.cli.console import counted, notes, out, percent, print_json
 from samkv_rag.cli.engine import open_engine, settings_of
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source
-from samkv_rag.profiling import Budget, LayerProfile, Width, profile
+from samkv_rag.profiling import LayerProfile, Outcome, profile
 from samkv_rag.reader import BUNDLED
 
 DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop", "listing")
@@ -49,12 +49,16 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        print_json({"model": model, "layers": list(found.chosen), "wide": found.wide, **found.as_profile().measured})
+        chosen = {"layers": list(found.chosen), "wide": found.wide, "vicinity": found.vicinity}
+        print_json({"model": model, **chosen, **found.as_profile().measured})
         return
-    for table in (_layers_table, _widths_table, _budgets_table):
+    for table in (_layers_table, _widths_table, _vicinities_table, _budgets_table):
         out.print(table(found))
-    chosen = f"Selection layers: {_named(found.chosen)}; all is seen on {_share(found.wide)} of the layers"
-    out.print(f"[bold]{chosen}[/bold], for this model in {escape(str(request.store))}.")
+    wide = f"all is seen on {_share(found.wide)} of the layers"
+    out.print(
+        f"[bold]Selection layers: {_named(found.chosen)}; {wide}; vicinity {found.vicinity:g}[/bold], "
+        f"for this model in {escape(str(request.store))}."
+    )
 
 
 def _items(sources: list[Source], request: Request) -> Iterator[Item]:
@@ -89,20 +93,26 @@ def _layers_table(found: LayerProfile) -> Table:
 
 
 def _widths_table(found: LayerProfile) -> Table:
-    rows = [(f"{_share(width.wide)} of the layers", width, width.wide == found.wide) for width in found.widths]
-    return _outcomes(f"What is recomputed sees all entries, with layers {_named(found.chosen)}", "on", rows)
+    title = f"What is recomputed sees all entries, with layers {_named(found.chosen)}"
+    return _outcomes(title, "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers")
+
+
+def _vicinities_table(found: LayerProfile) -> Table:
+    return _outcomes("What a token's vicinity counts", "vicinity", found.vicinities, found.vicinity, "{:g}".format)
 
 
 def _budgets_table(found: LayerProfile) -> Table:
-    rows = [(_share(budget.keep), budget, budget.keep == found.keep) for budget in found.budgets]
-    return _outcomes(f"Other budgets, with layers {_named(found.chosen)}", "kept", rows)
+    return _outcomes("Other budgets, with all that", "kept", found.budgets, found.keep, _share)
 
 
-def _outcomes(title: str, first: str, rows: Sequence[tuple[str, Width | Budget, bool]]) -> Table:
+def _outcomes(
+    title: str, first: str, outcomes: Sequence[Outcome], in_force: float, label: Callable[[float], str]
+) -> Table:  # fmt: skip
     """What became of full prefill's answers, the row marked that is in force."""
     table = _table(title, first, SAME, LOSS)
-    for label, left, marked in rows:
-        table.add_row(label, percent(left.same), f"{left.loss:.2f}", style="bold green" if marked else None)
+    for one in outcomes:
+        style = "bold green" if one.value == in_force else None
+        table.add_row(label(one.value), percent(one.same), f"{one.loss:.2f}", style=style)
     return table
 
 

@@ -30,6 +30,6 @@ class RandomRest(SamKV):
         if self.settle == "before":
             raise SamKVError('random_rest draws what stays after the recompute: for settle="before" there is "random".')
 
-    def _worth(self, run: Run, look: Look) -> Tensor:
+    def _worth(self, run: Run, look: Look, vicinity: float) -> Tensor:
         """The same draw for the same seed: of two prompts, the same places as far as both reach."""
         return torch.rand(sum(run.lengths), generator=torch.Generator().manual_seed(self.seed))

@@ -25,6 +25,7 @@ from samkv_rag.methods.scoring import (
     personalised,
     surrounded,
     turned_to_chunks,
+    vicinities,
 )  # fmt: skip
 from samkv_rag.methods.seen import Look
 from samkv_rag.methods.selection import (
@@ -46,8 +47,9 @@ from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
 
-WIDE = 0.5
-"""The share of layers on which what is recomputed sees all, of a model of which nobody has measured it."""
+WIDE, VICINITY = 0.5, 0.5
+"""Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, and how much
+the place that a token stands in counts."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class SamKV(Options):
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
+    `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
+    places stay, with more whole sentences of few, which a model needs that answers in sentences. None: as profiled for
+    the model (`samkv-rag profile`), else as its config notes (`samkv_vicinity`), else half (docs/results.md).
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
@@ -91,6 +96,7 @@ class SamKV(Options):
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
     around: tuple[Count, Count] = (0, 8)
+    vicinity: Annotated[float, Within(0)] | None = None
     followed: Count = 16
     wide: Share | None = None
     block: Positive | None = None
@@ -141,8 +147,8 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        asked = self.layers is not None and self.wide is not None
-        profile, remarks = (ModelProfile(()), ()) if asked else _profile_of(run)
+        asked = None not in (self.layers, self.wide, self.vicinity)
+        profile, remarks = (ModelProfile(), ()) if asked else _profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
@@ -155,8 +161,7 @@ class SamKV(Options):
             remarks += notes
             rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
-            wide = self.wide_layers(run.adapter.shape.layers, profile.wide)
-            return self._settle(run, self._followed(run, choice, again, layers[-1]), budget, remarks, wide)
+            return self._settle(run, self._followed(run, choice, again, layers[-1]), budget, remarks, profile)
         return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
 
     def _followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
@@ -171,22 +176,32 @@ class SamKV(Options):
             joint = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
             return best_tokens(joint.split(run.lengths), total)
 
-    def _settle(self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...], wide: int) -> Prepared:
+    def _settle(
+        self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...], profile: ModelProfile
+    ) -> Prepared:  # fmt: skip
         """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
+        wide, vicinity = self.wide_layers(n_layers, profile.wide), self.vicinity
+        if vicinity is None:
+            vicinity = VICINITY if profile.vicinity is None else profile.vicinity
 
         def settle(look: Look) -> Selection:
-            ranks = standardised(self._worth(run, look)[None])[0].split(run.lengths)
+            ranks = standardised(self._worth(run, look, vicinity)[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
         return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide)
 
-    def _worth(self, run: Run, look: Look) -> Tensor:
+    def _worth(self, run: Run, look: Look, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`."""
-        return surrounded(most_looked_at(look.attention).cpu(), *self.around, run.lengths)
+        looked_at = most_looked_at(look.attention).cpu()
+        near = surrounded(looked_at, *self.around, run.lengths)
+        if not vicinity:
+            return near
+        both = standardised(torch.stack([near, vicinities(looked_at, run.lengths)]))
+        return both[0] + vicinity * both[1]
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -276,9 +291,9 @@ class SamKV(Options):
 def _profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:
     """The store's profile of the model, else one of the selection layers that its config notes, or of none where nobody
     has measured. With a remark when a profile is damaged and was passed over."""
-    noted = ModelProfile(run.adapter.selection_layers or ())
+    noted = ModelProfile.noted_in(run.adapter.config)
     try:
         profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
     except ValueError as error:
         return noted, (f"{error} and was not used: run samkv-rag profile again",)
-    return profile or noted, ()
+    return profile.over(noted) if profile else noted, ()

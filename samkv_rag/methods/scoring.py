@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_rag.errors import SamKVError
@@ -155,6 +156,13 @@ def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] 
     start = torch.arange(len(values)) + reach * torch.arange(len(sizes)).repeat_interleave(sizes)
     padded = torch.full((len(values) + reach * len(sizes),), float("-inf")).index_copy_(0, start + behind, values)
     return padded.unfold(0, reach + 1, 1).amax(1)[start]
+
+
+def vicinities(values: Tensor, lengths: Sequence[int], window: int = 9, reach: int = 64) -> Tensor:
+    """The best place near every token `(T,)`: the largest mean of `window` neighbours (an odd number) that stand within
+    `reach` tokens, in its own chunk. One token that is looked at by chance makes no place a good one."""
+    means = [avg_pool1d(own[None], window, 1, window // 2, count_include_pad=False)[0] for own in values.split(lengths)]
+    return surrounded(torch.cat(means), reach, reach, lengths)
 
 
 def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samkv_rag.profiling.choice import Budget, LayerProfile, Tried, Width, profile
+from samkv_rag.profiling.choice import LayerProfile, Outcome, Tried, profile
 from samkv_rag.profiling.measure import Looked
 
-__all__ = ["Budget", "LayerProfile", "Looked", "Tried", "Width", "profile"]
+__all__ = ["LayerProfile", "Looked", "Outcome", "Tried", "profile"]

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from samkv_rag.calls import check_length
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.methods.samkv import WIDE
+from samkv_rag.methods.samkv import VICINITY, WIDE
 from samkv_rag.model.generation import GenerationOptions
 from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress
@@ -25,14 +25,17 @@ from samkv_rag.types import PromptPlan
 
 KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
+VICINITIES = (0.0, VICINITY, 1.0)
 
 
 class Setting(NamedTuple):
-    """What a method is tried with: the selection `layers`, the share of all layers that are `wide`, what to `keep`."""
+    """What a method is tried with: the selection `layers`, the share of all layers that are `wide`, how much a token's
+    `vicinity` counts, what to `keep`."""
 
     layers: Layers
-    wide: float
-    keep: float
+    wide: float = WIDE
+    vicinity: float = VICINITY
+    keep: float = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +51,29 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Width:
-    """What the chosen layers come to when what is recomputed sees all entries on the share `wide` of all layers, from
-    below: `same` and `loss` as above."""
+class Outcome:
+    """What one `value` of an option comes to beside the chosen layers: `same` and `loss` as above."""
 
-    wide: float
-    same: float
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What the chosen layers and width come to when the share `keep` of the chunk tokens is kept: `same` and `loss` as
-    above."""
-
-    keep: float
+    value: float
     same: float
     loss: float
 
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers and share of layers that are `wide`, over how many `questions`, all sets of layers that were
-    `tried` with the share `keep` kept, the chosen one with several `widths`, and all that is chosen at several
-    `budgets`, both from the smallest on."""
+    """The `chosen` layers, the share of layers that are `wide`, and how much the `vicinity` counts, over how many
+    `questions`; all sets of layers that were `tried` with the share `keep` kept; the chosen one with several `widths`;
+    that with several `vicinities`; and all that is chosen at several `budgets`, each from the smallest on."""
 
     chosen: Layers
     wide: float
+    vicinity: float
     questions: int
     keep: float
     tried: tuple[Tried, ...]
-    widths: tuple[Width, ...]
-    budgets: tuple[Budget, ...]
+    widths: tuple[Outcome, ...]
+    vicinities: tuple[Outcome, ...]
+    budgets: tuple[Outcome, ...]
 
     def as_profile(self) -> ModelProfile:
         """What a store keeps of it."""
@@ -87,53 +81,58 @@ class LayerProfile:
             "questions": self.questions,
             "keep": self.keep,
             "tried": [{**asdict(tried), "layers": list(tried.layers)} for tried in self.tried],
-            "widths": [asdict(width) for width in self.widths],
-            "budgets": [asdict(budget) for budget in self.budgets],
+            "widths": _told("wide", self.widths),
+            "vicinities": _told("vicinity", self.vicinities),
+            "budgets": _told("keep", self.budgets),
         }
-        return ModelProfile(self.chosen, measured, self.wide)
+        return ModelProfile(self.chosen, measured, self.wide, self.vicinity)
+
+
+def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
+    return [{option: one.value, "same": one.same, "loss": one.loss} for one in outcomes]
 
 
 def profile(
     engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose tokens, and on how many of them what is recomputed needs to see all
-    entries, by what `SamKV(keep=keep, layers=..., wide=...)` leaves of full prefill's own answers; gold answers are not
-    looked at.
+    """Measure on `items` which layers should choose tokens, on how many of them what is recomputed needs to see all
+    entries, and how much a token's vicinity should count, by what `SamKV(keep=keep, layers=..., wide=...,
+    vicinity=...)` leaves of full prefill's own answers; gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then the least width that is `as_good`. Each question's chunks are computed into a store of
-    their own, which ends with it. Questions without passages, or too long for the model, are left out; raises
-    `SamKVError` when there are no others.
+    `cheapest` chooses; then the least width that is `as_good`; then the vicinity that loses least, as none costs more
+    than another. Each question's chunks are computed into a store of their own, which ends with it. Questions without
+    passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
     """
     asked = [item for item in items if _can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
     known = _Measured.of(Asking(engine, asked, progress), keep)
     sets = candidates(engine.adapter.shape.layers, known.agreement, _in_force(engine))
-    known.measure("Trying sets of layers", [Setting(layers, WIDE, keep) for layers in sets])
+    known.measure("Trying sets of layers", [Setting(layers, keep=keep) for layers in sets])
     sets += without_one(known.cheapest(sets, keep))
-    known.measure("Leaving layers out", [Setting(layers, WIDE, keep) for layers in sets])
-    chosen, keeps = known.cheapest(sets, keep), sorted({*KEEPS, keep})
-    by_width = {wide: Setting(chosen, wide, keep) for wide in WIDTHS}
-    known.measure("Trying other widths", list(by_width.values()))
-    wide = min(as_good({wide: known.left[setting] for wide, setting in by_width.items()}))
-    by_keep = {share: Setting(chosen, wide, share) for share in keeps}
-    known.measure("Trying other budgets", list(by_keep.values()))
+    known.measure("Leaving layers out", [Setting(layers, keep=keep) for layers in sets])
+    best = Setting(known.cheapest(sets, keep), keep=keep)
+    widths = known.outcomes("Trying other widths", best, "wide", WIDTHS)
+    best = best._replace(wide=min(as_good({wide: known.left[best._replace(wide=wide)] for wide in WIDTHS})))
+    vicinities = known.outcomes("Trying other vicinities", best, "vicinity", VICINITIES)
+    best = best._replace(vicinity=min(vicinities, key=lambda outcome: outcome.loss).value)
+    budgets = known.outcomes("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
     tried = [
-        Tried(layers, *known.means(Setting(layers, WIDE, keep)), known.agreement(layers))
+        Tried(layers, *known.means(Setting(layers, keep=keep)), known.agreement(layers))
         for layers in dict.fromkeys(sets)
     ]
-    widths = [Width(width, *known.means(setting)) for width, setting in by_width.items()]
-    budgets = [Budget(share, *known.means(setting)) for share, setting in by_keep.items()]
-    return LayerProfile(chosen, wide, len(asked), keep, tuple(tried), tuple(widths), tuple(budgets))
+    return LayerProfile(
+        best.layers, best.wide, best.vicinity, len(asked), keep, tuple(tried), widths, vicinities, budgets
+    )
 
 
 def _in_force(engine: SamKVEngine) -> list[Layers]:
     """The layers in the store's profile of the model, and those that its config notes, where there are any."""
-    known = [engine.adapter.selection_layers]
+    known = [ModelProfile.noted_in(engine.adapter.config).layers]
     with suppress(ValueError):  # a damaged profile is not used; it is about to be replaced
         stored = engine.store.profiles.get(engine.model_fingerprint)
-        known.append(stored.layers if stored else None)
+        known += [stored.layers] if stored else []
     return [layers for layers in known if layers]
 
 
@@ -182,7 +181,14 @@ class _Measured:
 
     def cheapest(self, sets: Sequence[Layers], keep: float) -> Layers:
         """The layers to choose, of the measured `sets`."""
-        return cheapest({layers: self.left[Setting(layers, WIDE, keep)] for layers in sets})
+        return cheapest({layers: self.left[Setting(layers, keep=keep)] for layers in sets})
+
+    def outcomes(self, doing: str, best: Setting, option: str, values: Sequence[float]) -> tuple[Outcome, ...]:
+        """What several values of an option come to, the rest being as in `best`."""
+        others: list[dict[str, Any]] = [{option: value} for value in values]
+        settings = [best._replace(**other) for other in others]
+        self.measure(doing, settings)
+        return tuple(Outcome(value, *self.means(one)) for value, one in zip(values, settings, strict=True))
 
     def agreement(self, layers: Layers) -> float:
         """The questions' mean agreement of a look on `layers` with full attention."""

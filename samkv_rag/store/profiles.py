@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,25 @@ VERSION = 1
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
     """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
-    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; None: as above, and in
-    profiles from before it was measured."""
+    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `vicinity`: how much the
+    place that a token stands in is to count when it is settled what stays; None: nobody has measured it."""
 
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
     wide: float | None = None
+    vicinity: float | None = None
+
+    @classmethod
+    def noted_in(cls, config: Any) -> ModelProfile:
+        """What a model's config notes (`samkv_selection_layers`, `samkv_vicinity`)."""
+        layers = getattr(config, "samkv_selection_layers", None) or ()
+        return cls(tuple(layers), vicinity=getattr(config, "samkv_vicinity", None))
+
+    def over(self, other: ModelProfile) -> ModelProfile:
+        """This profile, and what `other` says of what it is silent about."""
+        vicinity = other.vicinity if self.vicinity is None else self.vicinity
+        wide = other.wide if self.wide is None else self.wide
+        return replace(self, layers=self.layers or other.layers, wide=wide, vicinity=vicinity)
 
 
 class Profiles:
@@ -71,13 +85,19 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
     try:
         facts = json.loads(written)
         sound = facts.pop("check") == _check(facts) and facts["version"] == VERSION
-        layers, measured, wide = tuple(facts["layers"]), dict(facts["measured"]), facts.get("wide")
+        layers, measured = tuple(facts["layers"]), dict(facts["measured"])
+        wide, vicinity = facts.get("wide"), facts.get("vicinity")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
-    share = wide is None or (isinstance(wide, int | float) and 0 <= wide <= 1)
-    right = sound and whole and share and facts["fingerprint"] == fingerprint
-    return ModelProfile(layers, measured, wide) if right else None
+    numbers = _is_number(wide, 1) and _is_number(vicinity, math.inf)
+    right = sound and whole and numbers and facts["fingerprint"] == fingerprint
+    return ModelProfile(layers, measured, wide, vicinity) if right else None
+
+
+def _is_number(value: Any, most: float) -> bool:
+    """Whether it is one from 0 to `most`, or nothing."""
+    return value is None or (isinstance(value, int | float) and 0 <= value <= most)
 
 
 def _check(facts: Mapping[str, Any]) -> int:

@@ -16,6 +16,8 @@ ROWS = [
     for n in range(2)
 ]
 
+CHOSEN = ("model", "layers", "wide", "vicinity")
+
 
 def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> None:
     data, store = tmp_path / "mine.jsonl", tmp_path / "store"
@@ -24,6 +26,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     shown = CliRunner().invoke(app, args)
     assert shown.exit_code == 0, shown.output
     assert "2 questions, 40 % kept" in shown.stdout and "Selection layers: " in shown.stdout
+    assert "vicinity " in shown.stdout
     assert "25 % of the layers" in shown.stdout
     assert [f" {keep} % " in shown.stdout for keep in (10, 15, 25, 40, 50)] == [True] * 5
     printed = CliRunner().invoke(app, [*args, "--json"])
@@ -35,7 +38,8 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
         kept = engine.store.profiles.get(engine.model_fingerprint)
         assert kept is not None and list(kept.layers) == found["layers"]
         assert kept.wide == found["wide"] in (0.25, 0.5, 1.0)
-        assert kept.measured == {name: found[name] for name in ("questions", "keep", "tried", "widths", "budgets")}
+        assert kept.vicinity == found["vicinity"] in (0.0, 0.5, 1.0)
+        assert kept.measured == {name: value for name, value in found.items() if name not in CHOSEN}
         assert len(engine.store) == 0, "measuring leaves no caches behind"
 
 

@@ -6,6 +6,7 @@ token; the others see only what stays.
 
 from __future__ import annotations
 
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, RandomRest, Run
 from samkv_rag.methods.layout import Layout
+from samkv_rag.methods.scoring import vicinities
 from samkv_rag.methods.seen import Look
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import Selection
@@ -100,21 +102,43 @@ def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> 
     assert torch.allclose(seen[0].attention.double(), maps[list(layers), rows], atol=2e-5)
 
 
-def test_what_stays_surrounds_what_any_asking_token_looks_at() -> None:
-    """Of 88 tokens a fifth stays; every kept run reaches back and ahead of a token that was looked at."""
+@pytest.mark.parametrize("vicinity", [0.0, 1.5])
+def test_what_stays_surrounds_what_any_asking_token_looks_at(vicinity: float) -> None:
+    """Of 88 tokens a fifth stays; every kept run reaches back and ahead of a token that was looked at, and the best
+    place within 64 tokens counts as much as is asked for."""
     case, around = prompted("llama"), (2, 3)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     seen = overheard(run)
-    kept = SamKV(keep=0.2, around=around).prepare(run).selection.kept
+    kept = SamKV(keep=0.2, around=around, vicinity=vicinity).prepare(run).selection.kept
     assert seen[0].attention.shape[:2] == (2, len(case.plan.segments[-1].token_ids)), "the upper half, all that asks"
     most = [max(column) for column in zip(*seen[0].attention.flatten(0, 1).tolist(), strict=True)]
-    want, start = list[tuple[float, int, int]](), 0
-    for chunk, length in enumerate(run.lengths):
-        part = most[start : start + length]
-        start += length
-        want += [(-max(part[max(0, t - 3) : t + 3]), chunk, t) for t in range(length)]
-    best = sorted(want)[: int(0.2 * sum(run.lengths))]
-    assert {(chunk, t) for chunk, tokens in enumerate(kept) for t in tokens.tolist()} == {(c, t) for _, c, t in best}
+    tokens = [(chunk, t) for chunk, length in enumerate(run.lengths) for t in range(length)]
+    parts = [part.tolist() for part in torch.tensor(most).split(run.lengths)]
+    near = [max(parts[chunk][max(0, t - 3) : t + 3]) for chunk, t in tokens]
+    means = [[fmean(part[max(0, t - 4) : t + 5]) for t in range(len(part))] for part in parts]
+    place = [max(means[chunk][max(0, t - 64) : t + 65]) for chunk, t in tokens]
+    worth = [one + vicinity * other for one, other in zip(standing(near), standing(place), strict=True)]
+    best = sorted(zip((-value for value in worth), tokens, strict=True))[: int(0.2 * sum(run.lengths))]
+    assert {(chunk, t) for chunk, own in enumerate(kept) for t in own.tolist()} == {token for _, token in best}
+
+
+def standing(values: list[float]) -> list[float]:
+    """How many deviations above the mean."""
+    return [round((value - fmean(values)) / pstdev(values), 4) for value in values]
+
+
+def test_one_token_makes_no_place_a_good_one_and_a_place_ends_with_its_chunk() -> None:
+    values = torch.zeros(300)
+    values[10] = 0.9  # one token
+    values[195:205] = 0.2  # ten, the last five of them in the second chunk
+    found = vicinities(values, [200, 100])
+    assert found[10 + 64].item() == pytest.approx(0.9 / 9) == found[0].item()
+    assert found[195].item() == pytest.approx(0.2) == found[204].item() == found[200 + 64].item()
+    assert found[199 - 64 - 9].item() == 0 == found[200 + 64 + 9].item()
+
+
+def test_a_token_alone_is_its_own_place() -> None:
+    assert vicinities(torch.tensor([3.0, 1.0, 2.0]), [1, 2]).tolist() == [3.0, 1.5, 1.5]
 
 
 def overheard(run: Run) -> list[Look]:
