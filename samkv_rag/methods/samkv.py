@@ -47,7 +47,7 @@ from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
 
-WIDE, VICINITY = 0.5, 0.5
+WIDE, VICINITY = 0.5, 1.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, and how much
 the place that a token stands in counts."""
 
@@ -69,7 +69,7 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few, which a model needs that answers in sentences. None: as profiled for
-    the model (`samkv-rag profile`), else as its config notes (`samkv_vicinity`), else half (docs/results.md).
+    the model (`samkv-rag profile`), else as its config notes (`samkv_vicinity`), else 1 (docs/results.md).
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound

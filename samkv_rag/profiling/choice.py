@@ -25,7 +25,7 @@ from samkv_rag.types import PromptPlan
 
 KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
-VICINITIES = (0.0, VICINITY, 1.0)
+VICINITIES = (0.0, 0.5, VICINITY)
 
 
 class Setting(NamedTuple):

@@ -99,7 +99,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
 
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
-    rest: dict[str, Any] = {"layers": found.chosen, "wide": 0.5, "vicinity": 0.5, "keep": KEEP}
+    rest: dict[str, Any] = {"layers": found.chosen, "wide": 0.5, "vicinity": 1.0, "keep": KEEP}
     for option, outcomes, chosen in (
         ("wide", found.widths, found.wide),
         ("vicinity", found.vicinities, found.vicinity),

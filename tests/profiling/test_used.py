@@ -53,21 +53,21 @@ def test_a_stored_width_is_used_and_without_it_half_of_the_layers_are_wide(tmp_p
         assert asked(engine, wide=1.0) == by_width[1.0], "the caller's comes first"
 
 
-def test_a_stored_vicinity_is_used_else_the_configs_else_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_vicinity_is_used_else_the_configs_else_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kept(engine: SamKVEngine, **options: Any) -> list[list[int]]:
         return kept_by(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **options))
 
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        by_vicinity = {vicinity: kept(engine, vicinity=vicinity) for vicinity in (0.0, 0.5, 9.0)}
+        by_vicinity = {vicinity: kept(engine, vicinity=vicinity) for vicinity in (0.0, 1.0, 9.0)}
         assert len({str(tokens) for tokens in by_vicinity.values()}) == 3
-        assert kept(engine) == by_vicinity[0.5]
+        assert kept(engine) == by_vicinity[1.0]
         monkeypatch.setattr(engine.adapter.model.config, "samkv_vicinity", 0.0, raising=False)
         assert kept(engine) == by_vicinity[0.0]
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
         assert kept(engine) == by_vicinity[0.0], "a profile from before it was measured"
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), vicinity=9.0))
         assert kept(engine) == by_vicinity[9.0]
-        assert kept(engine, vicinity=0.5) == by_vicinity[0.5], "the caller's comes first"
+        assert kept(engine, vicinity=1.0) == by_vicinity[1.0], "the caller's comes first"
 
 
 def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
