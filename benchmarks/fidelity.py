@@ -30,7 +30,7 @@ from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.eval.statistics import estimates
 from samkv_rag.explain.recording import Recording
 from samkv_rag.profiling.answers import left_of, own_answer
-from samkv_rag.profiling.asking import Asking
+from samkv_rag.profiling.asking import Asking, can_be_asked
 from samkv_rag.types import PromptPlan
 
 METHODS = "reuse,cacheblend,samkv,samkv:vicinity=0,samkv.paper,random_rest"
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 
 def answered(engine: SamKVEngine, items: Sequence[Item], chosen: Sequence[Setting]) -> Iterator[Row]:
-    """A row for each question: what every setting leaves of its answer, and what stood in the prompt."""
+    """A row for each question that fits the model: what every setting leaves of its answer, and how long it was."""
 
     def measure(own: SamKVEngine, plan: PromptPlan, _: int) -> Row:
         answer = own_answer(own, plan)
@@ -52,9 +52,10 @@ def answered(engine: SamKVEngine, items: Sequence[Item], chosen: Sequence[Settin
             row["by"][setting.label] = {"same": left.same, "loss": left.loss, "kept": kept}
         return row
 
-    for item in items:
+    for item in (item for item in items if can_be_asked(engine, item)):
         (row,) = Asking(engine, [item], lambda *_: None).each("", [measure])[0]
-        told = any(normalise(gold) in normalise(row.pop("text")) for gold in item.answers)
+        text = normalise(row.pop("text"))
+        told = any(normalise(gold) in text for gold in item.answers)
         yield {"id": item.id, "source": item.task, "told": told, **row}
 
 

@@ -6,8 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from samkv_rag.calls import check_length
 from samkv_rag.engine import SamKVEngine
+from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
+from samkv_rag.model.generation import GenerationOptions
+from samkv_rag.profiling.answers import ANSWER_TOKENS
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import PromptPlan
 
@@ -16,6 +20,18 @@ Measure = Callable[[SamKVEngine, PromptPlan, int], T]
 """Called with an engine whose store holds the chunks of a question, the question's plan, and its number."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its measurements are made, and how many there will be."""
+
+
+def can_be_asked(engine: SamKVEngine, item: Item) -> bool:
+    """Whether a question has passages, and a prompt that the model has room for."""
+    if not any(chunk.strip() for chunk in item.chunks):
+        return False
+    try:
+        plan = engine.plan_question(item.question, item.chunks)
+        check_length(plan, GenerationOptions(max_new_tokens=ANSWER_TOKENS), engine.adapter.config)
+    except SamKVError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

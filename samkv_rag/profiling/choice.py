@@ -9,15 +9,13 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from samkv_rag.calls import check_length
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
 from samkv_rag.methods.samkv import VICINITY, WIDE
-from samkv_rag.model.generation import GenerationOptions
-from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
-from samkv_rag.profiling.asking import Asking, Measure, Progress
+from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
+from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, without_one
 from samkv_rag.profiling.measure import Looked, look
 from samkv_rag.store.profiles import ModelProfile
@@ -104,7 +102,7 @@ def profile(
     than another. Each question's chunks are computed into a store of their own, which ends with it. Questions without
     passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
     """
-    asked = [item for item in items if _can_be_asked(engine, item)]
+    asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
     known = _Measured.of(Asking(engine, asked, progress), keep)
@@ -134,17 +132,6 @@ def _in_force(engine: SamKVEngine) -> list[Layers]:
         stored = engine.store.profiles.get(engine.model_fingerprint)
         known += [stored.layers] if stored else []
     return [layers for layers in known if layers]
-
-
-def _can_be_asked(engine: SamKVEngine, item: Item) -> bool:
-    if not any(chunk.strip() for chunk in item.chunks):
-        return False
-    try:
-        plan = engine.plan_question(item.question, item.chunks)
-        check_length(plan, GenerationOptions(max_new_tokens=ANSWER_TOKENS), engine.adapter.config)
-    except SamKVError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
