@@ -1,7 +1,7 @@
 """What is left of full prefill's own answers? `python -m benchmarks.fidelity --model FILE --data SET --out FOLDER`
 
 Any model, any questions; gold answers are looked at only to say how often full prefill's own answer holds one. That
-answer, greedy and of at most 16 tokens, is read through every method's cache, token by token: how often it would have
+answer, greedy and of at most 32 tokens, is read through every method's cache, token by token: how often it would have
 been given again ("same"), and how many nats of its log-likelihood are lost, 10 at most a question, with 95 % bootstrap
 intervals over questions. A weak reader will do: it is compared with itself.
 

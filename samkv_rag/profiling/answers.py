@@ -16,7 +16,7 @@ from samkv_rag.model.decoding import Rules
 from samkv_rag.model.generation import GenerationOptions, generation_kwargs
 from samkv_rag.types import PromptPlan
 
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 32
 WORST = 10.0
 """Nats that one question can lose at most. An answer that is given once in 20,000 times is lost; how much less often
 another one is given is to decide nothing."""
