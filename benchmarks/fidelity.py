@@ -5,15 +5,16 @@ answer, greedy and of at most 32 tokens, is read through every method's cache, t
 been given again ("same"), and how many nats of its log-likelihood are lost, 10 at most a question, with 95 % bootstrap
 intervals over questions. A weak reader will do: it is compared with itself.
 
-Answers are kept in FOLDER, question by question: the command goes on where it was stopped, and several may run at a
-time with folders of their own. With `--pack` the CSV rows of all folders named are written, one a method and set.
+What a method gains makes up for no loss: a mean leans upwards. Answers are kept in FOLDER, question by question: the
+command goes on where it was stopped, with the same model, questions and methods alone, and several may run at a time
+with folders of their own. `--pack FOLDER...` writes the CSV rows of what they hold, one a method and set.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +22,100 @@ import numpy as np
 import torch
 
 from benchmarks.harness import gated
-from benchmarks.rows import where, write_rows
+from benchmarks.rows import write_rows
 from samkv_rag import SamKVEngine
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.metrics import normalise
+from samkv_rag.eval.records import RECORDS, SKIPPED, Records, read_records
+from samkv_rag.eval.runfile import open_run, read_run
 from samkv_rag.eval.settings import Setting, settings
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.eval.statistics import estimates
 from samkv_rag.explain.recording import Recording
-from samkv_rag.profiling.answers import left_of, own_answer
+from samkv_rag.profiling.answers import ANSWER_TOKENS, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, can_be_asked
 from samkv_rag.types import PromptPlan
 
-METHODS = "reuse,cacheblend,samkv,samkv:vicinity=0,samkv.paper,random_rest"
-ANSWERS = "answers.jsonl"
+METHODS = "reuse,cacheblend,samkv,samkv:vicinity=0,samkv:keep=0.3,random_rest"
 Row = dict[str, Any]
 
 
-def answered(engine: SamKVEngine, items: Sequence[Item], chosen: Sequence[Setting]) -> Iterator[Row]:
-    """A row for each question that fits the model: what every setting leaves of its answer, and how long it was."""
+def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting]) -> list[Row]:
+    """What every setting leaves of the answer to a question; one row that says so of one that does not fit."""
+    about: Row = {"id": item.id, "task": item.task}
+    if not can_be_asked(engine, item):
+        return [{**about, "setting": SKIPPED, "why": "no passages, or too long for the model"}]
 
-    def measure(own: SamKVEngine, plan: PromptPlan, _: int) -> Row:
-        answer = own_answer(own, plan)
-        row: Row = {"tokens": plan.n_tokens, "chunk_tokens": plan.chunk_tokens, "by": {}}
-        row["text"] = own.tokenizer.decode(answer.ids, skip_special_tokens=True)
+    def measure(own: SamKVEngine, plan: PromptPlan, _: int) -> list[Row]:
+        answer, rows = own_answer(own, plan), list[Row]()
+        text = own.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        common = {**about, "prompt_tokens": plan.n_tokens, "told": tells(text, item.answers)}
         for setting in chosen:
             method = Recording(setting.method(plan))
             left = left_of(answer, own, plan, method)
             kept = sum(map(len, method.last[0][1].kept)) / plan.chunk_tokens
-            row["by"][setting.label] = {"same": left.same, "loss": left.loss, "kept": kept}
-        return row
+            rows.append({**common, "setting": setting.label, "same": left.same, "loss": left.loss, "kept": kept})
+        return rows
 
-    for item in (item for item in items if can_be_asked(engine, item)):
-        (row,) = Asking(engine, [item], lambda *_: None).each("", [measure])[0]
-        text = normalise(row.pop("text"))
-        told = any(normalise(gold) in text for gold in item.answers)
-        yield {"id": item.id, "source": item.task, "told": told, **row}
+    return Asking(engine, [item], lambda *_: None).each("", [measure])[0][0]
+
+
+def tells(text: str, golds: Sequence[str]) -> bool:
+    """Whether one of the gold answers stands in a text, as whole words."""
+    return any(wanted and f" {wanted} " in f" {normalise(text)} " for wanted in map(normalise, golds))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Answer what is missing in `options.out`."""
-    file = options.out / ANSWERS
-    options.out.mkdir(parents=True, exist_ok=True)
-    done = {row["id"] for row in _read(options.out)}
+    """Answer what is missing in `options.out`; raises `SamKVError` where that holds another run."""
     drawing = Drawing(options.limit, options.seed)
     sources = [Source.of(spec) for spec in options.data.split(",")]
-    with SamKVEngine.from_pretrained(options.model, store=":memory:") as engine, file.open("a") as out:
+    chosen = settings(options.methods, [options.keep])[1:]  # full prefill is what they are compared with
+    arguments = {
+        "data": [[source.name, source.digest] for source in sources],
+        "settings": [setting.label for setting in chosen],
+        "limit": options.limit,
+        "seed": options.seed,
+        "answer_tokens": ANSWER_TOKENS,
+    }
+    with SamKVEngine.from_pretrained(options.model, store=":memory:") as engine:
         gated(Path(options.model).name, engine.adapter)
-        chosen = settings(options.methods, [float(share) for share in options.keep.split(",")])[
-            1:
-        ]  # full is the answer
-        items = [item for source in sources for item in source.items(drawing) if item.id not in done]
-        for number, row in enumerate(answered(engine, items, chosen)):
-            out.write(json.dumps({"model": Path(options.model).name, **row}) + "\n")
-            out.flush()
-            print(f"{number + 1} of {len(items)}: {row['id']}", flush=True)
+        open_run(options.out, {"name": Path(options.model).name, "fingerprint": engine.fingerprint}, arguments)
+        records = Records(options.out)
+        asked = {item.id: item for source in sources for item in source.items(drawing)}
+        open_ones = [name for name in asked if name not in {done for done, _ in records.done}]
+        for number, name in enumerate(open_ones):
+            records.append(answered(engine, asked[name], chosen))
+            print(f"{number + 1} of {len(open_ones)}: {name}", flush=True)
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """CSV rows, one a model, source and setting, in the order of the questions' first appearance."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["source"]), []).append(row)
-    return [one for (model, source), asked in groups.items() for one in _of_source(model, source, asked)]
+def summary(folder: Path) -> list[Row]:
+    """CSV rows of a folder, one a source and setting; where it was measured is what its run tells."""
+    told = read_run(folder)
+    where = {"date": _day(folder), **told["environments"][0], "model": told["model"]["name"]}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in read_records(folder / RECORDS):
+        groups.setdefault(record["task"], []).append(record)
+    return [{**where, **row} for task, records in groups.items() for row in _of_source(task, records)]
 
 
-def _of_source(model: str, source: str, asked: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    about = {
-        "model": model, "source": source, "questions": len(asked),
-        "prompt_tokens": float(np.mean([row["tokens"] for row in asked])),
-        "told": float(np.mean([row["told"] for row in asked])),
-    }  # fmt: skip
-    for label in asked[0]["by"]:
-        left = [row["by"][label] for row in asked]
+def _day(folder: Path) -> str:
+    return date.fromtimestamp((folder / RECORDS).stat().st_mtime).isoformat()
+
+
+def _of_source(source: str, records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    skipped = sum(record["setting"] == SKIPPED for record in records)
+    for label in dict.fromkeys(record["setting"] for record in records if record["setting"] != SKIPPED):
+        left = [record for record in records if record["setting"] == label]
         same, loss = estimates(np.array([[one["same"], one["loss"]] for one in left], dtype=np.float64))
+        means = {name: float(np.mean([one[name] for one in left])) for name in ("prompt_tokens", "told", "kept")}
         yield {
-            **where(), **about, "method": label, "kept": float(np.mean([one["kept"] for one in left])),
+            "source": source, "questions": len(left), "skipped": skipped, "method": label, **means,
             "same": same.value, "same_low": same.low, "same_high": same.high,
             "loss": loss.value, "loss_low": loss.low, "loss_high": loss.high,
         }  # fmt: skip
 
 
-def _read(folder: Path) -> list[Row]:
-    file = folder / ANSWERS
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+LINE = "{source:36s} {method:26s} same {same:4.0%}, loss {loss:5.2f} [{loss_low:.2f}, {loss_high:.2f}]"
 
 
 def main() -> None:
@@ -112,24 +123,21 @@ def main() -> None:
     parser.add_argument("--model", default="bundled", help="a folder, a GGUF file, a hub id")
     parser.add_argument("--data", default="one_hop", help="tasks or question files, with commas between them")
     parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--keep", default="0.15")
+    parser.add_argument("--keep", type=float, default=0.15)
     parser.add_argument("--limit", type=int, default=40, help="questions of each set, the first ones")
     parser.add_argument("--seed", type=int, default=17, help="of generated tasks")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pack", type=Path, nargs="*", metavar="FOLDER", help="write the rows of these, ask nothing")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="where the answers are kept")
+    what.add_argument("--pack", type=Path, nargs="+", metavar="FOLDER", help="write the rows of these, ask nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.pack is None:
+    if options.out:
         run(options)
-    rows = summary([row for folder in options.pack or [options.out] for row in _read(folder)])
+    rows = [row for folder in dict.fromkeys(options.pack or [options.out]) for row in summary(folder)]
     for row in rows:
-        print(
-            "{source:36s} {method:26s} same {same:4.0%}, loss {loss:5.2f} [{loss_low:.2f}, {loss_high:.2f}]".format(
-                **row
-            )
-        )
-    if options.pack is not None:
+        print(LINE.format(**row))
+    if options.pack and rows:
         print(write_rows("fidelity", rows))
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import fidelity
+from samkv_rag import SamKVError
+from samkv_rag.eval.records import RECORDS, read_records
+
+METHODS = "samkv:keep=1,samkv:keep=0.3,no_context"
 
 
-def options(out: Path, limit: int, data: str = "one_hop") -> argparse.Namespace:
-    methods = "samkv:keep=1,samkv:keep=0.3,no_context"
+def options(out: Path, limit: int, data: str = "one_hop", methods: str = METHODS) -> argparse.Namespace:
     return argparse.Namespace(
-        model="bundled-small", data=data, methods=methods, keep="0.15", limit=limit, seed=3, out=out
+        model="bundled-small", data=data, methods=methods, keep=0.15, limit=limit, seed=3, out=out
     )
 
 
@@ -26,33 +29,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / fidelity.ANSWERS).read_text().splitlines()]
-
-
 def test_what_keeps_everything_loses_nothing_and_what_sees_nothing_loses_most(folder: Path) -> None:
-    for row in rows(folder):
-        whole, some, none = row["by"].values()
+    records = read_records(folder / RECORDS)[:6]
+    assert [record["setting"] for record in records] == METHODS.split(",") * 2
+    for whole, some, none in (records[:3], records[3:]):
         assert whole["same"] and whole["loss"] == pytest.approx(0, abs=1e-3) and whole["kept"] == 1
         assert 0.2 < some["kept"] <= 0.3
         assert some["loss"] < none["loss"] and none["kept"] == 0
 
 
-def test_it_goes_on_where_it_was_stopped_and_leaves_out_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
-    before = rows(folder)
+def test_it_goes_on_where_it_was_stopped_but_with_nothing_else(folder: Path) -> None:
+    before = read_records(folder / RECORDS)
     fidelity.run(options(folder, 3))
-    assert rows(folder)[:2] == before and len(rows(folder)) == 3
-    data = tmp_path / "long.jsonl"
-    long = {"id": "1", "question": "Who?", "answers": ["Ana"], "passages": [{"text": "Ana and her ships. " * 2000}]}
-    data.write_text(json.dumps(long))
-    fidelity.run(options(tmp_path / "out", 3, str(data)))
-    assert rows(tmp_path / "out") == []
+    now = read_records(folder / RECORDS)
+    assert now[: len(before)] == before and len(now) == 9
+    with pytest.raises(SamKVError, match="holds an evaluation with other settings"):
+        fidelity.run(options(folder, 3, methods="reuse"))
 
 
-def test_there_is_a_csv_row_for_every_method_of_every_source(folder: Path) -> None:
-    asked = [row | {"source": source} for source in ("one", "other") for row in rows(folder)]
-    found = fidelity.summary(asked)
-    labels = ["samkv:keep=1", "samkv:keep=0.3", "no_context"]
-    assert [(row["source"], row["method"]) for row in found] == [(s, m) for s in ("one", "other") for m in labels]
+def test_what_does_not_fit_is_counted_and_not_answered(tmp_path: Path) -> None:
+    rows = [
+        {"id": "1", "question": "Who?", "answers": ["Ana"], "passages": [{"text": text}]}
+        for text in ("Ana and her ships. " * 2000, "Ana has ships.")
+    ]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fidelity.run(options(tmp_path / "out", 3, str(tmp_path / "long.jsonl"), "reuse"))
+    (row,) = fidelity.summary(tmp_path / "out")
+    assert (row["questions"], row["skipped"], row["method"]) == (1, 1, "reuse")
+
+
+def test_there_is_a_csv_row_for_every_method_and_it_says_where_it_was_measured(folder: Path) -> None:
+    found = fidelity.summary(folder)
+    assert [row["method"] for row in found] == METHODS.split(",")
     assert found[0]["same"] == found[0]["same_low"] == 1 and found[0]["model"] == "bundled-small"
     assert found[2]["loss_low"] <= found[2]["loss"] <= found[2]["loss_high"] <= 10
+    assert found[0]["torch"] == torch.__version__ and found[0]["source"] == "one_hop"
+
+
+@pytest.mark.parametrize(
+    ("text", "golds", "told"),
+    [
+        ("It was Ana Petrov.", ["Omar", "Ana Petrov"], True),
+        ("not in the passages", ["no"], False),
+        ("anything", ["The"], False),
+    ],
+)
+def test_a_gold_answer_is_told_in_whole_words(text: str, golds: list[str], told: bool) -> None:
+    assert fidelity.tells(text, golds) == told
