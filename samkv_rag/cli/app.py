@@ -146,7 +146,7 @@ def profile(
     kv_dtype: KVDtype = None,
     as_json: Json = False,
 ) -> None:
-    """Measure on which layers a model should choose tokens; its answers from this store then use them."""
+    """Measure what a model should choose tokens by (layers, how much is seen, vicinity); this store then uses it."""
     from samkv_rag.cli.profile import Request, run
 
     run(Request(model, data or [], store, limit, chunks, keep, kv_dtype, as_json))

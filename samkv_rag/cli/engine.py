@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.model.gguf import is_file
 from samkv_rag.reader import is_bundled
 
 if TYPE_CHECKING:
@@ -36,9 +37,17 @@ def open_engine(
 
 
 def model_name(model: str) -> str:
-    """A folder or file by its full path, so that it is found again from elsewhere; any other name as it is."""
+    """A folder or GGUF file by its full path, so that it is found again from elsewhere; any other name as it is."""
+    return str(local(model) or model)
+
+
+def local(model: str) -> Path | None:
+    """The full path of the folder or GGUF file that a name is; None for any other name. A file's links stay: it may be
+    called by a digest where they end (the hub's cache)."""
     path = Path(model).expanduser()
-    return str(path.resolve()) if not is_bundled(model) and path.exists() else model
+    if is_bundled(model) or not (path.is_dir() or path.is_file() and is_file(path)):
+        return None
+    return path.resolve() if path.is_dir() else path.absolute()
 
 
 def index_root(store: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from samkv_rag.cli.console import notes
-from samkv_rag.cli.engine import open_engine
+from samkv_rag.cli.engine import local, open_engine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.records import Records
 from samkv_rag.eval.runfile import open_run
@@ -76,7 +76,8 @@ def run(request: Request) -> None:
 
 def _shown(model: str) -> str:
     """A folder or file by its name alone: where it lies on this machine is nobody's business."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
+    found = local(model)
+    return found.name if found else model
 
 
 def _shares(text: str) -> list[float]:

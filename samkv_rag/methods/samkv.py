@@ -44,7 +44,7 @@ from samkv_rag.methods.selection import (
     tokens_of,
 )  # fmt: skip
 from samkv_rag.options import Count, Options, Positive, Share, Within
-from samkv_rag.store.profiles import ModelProfile
+from samkv_rag.store.profiles import MOST, ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
 
 WIDE, VICINITY = 0.5, 1.0
@@ -69,7 +69,7 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few, which a model needs that answers in sentences. None: as profiled for
-    the model (`samkv-rag profile`), else as its config notes (`samkv_vicinity`), else 1 (docs/results.md).
+    the model (`samkv-rag profile`), else as its config notes (`samkv_vicinity`), else 1 (docs/benchmarks.md).
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
@@ -96,7 +96,7 @@ class SamKV(Options):
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
     around: tuple[Count, Count] = (0, 8)
-    vicinity: Annotated[float, Within(0)] | None = None
+    vicinity: Annotated[float, Within(0, MOST)] | None = None
     followed: Count = 16
     wide: Share | None = None
     block: Positive | None = None

@@ -1,4 +1,4 @@
-"""Digests of what a model consists of: of weights, in files (remembered by size and modification time) or loaded, of
+"""Digests of what a model consists of: of weights, in files (remembered by size and times) or loaded, of
 configs and tokenizers."""
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def file_digest(path: Path) -> str:
-    """Hex digest of a file's bytes; a file whose path, size and modification time are known is not read again."""
+    """Hex digest of a file's bytes; a file whose path, size and times are known is not read again. The time of its last
+    change counts: another file may have been given the name, and the old one's modification time."""
     real = path.resolve()
     stat = real.stat()
-    key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}"
+    key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
     known = _remembered()
     if key not in known:
         known[key] = _digest_of(real)

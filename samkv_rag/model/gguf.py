@@ -1,7 +1,8 @@
 """GGUF files: a model's weights, config and tokenizer in one file, in the bits of llama.cpp.
 
 transformers reads them. Their weights are unpacked into the dtype that the model runs in, unless the caller's own
-`quantization_config` says otherwise: numbers of few bits save memory, but are slower to multiply by.
+`quantization_config` says otherwise: numbers of few bits save memory, but are slower to multiply by (and where there is
+no kernel for them transformers unpacks them all the same).
 """
 
 from __future__ import annotations
@@ -17,28 +18,27 @@ SUFFIX = ".gguf"
 ARGUMENT = "gguf_file"
 
 
-def file_in(folder: Path | None, model: Any, kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """`{"gguf_file": name}`, as transformers takes it, where `model` is such a file or `kwargs` name one in its
-    `folder`; else nothing."""
-    if folder is None:
-        return {}
-    if given := kwargs.get(ARGUMENT):
-        return {ARGUMENT: str(given)}
-    return {ARGUMENT: Path(model).name} if is_file(model) else {}
-
-
 def is_file(model: Any) -> bool:
-    """Whether a model's name is that of a GGUF file, there or not."""
-    return str(model).lower().endswith(SUFFIX)
+    """Whether a model's name is that of a GGUF file, there or not; a folder may be called so."""
+    return str(model).lower().endswith(SUFFIX) and not Path(model).expanduser().is_dir()
 
 
-def folder_of(file: Path) -> Path:
-    """The folder that a GGUF file lies in; raises `SamKVError` when there is no such file."""
-    if not file.is_file():
+def located(name: Any) -> tuple[Any, dict[str, str]]:
+    """Where a GGUF file lies, and `{"gguf_file": its name}`, as transformers takes it; of other names the name and
+    nothing. Raises `SamKVError` when there is no such file."""
+    if not is_file(name):
+        return name, {}
+    file = Path(name).expanduser()
+    return file.parent, named(file.parent, file.name)
+
+
+def named(folder: Path, name: str) -> dict[str, str]:
+    """`{"gguf_file": name}`; raises `SamKVError` when the folder has no such file."""
+    if not (folder / name).is_file():
         raise SamKVError(
-            f"There is no file {file}. For one on the hub pass the hub id, and {ARGUMENT} in model_kwargs."
+            f"There is no file {folder / name}. For one on the hub, pass the hub id, and {ARGUMENT} in model_kwargs."
         )
-    return file.parent
+    return {ARGUMENT: name}
 
 
 def unpacked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,5 +59,9 @@ def reading(file: Mapping[str, str]) -> Iterator[None]:
     except Exception as error:
         if not file:
             raise
-        hint = "pip install 'samkv-rag[gguf]'" if isinstance(error, ImportError) else "Is it whole, and a model's?"
+        hint = "Is it whole, and a model's?"
+        if isinstance(error, ImportError):
+            hint = "pip install 'samkv-rag[gguf]'"
+        if isinstance(error, TypeError):
+            hint = "Is it whole, and does model_kwargs say what it should?"
         raise SamKVError(f"{file[ARGUMENT]} could not be loaded: {error or type(error).__name__}. {hint}") from error

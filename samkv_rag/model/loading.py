@@ -68,13 +68,18 @@ class ModelSource:
             _floating(self.dtype)
         if unfit := {"dtype", "torch_dtype"} & set(self.model_kwargs):
             raise SamKVError(f"{unfit.pop()} in model_kwargs would be passed over: pass dtype=... beside it.")
+        if self._of_file and self.model_kwargs.get(gguf.ARGUMENT) not in (None, Path(self.model).name):
+            raise SamKVError(
+                f"model is one GGUF file and {gguf.ARGUMENT} in model_kwargs another: leave one of them out."
+            )
         if self.model is None:
             raise SamKVError(f"There is no model: pass {reader.BUNDLED!r}, a hub id, a folder, or a loaded model.")
 
     @property
     def name(self) -> str:
         """What the user called the model, for reports."""
-        return self.model if isinstance(self.model, str) else str(getattr(self.model, "name_or_path", "model"))
+        named = isinstance(self.model, str | os.PathLike)
+        return str(self.model if named else getattr(self.model, "name_or_path", "model"))
 
     @cached_property
     def folder(self) -> Path | None:
@@ -83,15 +88,22 @@ class ModelSource:
             return None
         if reader.is_bundled(self.model):
             return reader.path(str(self.model))
+        if self._of_file:
+            return Path(gguf.located(self.model)[0])
         folder = Path(self.model).expanduser()
-        if gguf.is_file(folder):
-            return gguf.folder_of(folder)
         return folder if folder.is_dir() else _from_hub(str(self.model), self.model_kwargs)
 
-    @property
+    @cached_property
     def _file(self) -> dict[str, str]:
         """The GGUF file that holds all of the model, as transformers takes it; nothing for other models."""
-        return gguf.file_in(self.folder, self.model, self.model_kwargs)
+        if self._of_file:
+            return gguf.located(self.model)[1]
+        given = self.model_kwargs.get(gguf.ARGUMENT)
+        return {} if self.folder is None or given is None else gguf.named(self.folder, str(given))
+
+    @property
+    def _of_file(self) -> bool:
+        return isinstance(self.model, str | os.PathLike) and gguf.is_file(self.model)
 
     @cached_property
     def loaded_tokenizer(self) -> Any:
@@ -100,14 +112,14 @@ class ModelSource:
 
         if self.tokenizer is not None and not isinstance(self.tokenizer, str | os.PathLike):
             return self.tokenizer
-        another = self.tokenizer if self.tokenizer != self.model else None
-        name = another or self.folder or getattr(self.model, "name_or_path", None)
+        another = self.tokenizer if str(self.tokenizer) != str(self.model) else None
+        name, file = gguf.located(another) if another else (self.folder, self._file)
+        name = name or getattr(self.model, "name_or_path", None)
         if not name:
             raise SamKVError("A loaded model without a name needs its tokenizer too: pass tokenizer=...")
         try:
-            own = {} if another else self._file
-            with gguf.reading(own):
-                kwargs = own | _of(self.model_kwargs, "trust_remote_code", *_DOWNLOAD)
+            with gguf.reading(file):
+                kwargs = file | _of(self.model_kwargs, "trust_remote_code", *_DOWNLOAD)
                 return AutoTokenizer.from_pretrained(name, **kwargs)
         except (OSError, ValueError) as error:
             raise SamKVError(f"No tokenizer could be loaded from {name}: {error}. Pass tokenizer=...") from error
@@ -213,7 +225,7 @@ class ModelSource:
         return ModelAdapter(model, self.sink_ids)
 
     def _load(self, folder: Path) -> Any:
-        kwargs = {**self._file, **(gguf.unpacked(self.model_kwargs) if self._file else {}), **self.model_kwargs}
+        kwargs = {**(gguf.unpacked(self.model_kwargs) if self._file else {}), **self.model_kwargs, **self._file}
         if self.device is None or self._quantised and importlib.util.find_spec("accelerate"):
             kwargs["device_map"] = self.device or self.device_map
         try:

@@ -48,6 +48,12 @@ def cheapest(left: Mapping[Layers, Sequence[Left]]) -> Layers:
     return min(as_good(left), key=lambda layers: (layers[-1], len(layers), _loss(left[layers])))
 
 
+def kept_or_best(now: K, left: Mapping[K, Sequence[Left]]) -> K:
+    """What is in force `now`, unless it leaves less than the best one; then that which loses least."""
+    good = as_good(left)
+    return now if now in good else min(good, key=lambda one: _loss(left[one]))
+
+
 def as_good(left: Mapping[K, Sequence[Left]]) -> list[K]:
     """Those that leave as much of full prefill's answers as the one that leaves most.
 

@@ -16,7 +16,7 @@ from samkv_rag.methods import SamKV
 from samkv_rag.methods.samkv import VICINITY, WIDE
 from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
-from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, without_one
+from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
 from samkv_rag.profiling.measure import Looked, look
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import PromptPlan
@@ -31,9 +31,9 @@ class Setting(NamedTuple):
     `vicinity` counts, what to `keep`."""
 
     layers: Layers
-    wide: float = WIDE
-    vicinity: float = VICINITY
-    keep: float = 0.15
+    wide: float
+    vicinity: float
+    keep: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,40 +98,53 @@ def profile(
     vicinity=...)` leaves of full prefill's own answers; gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then the least width that is `as_good`; then the vicinity that loses least, as none costs more
-    than another. Each question's chunks are computed into a store of their own, which ends with it. Questions without
-    passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
+    `cheapest` chooses; then the least width that is `as_good`; then the vicinity in force, unless another leaves more
+    (none costs more than another). Each question's chunks are computed into a store of their own, which ends with it.
+    Questions without passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
-    known = _Measured.of(Asking(engine, asked, progress), keep)
-    sets = candidates(engine.adapter.shape.layers, known.agreement, _in_force(engine))
-    known.measure("Trying sets of layers", [Setting(layers, keep=keep) for layers in sets])
-    sets += without_one(known.cheapest(sets, keep))
-    known.measure("Leaving layers out", [Setting(layers, keep=keep) for layers in sets])
-    best = Setting(known.cheapest(sets, keep), keep=keep)
+    known, now = _Measured.of(Asking(engine, asked, progress), keep), _in_force(engine)
+    vicinity = VICINITY if now.vicinity is None else now.vicinity
+    sets = candidates(engine.adapter.shape.layers, known.agreement, _known(engine, now))
+    best, tried = _best_layers(known, Setting((), WIDE, vicinity, keep), sets)
     widths = known.outcomes("Trying other widths", best, "wide", WIDTHS)
     best = best._replace(wide=min(as_good({wide: known.left[best._replace(wide=wide)] for wide in WIDTHS})))
-    vicinities = known.outcomes("Trying other vicinities", best, "vicinity", VICINITIES)
-    best = best._replace(vicinity=min(vicinities, key=lambda outcome: outcome.loss).value)
+    values = sorted({*VICINITIES, vicinity})
+    vicinities = known.outcomes("Trying other vicinities", best, "vicinity", values)
+    by_vicinity = {value: known.left[best._replace(vicinity=value)] for value in values}
+    best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     budgets = known.outcomes("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
-    tried = [
-        Tried(layers, *known.means(Setting(layers, keep=keep)), known.agreement(layers))
-        for layers in dict.fromkeys(sets)
-    ]
-    return LayerProfile(
-        best.layers, best.wide, best.vicinity, len(asked), keep, tuple(tried), widths, vicinities, budgets
-    )
+    return LayerProfile(best.layers, best.wide, best.vicinity, len(asked), keep, tried, widths, vicinities, budgets)
 
 
-def _in_force(engine: SamKVEngine) -> list[Layers]:
-    """The layers in the store's profile of the model, and those that its config notes, where there are any."""
-    known = [ModelProfile.noted_in(engine.adapter.config).layers]
+def _best_layers(
+    known: _Measured, setting: Setting, sets: list[Layers]
+) -> tuple[Setting, tuple[Tried, ...]]:  # fmt: skip
+    """`setting` with the best of the `sets`, or of the best one without each of its layers; and what all came to."""
+
+    def measure(doing: str) -> Layers:
+        known.measure(doing, [setting._replace(layers=layers) for layers in sets])
+        return cheapest({layers: known.left[setting._replace(layers=layers)] for layers in sets})
+
+    sets += without_one(measure("Trying sets of layers"))
+    best = setting._replace(layers=measure("Leaving layers out"))
+    means = {layers: known.means(setting._replace(layers=layers)) for layers in sets}
+    return best, tuple(Tried(layers, *found, known.agreement(layers)) for layers, found in means.items())
+
+
+def _in_force(engine: SamKVEngine) -> ModelProfile:
+    """What the store's profile of the model says, and its config where that is silent."""
+    noted, stored = ModelProfile.noted_in(engine.adapter.config), None
     with suppress(ValueError):  # a damaged profile is not used; it is about to be replaced
         stored = engine.store.profiles.get(engine.model_fingerprint)
-        known += [stored.layers] if stored else []
-    return [layers for layers in known if layers]
+    return stored.over(noted) if stored else noted
+
+
+def _known(engine: SamKVEngine, now: ModelProfile) -> list[Layers]:
+    """The layers in force, and those that the model's config notes, where there are any."""
+    return [layers for layers in (ModelProfile.noted_in(engine.adapter.config).layers, now.layers) if layers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +178,6 @@ class _Measured:
     def _leaving(self, setting: Setting) -> Measure[Left]:
         method = SamKV(**setting._asdict())
         return lambda engine, plan, number: left_of(self.own[number], engine, plan, method)
-
-    def cheapest(self, sets: Sequence[Layers], keep: float) -> Layers:
-        """The layers to choose, of the measured `sets`."""
-        return cheapest({layers: self.left[Setting(layers, keep=keep)] for layers in sets})
 
     def outcomes(self, doing: str, best: Setting, option: str, values: Sequence[float]) -> tuple[Outcome, ...]:
         """What several values of an option come to, the rest being as in `best`."""

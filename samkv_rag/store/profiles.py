@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from samkv_rag.errors import SamKVError
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
 VERSION = 1
+MOST = 100
+"""The largest vicinity: all that stays is then whole places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,14 @@ class ModelProfile:
 
     @classmethod
     def noted_in(cls, config: Any) -> ModelProfile:
-        """What a model's config notes (`samkv_selection_layers`, `samkv_vicinity`)."""
-        layers = getattr(config, "samkv_selection_layers", None) or ()
-        return cls(tuple(layers), vicinity=getattr(config, "samkv_vicinity", None))
+        """What a model's config notes (`samkv_selection_layers`, `samkv_vicinity`); raises `SamKVError` where that is
+        no vicinity."""
+        layers, vicinity = (getattr(config, f"samkv_{name}", None) for name in ("selection_layers", "vicinity"))
+        if not _is_number(vicinity, MOST):
+            raise SamKVError(
+                f"The model's config notes samkv_vicinity: {vicinity!r}; that is a number from 0 to {MOST}."
+            )
+        return cls(tuple(layers or ()), vicinity=vicinity)
 
     def over(self, other: ModelProfile) -> ModelProfile:
         """This profile, and what `other` says of what it is silent about."""
@@ -90,14 +97,15 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
-    numbers = _is_number(wide, 1) and _is_number(vicinity, math.inf)
+    numbers = _is_number(wide, 1) and _is_number(vicinity, MOST)
     right = sound and whole and numbers and facts["fingerprint"] == fingerprint
     return ModelProfile(layers, measured, wide, vicinity) if right else None
 
 
 def _is_number(value: Any, most: float) -> bool:
     """Whether it is one from 0 to `most`, or nothing."""
-    return value is None or (isinstance(value, int | float) and 0 <= value <= most)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value <= most)
 
 
 def _check(facts: Mapping[str, Any]) -> int:

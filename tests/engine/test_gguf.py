@@ -13,6 +13,7 @@ import transformers as tf
 from torch import Tensor
 
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.cli.engine import model_name
 from samkv_rag.model.loading import ModelSource
 from tests.models import adapter, byte_tokenizer
 
@@ -136,9 +137,11 @@ def test_a_file_and_its_name_in_a_folder_are_one_model_and_other_weights_another
     assert source(file.parent, gguf_file=file.name).fingerprint == first
     (file.parent / "model.safetensors").write_bytes(b"of another model")
     assert source(file).fingerprint == first
+    before = file.stat()
     with file.open("r+b") as weights:
         weights.seek(-5, os.SEEK_END)
         weights.write(b"other")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as it comes out of an archive
     assert source(file).fingerprint != first
 
 
@@ -154,9 +157,36 @@ def test_a_file_of_the_hub_is_downloaded_alone(monkeypatch: pytest.MonkeyPatch, 
     assert asked == [{"allow_patterns": [file.name]}]
 
 
+def test_its_tokenizer_can_be_another_models(file: Path, tmp_path: Path) -> None:
+    for given in (file, str(file)):
+        assert ModelSource(Path(file), given, device_map="cpu").loaded_tokenizer.chat_template
+    byte_tokenizer().save_pretrained(tmp_path / "other")
+    assert len(ModelSource(str(file), str(tmp_path / "other")).loaded_tokenizer("th")["input_ids"]) == 2
+    assert len(ModelSource(adapter("llama").model, file).loaded_tokenizer("th")["input_ids"]) == 1
+
+
+def test_a_folder_may_have_the_name_of_a_file(tmp_path: Path, model: Any) -> None:
+    model.save_pretrained(tmp_path / "folder.gguf")
+    assert ModelSource(str(tmp_path / "folder.gguf"), byte_tokenizer()).adapter.shape.layers == 4
+
+
+def test_a_link_is_found_by_the_name_it_has(file: Path, tmp_path: Path) -> None:
+    """The hub's cache links names to digests."""
+    (tmp_path / "blob").write_bytes(file.read_bytes())
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "blob")
+    assert model_name(str(tmp_path / "link.gguf")) == str(tmp_path / "link.gguf")
+    assert source(tmp_path / "link.gguf").adapter.shape.layers == 4
+    assert model_name("blob") == "blob", "no name of a model's file"
+
+
 def test_what_is_no_such_file_is_a_sentence(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(SamKVError, match="There is no file .*nothing.gguf. For one on the hub pass the hub id"):
-        _ = source(tmp_path / "nothing.gguf").folder
+    for nothing in (source(tmp_path / "nothing.gguf"), source(tmp_path, gguf_file="nothing.gguf")):
+        with pytest.raises(SamKVError, match="There is no file .*nothing.gguf. For one on the hub, pass the hub id"):
+            _ = nothing.fingerprint
+    with pytest.raises(SamKVError, match="one GGUF file and gguf_file in model_kwargs another"):
+        source(file, gguf_file="other.gguf")
+    with pytest.raises(SamKVError, match="does model_kwargs say what it should"):
+        _ = source(file, nonsense=1).adapter
     for size in (0, 100, 5000, file.stat().st_size - 1000):
         (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:size])
         with pytest.raises(SamKVError, match=r"cut.gguf could not be loaded: .*Is it whole, and a model's\?"):

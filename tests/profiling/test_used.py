@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
+from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.explain.recording import Recording
 from samkv_rag.methods import Method
+from samkv_rag.model.loading import ModelSource
 from samkv_rag.store.profiles import ModelProfile
 from tests.models import tiny_engine
 from tests.profiling.questions import CHUNKS, ITEM
@@ -117,3 +119,33 @@ def test_a_profile_in_memory_is_gone_with_its_store() -> None:
     store.profiles.put("model", ModelProfile((1,), {"questions": 9}))
     assert store.profiles.get("model") == ModelProfile((1,), {"questions": 9})
     assert ChunkKVStore().profiles.get("model") is None
+
+
+def test_a_profile_is_completed_by_what_the_config_notes() -> None:
+    noted = ModelProfile((1, 3), wide=0.25, vicinity=0.0)
+    assert ModelProfile((2,)).over(noted) == ModelProfile((2,), wide=0.25, vicinity=0.0)
+    assert ModelProfile((2,), wide=1.0, vicinity=2.0).over(noted) == ModelProfile((2,), wide=1.0, vicinity=2.0)
+    assert ModelProfile().over(noted).layers == (1, 3)
+
+
+@pytest.mark.parametrize("vicinity", [-1.0, float("nan"), float("inf"), "1", [1], True])
+def test_a_config_that_notes_no_vicinity_is_told_so(vicinity: Any) -> None:
+    with pytest.raises(SamKVError, match="samkv_vicinity: .*; that is a number from 0 to 100"):
+        ModelProfile.noted_in(SimpleNamespace(samkv_vicinity=vicinity))
+
+
+@pytest.mark.parametrize("vicinity", [-1.0, float("nan"), float("inf"), "1", True])
+def test_a_stored_vicinity_that_is_none_is_damage(tmp_path: Path, vicinity: Any) -> None:
+    profiles = ChunkKVStore(tmp_path).profiles
+    profiles.put("model", ModelProfile((1,), vicinity=vicinity))
+    with pytest.raises(ValueError, match="damaged"):
+        profiles.get("model")
+
+
+def test_what_a_config_notes_for_methods_makes_no_other_caches() -> None:
+    source = ModelSource("bundled-small")
+    before = source.fingerprint
+    assert source.config.samkv_vicinity == ModelSource("bundled").config.samkv_vicinity == 0
+    other = ModelSource("bundled-small")
+    other.config.samkv_vicinity = 5.0
+    assert other.fingerprint == before
