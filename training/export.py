@@ -41,7 +41,6 @@ def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
         pad_token_id=encode.pad,
     )
     found.samkv_selection_layers = config["selection_layers"]
-    found.samkv_vicinity = config["vicinity"]
     return found
 
 

@@ -47,7 +47,7 @@ from samkv_rag.options import Count, Options, Positive, Share, Within
 from samkv_rag.store.profiles import MOST, ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
 
-WIDE, VICINITY = 0.5, 1.0
+WIDE, VICINITY = 0.5, 0.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, and how much
 the place that a token stands in counts."""
 
@@ -68,8 +68,7 @@ class SamKV(Options):
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
-    places stay, with more whole sentences of few, which a model needs that answers in sentences. None: as profiled for
-    the model (`samkv-rag profile`), else as its config notes (`samkv_vicinity`), else 1 (docs/benchmarks.md).
+    places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
@@ -148,7 +147,7 @@ class SamKV(Options):
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
         asked = None not in (self.layers, self.wide, self.vicinity)
-        profile, remarks = (ModelProfile(), ()) if asked else _profile_of(run)
+        profile, remarks = (ModelProfile(()), ()) if asked else _profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
@@ -291,9 +290,9 @@ class SamKV(Options):
 def _profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:
     """The store's profile of the model, else one of the selection layers that its config notes, or of none where nobody
     has measured. With a remark when a profile is damaged and was passed over."""
-    noted = ModelProfile.noted_in(run.adapter.config)
+    noted = ModelProfile(run.adapter.selection_layers or ())
     try:
         profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
     except ValueError as error:
         return noted, (f"{error} and was not used: run samkv-rag profile again",)
-    return profile.over(noted) if profile else noted, ()
+    return profile or noted, ()

@@ -86,6 +86,13 @@ class ModelAdapter:
         sizes = [(met[i].query.shape[1], own.shape[1], own.shape[3], table.width(i)) for i, own in enumerate(keys)]
         return KVShape.of(sizes, sources, keys[0].element_size())
 
+    @property
+    def selection_layers(self) -> tuple[int, ...] | None:
+        """The layers on which this model's question finds what it needs, as measured and noted in its config
+        (`samkv_selection_layers`); None where nobody has measured."""
+        layers = getattr(self.config, "samkv_selection_layers", None)
+        return tuple(layers) if layers else None
+
     def forward(
         self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan, speak: int = 0
     ) -> Tensor | None:

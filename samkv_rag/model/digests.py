@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 22
-_TRANSIENT = {
-    "transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache",
-    "samkv_vicinity",
-}  # fmt: skip
+_TRANSIENT = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -53,7 +50,7 @@ def told(value: Any) -> Any:
 
 
 def config_digest(config: Any) -> str:
-    """Digest of a config, but of what changes from release to release, or from load to load, and no key or value."""
+    """Digest of a config, but of what changes from release to release, or from load to load, and no number."""
     known = {key: value for key, value in config.to_dict().items() if key not in _TRANSIENT and key[0] != "_"}
     return text_digest(json.dumps(known, sort_keys=True, default=told))
 

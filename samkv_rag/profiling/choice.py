@@ -4,7 +4,6 @@ does is chosen."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from samkv_rag.types import PromptPlan
 
 KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
-VICINITIES = (0.0, 0.5, VICINITY)
+VICINITIES = (VICINITY, 0.5, 1.0)
 
 
 class Setting(NamedTuple):
@@ -105,9 +104,10 @@ def profile(
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
-    known, now = _Measured.of(Asking(engine, asked, progress), keep), _in_force(engine)
-    vicinity = VICINITY if now.vicinity is None else now.vicinity
-    sets = candidates(engine.adapter.shape.layers, known.agreement, _known(engine, now))
+    known, now = _Measured.of(Asking(engine, asked, progress), keep), _stored(engine)
+    vicinity = VICINITY if now is None or now.vicinity is None else now.vicinity
+    in_force = [layers for layers in (engine.adapter.selection_layers, now and now.layers) if layers]
+    sets = candidates(engine.adapter.shape.layers, known.agreement, in_force)
     best, tried = _best_layers(known, Setting((), WIDE, vicinity, keep), sets)
     widths = known.outcomes("Trying other widths", best, "wide", WIDTHS)
     best = best._replace(wide=min(as_good({wide: known.left[best._replace(wide=wide)] for wide in WIDTHS})))
@@ -134,17 +134,12 @@ def _best_layers(
     return best, tuple(Tried(layers, *found, known.agreement(layers)) for layers, found in means.items())
 
 
-def _in_force(engine: SamKVEngine) -> ModelProfile:
-    """What the store's profile of the model says, and its config where that is silent."""
-    noted, stored = ModelProfile.noted_in(engine.adapter.config), None
-    with suppress(ValueError):  # a damaged profile is not used; it is about to be replaced
-        stored = engine.store.profiles.get(engine.model_fingerprint)
-    return stored.over(noted) if stored else noted
-
-
-def _known(engine: SamKVEngine, now: ModelProfile) -> list[Layers]:
-    """The layers in force, and those that the model's config notes, where there are any."""
-    return [layers for layers in (ModelProfile.noted_in(engine.adapter.config).layers, now.layers) if layers]
+def _stored(engine: SamKVEngine) -> ModelProfile | None:
+    """The store's profile of the model; a damaged one is not used: it is about to be replaced."""
+    try:
+        return engine.store.profiles.get(engine.model_fingerprint)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

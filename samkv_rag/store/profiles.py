@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.errors import SamKVError
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
@@ -24,27 +23,10 @@ class ModelProfile:
     read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `vicinity`: how much the
     place that a token stands in is to count when it is settled what stays; None: nobody has measured it."""
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
     wide: float | None = None
     vicinity: float | None = None
-
-    @classmethod
-    def noted_in(cls, config: Any) -> ModelProfile:
-        """What a model's config notes (`samkv_selection_layers`, `samkv_vicinity`); raises `SamKVError` where that is
-        no vicinity."""
-        layers, vicinity = (getattr(config, f"samkv_{name}", None) for name in ("selection_layers", "vicinity"))
-        if not _is_number(vicinity, MOST):
-            raise SamKVError(
-                f"The model's config notes samkv_vicinity: {vicinity!r}; that is a number from 0 to {MOST}."
-            )
-        return cls(tuple(layers or ()), vicinity=vicinity)
-
-    def over(self, other: ModelProfile) -> ModelProfile:
-        """This profile, and what `other` says of what it is silent about."""
-        vicinity = other.vicinity if self.vicinity is None else self.vicinity
-        wide = other.wide if self.wide is None else self.wide
-        return replace(self, layers=self.layers or other.layers, wide=wide, vicinity=vicinity)
 
 
 class Profiles:

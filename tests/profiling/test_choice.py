@@ -105,7 +105,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
 
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
-    rest: dict[str, Any] = {"layers": found.chosen, "wide": 0.5, "vicinity": 1.0, "keep": KEEP}
+    rest: dict[str, Any] = {"layers": found.chosen, "wide": 0.5, "vicinity": 0.0, "keep": KEEP}
     for option, outcomes, chosen in (
         ("wide", found.widths, found.wide),
         ("vicinity", found.vicinities, found.vicinity),
@@ -144,8 +144,9 @@ def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) ->
     assert kept.measured["budgets"][-1] == {"keep": 0.5, "same": last.same, "loss": last.loss}
 
 
-def test_all_is_tried_with_the_vicinity_in_force(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.adapter.model.config, "samkv_vicinity", 3.0, raising=False)
+def test_all_is_tried_with_the_vicinity_in_force() -> None:
+    engine = tiny_engine(WIRING, store=ChunkKVStore())
+    engine.store.profiles.put(engine.model_fingerprint, ModelProfile((0, 2), vicinity=3.0))
     found = profile(engine, [ITEM])
     assert [outcome.value for outcome in found.vicinities] == [0.0, 0.5, 1.0, 3.0]
     plan = planned(engine, ITEM)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
+from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
 from samkv_rag.explain.recording import Recording
 from samkv_rag.methods import Method
-from samkv_rag.model.loading import ModelSource
 from samkv_rag.store.profiles import ModelProfile
 from tests.models import tiny_engine
 from tests.profiling.questions import CHUNKS, ITEM
@@ -55,15 +53,13 @@ def test_a_stored_width_is_used_and_without_it_half_of_the_layers_are_wide(tmp_p
         assert asked(engine, wide=1.0) == by_width[1.0], "the caller's comes first"
 
 
-def test_a_stored_vicinity_is_used_else_the_configs_else_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_vicinity_is_used_and_without_it_none_counts(tmp_path: Path) -> None:
     def kept(engine: SamKVEngine, **options: Any) -> list[list[int]]:
         return kept_by(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **options))
 
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         by_vicinity = {vicinity: kept(engine, vicinity=vicinity) for vicinity in (0.0, 1.0, 9.0)}
         assert len({str(tokens) for tokens in by_vicinity.values()}) == 3
-        assert kept(engine) == by_vicinity[1.0]
-        monkeypatch.setattr(engine.adapter.model.config, "samkv_vicinity", 0.0, raising=False)
         assert kept(engine) == by_vicinity[0.0]
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
         assert kept(engine) == by_vicinity[0.0], "a profile from before it was measured"
@@ -121,31 +117,9 @@ def test_a_profile_in_memory_is_gone_with_its_store() -> None:
     assert ChunkKVStore().profiles.get("model") is None
 
 
-def test_a_profile_is_completed_by_what_the_config_notes() -> None:
-    noted = ModelProfile((1, 3), wide=0.25, vicinity=0.0)
-    assert ModelProfile((2,)).over(noted) == ModelProfile((2,), wide=0.25, vicinity=0.0)
-    assert ModelProfile((2,), wide=1.0, vicinity=2.0).over(noted) == ModelProfile((2,), wide=1.0, vicinity=2.0)
-    assert ModelProfile().over(noted).layers == (1, 3)
-
-
-@pytest.mark.parametrize("vicinity", [-1.0, float("nan"), float("inf"), "1", [1], True])
-def test_a_config_that_notes_no_vicinity_is_told_so(vicinity: Any) -> None:
-    with pytest.raises(SamKVError, match="samkv_vicinity: .*; that is a number from 0 to 100"):
-        ModelProfile.noted_in(SimpleNamespace(samkv_vicinity=vicinity))
-
-
 @pytest.mark.parametrize("vicinity", [-1.0, float("nan"), float("inf"), "1", True])
 def test_a_stored_vicinity_that_is_none_is_damage(tmp_path: Path, vicinity: Any) -> None:
     profiles = ChunkKVStore(tmp_path).profiles
     profiles.put("model", ModelProfile((1,), vicinity=vicinity))
     with pytest.raises(ValueError, match="damaged"):
         profiles.get("model")
-
-
-def test_what_a_config_notes_for_methods_makes_no_other_caches() -> None:
-    source = ModelSource("bundled-small")
-    before = source.fingerprint
-    assert source.config.samkv_vicinity == ModelSource("bundled").config.samkv_vicinity == 0
-    other = ModelSource("bundled-small")
-    other.config.samkv_vicinity = 5.0
-    assert other.fingerprint == before

@@ -21,7 +21,6 @@ vocab = 600
 present = 1.0
 tokenizer_worlds = 5
 selection_layers = [1, 3]
-vicinity = 0.0
 [heads]
 answer = [[5, 0]]
 source = [[2, 2]]
