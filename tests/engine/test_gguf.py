@@ -55,14 +55,14 @@ def written(path: Path, model: Any, tokenizer: Any, kind: Any = gguf.GGMLQuantiz
 
 
 def add_tokens(to: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
-    """A byte-level tokenizer with one merge, filled up with tokens that nothing is made of."""
+    """A byte-level tokenizer with two merges, filled up with tokens that nothing is made of."""
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
-    by_id[len(by_id)] = "th"
+    by_id |= {len(by_id): "th", len(by_id) + 1: "he"}
     special = set(tokenizer.all_special_ids)
     to.add_tokenizer_model("gpt2")
     to.add_token_list([by_id.get(index, f"<unused{index}>") for index in range(size)])
     to.add_token_types([3 if index in special else 1 if index in by_id else 5 for index in range(size)])
-    to.add_token_merges(["t h"])
+    to.add_token_merges(["t h", "h e"])
     to.add_bos_token_id(tokenizer.bos_token_id)
     to.add_eos_token_id(tokenizer.eos_token_id)
     to.add_chat_template(tokenizer.chat_template)
@@ -109,7 +109,7 @@ def test_its_weights_config_and_tokenizer_are_those_that_were_written(file: Path
     read = source(file)
     weights = read.adapter.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
-    text = "a grey heron, <eos> and déjà vu"
+    text = "a grey crane, <eos> and déjà vu"
     assert read.loaded_tokenizer(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
     assert read.loaded_tokenizer("the")["input_ids"] == [len(byte_tokenizer()), *byte_tokenizer()("e")["input_ids"]]
     assert read.loaded_tokenizer.chat_template == byte_tokenizer(chat=True).chat_template
