@@ -28,6 +28,7 @@ class Within:
 Share = Annotated[float, Within(0, 1)]
 Count = Annotated[int, Within(0)]
 Positive = Annotated[int, Within(1)]
+Vicinity = Annotated[float, Within(0, 100)]
 
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
@@ -52,7 +53,7 @@ class Options:
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
-            if not _fits(value, hint):
+            if not fits(value, hint):
                 raise SamKVError(f"{whose}{field.name} must be {_said(hint)}, not {value!r}.")
 
 
@@ -62,14 +63,15 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that a field may have, its bounds included."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _fits(value, inner[0]) and all(bound.least <= value <= bound.most for bound in inner[1:])
+        return fits(value, inner[0]) and all(bound.least <= value <= bound.most for bound in inner[1:])
     if origin is Literal:
         return isinstance(value, str) and value in inner
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, part) for part in inner)
+        return any(fits(value, part) for part in inner)
     if origin is tuple:
         return isinstance(value, tuple) and _all_fit(value, inner)
     return _PLAIN[hint][1](value)
@@ -77,7 +79,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _all_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
     hints = parts[:1] * len(value) if parts[-1] is ... else parts
-    return len(value) == len(hints) and all(map(_fits, value, hints))
+    return len(value) == len(hints) and all(map(fits, value, hints))
 
 
 def _said(hint: Any) -> str:

@@ -43,8 +43,8 @@ from samkv_rag.methods.selection import (
     standardised,
     tokens_of,
 )  # fmt: skip
-from samkv_rag.options import Count, Options, Positive, Share, Within
-from samkv_rag.store.profiles import MOST, ModelProfile
+from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Within
+from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
 
 WIDE, VICINITY = 0.5, 0.0
@@ -95,7 +95,7 @@ class SamKV(Options):
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
     around: tuple[Count, Count] = (0, 8)
-    vicinity: Annotated[float, Within(0, MOST)] | None = None
+    vicinity: Vicinity | None = None
     followed: Count = 16
     wide: Share | None = None
     block: Positive | None = None
@@ -183,9 +183,8 @@ class SamKV(Options):
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
-        wide, vicinity = self.wide_layers(n_layers, profile.wide), self.vicinity
-        if vicinity is None:
-            vicinity = VICINITY if profile.vicinity is None else profile.vicinity
+        wide = self.wide_layers(n_layers, profile.wide)
+        vicinity = next(one for one in (self.vicinity, profile.vicinity, VICINITY) if one is not None)
 
         def settle(look: Look) -> Selection:
             ranks = standardised(self._worth(run, look, vicinity)[None])[0].split(run.lengths)

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samkv_rag.options import Share, Vicinity, fits
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
 VERSION = 1
-MOST = 100
-"""The largest vicinity: all that stays is then whole places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +78,9 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
-    numbers = _is_number(wide, 1) and _is_number(vicinity, MOST)
+    numbers = fits(wide, Share | None) and fits(vicinity, Vicinity | None)
     right = sound and whole and numbers and facts["fingerprint"] == fingerprint
     return ModelProfile(layers, measured, wide, vicinity) if right else None
-
-
-def _is_number(value: Any, most: float) -> bool:
-    """Whether it is one from 0 to `most`, or nothing."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and 0 <= value <= most)
 
 
 def _check(facts: Mapping[str, Any]) -> int:
