@@ -3,10 +3,10 @@ does is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
@@ -20,6 +20,7 @@ from samkv_rag.profiling.measure import Looked, look
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import PromptPlan
 
+K = TypeVar("K")
 KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
 VICINITIES = (VICINITY, 0.5, 1.0)
@@ -109,29 +110,32 @@ def profile(
     in_force = [layers for layers in (engine.adapter.selection_layers, now and now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, known.agreement, in_force)
     best, tried = _best_layers(known, Setting((), WIDE, vicinity, keep), sets)
-    widths = known.outcomes("Trying other widths", best, "wide", WIDTHS)
-    best = best._replace(wide=min(as_good({wide: known.left[best._replace(wide=wide)] for wide in WIDTHS})))
-    values = sorted({*VICINITIES, vicinity})
-    vicinities = known.outcomes("Trying other vicinities", best, "vicinity", values)
-    by_vicinity = {value: known.left[best._replace(vicinity=value)] for value in values}
+    by_width = known.varied("Trying other widths", best, "wide", WIDTHS)
+    best = best._replace(wide=min(as_good(by_width)))
+    by_vicinity = known.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
-    budgets = known.outcomes("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
-    return LayerProfile(best.layers, best.wide, best.vicinity, len(asked), keep, tried, widths, vicinities, budgets)
+    by_keep = known.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
+    outcomes = map(_outcomes, (by_width, by_vicinity, by_keep))
+    return LayerProfile(best.layers, best.wide, best.vicinity, len(asked), keep, tried, *outcomes)
 
 
 def _best_layers(
-    known: _Measured, setting: Setting, sets: list[Layers]
+    known: _Measured, setting: Setting, sets: Sequence[Layers]
 ) -> tuple[Setting, tuple[Tried, ...]]:  # fmt: skip
     """`setting` with the best of the `sets`, or of the best one without each of its layers; and what all came to."""
+    first = cheapest(known.varied("Trying sets of layers", setting, "layers", sets))
+    left = known.varied("Leaving layers out", setting, "layers", [*sets, *without_one(first)])
+    tried = tuple(Tried(layers, *_means(found), known.agreement(layers)) for layers, found in left.items())
+    return setting._replace(layers=cheapest(left)), tried
 
-    def measure(doing: str) -> Layers:
-        known.measure(doing, [setting._replace(layers=layers) for layers in sets])
-        return cheapest({layers: known.left[setting._replace(layers=layers)] for layers in sets})
 
-    sets += without_one(measure("Trying sets of layers"))
-    best = setting._replace(layers=measure("Leaving layers out"))
-    means = {layers: known.means(setting._replace(layers=layers)) for layers in sets}
-    return best, tuple(Tried(layers, *found, known.agreement(layers)) for layers, found in means.items())
+def _outcomes(left: Mapping[float, Sequence[Left]]) -> tuple[Outcome, ...]:
+    return tuple(Outcome(value, *_means(found)) for value, found in left.items())
+
+
+def _means(left: Sequence[Left]) -> tuple[float, float]:
+    """The share of questions with the same answer, and the mean loss in nats."""
+    return fmean(one.same for one in left), fmean(one.loss for one in left)
 
 
 def _stored(engine: SamKVEngine) -> ModelProfile | None:
@@ -174,18 +178,13 @@ class _Measured:
         method = SamKV(**setting._asdict())
         return lambda engine, plan, number: left_of(self.own[number], engine, plan, method)
 
-    def outcomes(self, doing: str, best: Setting, option: str, values: Sequence[float]) -> tuple[Outcome, ...]:
-        """What several values of an option come to, the rest being as in `best`."""
+    def varied(self, doing: str, best: Setting, option: str, values: Iterable[K]) -> dict[K, list[Left]]:
+        """What several values of an option leave, the rest being as in `best`."""
         others: list[dict[str, Any]] = [{option: value} for value in values]
-        settings = [best._replace(**other) for other in others]
-        self.measure(doing, settings)
-        return tuple(Outcome(value, *self.means(one)) for value, one in zip(values, settings, strict=True))
+        settings = {other[option]: best._replace(**other) for other in others}
+        self.measure(doing, list(settings.values()))
+        return {value: self.left[setting] for value, setting in settings.items()}
 
     def agreement(self, layers: Layers) -> float:
         """The questions' mean agreement of a look on `layers` with full attention."""
         return fmean(looked.agreement(layers) for looked in self.looked)
-
-    def means(self, setting: Setting) -> tuple[float, float]:
-        """The share of questions with the same answer, and the mean loss in nats."""
-        left = self.left[setting]
-        return fmean(one.same for one in left), fmean(one.loss for one in left)

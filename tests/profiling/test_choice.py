@@ -118,6 +118,8 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     assert [vicinity.value for vicinity in found.vicinities] == [0.0, 0.5, 1.0]
     assert [budget.value for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
     assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 5
+    assert {(1, 2), (2, 3), (0, 1, 2, 3)} <= {tried.layers for tried in found.tried}
+    assert {len(tried.layers) for tried in found.tried} == {1, 2, 3, 4}
     assert found.chosen in [tried.layers for tried in found.tried]
 
 
