@@ -24,6 +24,7 @@ import torch
 from benchmarks.harness import gated
 from benchmarks.rows import write_rows
 from samkv_rag import SamKVEngine
+from samkv_rag.cli.engine import shown
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.metrics import normalise
 from samkv_rag.eval.records import RECORDS, SKIPPED, Records, read_records
@@ -78,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
         "answer_tokens": ANSWER_TOKENS,
     }
     with SamKVEngine.from_pretrained(options.model, store=":memory:") as engine:
-        gated(Path(options.model).name, engine.adapter)
-        open_run(options.out, {"name": Path(options.model).name, "fingerprint": engine.fingerprint}, arguments)
+        gated(shown(options.model), engine.adapter)
+        open_run(options.out, {"name": shown(options.model), "fingerprint": engine.fingerprint}, arguments)
         records = Records(options.out)
         asked = {item.id: item for source in sources for item in source.items(drawing)}
         open_ones = [name for name in asked if name not in {done for done, _ in records.done}]

@@ -41,6 +41,12 @@ def model_name(model: str) -> str:
     return str(local(model) or model)
 
 
+def shown(model: str) -> str:
+    """A folder or file by its name alone: where it lies on this machine is nobody's business."""
+    found = local(model)
+    return found.name if found else model
+
+
 def local(model: str) -> Path | None:
     """The full path of the folder or GGUF file that a name is; None for any other name. A file's links stay: it may be
     called by a digest where they end (the hub's cache)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from samkv_rag.cli.console import notes
-from samkv_rag.cli.engine import local, open_engine
+from samkv_rag.cli.engine import open_engine, shown
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.records import Records
 from samkv_rag.eval.runfile import open_run
@@ -65,19 +65,13 @@ def run(request: Request) -> None:
         }
         for source in sources:
             source.check(drawing)
-        open_run(request.out, {"name": _shown(model), "fingerprint": engine.fingerprint}, arguments)
+        open_run(request.out, {"name": shown(model), "fingerprint": engine.fingerprint}, arguments)
         with _bar() as progress:
             tasks = {s.name: progress.add_task(s.name, total=request.limit * len(chosen)) for s in sources}
             evaluate(engine, wanted, Records(request.out), lambda name, done: progress.advance(tasks[name], done))
             for task in tasks.values():  # a file may hold fewer questions than were asked for
                 progress.update(task, total=progress.tasks[task].completed)
     notes.print(f"Done. Tables and pictures: samkv-rag report {request.out}", soft_wrap=True)
-
-
-def _shown(model: str) -> str:
-    """A folder or file by its name alone: where it lies on this machine is nobody's business."""
-    found = local(model)
-    return found.name if found else model
 
 
 def _shares(text: str) -> list[float]:
