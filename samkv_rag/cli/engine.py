@@ -25,9 +25,7 @@ def open_engine(
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
-    if (
-        is_bundled(model) or Path(model).expanduser().exists()
-    ):  # nothing is downloaded: the bars would only be about loading
+    if is_bundled(model) or local(model):  # nothing is downloaded: the bars would only be about loading
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
 
