@@ -26,7 +26,7 @@ from samkv_rag.store.identity import identify
 from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.store.rows import Row, Rows
-from samkv_rag.store.usage import PendingUse, finish, flush
+from samkv_rag.store.usage import PendingUse, finish, flush, in_order
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class DiskBackend:
         encoded = encode(key, chunk, namespace, fingerprint, kv_dtype)
         self._check_size(key, encoded)
         if self._holds(key, encoded):
-            self.catalogue.write(lambda rows: rows.touch([key]))
+            self.write_in_order(lambda rows: rows.touch([key]))
             return
         with sentences(self.path):
             make_folder(self.files.shard(key))
@@ -157,8 +157,12 @@ class DiskBackend:
                 return False
         return True
 
+    def write_in_order(self, action: Callable[[Rows], T]) -> T:
+        """What `action` returns, run as one transaction that knows every use of this store so far."""
+        return in_order(self.catalogue, self._use, action)
+
     def evict(self, rows: Rows, limit: int | None, keep: str | None = None) -> tuple[int, int]:
-        """(entries, bytes) that went, oldest first, so that the rest fits into `limit`; `keep` stays."""
+        """(entries, bytes) that went, least recently used first, so that the rest fits into `limit`; `keep` stays."""
         total, entries, freed = rows.total_bytes() if limit is not None else 0, 0, 0
         while limit is not None and total > limit and (row := rows.oldest(keep)) is not None:
             freed += self.files.remove(row.key)
@@ -194,25 +198,16 @@ class DiskBackend:
                 kv.publish(self.files.kv_path(key))
                 summary.publish(self.files.summary_path(key))
                 sync_folder(shard)
-                self._enter(rows, row_of(key, encoded.entry))
+                rows.add(row_of(key, encoded.entry))
+                self.evict(rows, self._max_bytes, keep=key)
 
             try:
-                self.catalogue.write(named)
+                self.write_in_order(named)
             except (StoreFull, OSError):
                 if kv.published:
                     with suppress(StoreError):
                         self.delete([key])
                 raise
-
-    def _enter(self, rows: Rows, row: Row) -> None:
-        pending = self._use.take()
-        try:
-            pending.write_down(rows)
-            rows.add(row)
-            self.evict(rows, self._max_bytes, keep=row.key)
-        except BaseException:
-            self._use.give_back(pending)
-            raise
 
     def _check_size(self, key: str, encoded: EncodedEntry) -> None:
         size = encoded.entry.total_bytes

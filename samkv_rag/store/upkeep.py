@@ -39,7 +39,7 @@ def prune(store: DiskBackend, max_bytes: int | None, drop_damaged: bool) -> Prun
     orphans = [freed for freed in (_clear(store, key) for key in list(store.files.found())) if freed]
     rests = [freed for freed in map(remove_abandoned, list(store.files.unfinished())) if freed]
     aside = [remove(path) for path in _set_aside(store.path)]
-    evicted, freed = store.catalogue.write(lambda rows: store.evict(rows, max_bytes))
+    evicted, freed = store.write_in_order(lambda rows: store.evict(rows, max_bytes))
     return PruneReport(
         damaged=len(damaged),
         evicted=evicted,

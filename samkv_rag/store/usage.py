@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from samkv_rag.store.catalogue import Catalogue
 from samkv_rag.store.errors import StoreError
 from samkv_rag.store.rows import Rows
+
+T = TypeVar("T")
 
 
 class PendingUse:
@@ -35,10 +39,14 @@ class PendingUse:
         with self._lock:
             self.misses += 1
 
+    @property
+    def waiting(self) -> int:
+        """How many hits and misses are pending."""
+        return self.hits + self.misses
+
     def due(self) -> bool:
         """Whether it is time to write them down."""
-        waiting = self.hits + self.misses
-        return waiting >= self.BATCH or (waiting > 0 and time.monotonic() - self._since > self.SECONDS)
+        return self.waiting >= self.BATCH or (self.waiting > 0 and time.monotonic() - self._since > self.SECONDS)
 
     def take(self) -> PendingUse:
         """All that is pending; nothing is, afterwards."""
@@ -65,15 +73,26 @@ class PendingUse:
                 rows.count(name, by)
 
 
-def flush(catalogue: Catalogue, use: PendingUse, wait: bool = True) -> None:
-    """Write down what is pending; it stays pending when that fails."""
+def in_order(catalogue: Catalogue, use: PendingUse, action: Callable[[Rows], T], wait: bool = True) -> T:
+    """What `action` returns: one transaction, in which what is pending is written down first, so that the order of
+    use is the true one before `action` adds to it or evicts by it. What is pending stays so when that fails."""
     taken = use.take()
+
+    def both(rows: Rows) -> T:
+        taken.write_down(rows)
+        return action(rows)
+
     try:
-        if taken.hits or taken.misses:
-            catalogue.write(taken.write_down, wait)
+        return catalogue.write(both, wait)
     except BaseException:
         use.give_back(taken)
         raise
+
+
+def flush(catalogue: Catalogue, use: PendingUse, wait: bool = True) -> None:
+    """Write down what is pending; it stays pending when that fails."""
+    if use.waiting:
+        in_order(catalogue, use, lambda rows: None, wait)
 
 
 def finish(catalogue: Catalogue, use: PendingUse) -> None:

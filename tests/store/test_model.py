@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samkv_rag.store import ChunkKVStore, MissingEntry
@@ -27,6 +27,10 @@ calls = st.lists(
     max_size=25,
 )
 ROOM = 3
+A, B = KEYS[:2]
+# What was only looked at is in nobody's catalogue yet when the next call needs the order.
+PRUNED_AFTER_A_LOOK = [("put", A), ("put", B), ("summary", A), ("prune", 1)]
+PUT_AGAIN_AFTER_A_LOOK = [("put", A), ("put", B), ("summary", A), ("put", B), ("reopen",), ("prune", 1)]
 
 
 class Plain:
@@ -107,6 +111,8 @@ class Real:
 @pytest.mark.parametrize("tier", ["memory", "disk"])
 @settings(max_examples=25, deadline=None)
 @given(calls=calls)
+@example(calls=PRUNED_AFTER_A_LOOK)
+@example(calls=PUT_AGAIN_AFTER_A_LOOK)
 def test_does_what_plain_python_does(
     tmp_path_factory: pytest.TempPathFactory, tier: str, calls: list[tuple[object, ...]]
 ) -> None:
