@@ -23,7 +23,7 @@ class Pass:
     """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)` ran.
 
     The first `layers` layers ran; the last of them only up to its queries, keys and values if the pass `ended` there.
-    On the upper ones some rows may have seen only one another (`narrow`). An ordinary `prefill` ran layers without a
+    On the upper ones some rows may have seen only some of them (`narrow`). An ordinary `prefill` ran layers without a
     cache of their own for the last row alone.
     """
 
@@ -44,14 +44,14 @@ class Pass:
         return self if cached or not self.prefill else Pass(self.positions, self.slots[-1:], self.layers)
 
     def narrowed(self, layer: int) -> bool:
-        """Whether some rows see only one another on this layer."""
+        """Whether some rows see only some tokens on this layer."""
         return self.narrow is not None and layer >= self.narrow.layer
 
     def pairs(self, window: int | None, narrowed: bool = False) -> int:
         """How many (row, token it sees) pairs a layer has; a sliding `window` ends a row's view."""
         if narrowed and self.narrow is not None:
-            own, others = self.slots[: self.narrow.rows], self.slots[self.narrow.rows :]
-            inner = Pass(self.positions[own], torch.arange(len(own)), self.layers)
+            own, others, seen = self.slots[: self.narrow.rows], self.slots[self.narrow.rows :], self.narrow.seen
+            inner = Pass(self.positions[seen], torch.searchsorted(seen, own), self.layers)
             return inner.pairs(window) + Pass(self.positions, others, self.layers).pairs(window)
         seen = self.slots.long() + 1
         if window is not None:

@@ -200,21 +200,22 @@ class Run:
 
     def recompute_and_settle(
         self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
-        theta: float | Literal["cosine"] = 1.0, wide: int | None = None,
+        theta: float | Literal["cosine"] = 1.0, wide: int | None = None, near: int = 0,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
         It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass,
         which also says the first new token: it is chosen in sight of all entries. The rest is dropped before it is
         taken down. What stands before those tokens sees all on the first `wide` layers only, by default on all of
-        them; above, it sees what is computed in this pass.
+        them; above, it sees what is computed in this pass, and `near` tokens before each.
         """
         whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
         layout = self.caches.layout(whole.kept)
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
         answering = answering_rows(self.plan, layout.positions[slots])
-        narrow = None if wide is None else Narrow(wide, int(answering[0]))
+        own, at = slots[: int(answering[0])], layout.positions
+        narrow = None if wide is None else Narrow.to_neighbours(wide, own, at, near)
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(slots)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
             self._pass(cache, layout, slots, None, theta, None, narrow)

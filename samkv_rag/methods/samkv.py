@@ -72,8 +72,9 @@ class SamKV(Options):
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
-    there. Above, it sees what is recomputed with it. What stands behind the chunks, from the question on, sees all.
-    None: as profiled for the model (`samkv-rag profile`), else half (our choice).
+    there. Above, it sees what is recomputed with it, and the `near` tokens before each of those: sentences are made
+    there. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
+    profile`), else half (our choice).
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -98,6 +99,7 @@ class SamKV(Options):
     vicinity: Vicinity | None = None
     followed: Count = 16
     wide: Share | None = None
+    near: Count = 8
     block: Positive | None = None
     initial: Count = 0
     local: Count = 0
@@ -190,7 +192,7 @@ class SamKV(Options):
             ranks = standardised(self._worth(run, look, vicinity)[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
-        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide)
+        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide, self.near)
 
     def _worth(self, run: Run, look: Look, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`."""

@@ -1,4 +1,4 @@
-"""A pass whose upper layers look at less: what is recomputed sees there only what is recomputed with it."""
+"""A pass whose upper layers look at less: what is recomputed sees what is recomputed with it, and its neighbours."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from samkv_rag.model.attention import AttentionPlan
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """From `layer` on, the first `rows` queries of a pass see only one another, not what else the cache holds. The
-    other queries see everything on every layer."""
+    """From `layer` on, the first `rows` queries of a pass see only the slots `seen`, which are sorted and have their
+    own among them, and not what else the cache holds. The other queries see everything on every layer."""
 
     layer: int
     rows: int
+    seen: Tensor
+
+    @classmethod
+    def to_neighbours(cls, layer: int, own: Tensor, positions: Tensor, near: int) -> Narrow:
+        """The queries at the slots `own` of a cache of tokens at `positions` `(T,)`, both sorted, see one another and
+        what stands at most `near` positions before any of them."""
+        own_at = positions[own]
+        after = torch.searchsorted(own_at, positions).clamp_(max=max(0, len(own) - 1))
+        ahead = own_at[after] - positions if len(own) else positions.new_full(positions.shape, -1)
+        return cls(layer, len(own), ((ahead >= 0) & (ahead <= near)).nonzero()[:, 0])
 
 
 class NarrowedPlan(AttentionPlan):
@@ -28,8 +38,9 @@ class NarrowedPlan(AttentionPlan):
             raise ValueError("a pass over everything in the cache has nothing to leave out")
         super().__init__(plan.positions, plan.slots, plan.observer, plan.last_layer, plan.backend)
         own, others = plan.slots[: narrow.rows], plan.slots[narrow.rows :]
-        self._narrow, self._own = narrow, own
-        self._inner = AttentionPlan(plan.positions[own], backend=plan.backend)
+        self._narrow, self._seen = narrow, narrow.seen.to(plan.positions.device, non_blocking=True)
+        among = torch.searchsorted(self._seen, own)
+        self._inner = AttentionPlan(plan.positions[self._seen], among, backend=plan.backend)
         self._outer = AttentionPlan(plan.positions, others, backend=plan.backend)
 
     def apart(self, layer: int) -> int:
@@ -40,10 +51,10 @@ class NarrowedPlan(AttentionPlan):
         shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The attention of one layer: of all queries together below `narrow.layer`, of the two kinds apart above."""
-        rows, own = self.apart(layer), self._own
+        rows, seen = self.apart(layer), self._seen
         if not rows:
             return super().attended(layer, query, key, value, softmax, window, shares)
-        kept = key.index_select(2, own), value.index_select(2, own)
+        kept = key.index_select(2, seen), value.index_select(2, seen)
         inner = self._inner.attended(layer, query[:, :, :rows], *kept, softmax, window)
         outer = self._outer.attended(layer, query[:, :, rows:], key, value, softmax, window, shares)
         return torch.cat([inner, outer], 2)

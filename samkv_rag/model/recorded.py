@@ -69,7 +69,8 @@ def rounded(count: int, parts: int = 8) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What passes share that one recording serves: slots, rows before and behind the filling, watched rows, layers."""
+    """What passes share that one recording serves: slots, rows before and behind the filling, watched rows, what
+    narrowed rows see, layers."""
 
     slots: int
     head: int
@@ -77,6 +78,7 @@ class Sizes:
     watched: int
     kind: Hashable
     narrow_from: int | None
+    seen: int
     last_layer: int | None
     speak: bool
 
@@ -92,6 +94,7 @@ class Sizes:
             watched=rounded(len(watcher.rows)) if watcher else 0,
             kind=watcher.kind if watcher else None,
             narrow_from=asked.narrow.layer if asked.narrow else None,
+            seen=rounded(len(asked.narrow.seen) + 1, parts=4) if asked.narrow else 0,
             last_layer=asked.last_layer,
             speak=asked.speak,
         )
@@ -107,7 +110,8 @@ class FixedPass:
         self._watched = torch.zeros(sizes.watched, dtype=torch.long, device=device)
         watcher = asked.watcher
         self._watching = None if watcher is None else partial(watcher.watching, self._watched)
-        narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head)
+        self._seen = torch.zeros(sizes.seen, dtype=torch.long, device=device)
+        narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head, seen=self._seen)
         self._pass = replace(asked, ids=self._ids, slots=self._slots, narrow=narrow, observer=None)
         self._again: Callable[[], Found] | None = None
 
@@ -136,6 +140,10 @@ class FixedPass:
             fixed[:head].copy_(own[:head], non_blocking=True)
             fixed[head : head + more] = filling
             fixed[head + more :].copy_(own[head:], non_blocking=True)
+        if asked.narrow is not None:
+            count = len(asked.narrow.seen)
+            self._seen[:count].copy_(asked.narrow.seen, non_blocking=True)
+            self._seen[count:] = length
         watcher = asked.watcher
         if watcher is not None:
             rows = watcher.rows

@@ -61,12 +61,17 @@ def distance(got: Tensor, want: Tensor) -> float:
 
 def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Tensor, Tensor, Cache]:
     """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
-    `narrow` on, by default the upper half, is hidden from what stands before the question. Returns the logits
-    `(vocab,)` at its end, and the positions and entries of what stays."""
+    `narrow` on, by default the upper half, is hidden from what stands before the question, but for `near` tokens before
+    each that is computed there. Returns the logits `(vocab,)` at its end, and the positions and entries of what
+    stays."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
-    narrow = how.pop("narrow", case.adapter.shape.layers // 2)
+    narrow, near = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("near", SamKV().near)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
-    hidden = ~whole.fresh & (torch.arange(case.plan.n_tokens)[:, None] < case.plan.question.start)
+    before = torch.arange(case.plan.n_tokens) < case.plan.question.start
+    seen = whole.fresh.clone()
+    for own in (whole.fresh & before).nonzero()[:, 0].tolist():
+        seen[max(0, own - near) : own] = True
+    hidden = ~seen & before[:, None]
     with oracles.hiding(stock(wiring), narrow, hidden):
         first = stock_logits(stock(wiring), whole.ids, whole.positions, past)[-1]
     kept = Kept.of(case.plan, prepared.selection)
