@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from samkv_rag.errors import SamKVError
 
@@ -25,6 +25,8 @@ class Within:
         return f"{self.least:g} or more" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}"
 
 
+T = TypeVar("T")
+
 Share = Annotated[float, Within(0, 1)]
 Count = Annotated[int, Within(0)]
 Positive = Annotated[int, Within(1)]
@@ -37,6 +39,11 @@ _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("text", lambda value: isinstance(value, str)),
     type(None): ("None", lambda value: value is None),
 }
+
+
+def known(*values: T | None) -> T:
+    """The first of `values` that is not None: the caller's, else what was measured, else the default."""
+    return next(value for value in values if value is not None)
 
 
 class Options:

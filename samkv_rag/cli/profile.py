@@ -49,12 +49,14 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        chosen = {"layers": list(found.chosen), "wide": found.wide, "vicinity": found.vicinity}
+        chosen = {
+            "layers": list(found.chosen), "near": found.near, "wide": found.wide, "vicinity": found.vicinity
+        }  # fmt: skip
         print_json({"model": model, **chosen, **found.as_profile().measured})
         return
-    for table in (_layers_table, _widths_table, _vicinities_table, _budgets_table):
+    for table in (_layers_table, _nears_table, _widths_table, _vicinities_table, _budgets_table):
         out.print(table(found))
-    wide = f"all is seen on {_share(found.wide)} of the layers"
+    wide = f"all is seen on {_share(found.wide)} of the layers, {counted(found.near, 'token')} nearby on the others"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; vicinity {found.vicinity:g}[/bold], "
         f"for this model in {escape(str(request.store))}."
@@ -92,9 +94,19 @@ def _layers_table(found: LayerProfile) -> Table:
     return table
 
 
+def _nears_table(found: LayerProfile) -> Table:
+    title = f"What is recomputed sees what stands before it, with layers {_named(found.chosen)}"
+    return _outcomes(title, "on the upper half", found.nears, found.near, lambda near: counted(int(near), "token"))
+
+
 def _widths_table(found: LayerProfile) -> Table:
-    title = f"What is recomputed sees all entries, with layers {_named(found.chosen)}"
-    return _outcomes(title, "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers")
+    return _outcomes(
+        "What is recomputed sees all entries",
+        "on",
+        found.widths,
+        found.wide,
+        lambda wide: f"{_share(wide)} of the layers",
+    )
 
 
 def _vicinities_table(found: LayerProfile) -> Table:

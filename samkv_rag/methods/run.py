@@ -214,8 +214,7 @@ class Run:
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
         answering = answering_rows(self.plan, layout.positions[slots])
-        own, at = slots[: int(answering[0])], layout.positions
-        narrow = None if wide is None else Narrow.to_neighbours(wide, own, at, near)
+        narrow = None if wide is None else Narrow.of(wide, slots[: int(answering[0])], layout.positions, near)
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(slots)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
             self._pass(cache, layout, slots, None, theta, None, narrow)

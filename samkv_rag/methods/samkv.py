@@ -43,13 +43,13 @@ from samkv_rag.methods.selection import (
     standardised,
     tokens_of,
 )  # fmt: skip
-from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Within
+from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Ranking, Selection
 
-WIDE, VICINITY = 0.5, 0.0
-"""Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, and how much
-the place that a token stands in counts."""
+WIDE, NEAR, VICINITY = 0.5, 0, 0.0
+"""Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
+before it it sees on the others, and how much the place that a token stands in counts."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class SamKV(Options):
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
-    there. Above, it sees what is recomputed with it, and the `near` tokens before each of those: sentences are made
-    there. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
-    profile`), else half (our choice).
+    there. Above, it sees what is recomputed with it, and the `near` tokens before each of those. What stands behind the
+    chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag profile`), else half, and 0 (our
+    choice).
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -99,7 +99,7 @@ class SamKV(Options):
     vicinity: Vicinity | None = None
     followed: Count = 16
     wide: Share | None = None
-    near: Count = 8
+    near: Count | None = None
     block: Positive | None = None
     initial: Count = 0
     local: Count = 0
@@ -148,7 +148,7 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        asked = None not in (self.layers, self.wide, self.vicinity)
+        asked = None not in (self.layers, self.wide, self.near, self.vicinity)
         profile, remarks = (ModelProfile(()), ()) if asked else _profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
@@ -186,13 +186,13 @@ class SamKV(Options):
         """
         none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
         wide = self.wide_layers(n_layers, profile.wide)
-        vicinity = next(one for one in (self.vicinity, profile.vicinity, VICINITY) if one is not None)
+        near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
 
         def settle(look: Look) -> Selection:
             ranks = standardised(self._worth(run, look, vicinity)[None])[0].split(run.lengths)
             return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
 
-        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide, self.near)
+        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide, near)
 
     def _worth(self, run: Run, look: Look, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`."""
@@ -216,8 +216,7 @@ class SamKV(Options):
     def wide_layers(self, n_layers: int, measured: float | None = None) -> int:
         """On how many layers what is recomputed sees all: by the caller's share, else that `measured` for the model,
         else half of them."""
-        share = self.wide if self.wide is not None else measured if measured is not None else WIDE
-        return int(share * n_layers + 1e-9)
+        return int(known(self.wide, measured, WIDE) * n_layers + 1e-9)
 
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int

@@ -14,19 +14,21 @@ from samkv_rag.model.attention import AttentionPlan
 @dataclass(frozen=True, slots=True)
 class Narrow:
     """From `layer` on, the first `rows` queries of a pass see only the slots `seen`, which are sorted and have their
-    own among them, and not what else the cache holds. The other queries see everything on every layer."""
+    own among them, by default only those, and not what else the cache holds. The other queries see everything on every
+    layer."""
 
     layer: int
     rows: int
-    seen: Tensor
+    seen: Tensor | None = None
 
     @classmethod
-    def to_neighbours(cls, layer: int, own: Tensor, positions: Tensor, near: int) -> Narrow:
+    def of(cls, layer: int, own: Tensor, positions: Tensor, near: int) -> Narrow:
         """The queries at the slots `own` of a cache of tokens at `positions` `(T,)`, both sorted, see one another and
         what stands at most `near` positions before any of them."""
+        if not near or not len(own):
+            return cls(layer, len(own))
         own_at = positions[own]
-        after = torch.searchsorted(own_at, positions).clamp_(max=max(0, len(own) - 1))
-        ahead = own_at[after] - positions if len(own) else positions.new_full(positions.shape, -1)
+        ahead = own_at[torch.searchsorted(own_at, positions).clamp_(max=len(own) - 1)] - positions
         return cls(layer, len(own), ((ahead >= 0) & (ahead <= near)).nonzero()[:, 0])
 
 
@@ -38,8 +40,10 @@ class NarrowedPlan(AttentionPlan):
             raise ValueError("a pass over everything in the cache has nothing to leave out")
         super().__init__(plan.positions, plan.slots, plan.observer, plan.last_layer, plan.backend)
         own, others = plan.slots[: narrow.rows], plan.slots[narrow.rows :]
-        self._narrow, self._seen = narrow, narrow.seen.to(plan.positions.device, non_blocking=True)
-        among = torch.searchsorted(self._seen, own)
+        self._narrow, self._seen, among = narrow, own, None
+        if narrow.seen is not None:
+            self._seen = narrow.seen.to(own.device, non_blocking=True)
+            among = torch.searchsorted(self._seen, own)
         self._inner = AttentionPlan(plan.positions[self._seen], among, backend=plan.backend)
         self._outer = AttentionPlan(plan.positions, others, backend=plan.backend)
 

@@ -48,6 +48,11 @@ class PromptPass:
         return self.narrow.rows if self.narrow is not None else len(self.slots) - int(self.speak)
 
     @property
+    def neighbours(self) -> Tensor | None:
+        """The slots that narrowed rows see, where those are not their own alone."""
+        return None if self.narrow is None else self.narrow.seen
+
+    @property
     def watcher(self) -> Watcher | None:
         """Its observer, if that is one."""
         return self.observer if isinstance(self.observer, Watcher) else None
@@ -94,7 +99,7 @@ class Sizes:
             watched=rounded(len(watcher.rows)) if watcher else 0,
             kind=watcher.kind if watcher else None,
             narrow_from=asked.narrow.layer if asked.narrow else None,
-            seen=rounded(len(asked.narrow.seen) + 1, parts=4) if asked.narrow else 0,
+            seen=0 if asked.neighbours is None else rounded(len(asked.neighbours) + 1, parts=4),
             last_layer=asked.last_layer,
             speak=asked.speak,
         )
@@ -111,7 +116,8 @@ class FixedPass:
         watcher = asked.watcher
         self._watching = None if watcher is None else partial(watcher.watching, self._watched)
         self._seen = torch.zeros(sizes.seen, dtype=torch.long, device=device)
-        narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head, seen=self._seen)
+        seen = None if asked.neighbours is None else self._seen
+        narrow = None if asked.narrow is None else replace(asked.narrow, rows=sizes.head, seen=seen)
         self._pass = replace(asked, ids=self._ids, slots=self._slots, narrow=narrow, observer=None)
         self._again: Callable[[], Found] | None = None
 
@@ -140,9 +146,9 @@ class FixedPass:
             fixed[:head].copy_(own[:head], non_blocking=True)
             fixed[head : head + more] = filling
             fixed[head + more :].copy_(own[head:], non_blocking=True)
-        if asked.narrow is not None:
-            count = len(asked.narrow.seen)
-            self._seen[:count].copy_(asked.narrow.seen, non_blocking=True)
+        if asked.neighbours is not None:
+            count = len(asked.neighbours)
+            self._seen[:count].copy_(asked.neighbours, non_blocking=True)
             self._seen[count:] = length
         watcher = asked.watcher
         if watcher is not None:

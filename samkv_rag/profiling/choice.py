@@ -12,7 +12,7 @@ from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.methods.samkv import VICINITY, WIDE
+from samkv_rag.methods.samkv import NEAR, VICINITY, WIDE
 from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
@@ -23,14 +23,16 @@ from samkv_rag.types import PromptPlan
 K = TypeVar("K")
 KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
+NEARS = (NEAR, 8, 32)
 VICINITIES = (VICINITY, 0.5, 1.0)
 
 
 class Setting(NamedTuple):
-    """What a method is tried with: the selection `layers`, the share of all layers that are `wide`, how much a token's
-    `vicinity` counts, what to `keep`."""
+    """What a method is tried with: the selection `layers`, how many tokens `near` what is recomputed it sees, the share
+    of all layers that are `wide`, how much a token's `vicinity` counts, what to `keep`."""
 
     layers: Layers
+    near: int
     wide: float
     vicinity: float
     keep: float
@@ -59,16 +61,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers, the share of layers that are `wide`, and how much the `vicinity` counts, over how many
-    `questions`; all sets of layers that were `tried` with the share `keep` kept; the chosen one with several `widths`;
-    that with several `vicinities`; and all that is chosen at several `budgets`, each from the smallest on."""
+    """The `chosen` layers, how many tokens are seen `near` what is recomputed, the share of layers that are `wide`, and
+    how much the `vicinity` counts, over how many `questions`; all sets of layers that were `tried` with the share
+    `keep` kept; the chosen one with several `nears`; that with several `widths`; that with several `vicinities`; and
+    all that is chosen at several `budgets`, each from the smallest on."""
 
     chosen: Layers
+    near: int
     wide: float
     vicinity: float
     questions: int
     keep: float
     tried: tuple[Tried, ...]
+    nears: tuple[Outcome, ...]
     widths: tuple[Outcome, ...]
     vicinities: tuple[Outcome, ...]
     budgets: tuple[Outcome, ...]
@@ -79,11 +84,12 @@ class LayerProfile:
             "questions": self.questions,
             "keep": self.keep,
             "tried": [{**asdict(tried), "layers": list(tried.layers)} for tried in self.tried],
+            "nears": _told("near", self.nears),
             "widths": _told("wide", self.widths),
             "vicinities": _told("vicinity", self.vicinities),
             "budgets": _told("keep", self.budgets),
         }
-        return ModelProfile(self.chosen, measured, self.wide, self.vicinity)
+        return ModelProfile(self.chosen, measured, self.wide, self.vicinity, self.near)
 
 
 def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
@@ -93,14 +99,15 @@ def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
 def profile(
     engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose tokens, on how many of them what is recomputed needs to see all
-    entries, and how much a token's vicinity should count, by what `SamKV(keep=keep, layers=..., wide=...,
-    vicinity=...)` leaves of full prefill's own answers; gold answers are not looked at.
+    """Measure on `items` which layers should choose tokens, how many tokens before it what is recomputed needs to see,
+    on how many layers all entries, and how much a token's vicinity should count, by what `SamKV(keep=keep, layers=...,
+    near=..., wide=..., vicinity=...)` leaves of full prefill's own answers; gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then the least width that is `as_good`; then the vicinity in force, unless another leaves more
-    (none costs more than another). Each question's chunks are computed into a store of their own, which ends with it.
-    Questions without passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
+    `cheapest` chooses; then the fewest tokens that are `as_good`, and the least width that is; then the vicinity in
+    force, unless another leaves more (none costs more than another). Each question's chunks are computed into a store
+    of their own, which ends with it. Questions without passages, or too long for the model, are left out; raises
+    `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -109,14 +116,17 @@ def profile(
     vicinity = VICINITY if now is None or now.vicinity is None else now.vicinity
     in_force = [layers for layers in (engine.adapter.selection_layers, now and now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, known.agreement, in_force)
-    best, tried = _best_layers(known, Setting((), WIDE, vicinity, keep), sets)
+    best, tried = _best_layers(known, Setting((), NEAR, WIDE, vicinity, keep), sets)
+    by_near = known.varied("Trying how much is seen nearby", best, "near", NEARS)
+    best = best._replace(near=min(as_good(by_near)))
     by_width = known.varied("Trying other widths", best, "wide", WIDTHS)
     best = best._replace(wide=min(as_good(by_width)))
     by_vicinity = known.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     by_keep = known.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
-    outcomes = map(_outcomes, (by_width, by_vicinity, by_keep))
-    return LayerProfile(best.layers, best.wide, best.vicinity, len(asked), keep, tried, *outcomes)
+    chosen = best.layers, best.near, best.wide, best.vicinity
+    outcomes = _outcomes(by_near), _outcomes(by_width), _outcomes(by_vicinity), _outcomes(by_keep)
+    return LayerProfile(*chosen, len(asked), keep, tried, *outcomes)
 
 
 def _best_layers(
@@ -129,7 +139,7 @@ def _best_layers(
     return setting._replace(layers=cheapest(left)), tried
 
 
-def _outcomes(left: Mapping[float, Sequence[Left]]) -> tuple[Outcome, ...]:
+def _outcomes(left: Mapping[Any, Sequence[Left]]) -> tuple[Outcome, ...]:
     return tuple(Outcome(value, *_means(found)) for value, found in left.items())
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.options import Share, Vicinity, fits
+from samkv_rag.options import Count, Share, Vicinity, fits
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
@@ -19,13 +19,15 @@ VERSION = 1
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
     """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
-    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `vicinity`: how much the
-    place that a token stands in is to count when it is settled what stays; None: nobody has measured it."""
+    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `near`: how many tokens
+    before it it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
+    is settled what stays; None: nobody has measured it."""
 
     layers: tuple[int, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
     wide: float | None = None
     vicinity: float | None = None
+    near: int | None = None
 
 
 class Profiles:
@@ -74,13 +76,13 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
         facts = json.loads(written)
         sound = facts.pop("check") == _check(facts) and facts["version"] == VERSION
         layers, measured = tuple(facts["layers"]), dict(facts["measured"])
-        wide, vicinity = facts.get("wide"), facts.get("vicinity")
+        wide, vicinity, near = map(facts.get, ("wide", "vicinity", "near"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
-    numbers = fits(wide, Share | None) and fits(vicinity, Vicinity | None)
+    numbers = fits(wide, Share | None) and fits(vicinity, Vicinity | None) and fits(near, Count | None)
     right = sound and whole and numbers and facts["fingerprint"] == fingerprint
-    return ModelProfile(layers, measured, wide, vicinity) if right else None
+    return ModelProfile(layers, measured, wide, vicinity, near) if right else None
 
 
 def _check(facts: Mapping[str, Any]) -> int:

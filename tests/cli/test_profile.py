@@ -16,7 +16,7 @@ ROWS = [
     for n in range(2)
 ]
 
-CHOSEN = ("model", "layers", "wide", "vicinity")
+CHOSEN = ("model", "layers", "near", "wide", "vicinity")
 
 
 def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     assert shown.exit_code == 0, shown.output
     assert "2 questions, 40 % kept" in shown.stdout and "Selection layers: " in shown.stdout
     assert "vicinity " in shown.stdout
-    assert "25 % of the layers" in shown.stdout
+    assert "25 % of the layers" in shown.stdout and "nearby on the others" in " ".join(shown.stdout.split())
     assert [f" {keep} % " in shown.stdout for keep in (10, 15, 25, 40, 50)] == [True] * 5
     printed = CliRunner().invoke(app, [*args, "--json"])
     found = json.loads(printed.stdout)
@@ -38,6 +38,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
         kept = engine.store.profiles.get(engine.model_fingerprint)
         assert kept is not None and list(kept.layers) == found["layers"]
         assert kept.wide == found["wide"] in (0.25, 0.5, 1.0)
+        assert kept.near == found["near"] in (0, 8, 32)
         assert kept.vicinity == found["vicinity"] in (0.0, 0.5, 1.0)
         assert kept.measured == {name: value for name, value in found.items() if name not in CHOSEN}
         assert len(engine.store) == 0, "measuring leaves no caches behind"

@@ -12,6 +12,7 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.methods import Prepared
+from samkv_rag.methods.samkv import NEAR
 from samkv_rag.types import PromptPlan, Selection
 from tests import oracles
 from tests.cases import WIRINGS
@@ -65,7 +66,7 @@ def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) ->
     each that is computed there. Returns the logits `(vocab,)` at its end, and the positions and entries of what
     stays."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
-    narrow, near = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("near", SamKV().near)
+    narrow, near = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("near", NEAR)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
     before = torch.arange(case.plan.n_tokens) < case.plan.question.start
     seen = whole.fresh.clone()

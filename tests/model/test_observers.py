@@ -39,7 +39,7 @@ def seen_in_a_narrowed_pass(wiring: str, asking: int) -> Overheard:
     slots = run._fresh(layout, Selection(kept, again))
     maps = Overheard(torch.arange(len(slots) - asking, len(slots)), range(4))
     ids = [layout.ids[slot] for slot in slots.tolist()]
-    case.adapter.recompute(ids, slots, cache, observer=maps, narrow=Narrow(2, len(slots) - 5, slots))
+    case.adapter.recompute(ids, slots, cache, observer=maps, narrow=Narrow(2, len(slots) - 5))
     return maps
 
 

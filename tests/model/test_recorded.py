@@ -28,7 +28,11 @@ every_wiring = pytest.mark.parametrize("wiring", [name for name in WIRINGS if no
 
 
 @every_wiring
-@pytest.mark.parametrize("method", [SamKV(keep=0.3), SamKV(keep=0.3, wide=1.0, recompute=1 / 3)], ids=["half", "whole"])
+@pytest.mark.parametrize(
+    "method",
+    [SamKV(keep=0.3), SamKV(keep=0.3, near=2, recompute=1 / 3), SamKV(keep=0.3, wide=1.0, recompute=1 / 3)],
+    ids=["half", "neighbours", "whole"],
+)
 def test_fixed_passes_prepare_what_plain_ones_do(wiring: str, method: Method) -> None:
     plain = [case.prepare(method) for case in prompts(wiring)]
     with recording(adapter(wiring)) as passes:
@@ -49,7 +53,7 @@ def test_sizes_are_recorded_when_they_come_again() -> None:
     with recording(adapter("llama")) as passes:
         made = []
         for case in prompts("llama"):
-            case.prepare(SamKV(near=0))
+            case.prepare(SamKV())
             made.append(passes.recordings)
     assert made == [0, 3, 3, 3], "a look, what is followed, the recompute; the third prompt has sizes of its own"
 

@@ -105,8 +105,9 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
 
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
-    rest: dict[str, Any] = {"layers": found.chosen, "wide": 0.5, "vicinity": 0.0, "keep": KEEP}
+    rest: dict[str, Any] = {"layers": found.chosen, "near": 0, "wide": 0.5, "vicinity": 0.0, "keep": KEEP}
     for option, outcomes, chosen in (
+        ("near", found.nears, found.near),
         ("wide", found.widths, found.wide),
         ("vicinity", found.vicinities, found.vicinity),
         ("keep", found.budgets, KEEP),
@@ -114,6 +115,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         for outcome in outcomes:
             assert (outcome.same, outcome.loss) == pytest.approx(means(**rest | {option: outcome.value}))
         rest[option] = chosen
+    assert [near.value for near in found.nears] == [0, 8, 32]
     assert [width.value for width in found.widths] == [0.25, 0.5, 1.0]
     assert [vicinity.value for vicinity in found.vicinities] == [0.0, 0.5, 1.0]
     assert [budget.value for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
@@ -136,11 +138,12 @@ def test_gold_answers_and_questions_that_cannot_be_asked_change_nothing(
 
 def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) -> None:
     kept = found.as_profile()
-    assert (kept.layers, kept.wide, kept.vicinity) == (found.chosen, found.wide, found.vicinity)
+    assert (kept.layers, kept.near, kept.wide, kept.vicinity) == (found.chosen, found.near, found.wide, found.vicinity)
     assert (kept.measured["questions"], kept.measured["keep"]) == (2, KEEP)
     first, last = found.tried[0], found.budgets[-1]
     row = {"layers": list(first.layers), "same": first.same, "loss": first.loss, "agreement": first.agreement}
     assert kept.measured["tried"][0] == row
+    assert [near["near"] for near in kept.measured["nears"]] == [0, 8, 32]
     assert [width["wide"] for width in kept.measured["widths"]] == [0.25, 0.5, 1.0]
     assert [vicinity["vicinity"] for vicinity in kept.measured["vicinities"]] == [0.0, 0.5, 1.0]
     assert kept.measured["budgets"][-1] == {"keep": 0.5, "same": last.same, "loss": last.loss}
@@ -176,7 +179,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     for step in steps:
         assert [done for name, done, _ in ticks if name == step] == list(range(totals[step] + 1))
     assert totals[steps[0]] == len(ITEMS)
-    more = (found.widths, found.vicinities, found.budgets)
+    more = (found.nears, found.widths, found.vicinities, found.budgets)
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 

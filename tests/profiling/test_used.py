@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,37 @@ def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path
         assert kept_by(again, SamKV(settle="before", keep=0.3)) == by_layer[3]
 
 
-def test_a_stored_width_is_used_and_without_it_half_of_the_layers_are_wide(tmp_path: Path) -> None:
-    def asked(engine: SamKVEngine, **options: Any) -> float:
-        answer = engine.answer(ITEM.question, CHUNKS, method=SamKV(keep=0.5, layers=(3,), **options), max_new_tokens=1)
-        return answer.report.flops
+def flops(engine: SamKVEngine, **options: Any) -> float:
+    """What an answer costs: the more is seen, the more that is."""
+    method = SamKV(keep=0.3, layers=(3,), **options)
+    return engine.answer(ITEM.question, CHUNKS, method=method, max_new_tokens=1).report.flops
 
+
+def test_a_stored_width_is_used_and_without_it_half_of_the_layers_are_wide(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         engine.precompute(CHUNKS)
-        by_width = {wide: asked(engine, wide=wide) for wide in (0.25, 0.5, 1.0)}
+        by_width = {wide: flops(engine, wide=wide) for wide in (0.25, 0.5, 1.0)}
         assert by_width[0.25] < by_width[0.5] < by_width[1.0]
-        assert asked(engine) == by_width[0.5]
+        assert flops(engine) == by_width[0.5]
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
-        assert asked(engine) == by_width[0.5], "a profile from before it was measured"
+        assert flops(engine) == by_width[0.5], "a profile from before it was measured"
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), wide=0.25))
-        assert asked(engine) == by_width[0.25]
-        assert asked(engine, wide=1.0) == by_width[1.0], "the caller's comes first"
+        assert flops(engine) == by_width[0.25]
+        assert flops(engine, wide=1.0) == by_width[1.0], "the caller's comes first"
+
+
+def test_what_is_seen_nearby_is_as_stored_and_without_it_nothing(tmp_path: Path) -> None:
+    asked = partial(flops, wide=0.0)
+    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
+        engine.precompute(CHUNKS)
+        by_near = {near: asked(engine, near=near) for near in (0, 1, 8)}
+        assert by_near[0] < by_near[1] < by_near[8]
+        assert asked(engine) == by_near[0]
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
+        assert asked(engine) == by_near[0], "a profile from before it was measured"
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), near=1))
+        assert asked(engine) == by_near[1]
+        assert asked(engine, near=8) == by_near[8], "the caller's comes first"
 
 
 def test_a_stored_vicinity_is_used_and_without_it_none_counts(tmp_path: Path) -> None:
