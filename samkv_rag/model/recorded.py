@@ -99,7 +99,7 @@ class Sizes:
             watched=rounded(len(watcher.rows)) if watcher else 0,
             kind=watcher.kind if watcher else None,
             narrow_from=asked.narrow.layer if asked.narrow else None,
-            seen=0 if asked.neighbours is None else rounded(len(asked.neighbours) + 1, parts=4),
+            seen=0 if asked.neighbours is None else rounded(len(asked.neighbours), parts=4),
             last_layer=asked.last_layer,
             speak=asked.speak,
         )
@@ -149,7 +149,7 @@ class FixedPass:
         if asked.neighbours is not None:
             count = len(asked.neighbours)
             self._seen[:count].copy_(asked.neighbours, non_blocking=True)
-            self._seen[count:] = length
+            self._seen[count:] = asked.slots[-1]  # behind all that see less, and a number: it runs, too
         watcher = asked.watcher
         if watcher is not None:
             rows = watcher.rows

@@ -6,7 +6,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from samkv_rag import ChunkKVStore
 from samkv_rag.methods import Prepared
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.recorded import Found, Passes
 from samkv_rag.model.workspace import Workspace
 from tests import oracles
@@ -48,19 +48,22 @@ def refused(run: Callable[[], Found]) -> Callable[[], Found]:
 
 
 def passes_of(model: ModelAdapter, capture: Any = replayed) -> Passes:
-    make = partial(model._buffers, layers=model.shape.cached())
+    """Passes in a workspace that is full of what is no number, whenever it grows."""
+
+    def make(slots: int) -> list[Buffers]:
+        made = model._buffers(slots, model.shape.cached())
+        for part in made:
+            part.keys[:], part.values[:] = torch.nan, torch.nan
+        return made
+
     return Passes(Workspace(model.shape, make), model._carry_out, capture)
 
 
 @contextmanager
 def recording(model: ModelAdapter, capture: Any = replayed) -> Iterator[Passes]:
-    """Within the block the passes of a model are of fixed sizes, in a workspace that is full of what is no number."""
+    """Within the block the passes of a model are of fixed sizes, in a workspace that has room for 180 slots."""
     model.passes = passes_of(model, capture)
-    given_back = model.passes.lend(model.shape.cached(), 180)
-    assert given_back is not None
-    for part in given_back:
-        part.keys[:], part.values[:] = torch.nan, torch.nan
-    del given_back, part
+    assert model.passes.lend(model.shape.cached(), 180) is not None
     try:
         yield model.passes
     finally:
