@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +42,24 @@ def flops(engine: SamKVEngine, **options: Any) -> float:
     return engine.answer(ITEM.question, CHUNKS, method=method, max_new_tokens=1).report.flops
 
 
-def test_a_stored_width_is_used_and_without_it_half_of_the_layers_are_wide(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "values", "default", "rest"),
+    [("wide", (0.25, 0.5, 1.0), 0.5, {}), ("near", (0, 1, 8), 0, {"wide": 0.0})],
+)
+def test_what_is_seen_is_as_stored_and_without_it_the_default(
+    tmp_path: Path, option: str, values: tuple[float, ...], default: float, rest: dict[str, Any]
+) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         engine.precompute(CHUNKS)
-        by_width = {wide: flops(engine, wide=wide) for wide in (0.25, 0.5, 1.0)}
-        assert by_width[0.25] < by_width[0.5] < by_width[1.0]
-        assert flops(engine) == by_width[0.5]
+        costs = {value: flops(engine, **rest, **{option: value}) for value in values}
+        assert sorted(set(costs.values())) == list(costs.values())
+        assert flops(engine, **rest) == costs[default]
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
-        assert flops(engine) == by_width[0.5], "a profile from before it was measured"
-        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), wide=0.25))
-        assert flops(engine) == by_width[0.25]
-        assert flops(engine, wide=1.0) == by_width[1.0], "the caller's comes first"
-
-
-def test_what_is_seen_nearby_is_as_stored_and_without_it_nothing(tmp_path: Path) -> None:
-    asked = partial(flops, wide=0.0)
-    with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        engine.precompute(CHUNKS)
-        by_near = {near: asked(engine, near=near) for near in (0, 1, 8)}
-        assert by_near[0] < by_near[1] < by_near[8]
-        assert asked(engine) == by_near[0]
-        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
-        assert asked(engine) == by_near[0], "a profile from before it was measured"
-        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), near=1))
-        assert asked(engine) == by_near[1]
-        assert asked(engine, near=8) == by_near[8], "the caller's comes first"
+        assert flops(engine, **rest) == costs[default], "a profile from before it was measured"
+        measured = next(value for value in values if value != default)
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), **{option: measured}))
+        assert flops(engine, **rest) == costs[measured]
+        assert flops(engine, **rest, **{option: values[-1]}) == costs[values[-1]], "the caller's comes first"
 
 
 def test_a_stored_vicinity_is_used_and_without_it_none_counts(tmp_path: Path) -> None:
