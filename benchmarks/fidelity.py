@@ -37,7 +37,7 @@ from samkv_rag.profiling.answers import ANSWER_TOKENS, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, can_be_asked
 from samkv_rag.types import PromptPlan
 
-METHODS = "reuse,cacheblend,samkv:vicinity=0,samkv:vicinity=1,samkv:keep=0.3,vicinity=1,random_rest"
+METHODS = "reuse,cacheblend,samkv,samkv:near=8,samkv:near=8,vicinity=1,samkv:keep=0.3,near=8,vicinity=1,random_rest"
 Row = dict[str, Any]
 
 
