@@ -49,10 +49,8 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        chosen = {
-            "layers": list(found.chosen), "near": found.near, "wide": found.wide, "vicinity": found.vicinity
-        }  # fmt: skip
-        print_json({"model": model, **chosen, **found.as_profile().measured})
+        chosen = {name: getattr(found, name) for name in ("near", "wide", "vicinity")}
+        print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
         return
     for table in (_layers_table, _nears_table, _widths_table, _vicinities_table, _budgets_table):
         out.print(table(found))
@@ -101,11 +99,7 @@ def _nears_table(found: LayerProfile) -> Table:
 
 def _widths_table(found: LayerProfile) -> Table:
     return _outcomes(
-        "What is recomputed sees all entries",
-        "on",
-        found.widths,
-        found.wide,
-        lambda wide: f"{_share(wide)} of the layers",
+        "It sees all entries", "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers"
     )
 
 

@@ -43,9 +43,8 @@ class NarrowedPlan(AttentionPlan):
         self._narrow, self._seen, among = narrow, own, None
         if narrow.seen is not None:
             self._seen = narrow.seen.to(own.device, non_blocking=True)
-            among = torch.searchsorted(self._seen, own).clamp_(
-                max=len(self._seen) - 1
-            )  # a filled-up pass has rows behind
+            # The rows that a pass is filled up with stand behind all slots: they see what the last one does.
+            among = torch.searchsorted(self._seen, own).clamp_(max=len(self._seen) - 1)
         self._inner = AttentionPlan(plan.positions[self._seen], among, backend=plan.backend)
         self._outer = AttentionPlan(plan.positions, others, backend=plan.backend)
 
