@@ -51,7 +51,7 @@ class Pass:
         """How many (row, token it sees) pairs a layer has; a sliding `window` ends a row's view."""
         if narrowed and self.narrow is not None:
             own, others = self.slots[: self.narrow.rows], self.slots[self.narrow.rows :]
-            seen = own if self.narrow.seen is None else self.narrow.seen
+            seen = self.narrow.sees(self.slots)
             inner = Pass(self.positions[seen], torch.searchsorted(seen, own), self.layers)
             return inner.pairs(window) + Pass(self.positions, others, self.layers).pairs(window)
         seen = self.slots.long() + 1

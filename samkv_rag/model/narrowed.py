@@ -31,6 +31,10 @@ class Narrow:
         ahead = own_at[torch.searchsorted(own_at, positions).clamp_(max=len(own) - 1)] - positions
         return cls(layer, len(own), ((ahead >= 0) & (ahead <= near)).nonzero()[:, 0])
 
+    def sees(self, slots: Tensor) -> Tensor:
+        """The slots that the narrowed ones of a pass over `slots` see, sorted."""
+        return slots[: self.rows] if self.seen is None else self.seen.to(slots.device, non_blocking=True)
+
 
 class NarrowedPlan(AttentionPlan):
     """A plan with a `narrow`; the observer is shown every layer as if it were wide."""
@@ -40,9 +44,8 @@ class NarrowedPlan(AttentionPlan):
             raise ValueError("a pass over everything in the cache has nothing to leave out")
         super().__init__(plan.positions, plan.slots, plan.observer, plan.last_layer, plan.backend)
         own, others = plan.slots[: narrow.rows], plan.slots[narrow.rows :]
-        self._narrow, self._seen, among = narrow, own, None
+        self._narrow, self._seen, among = narrow, narrow.sees(plan.slots), None
         if narrow.seen is not None:
-            self._seen = narrow.seen.to(own.device, non_blocking=True)
             # The rows that a pass is filled up with stand behind all slots: they see what the last one does.
             among = torch.searchsorted(self._seen, own).clamp_(max=len(self._seen) - 1)
         self._inner = AttentionPlan(plan.positions[self._seen], among, backend=plan.backend)
