@@ -98,9 +98,8 @@ def _nears_table(found: LayerProfile) -> Table:
 
 
 def _widths_table(found: LayerProfile) -> Table:
-    return _outcomes(
-        "It sees all entries", "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers"
-    )
+    title = "What is recomputed sees all entries"
+    return _outcomes(title, "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers")
 
 
 def _vicinities_table(found: LayerProfile) -> Table:
