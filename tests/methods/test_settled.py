@@ -61,10 +61,10 @@ def test_a_prompt_may_begin_with_a_chunk_of_which_nothing_is_recomputed(wiring: 
 
 
 @some_wirings
-@pytest.mark.parametrize("seeing", [{"wide": 1.0}, {"wide": 0.0, "near": 3}])
+@pytest.mark.parametrize("seeing", [{"wide": 1.0}, {"wide": 0.0, "near": 3, "recompute": 1 / 3}])
 def test_what_is_hidden_on_the_upper_layers_would_have_been_seen(wiring: str, seeing: dict[str, Any]) -> None:
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3, recompute=1 / 3, **seeing))
+    prepared = case.prepare(SamKV(keep=0.3, **seeing))
     assert distance(spoken(case, prepared), settled_logits(wiring, case, prepared, narrow=0, near=0)) > TOLERANCE
 
 

@@ -19,7 +19,6 @@ from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.recorded import Found, Passes
 from samkv_rag.model.shape import KVShape
 from samkv_rag.model.workspace import ROUND, Workspace, follow
-from samkv_rag.types import BLOCK
 from tests import oracles
 from tests.model.recording import assert_same, prompts, prompts_of, recording, replayed
 from tests.models import adapter
@@ -42,7 +41,7 @@ def test_prompts_of_any_sizes_are_prepared_alike_in_memory_without_room_to_spare
     wiring: str, lengths: list[list[int]], method: SamKV, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of two blocks one is a deviation above their mean and one below on every layer: layers that disagree make a tie.
-    assume(all(sum(-(-count // BLOCK) for count in one) != 2 for one in lengths))
+    assume(all(sum(-(-count // method._block) for count in one) != 2 for one in lengths))
     monkeypatch.setattr(workspace_module, "ROUND", 16)
     monkeypatch.setattr(workspace_module, "HEADROOM", 1.0)
     cases = prompts_of(adapter(wiring), lengths)
