@@ -68,8 +68,8 @@ def environment() -> dict[str, str]:
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES, *GATHER])
 def test_registers_suffice(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
     code = codes[case]
-    # Two registers of the largest tile do not fit on 8.0, outside the loop.
-    spilled = 8 if case == ("attend", "bf16", 80) else 0
+    # Nine registers of the largest tile do not fit on 8.0, outside the loops.
+    spilled = 40 if case == ("attend", "bf16", 80) else 0
     assert code["stack"] <= spilled
     assert code["registers"] <= 255
 

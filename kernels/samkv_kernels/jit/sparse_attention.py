@@ -10,6 +10,7 @@ found is combined.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,16 +29,24 @@ PROGRAMS = 256
 LEAST_TILES = 4
 MOST_SPLITS = 64
 
+ROOMY = 224 << 10
+"""Bytes of shared memory of the largest tile: 0.962 ms instead of 1.015 for 2,497 queries over 16,424 keys, 11.4
+instead of 12.0 for 9,870 over 65,576 (heads of an 8B Llama, bfloat16, one H200)."""
+LONG = 4096
+"""Rows from which on it is worth it."""
+
 _UNSEEN = tl.constexpr(-1.0e30)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _scores(q, k, scale, cap, SOFTCAP: tl.constexpr):
-    scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale
+    dots = tl.dot(q, tl.trans(k), input_precision="tf32x3")
     if SOFTCAP:
-        scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / cap) + 1.0))
-    return scores * _LOG2E
+        scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * (dots * scale) / cap) + 1.0)) * _LOG2E
+    else:
+        scores = dots * (scale * _LOG2E)
+    return scores
 
 
 @triton.jit
@@ -53,6 +62,30 @@ def _span(first, last, spans_at, token, asks):
     return start, stop
 
 
+@triton.jit
+def _open(start, stop, asks, begin, end, KEYS: tl.constexpr):
+    # Whole tiles from `low` to `high` that every row sees: nothing is compared there. Before them and behind them stand
+    # tiles that only some rows see.
+    first = tl.max(tl.where(asks, start, 0), 0)
+    behind = tl.min(tl.where(asks, stop, 2147483646), 0) + 1
+    low = tl.minimum(begin + tl.cdiv(tl.maximum(first - begin, 0), KEYS) * KEYS, end)
+    high = low + tl.maximum(tl.minimum(behind, end) - low, 0) // KEYS * KEYS
+    return low, high
+
+
+@triton.jit
+def _whole(pointers, real, WHOLE: tl.constexpr):
+    return tl.load(pointers) if WHOLE else tl.load(pointers, mask=real, other=0)
+
+
+@triton.jit
+def _weighed(scores, highest, total):
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    weights = tl.exp2(scores - higher[:, None])
+    shrink = tl.exp2(highest - higher)
+    return weights, shrink, higher, total * shrink + tl.sum(weights, 1)
+
+
 @triton.jit(do_not_specialize=["n_query"])
 def attend_kernel(
     query, key, value, out, levels, first, last, sinks, n_query, span_stride, scale, cap,
@@ -65,7 +98,8 @@ def attend_kernel(
     # along the third axis take a part of the keys each: both outputs are then by part, `combine_kernel` joins them.
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
-    token, head, asks = _rows(tl.program_id(0), n_query, group, REP, ROWS)
+    # The last queries first: they see most, and short programs fill what is left of the time.
+    token, head, asks = _rows(tl.num_programs(0) - 1 - tl.program_id(0), n_query, group, REP, ROWS)
     start, stop = _span(first, last, batch * span_stride, token, asks)
     at = tl.arange(0, WIDE)[None, :]
     real = at < DIM
@@ -87,21 +121,27 @@ def attend_kernel(
         part = tl.cdiv(tl.cdiv(end - begin, SPLITS), KEYS) * KEYS
         begin += split * part
         end = tl.minimum(end, begin + part)
-    for index in range(begin, end, KEYS):
+    low, high = _open(start, stop, asks, begin, end, KEYS)
+    before = tl.cdiv(low - begin, KEYS)
+    for tile in range(0, before + tl.cdiv(end - high, KEYS)):
+        index = tl.where(tile < before, begin + tile * KEYS, high + (tile - before) * KEYS)
         slot = index + tl.arange(0, KEYS)
         there = (slot < end)[:, None] & real
         k = tl.load(keys + slot.to(tl.int64)[:, None] * k_strides[2], mask=there, other=0).to(DOT)
         scores = _scores(q, k, scale, cap, SOFTCAP)
         seen = (slot[None, :] >= start[:, None]) & (slot[None, :] <= stop[:, None])
         scores = tl.where(seen, scores, _UNSEEN)
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(highest - higher)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, shrink, highest, total = _weighed(scores, highest, total)
         if not NORMALISER:
             v = tl.load(values + slot.to(tl.int64)[:, None] * v_strides[2], mask=there, other=0).to(DOT)
             acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
-        highest = higher
+    for index in range(low, high, KEYS):
+        slot = (index + tl.arange(0, KEYS)).to(tl.int64)[:, None]
+        k = _whole(keys + slot * k_strides[2], real, DIM == WIDE).to(DOT)
+        weights, shrink, highest, total = _weighed(_scores(q, k, scale, cap, SOFTCAP), highest, total)
+        if not NORMALISER:
+            v = _whole(values + slot * v_strides[2], real, DIM == WIDE).to(DOT)
+            acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
     total = tl.where(total == 0, 1.0, total)
     batch += split * (tl.num_programs(1) // GROUPS)
     if NORMALISER or SPLITS > 1:
@@ -163,8 +203,9 @@ def shares_kernel(
     tl.store(out + place, tl.where(seen, acc / (GROUPS * REP), 0.0), mask=shown)
 
 
-def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
-    """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head."""
+def tiles(dtype: torch.dtype, dim: int, rows: int, roomy: bool = False) -> dict[str, int]:
+    """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head; `roomy`: a program
+    may have `ROOMY` bytes of shared memory."""
     if dim > 256:  # half the rows and half the keys of half as many dimensions
         size, keys, warps, stages = (16, 16, 4, 1) if dtype == torch.float32 else (32, 32, 8, 2)
     elif dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits lie in shared memory
@@ -174,10 +215,18 @@ def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
     elif dim > 128:
         size, keys, warps, stages = 64, 64, 8, 2
     else:
-        size, keys, warps, stages = 128, 64, 8, 3
+        size, keys, warps, stages = 128, 128 if roomy and rows > LONG else 64, 8, 3
     if rows <= 16:
         size, warps = 16, 4
     return {"ROWS": min(size, power_of_2(rows, 16)), "KEYS": keys, "num_warps": warps, "num_stages": stages}
+
+
+@cache
+def _roomy(device: torch.device) -> bool:
+    """Whether a program of this device may have as much shared memory as the largest tile takes."""
+    if device.type != "cuda":
+        return False
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= ROOMY
 
 
 def share_tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
@@ -208,7 +257,7 @@ def _attend(
     """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`."""
     batch, heads, count, dim = query.shape
     rows = count * (heads // key.shape[1])
-    tile, (first, last, stride) = tiles(query.dtype, dim, rows), _flat(spans)
+    tile, (first, last, stride) = tiles(query.dtype, dim, rows, _roomy(query.device)), _flat(spans)
     grid = (triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])
     parts = splits(grid[0] * grid[1], key.shape[2], tile["KEYS"])
     levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
