@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,21 @@ class Angles:
         return Angles(self.cos[:, start:stop], self.sin[:, start:stop], self.table, self.interleaved)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Stored tokens that come to stand in neighbouring slots, from slot `start` on: `rows` int `(T,)` of `stored`, as
+    in `rope_gather`."""
+
+    start: int
+    stored: Stored
+    rows: Tensor
+
+    @property
+    def stop(self) -> int:
+        """The slot behind them."""
+        return self.start + len(self.rows)
+
+
 def rope_gather(
     stored: Stored, rows: Tensor, angles: Angles, dtype: torch.dtype, room: int = 0, backend: Backend = "torch"
 ) -> tuple[Tensor, Tensor]:
@@ -92,6 +108,27 @@ def rope_gather_into(
         plain_keys, plain_values = _gathered(stored.layer(layer), tokens)  # where the blocks are, which may be the host
         _turn_into(keys[layer, :, : len(rows)], plain_keys.to(keys.device), angles.layer(layer))
         values[layer, :, : len(rows)] = plain_values
+
+
+def rope_gather_pieces_into(
+    keys: Tensor, values: Tensor, pieces: Iterable[Piece], angles: Angles, backend: Backend = "torch"
+) -> None:
+    """Fill all slots of `keys` and `values` `(L, G, T, D)`: by `pieces`, which come in order and do not overlap, and
+    with zeros where there is none. `angles` are those of all slots. The reference fills what has come so far."""
+    if backend == "triton":
+        from samkv_kernels.jit.rope_gather import gather_pieces_into
+
+        gather_pieces_into(keys, values, list(pieces), angles)
+        return
+    end = 0
+    for piece in pieces:
+        for buffer in (keys, values):
+            buffer[:, :, end : piece.start] = 0
+        begin, end = piece.start, piece.stop
+        here = keys[:, :, begin:end], values[:, :, begin:end]
+        rope_gather_into(*here, piece.stored, piece.rows, angles.slots(begin, end))
+    for buffer in (keys, values):
+        buffer[:, :, end:] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 
+import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.rope_gather import Stored, rope_gather_into
+from samkv_kernels.rope_gather import Piece, Stored, rope_gather_pieces_into
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.rotary import RotaryTable
@@ -53,18 +55,17 @@ class Filling:
         """Fill the layers of a step now."""
         cuts = self.shape.cuts(step)
         own = {cut.index: one for cut, one in zip(self.shape.cuts(self.layers), self.stacks, strict=True)}
-        stacks = [self._of(cut, own[cut.index]) for cut in cuts]
-        turns, end = [self.table.angles(cut.layers) for cut in cuts], 0
-        for part in parts(step):
-            begin, end, rows = end, part.start + len(part.rows), part.rows.to(self.stacks[0].keys.device)
-            for stack, stored, angles in zip(stacks, part.stored, turns, strict=True):
-                stack.slots(begin, part.start).clear()
-                here, angles = stack.slots(part.start, end), angles.slots(part.start, end)
-                rope_gather_into(*here.both, stored.to(rows.device), rows, angles, self.backend)
-        for stack in stacks:
-            stack.slots(end, self.slots).clear()
+        for place, (cut, found) in enumerate(zip(cuts, tee(parts(step), len(cuts)), strict=True)):
+            keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
+            pieces = map(partial(_piece, place, keys.device), found)
+            rope_gather_pieces_into(keys, values, pieces, self.table.angles(cut.layers), self.backend)
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
         """The layers of a cut among all that its stack has here."""
         below = cut.stack.within(self.layers).start
         return buffers.layers(range(cut.places.start - below, cut.places.stop - below), 0)
+
+
+def _piece(place: int, device: torch.device, part: Part) -> Piece:
+    """What a part has for the stack at a place, where the cache is."""
+    return Piece(part.start, part.stored[place].to(device), part.rows.to(device))

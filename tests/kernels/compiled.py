@@ -77,7 +77,7 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
     dtype, dot = {"bf16": (torch.bfloat16, tl.bfloat16), "fp32": (torch.float32, tl.float32)}[kind]
-    tile = sparse_attention.tiles(dtype, dim, rows)
+    tile = sparse_attention.tiles(dtype, dim, rows, roomy=sm >= 90)
     if name == "shares":
         tile = sparse_attention.share_tiles(dtype, dim, rows)
     constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, **tile}
@@ -92,7 +92,7 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
 
 def _sized(variant: str) -> tuple[str, int, int]:
     kind, *sizes = variant.split()
-    dim, rows = (*map(int, sizes), *(_DIM, 4096)[len(sizes) :])
+    dim, rows = (*map(int, sizes), *(_DIM, 8192)[len(sizes) :])
     return kind, dim, rows
 
 
@@ -112,12 +112,14 @@ def gather(kind: str, sm: int, folder: Path) -> Any:
     types: dict[str, Any] = dict.fromkeys(("keys", "values"), source)
     types |= dict.fromkeys(("key_scale", "key_zero", "value_scale", "out_keys", "out_values"), "*bf16")
     types |= {"rows": "*i32", "cos": "*fp32", "sin": "*fp32", "table": "*i32", "slots": "i32"}
+    types |= {"tiles": "*i32", "pieces": "*i64"}
     types |= dict.fromkeys(("key_strides", "value_strides"), (*_FOUR, "constexpr"))
     types |= dict.fromkeys(("key_scale_strides", "key_zero_strides", "value_scale_strides"), _FIVE)
     constants = {
         "SIZE": 16, "DIM": _DIM, "HALF": _DIM // 2, "WIDE": _DIM, "WIDE_HALF": _DIM // 2, "WIDE_REST": 0,
         "TOKENS": rope_gather.TOKENS, "INTERLEAVED": False, "BY_LAYER": False, "KEY_SCALED": kind != "bf16",
-        "KEY_ZERO": kind == "int8", "VALUE_SCALED": kind != "bf16", "num_warps": rope_gather.WARPS,
+        "KEY_ZERO": kind == "int8", "VALUE_SCALED": kind != "bf16", "HINT": 16, "SCALE_HINT": 1,
+        "num_warps": rope_gather.WARPS,
     }  # fmt: skip
     return compiled(rope_gather.gather_kernel, {**types, "out_strides": _FOUR}, constants, sm, folder)
 

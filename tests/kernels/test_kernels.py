@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samkv_kernels.backend import interpreting
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
-from samkv_kernels.rope_gather import Angles, Stored, rope_gather
+from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather, rope_gather_pieces_into
 from samkv_kernels.softmax import PLAIN, Softmax
 from samkv_kernels.sparse_attention import Spans, attention_shares, sparse_attention
 from samkv_rag.store.quantise import QUANTISERS, KVForm
@@ -92,6 +92,27 @@ def test_every_way_to_turn_is_known(dim: int, half: int, table: list[int] | None
 @pytest.mark.parametrize("rows", [[], [-1], [7]])
 def test_none_and_one_token_are_gathered(rows: list[int]) -> None:
     assert gather_both_ways(stored("bf16", 1, 1, 1, 64), rows, turns(len(rows), 32), torch.bfloat16) < 0.01
+
+
+PIECES = [(2, "int8", 3, [5, 17, -1]), (5, "bf16", 2, [0, 31]), (9, "int8", 1, list(range(15, -1, -1)) + [0, 1, 2])]
+
+
+@pytest.mark.parametrize("pieces", [PIECES, PIECES[:1], PIECES[1:], []])
+@pytest.mark.parametrize("behind", [0, 21])
+def test_pieces_of_any_form_are_gathered_and_gaps_cleared(pieces: list[Any], behind: int) -> None:
+    made = [
+        Piece(start, stored(form, 2, blocks, 2, 64), torch.tensor(rows, dtype=torch.int32, device=DEVICE))
+        for start, form, blocks, rows in pieces
+    ]
+    slots = max([1, *(piece.stop for piece in made)]) + behind
+    angles, filled = turns(slots, 32, [1, 0]), []
+    for backend in ("triton", "torch"):
+        keys, values = (torch.empty(2, 2, slots + 1, 64, device=DEVICE)[:, :, :slots] for _ in range(2))
+        rope_gather_pieces_into(keys, values, made, angles, backend)
+        filled.append((keys, values))
+    for got, want in zip(*filled, strict=True):
+        assert not bool(want.isnan().any()) and far(got, want) < TOLERANCE[torch.float32]
+        assert bool((want[:, :, :2] == 0).all()) or not pieces or pieces[0][0] > 2
 
 
 def test_a_wrong_turn_would_be_seen() -> None:

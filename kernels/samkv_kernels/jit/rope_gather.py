@@ -1,13 +1,16 @@
-"""One launch for all layers: kept tokens out of their blocks, dequantised, keys turned, into the compact cache.
+"""One launch for all layers and all chunks: kept tokens out of their blocks, dequantised, keys turned, into the cache.
 
 A program copies `TOKENS` slots of one head of one layer, K and V. Slots are read token by token, so a block may be kept
 in part; a token's D elements are contiguous. Everything is upcast as it is loaded: Triton's interpreter computes bf16
-wrongly otherwise.
+wrongly otherwise. Where the blocks of a piece lie is told as how far from those of the first one: any two tensors are
+some number of elements apart, whoever allocated them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -15,17 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
-
-if TYPE_CHECKING:
-    from samkv_kernels.rope_gather import Angles, Stored
+from samkv_kernels.rope_gather import Angles, Piece, Stored
 
 TOKENS = 16
 WARPS = 4
-
-
-@triton.jit
-def _place(layer, block, head, offset, strides):
-    return layer * strides[0] + block * strides[1] + head * strides[2] + offset * strides[3]
 
 
 @triton.jit
@@ -49,26 +45,41 @@ def _key(key, scale, zero, scale_step, zero_step, at, mask, SCALED: tl.constexpr
     return x
 
 
+@triton.jit
+def _place(first, layer, block, head, offset, pieces, piece, strides, PART: tl.constexpr, HINT: tl.constexpr):
+    base = tl.multiple_of(tl.load(pieces + piece * 11 + 2 * PART + 1), HINT)
+    deep = layer * tl.multiple_of(tl.load(pieces + piece * 11 + 2 * PART + 2), HINT)
+    return first + base + deep + block * strides[1] + head * strides[2] + offset * strides[3]
+
+
 @triton.jit(do_not_specialize=["slots"])
 def gather_kernel(
-    keys, values, key_scale, key_zero, value_scale, out_keys, out_values, rows, cos, sin, table, slots,
+    keys, values, key_scale, key_zero, value_scale, out_keys, out_values, rows, cos, sin, table, tiles, pieces, slots,
     key_strides, value_strides, key_scale_strides, key_zero_strides, value_scale_strides, out_strides,
     SIZE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, WIDE_HALF: tl.constexpr,
     WIDE_REST: tl.constexpr, TOKENS: tl.constexpr, INTERLEAVED: tl.constexpr, BY_LAYER: tl.constexpr,
-    KEY_SCALED: tl.constexpr, KEY_ZERO: tl.constexpr, VALUE_SCALED: tl.constexpr,
+    KEY_SCALED: tl.constexpr, KEY_ZERO: tl.constexpr, VALUE_SCALED: tl.constexpr, HINT: tl.constexpr,
+    SCALE_HINT: tl.constexpr,
 ):  # fmt: skip
-    slot = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    # A tile is (piece, first slot, slots); piece -1: zeros. A piece is where its rows stand, and of each of the five
+    # kinds of blocks where they begin, and the step from a layer to the next, multiples of the hints.
+    tile = tiles + tl.program_id(0) * 3
+    piece = tl.load(tile).to(tl.int64)
+    some = piece >= 0
+    piece = tl.maximum(piece, 0)
+    at = tl.arange(0, TOKENS)[:, None]
+    slot = tl.load(tile + 1) + at
     head = tl.program_id(1).to(tl.int64)
     layer = tl.program_id(2).to(tl.int64)
-    inside = slot < slots
-    row = tl.load(rows + slot, mask=inside, other=-1).to(tl.int64)
+    inside = at < tl.load(tile + 2)
+    row = tl.load(rows + tl.load(pieces + piece * 11) + slot, mask=inside & some, other=-1).to(tl.int64)
     there = row >= 0
     row = tl.maximum(row, 0)
     block = row // SIZE
     offset = row % SIZE
-    key = keys + _place(layer, block, head, offset, key_strides)
-    scale = key_scale + _place(layer, block, head, offset, key_scale_strides)
-    zero = key_zero + _place(layer, block, head, offset, key_zero_strides)
+    key = _place(keys, layer, block, head, offset, pieces, piece, key_strides, 0, HINT)
+    scale = _place(key_scale, layer, block, head, offset, pieces, piece, key_scale_strides, 2, SCALE_HINT)
+    zero = _place(key_zero, layer, block, head, offset, pieces, piece, key_zero_strides, 3, SCALE_HINT)
     target = layer * out_strides[0] + head * out_strides[1] + slot.to(tl.int64) * out_strides[2]
     if HALF > 0:
         pair = tl.arange(0, WIDE_HALF)[None, :]
@@ -90,9 +101,9 @@ def gather_kernel(
         _put(out_keys + target + still, x, inside & (still < DIM))
     at = tl.arange(0, WIDE)[None, :]
     real = there & (at < DIM)
-    v = _load(values + _place(layer, block, head, offset, value_strides) + at, real)
+    v = _load(_place(values, layer, block, head, offset, pieces, piece, value_strides, 1, HINT) + at, real)
     if VALUE_SCALED:
-        scale = value_scale + _place(layer, block, head, offset, value_scale_strides)
+        scale = _place(value_scale, layer, block, head, offset, pieces, piece, value_scale_strides, 4, SCALE_HINT)
         v = v * _load(scale + at * value_scale_strides[4], real)
     _put(out_values + target + at, v, inside & (at < DIM))
 
@@ -113,25 +124,97 @@ def sizes(stored: Stored, angles: Angles) -> dict[str, Any]:
 def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
     """Fill the first `len(rows)` slots of `keys` and `values` `(L, G, >= T, D)`. Raises ValueError on tensors that the
     device cannot read."""
-    scales = [
-        stored.keys if x is None else x.expand(stored.keys.shape)
-        for x in (stored.key_scale, stored.key_zero, stored.value_scale)
-    ]
+    _launch(keys, values, [Piece(0, stored, rows)], [], angles)
+
+
+def gather_pieces_into(keys: Tensor, values: Tensor, pieces: Sequence[Piece], angles: Angles) -> None:
+    """Fill all slots of `keys` and `values` `(L, G, T, D)` by the `pieces`, in order, with zeros where there is none.
+    Raises as `gather_into`."""
+    slots, end, gaps = angles.cos.shape[1], 0, list[tuple[int, int]]()
+    for piece in pieces:
+        gaps += [(end, piece.start - end)] * (piece.start > end)
+        end = piece.stop
+    gaps += [(end, slots - end)] * (slots > end)
+    alike: dict[Any, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        alike[_kind(piece)].append(piece)
+    for few in alike.values():
+        _launch(keys, values, few, gaps, angles)
+        gaps = []
+    for start, count in gaps:  # there is no piece
+        keys[:, :, start : start + count], values[:, :, start : start + count] = 0, 0
+
+
+def _kind(piece: Piece) -> Any:
+    """What pieces share that one launch serves."""
+    parts = [(x.dtype, x.shape[2:], x.stride()[1:]) for x in _blocks(piece.stored)]
+    return piece.rows.dtype, piece.stored.key_scale is None, piece.stored.key_zero is None, tuple(parts)
+
+
+def _blocks(stored: Stored) -> list[Tensor]:
+    """Keys, values, the scales of keys, their zeros, the scales of values; the keys again for what there is none of."""
+    scales = (stored.key_scale, stored.key_zero, stored.value_scale)
+    shape = stored.keys.shape
+    return [stored.keys, stored.values, *(stored.keys if x is None else x.expand(shape) for x in scales)]
+
+
+def _launch(
+    keys: Tensor, values: Tensor, pieces: Sequence[Piece], gaps: Sequence[tuple[int, int]], angles: Angles
+) -> None:
+    first, rows = pieces[0].stored, pieces[0].rows
+    blocks = [_blocks(piece.stored) for piece in pieces]
     table = rows if angles.table is None else angles.table
-    blocks = [stored.keys, stored.values, *scales]
-    require_one_device(keys, rows, angles.cos, angles.sin, table)
-    _require_readable(keys, blocks)
-    grid = (triton.cdiv(len(rows), TOKENS), *keys.shape[1::-1])
+    require_one_device(keys, angles.cos, angles.sin, table, *(piece.rows for piece in pieces))
+    for each in blocks:
+        _require_readable(keys, each)
+    spans = [(number, piece.start, len(piece.rows)) for number, piece in enumerate(pieces)]
+    tiles = _tiles([*spans, *((-1, *gap) for gap in gaps)])
+    grid = (len(tiles), *keys.shape[1::-1])
     if 0 in grid:
         return
+    places = _table(pieces, blocks)
+    hints = {"HINT": _hint(places[:, 1:5]), "SCALE_HINT": _hint(places[:, 5:])}
     with on_device(keys):
         gather_kernel[grid](
-            *blocks[:2], *scales, keys, values, rows, angles.cos.contiguous(), angles.sin.contiguous(), table,
-            len(rows), *(x.stride() for x in blocks), keys.stride(), **sizes(stored, angles), num_warps=WARPS,
+            *blocks[0], keys, values, rows, angles.cos.contiguous(), angles.sin.contiguous(), table,
+            *(x.to(keys.device, non_blocking=True) for x in (tiles, places)), angles.cos.shape[1],
+            *(x.stride() for x in blocks[0]), keys.stride(), **sizes(first, angles), **hints, num_warps=WARPS,
         )  # fmt: skip
 
 
-def _require_readable(keys: Tensor, blocks: list[Tensor]) -> None:
+def _tiles(spans: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Tiles int32 `(N, 3)` of (piece, first slot, slots) out of spans of any length."""
+    whole = torch.tensor(spans, dtype=torch.int32)
+    counts = -(-whole[:, 2] // TOKENS)
+    tiles = whole.repeat_interleave(counts, 0)
+    before = TOKENS * (torch.arange(len(tiles)) - (counts.cumsum(0) - counts).repeat_interleave(counts)).int()
+    tiles[:, 1] += before
+    tiles[:, 2] = (tiles[:, 2] - before).clamp_(max=TOKENS)
+    return tiles
+
+
+def _table(pieces: Sequence[Piece], blocks: Sequence[Sequence[Tensor]]) -> Tensor:
+    """int64 `(P, 11)`: see the kernel."""
+    lines, rows = [], pieces[0].rows
+    for piece, each in zip(pieces, blocks, strict=True):
+        line = [_apart(piece.rows, rows) - piece.start]
+        for x, first in zip(each, blocks[0], strict=True):
+            line += [_apart(x, first), x.stride(0)]
+        lines.append(line)
+    return torch.tensor(lines)
+
+
+def _hint(steps: Tensor) -> int:
+    """What all steps are multiples of, as far as it counts: so many elements may be loaded at once."""
+    return 16 if bool((steps % 16 == 0).all()) else 1
+
+
+def _apart(x: Tensor, first: Tensor) -> int:
+    """How many elements `x` begins behind `first`."""
+    return (x.data_ptr() - first.data_ptr()) // x.element_size()
+
+
+def _require_readable(keys: Tensor, blocks: Sequence[Tensor]) -> None:
     if blocks[0].stride(-1) != 1 or blocks[1].stride(-1) != 1:
         raise ValueError("stored keys and values need contiguous heads; call .contiguous() on the blocks")
     if any(x.device != keys.device and not x.is_pinned() for x in blocks):
