@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries, blocks_of
 from samkv_rag.methods.layout import Ground, Layout
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.buffers import sent
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.filling import Part
-from samkv_rag.types import BLOCK, PromptPlan
+from samkv_rag.types import BLOCK, PromptPlan, Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,28 @@ class Assembly:
     has in the store."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
-        self.ground = Ground(plan)
+        self._plan, self.ground = plan, Ground(plan)
         self.blocks = [-(-len(chunk.token_ids) // BLOCK) for chunk in plan.chunks]
         self._adapter = adapter
         self._entries = entries
         self._costs = costs
         self._room = room
         self._held: Held | None = None
+        self._all_wanted = False
+        self._known: tuple[Layout, Wanted] | None = None
+
+    @cached_property
+    def everything(self) -> tuple[Tensor, ...]:
+        """Of every chunk, all of its tokens."""
+        return Selection.all_of(self._plan).kept
+
+    @cached_property
+    def _whole(self) -> Layout:
+        return self.ground.layout(self.everything)
 
     def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
         """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""
-        return self.ground.layout(kept, stop)
+        return self._whole if kept is self.everything and stop is None else self.ground.layout(kept, stop)
 
     def assemble(
         self, kept: Sequence[Tensor], layout: Layout, layers: range | None = None,
@@ -64,16 +76,25 @@ class Assembly:
         over before anybody looks: they are not read, and stay empty too.
         """
         with self._costs.stage("load"):
-            wanted = self._wanted(len(kept), layout, replaced)
+            wanted = self._wanted_of(len(kept), layout, replaced)
             steps = self._entries.steps(self._adapter.shape.cached(layers))
             self._ask(wanted.blocks, steps)
             cache = self._adapter.assemble(partial(self._parts, wanted), layout.positions, self._room, steps)
             self._costs.held(cache.nbytes)
             return cache
 
-    def ask(self, layers: range) -> None:
-        """Have all entries on `layers` read while something else runs, where that takes time: they will be wanted."""
-        self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
+    def expect(self, *runs: range) -> None:
+        """Have all entries read while something else runs, where that takes time, some `runs` of layers after others:
+        they will be wanted."""
+        self._all_wanted = True
+        for layers in runs:
+            self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
+
+    def go_on(self, kept: Sequence[Tensor], layout: Layout) -> None:
+        """Fill the layers above those that are held while a device goes on with what it was given, if all entries are
+        wanted anyway: the host would only wait for it."""
+        if self._all_wanted and self.holds(layout):
+            self.hold(layout, self.completed(kept, layout, None))
 
     def _ask(self, blocks: Sequence[Sequence[int]], steps: Iterable[range]) -> None:
         for step in steps:
@@ -88,6 +109,14 @@ class Assembly:
                     stored = self._entries.blocks(index, wanted.blocks[index], layers)
                     yield Part(start, stored, wanted.rows[start : start + count])
 
+    def _wanted_of(self, chunks: int, layout: Layout, replaced: Sequence[Tensor] | None) -> Wanted:
+        """What a cache of the layout wants: of more layers the same as of the first ones."""
+        if replaced is not None:
+            return self._wanted(chunks, layout, replaced)
+        if self._known is None or self._known[0] is not layout:
+            self._known = layout, self._wanted(chunks, layout, None)
+        return self._known[1]
+
     def _wanted(self, chunks: int, layout: Layout, replaced: Sequence[Tensor] | None) -> Wanted:
         slots = layout.owned
         if replaced is not None:
@@ -95,7 +124,7 @@ class Assembly:
         owner = layout.owner[slots]
         blocks, rows = blocks_of(owner, layout.positions[slots] - self.ground.starts[owner], chunks)
         spread = torch.full((len(layout.owner),), -1).index_copy_(0, slots, rows)
-        return Wanted(blocks, spread.to(self._adapter.device, non_blocking=True), layout.runs(chunks))
+        return Wanted(blocks, sent(spread, self._adapter.device), layout.runs(chunks))
 
     def hold(self, layout: Layout, cache: SlotCache) -> None:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""
@@ -103,13 +132,13 @@ class Assembly:
 
     def release(self) -> None:
         """Keep no cache."""
-        self._held = None
+        self._held = self._known = None
 
     def holds(self, layout: Layout) -> bool:
         """True if an earlier pass has left a cache that has all tokens of the layout, the glue computed."""
         held = self._held
-        if held is None:
-            return False
+        if held is None or held.positions is layout.positions:
+            return held is not None
         at = torch.searchsorted(held.positions, layout.positions).clamp_(max=len(held.positions) - 1)
         return torch.equal(held.positions[at], layout.positions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +61,8 @@ class Ground:
             chunk = segment.kind == "chunk"
             owner.append(torch.full((len(segment.token_ids),), len(starts) if chunk else -1))
             starts += [segment.start] if chunk else []
-        self.ids = torch.tensor(plan.token_ids)
+        ids = array("q", plan.token_ids)  # torch takes a list ten times as long
+        self.ids = torch.frombuffer(ids, dtype=torch.long) if ids else torch.empty(0, dtype=torch.long)
         self.owner = torch.cat(owner)
         self.starts = torch.tensor(starts, dtype=torch.long)
 

@@ -17,6 +17,7 @@ from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.rows import answering_rows, asking_rows, stored_rows
 from samkv_rag.methods.seen import Look, Witnessed
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.buffers import sent
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import AttentionMaps, MeanAttention, Observer
@@ -88,8 +89,7 @@ class Run:
 
     def read_ahead(self, last_layer: int) -> None:
         """Have all entries read, those up to `last_layer` first, beside what runs: for a method that needs them all."""
-        for layers in (range(last_layer + 1), range(last_layer + 1, self.adapter.shape.layers)):
-            self.caches.ask(layers)
+        self.caches.expect(range(last_layer + 1), range(last_layer + 1, self.adapter.shape.layers))
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -126,20 +126,20 @@ class Run:
     def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
 
-        Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in prompt
-        order, where the model runs (it is large: take what is wanted of it before it is moved), and for every chunk
-        the columns of its tokens.
+        Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in order,
+        where the model runs (it is large: take what is wanted of it before it is moved), and every chunk's columns.
         """
         with self._scoring(), self.stage("select"):
             layout, cache = self._asking(kept, max(layers), to_the_end=True)
             fresh, asked, ids = self._question_rows(layout)
-            maps = self.adapter.question_attention(ids, fresh, asked, cache, layers)
-            return self._of_chunks(maps, layout), layout.columns(len(kept))
+            maps = self._of_chunks(self.adapter.question_attention(ids, fresh, asked, cache, layers), layout)
+        self.caches.go_on(kept, layout)
+        return maps, layout.columns(len(kept))
 
     def witnessed(self, witnesses: Sequence[Tensor], last_layer: int) -> Witnessed:
         """What the chunk tokens `witnesses` attend to among all stored entries, on the layers up to `last_layer`. They
         are computed for it, and the glue, if no pass has; what is stored stays as it is."""
-        kept = Selection.all_of(self.plan).kept
+        kept = self.caches.everything
         layout = self.caches.layout(kept)
         known = self.caches.holds(layout)
         cache = self.caches.completed(kept, layout, None, range(last_layer + 1))
@@ -209,7 +209,7 @@ class Run:
         taken down. What stands before those tokens sees all on the first `wide` layers only, by default on all of
         them; above, it sees what is computed in this pass, and `near` tokens before each.
         """
-        whole = Selection(Selection.all_of(self.plan).kept, tuple(again))
+        whole = Selection(self.caches.everything, tuple(again))
         layout = self.caches.layout(whole.kept)
         cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
         slots = self._fresh(layout, whole)
@@ -264,7 +264,7 @@ class Run:
         `choose(deviation, columns)` gets the squared difference of new and stored keys at that layer, fp32 `(T,)` over
         all chunk tokens, and each chunk's columns in it (CacheBlend's step; below `check` all tokens stay fresh).
         """
-        kept = Selection.all_of(self.plan).kept
+        kept = self.caches.everything
         layout = self.caches.layout(kept)
         cache = self.caches.assemble(kept, layout)
         with self.stage("select"):
@@ -285,7 +285,7 @@ class Run:
     def _of_chunks(self, found: Tensor, layout: Layout) -> Tensor:
         """What was found about chunk tokens `(..., T)`, of what was about all slots. In two dimensions: in three a CPU
         takes up to seven times as long."""
-        owned = layout.owned.to(self.adapter.device, non_blocking=True)
+        owned = sent(layout.owned, self.adapter.device)
         return found.flatten(0, -2).index_select(1, owned).view(*found.shape[:-1], len(owned))
 
     def _fresh(self, layout: Layout, selection: Selection) -> Tensor:

@@ -13,7 +13,7 @@ from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
-from samkv_rag.types import BLOCK, Selection
+from samkv_rag.types import BLOCK
 
 GAIN = 4.0
 """What a look at second hand counts, to one at first hand."""
@@ -200,7 +200,7 @@ def pass_scores(
     Reads the tokens `seen` of every chunk (sorted indices), all of them by default; what is not read scores 0. Any
     block size.
     """
-    maps, columns = run.question_attention(Selection.all_of(run.plan).kept if seen is None else seen, layers)
+    maps, columns = run.question_attention(run.caches.everything if seen is None else seen, layers)
     shares = weighed(maps).cpu()
     if seen is not None:
         return _placed(run, shares, seen, columns, block, initial, local)

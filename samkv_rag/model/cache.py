@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.buffers import Buffers, sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
         last = int(positions[-1]) + 1 if len(positions) else 0
         reaching = torch.cat([positions, torch.arange(last, last + room, device=positions.device)])
-        self.positions = reaching.to(keys.device, non_blocking=True)
+        self.positions = sent(reaching, keys.device)
         self._buffers, self._sources = list(buffers), sources
         self._coming = deque[tuple[int, Callable[[], None]]]()
         self._bind()
