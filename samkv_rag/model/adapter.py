@@ -66,7 +66,7 @@ class ModelAdapter:
         self.shape = self._measure()
         self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length, backend=self.backend)
         self.passes: Passes | None = None
-        if graphs.wanted():
+        if graphs.wanted(self.backend, self.device, self.rotary.depends_on_length):
             self.record()
 
     @torch.inference_mode()

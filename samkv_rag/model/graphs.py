@@ -2,7 +2,7 @@
 
 A step of an 8B model is 1,200 launches; the host takes 25 ms and more to make them, the GPU 6 ms to carry them out.
 Where a new token goes and what it sees is read from tensors, so that the same launches serve the next token: a token
-attends over its cache's whole buffer, of which its span ends with itself. `SAMKV_GRAPHS=on` asks for it.
+attends over its cache's whole buffer, of which its span ends with itself. `SAMKV_GRAPHS=off` does without.
 
 Recorded or not, the steps of an answer are the same function, so its tokens do not depend on when a recording began.
 They attend by our kernel where a step that is not fixed goes by SDPA: the two differ by rounding.
@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -39,12 +40,12 @@ Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 Result = TypeVar("Result")
 
 
-def wanted() -> bool:
-    """What SAMKV_GRAPHS asks for: "on" or "off", which it is without the variable."""
-    choice = os.environ.get(VARIABLE) or "off"
-    if choice not in ("on", "off"):
-        raise SamKVError(f"{VARIABLE}={choice!r} is neither 'on' nor 'off'.")
-    return choice == "on"
+def wanted(backend: Backend, device: torch.device, apart: bool) -> bool:
+    """Whether to record, as SAMKV_GRAPHS says: "on", "off", or "auto" (the default), where it can be done."""
+    choice = os.environ.get(VARIABLE) or "auto"
+    if choice not in ("auto", "on", "off"):
+        raise SamKVError(f"{VARIABLE}={choice!r} is none of 'auto', 'on' and 'off'.")
+    return choice == "on" or (choice == "auto" and _obstacle(backend, device, apart) is None)
 
 
 def recorder_of(forward: Forward, backend: Backend, device: torch.device, apart: bool) -> Recorder | None:
@@ -208,7 +209,7 @@ class Graphs:
         self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))  # a pool goes with its last graph
 
     def _capture(self, run: Callable[[], Result], warm: bool = False) -> tuple[torch.cuda.CUDAGraph, Result]:
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), _same_draws():
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             self._stream.wait_stream(before)
             try:
@@ -224,3 +225,16 @@ class Graphs:
             finally:
                 before.wait_stream(self._stream)
         return graph, out
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """A recording that fails leaves the device's generator of random numbers as if it were still recorded, and it draws
+    no more: it goes on from a copy then."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    spare = generator.clone_state()
+    try:
+        yield
+    except Exception:
+        generator.graphsafe_set_state(spare)
+        raise

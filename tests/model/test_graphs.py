@@ -114,17 +114,24 @@ def test_a_full_cache_is_an_error_of_its_own_row(monkeypatch: pytest.MonkeyPatch
     assert [rows[row].result() for row in (0, 1, 3)] == [alone("llama")[row] for row in (0, 1, 3)]
 
 
-def test_graphs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = []
-    for choice in ("", "off", "on"):
+def test_steps_are_recorded_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wanted(backend: Any = "triton", device: str = "cuda", apart: bool = False) -> bool:
+        return graphs.wanted(backend, torch.device(device), apart)
+
+    for choice, there, elsewhere in (
+        ("", True, False),
+        ("auto", True, False),
+        ("off", False, False),
+        ("on", True, True),
+    ):
         monkeypatch.setenv(VARIABLE, choice)
-        said.append(graphs.wanted())
-    assert said == [False, False, True]
+        assert wanted() == there
+        assert wanted("torch") == wanted(device="cpu") == wanted(apart=True) == elsewhere
     with pytest.warns(RuntimeWarning, match="on cpu"):
         assert ModelAdapter(build(WIRINGS["llama"]())).loop.recorder is None
     monkeypatch.setenv(VARIABLE, "perhaps")
-    with pytest.raises(SamKVError, match="neither"):
-        graphs.wanted()
+    with pytest.raises(SamKVError, match="none of"):
+        wanted()
 
 
 def test_what_is_in_the_way_is_said() -> None:
@@ -162,8 +169,8 @@ def test_a_graph_plays_the_steps_that_were_recorded(
     wiring: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token by token the same steps, one answer alone and two together; in float32 those of plain steps, too."""
-    model = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton")
-    said = {}
+    model, said = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton"), {}
+    model.passes = None
     for name, capture in {"plain": None, "fixed": lambda run: run, "played": Graphs(model.device)}.items():
         recorder = None if capture is None else Recorder(model.loop._side_by_side, "triton", capture)
         monkeypatch.setattr(model.loop, "recorder", recorder)

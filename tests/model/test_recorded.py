@@ -153,12 +153,19 @@ def test_sizes_are_rounded_up_by_little(count: int, parts: int) -> None:
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 
+def on_gpu(wiring: str, dtype: torch.dtype = torch.float32) -> ModelAdapter:
+    """A model that records nothing yet."""
+    model = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton")
+    model.passes = None
+    return model
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("wiring", ["llama", "gemma2", "qwen3", "mistral-sliding"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_graph_plays_the_passes_that_were_recorded(wiring: str, dtype: torch.dtype) -> None:
     """To the bit what they are unrecorded; in float32 within rounding what plain ones are."""
-    model, made = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton"), {}
+    model, made = on_gpu(wiring, dtype), {}
     cases = prompts_of(model)
     made["plain"] = [case.prepare(SamKV(keep=0.3)) for case in cases]
     for name, capture in {"fixed": lambda run: run, "played": Graphs(model.device)}.items():
@@ -173,7 +180,7 @@ def test_a_graph_plays_the_passes_that_were_recorded(wiring: str, dtype: torch.d
 
 @pytest.mark.gpu
 def test_graphs_are_made_anew_where_the_workspace_grew() -> None:
-    model = ModelAdapter(build(WIRINGS["llama"]()).to("cuda"), wanted="triton")
+    model = on_gpu("llama")
     short, long = prompts_of(model, ((40, 20), (200, 180)))
     want = short.prepare(SamKV())
     with recording(model, Graphs(model.device)) as passes:
@@ -185,7 +192,7 @@ def test_graphs_are_made_anew_where_the_workspace_grew() -> None:
 
 @pytest.mark.gpu
 def test_a_failed_recording_harms_neither_passes_nor_samples() -> None:
-    model = ModelAdapter(build(WIRINGS["llama"]()).to("cuda"), wanted="triton")
+    model = on_gpu("llama")
     graphs, case = Graphs(model.device), prompts_of(model)[0]
     want = case.prepare(SamKV())
 
