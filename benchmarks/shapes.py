@@ -58,7 +58,7 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
     "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "random-int8" with linear layers in 8 bits,
-    "8b" the shape of Llama-3.1-8B in bfloat16,
+    "8b" the shape of Llama-3.1-8B in bfloat16, "8b-compiled" the same with norms and MLPs compiled,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
     """
@@ -67,12 +67,21 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     if label == "8b-shallow":
         shallow = LlamaConfig(**LLAMA_8B.to_diff_dict() | {"num_hidden_layers": 4})
         return random_model(shallow, torch.float32, device)
-    if label == "8b":
-        return random_model(LLAMA_8B, torch.bfloat16, device)
+    if label in ("8b", "8b-compiled"):
+        adapter = random_model(LLAMA_8B, torch.bfloat16, device)
+        return compiled(adapter) if label == "8b-compiled" else adapter
     if label == "tiny":
         return random_model(TINY_LLAMA, device=device)
     adapter = random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
     return in_int8(adapter) if label == "random-int8" else adapter
+
+
+def compiled(adapter: ModelAdapter) -> ModelAdapter:
+    """The same model, its norms and MLPs compiled where they stand."""
+    for module in adapter.model.modules():
+        if type(module).__name__.endswith(("RMSNorm", "MLP")):
+            module.compile(dynamic=True)
+    return adapter
 
 
 def in_int8(adapter: ModelAdapter) -> ModelAdapter:
