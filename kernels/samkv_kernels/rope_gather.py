@@ -30,6 +30,11 @@ class Stored:
         """Views of the storage layout `(L, B, 2, G, S, D)`."""
         return cls(kv[:, :, 0], kv[:, :, 1])
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it lies in pinned memory of the host, all of it being of one tensor."""
+        return self.keys.is_pinned()
+
     def to(self, device: torch.device) -> Stored:
         """The same on another device."""
         parts = (self.keys, self.values, self.key_scale, self.value_scale, self.key_zero)

@@ -30,7 +30,7 @@ class Entries:
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, store: ChunkKVStore) -> None:
         self._keys = [str(chunk.key) for chunk in plan.chunks]
-        self._shape = adapter.shape
+        self._shape, self._device = adapter.shape, adapter.device
         self._store = store
         self._summaries: dict[int, ChunkSummary] = {}
         self._reads: dict[tuple[int, int], ChunkReads] = {}  # by chunk and stack
@@ -103,6 +103,8 @@ class Entries:
         """Forget what was read, and read no more. The counts stay."""
         if self._readers is not None:
             self._readers.shutdown(cancel_futures=True)
+        if self._reads and self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # it may read pinned memory, which is others' then
         self._reads.clear()
 
 

@@ -57,7 +57,7 @@ class Filling:
         own = {cut.index: one for cut, one in zip(self.shape.cuts(self.layers), self.stacks, strict=True)}
         for place, (cut, found) in enumerate(zip(cuts, tee(parts(step), len(cuts)), strict=True)):
             keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
-            pieces = map(partial(_piece, place, keys.device), found)
+            pieces = map(partial(self._piece, place, keys.device), found)
             rope_gather_pieces_into(keys, values, pieces, self.table.angles(cut.layers), self.backend)
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
@@ -65,7 +65,8 @@ class Filling:
         below = cut.stack.within(self.layers).start
         return buffers.layers(range(cut.places.start - below, cut.places.stop - below), 0)
 
-
-def _piece(place: int, device: torch.device, part: Part) -> Piece:
-    """What a part has for the stack at a place, where the cache is."""
-    return Piece(part.start, part.stored[place].to(device), part.rows.to(device))
+    def _piece(self, place: int, device: torch.device, part: Part) -> Piece:
+        """What a part has for the stack at a place, where the cache is, or where our kernel can read it."""
+        stored = part.stored[place]
+        readable = self.backend == "triton" and stored.is_pinned
+        return Piece(part.start, stored if readable else stored.to(device), part.rows.to(device))
