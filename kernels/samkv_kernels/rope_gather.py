@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +106,7 @@ def rope_gather_into(
     if backend == "triton":
         from samkv_kernels.jit.rope_gather import gather_into
 
-        gather_into(keys, values, stored, rows, angles)
+        gather_into(keys, values, [Piece(0, stored, rows)], angles)
         return
     tokens = Tokens.of(rows, stored)
     for layer in range(len(keys)):  # what a layer takes on the way stays in the processor's caches
@@ -121,9 +121,10 @@ def rope_gather_pieces_into(
     """Fill all slots of `keys` and `values` `(L, G, T, D)`: by `pieces`, which come in order and do not overlap, and
     with zeros where there is none. `angles` are those of all slots. The reference fills what has come so far."""
     if backend == "triton":
-        from samkv_kernels.jit.rope_gather import gather_pieces_into
+        from samkv_kernels.jit.rope_gather import gather_into
 
-        gather_pieces_into(keys, values, list(pieces), angles)
+        pieces = list(pieces)
+        gather_into(keys, values, pieces, angles, _gaps(pieces, angles.cos.shape[1]))
         return
     end = 0
     for piece in pieces:
@@ -134,6 +135,13 @@ def rope_gather_pieces_into(
         rope_gather_into(*here, piece.stored, piece.rows, angles.slots(begin, end))
     for buffer in (keys, values):
         buffer[:, :, end:] = 0
+
+
+def _gaps(pieces: Sequence[Piece], slots: int) -> list[tuple[int, int]]:
+    """Runs of slots, (first, count), that are no piece's."""
+    ends = [0, *(piece.stop for piece in pieces)]
+    starts = [*(piece.start for piece in pieces), slots]
+    return [(end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -18,7 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
-from samkv_kernels.rope_gather import Angles, Piece, Stored
+
+if TYPE_CHECKING:
+    from samkv_kernels.rope_gather import Angles, Piece, Stored
 
 TOKENS = 16
 WARPS = 4
@@ -121,26 +123,17 @@ def sizes(stored: Stored, angles: Angles) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
-    """Fill the first `len(rows)` slots of `keys` and `values` `(L, G, >= T, D)`. Raises ValueError on tensors that the
-    device cannot read."""
-    _launch(keys, values, [Piece(0, stored, rows)], [], angles)
-
-
-def gather_pieces_into(keys: Tensor, values: Tensor, pieces: Sequence[Piece], angles: Angles) -> None:
-    """Fill all slots of `keys` and `values` `(L, G, T, D)` by the `pieces`, in order, with zeros where there is none.
-    Raises as `gather_into`."""
-    slots, end, gaps = angles.cos.shape[1], 0, list[tuple[int, int]]()
-    for piece in pieces:
-        gaps += [(end, piece.start - end)] * (piece.start > end)
-        end = piece.stop
-    gaps += [(end, slots - end)] * (slots > end)
+def gather_into(
+    keys: Tensor, values: Tensor, pieces: Sequence[Piece], angles: Angles, gaps: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Fill slots of `keys` and `values` `(L, G, T, D)` by the `pieces`, and those of the `gaps`, (first, count), with
+    zeros. Raises ValueError on tensors that the device cannot read."""
     alike: dict[Any, list[Piece]] = defaultdict(list)
     for piece in pieces:
         alike[_kind(piece)].append(piece)
     for few in alike.values():
         _launch(keys, values, few, gaps, angles)
-        gaps = []
+        gaps = ()
     for start, count in gaps:  # there is no piece
         keys[:, :, start : start + count], values[:, :, start : start + count] = 0, 0
 
