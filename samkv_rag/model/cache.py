@@ -82,13 +82,6 @@ class SlotLayer(CacheLayerMixin):
             self._overwrite(key_states, value_states, self.slots)
         return self.keys, self.values
 
-    def put_next(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one new token `(1, G, 1, D)` at `slot` `(1,)`, which only the device knows; returns the whole buffers
-        `(1, G, T + room, D)`. The token is live once `crop` has said so."""
-        self._keys.index_copy_(2, slot, keys.to(self._keys.dtype))
-        self._values.index_copy_(2, slot, values.to(self._values.dtype))
-        return self.buffers
-
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:
         """The whole buffers `(1, G, T + room, D)`."""
@@ -206,10 +199,9 @@ class SlotCache(Cache):
         own = self.slot_layers[self._sources[layer]]
         return own.update(keys, values) if self._sources[layer] == layer else (own.keys, own.values)
 
-    def put_next(self, layer: int, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """As `extend`, for one token at a `slot` that only the device knows; see `SlotLayer.put_next`."""
-        own = self.slot_layers[self._sources[layer]]
-        return own.put_next(slot, keys, values) if self._sources[layer] == layer else own.buffers
+    def home(self, layer: int) -> int:
+        """The layer whose entries a layer of the model attends to, mostly itself."""
+        return self._sources[layer]
 
     @contextmanager
     def writing(

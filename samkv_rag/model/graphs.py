@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.rows_attention import Caches, Places, put_rows, rows_attention
 from samkv_kernels.softmax import Softmax
-from samkv_kernels.sparse_attention import Spans, sparse_attention
+from samkv_kernels.sparse_attention import Spans
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.attention import Plan
 from samkv_rag.model.cache import SlotCache
@@ -72,12 +73,14 @@ def tell(warning: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FixedPlan:
-    """One new token for each of several caches, at `slots` `(B,)` of them; rows as in `RowsPlan`."""
+    """One new token for each of several caches, at `slots` `(B,)` of them; rows as in `RowsPlan`. `places`: where the
+    caches are, by layer."""
 
     caches: Sequence[SlotCache]
+    places: Sequence[Places]
     slots: Tensor
     backend: Backend
-    _spans: dict[tuple[int, int | None], Spans] = field(default_factory=dict)
+    _spans: dict[int | None, Spans] = field(default_factory=dict)
 
     def positions(self) -> Tensor:
         """Of the new tokens, `(B, 1)`."""
@@ -87,23 +90,27 @@ class FixedPlan:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
     ) -> Tensor:
         """One layer of the step; see `Plan`."""
-        out = []
-        for row, cache in enumerate(self.caches):
-            own = slice(row, row + 1)
-            keys, values = cache.put_next(layer, self._slot(row), key[own], value[own])
-            spans = self._seen(row, window)
-            out.append(sparse_attention(query[own], keys, values, spans, softmax, self.backend))
-        return torch.cat(out)
+        home = self.caches[0].home(layer)
+        keys, values = zip(*(cache.slot_layers[home].buffers for cache in self.caches), strict=True)
+        caches = Caches(keys, values, self.places[home])
+        if home == layer:
+            put_rows(caches, self.slots, key, value, self.backend)
+        return rows_attention(query, caches, self._seen(window), softmax, self.backend)
 
     def _slot(self, row: int) -> Tensor:
         return self.slots[row : row + 1]
 
-    def _seen(self, row: int, window: int | None) -> Spans:
+    def _seen(self, window: int | None) -> Spans:
         """Up to the token itself: what stands behind it, the cache's room, has later positions."""
-        if (row, window) not in self._spans:
-            at, slot = self.caches[row].positions[None], self._slot(row)
-            self._spans[row, window] = Spans.causal(at.index_select(1, slot), at, window)
-        return self._spans[row, window]
+        if window not in self._spans:
+            own = [self._seen_by(row, window) for row in range(len(self.caches))]
+            first, last = (torch.cat(ends) for ends in zip(*((one.first, one.last) for one in own), strict=True))
+            self._spans[window] = Spans(first, last)
+        return self._spans[window]
+
+    def _seen_by(self, row: int, window: int | None) -> Spans:
+        at, slot = self.caches[row].positions[None], self._slot(row)
+        return Spans.causal(at.index_select(1, slot), at, window)
 
 
 class FixedStep:
@@ -112,7 +119,7 @@ class FixedStep:
     def __init__(self, rows: Sequence[Decoding], forward: Forward, backend: Backend) -> None:
         self._forward, self._backend = forward, backend
         self._rows = [weakref.ref(row) for row in rows]  # a recording outlives its answers, their caches do not
-        self._memory = _memory(rows)
+        self._memory, self._places = _memory(rows), _places(rows)
         device = rows[0].ids.device
         self._tokens = torch.zeros(len(rows), 1, dtype=torch.long, device=device)
         self._slots = torch.zeros(len(rows), dtype=torch.long, device=device)
@@ -145,13 +152,20 @@ class FixedStep:
         self._again = capture(self._run)
 
     def _run(self) -> Tensor:
-        plan = FixedPlan([row.cache for ref in self._rows if (row := ref()) is not None], self._slots, self._backend)
+        caches = [row.cache for ref in self._rows if (row := ref()) is not None]
+        plan = FixedPlan(caches, self._places, self._slots, self._backend)
         return self._forward(self._tokens, plan.positions(), plan)
 
 
 def _memory(rows: Sequence[Decoding]) -> list[tuple[int, int]]:
     """Where the caches of some answers begin and end."""
     return [row.cache.slot_layers[0].place for row in rows]
+
+
+def _places(rows: Sequence[Decoding]) -> list[Places]:
+    """Where the caches of some answers are, layer by layer."""
+    layers = zip(*(row.cache.slot_layers for row in rows), strict=True)
+    return [Places.of(*zip(*(layer.buffers for layer in each), strict=True)) for each in layers]
 
 
 class Recorder:

@@ -67,12 +67,13 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
     kernel = sparse_attention.shares_kernel if name == "shares" else sparse_attention.attend_kernel
     types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), f"*{kind}")
     types |= {
-        "out": f"*{kind}" if name in ("attend", "sinks") else "*fp32",
+        "out": f"*{kind}" if name in ("attend", "sinks", "apart") else "*fp32",
         "normaliser": "*fp32",
         "levels": "*fp32",
         "first": "*i32",
         "last": "*i32",
         "sinks": f"*{kind}",
+        "places": "*i64",
     }
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
@@ -86,6 +87,8 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
             "SINKS": name == "sinks",
             "NORMALISER": name == "normaliser",
             "SPLITS": 16 if name == "split" else 1,
+            "APART": name == "apart",
+            "HINT": 16,
         }
     return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
 

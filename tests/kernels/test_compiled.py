@@ -28,6 +28,7 @@ ATTENTION = [
     ("attend", "bf16", 80),
     ("split", "bf16", 90),
     ("sinks", "bf16", 90),
+    ("apart", "bf16", 90),
     ("normaliser", "bf16", 90),
     ("shares", "bf16", 90),
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from samkv_kernels.jit.launching import dot_type, on_device, power_of_2, require_one_device
 
 if TYPE_CHECKING:
+    from samkv_kernels.rows_attention import Caches
     from samkv_kernels.softmax import Softmax
     from samkv_kernels.sparse_attention import Spans
 
@@ -88,14 +89,15 @@ def _weighed(scores, highest, total):
 
 @triton.jit(do_not_specialize=["n_query"])
 def attend_kernel(
-    query, key, value, out, levels, first, last, sinks, n_query, span_stride, scale, cap,
+    query, key, value, out, levels, first, last, sinks, places, n_query, span_stride, scale, cap,
     q_strides, k_strides, v_strides, o_strides,
     GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr, APART: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     # NORMALISER: only `levels` are wanted, each row's log2 of its sum of exponentials; values are not read. Programs
     # along the third axis take a part of the keys each: both outputs are then by part, `combine_kernel` joins them.
+    # APART: every request has keys and values of its own, at its `places`, multiples of HINT.
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
     # The last queries first: they see most, and short programs fill what is left of the time.
@@ -105,8 +107,13 @@ def attend_kernel(
     real = at < DIM
     place = batch * q_strides[0] + head.to(tl.int64) * q_strides[1] + token.to(tl.int64) * q_strides[2]
     q = tl.load(query + place[:, None] + at, mask=asks[:, None] & real, other=0).to(DOT)
-    keys = key + batch * k_strides[0] + group * k_strides[1] + at
-    values = value + batch * v_strides[0] + group * v_strides[1] + at
+    if APART:
+        home = places + batch * 4
+        keys = key + tl.multiple_of(tl.load(home), HINT) + group * tl.multiple_of(tl.load(home + 2), HINT) + at
+        values = value + tl.multiple_of(tl.load(home + 1), HINT) + group * tl.multiple_of(tl.load(home + 3), HINT) + at
+    else:
+        keys = key + batch * k_strides[0] + group * k_strides[1] + at
+        values = value + batch * v_strides[0] + group * v_strides[1] + at
     highest = tl.full((ROWS,), _UNSEEN, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     if SINKS:  # the first part has seen the sink, which adds no value
@@ -252,25 +259,29 @@ def splits(programs: int, keys: int, tile: int) -> int:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, out: Tensor | None = None
-) -> Tensor:
-    """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`."""
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, out: Tensor | None = None,
+    apart: Caches | None = None,
+) -> Tensor:  # fmt: skip
+    """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`. `apart` says where each request's keys
+    are if they are its own; `key` and `value` are then those of the first."""
     batch, heads, count, dim = query.shape
     rows = count * (heads // key.shape[1])
     tile, (first, last, stride) = tiles(query.dtype, dim, rows, _roomy(query.device)), _flat(spans)
     grid = (triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])
-    parts = splits(grid[0] * grid[1], key.shape[2], tile["KEYS"])
+    parts = splits(grid[0] * grid[1], key.shape[2] if apart is None else apart.longest, tile["KEYS"])
     levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
     into = levels[..., None] if out is None else out
     if out is not None and parts > 1:
         into = torch.empty(parts * batch, heads, count, dim, dtype=torch.float32, device=query.device)
     fixed, how = sizes(query, key, softmax), {"SPLITS": parts, "NORMALISER": out is None}
+    where = {"APART": apart is not None, "HINT": 1 if apart is None else apart.places.hint}
     sinks = None if softmax.sinks is None else softmax.sinks.contiguous()
     with on_device(query):
         attend_kernel[(*grid, parts)](
-            query, key, value, into, levels, first, last, levels if sinks is None else sinks, count, stride,
-            softmax.scale_for(dim), softmax.softcap or 1.0, query.stride()[:3], key.stride()[:3], value.stride()[:3],
-            into.stride()[-4:-1], **fixed, SINKS=sinks is not None, **tile, **how,
+            query, key, value, into, levels, first, last, levels if sinks is None else sinks,
+            first if apart is None else apart.places.table, count, stride, softmax.scale_for(dim),
+            softmax.softcap or 1.0, query.stride()[:3], key.stride()[:3], value.stride()[:3], into.stride()[-4:-1],
+            **fixed, SINKS=sinks is not None, **tile, **how, **where,
         )  # fmt: skip
         if parts > 1:
             joined, total = torch.empty_like(levels[0]) if out is None else out, batch * heads * count
@@ -287,6 +298,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Sof
     if out.numel() == 0 or key.shape[2] == 0:
         return out.zero_()
     _attend(query, key, value, spans, softmax, out)
+    return out
+
+
+def attend_apart(query: Tensor, caches: Caches, spans: Spans, softmax: Softmax) -> Tensor:
+    """`(B, H, Q, D)`; arguments as in `samkv_kernels.rows_attention.rows_attention`."""
+    query, key, value = _rows_contiguous(query, caches.keys[0], caches.values[0], spans)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    _attend(query, key, value, spans, softmax, out, caches)
     return out
 
 
