@@ -40,10 +40,12 @@ def latest(name: str, *keys: str, gpu: bool = False) -> dict[tuple[str, ...], Ro
 
 def draw_ttft(
     axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str, model: str = "random",
-    where: str = "12 x 768 Llama, {} prompt tokens, one CPU thread",
+    where: str = "12 x 768 Llama, {} prompt tokens, one CPU thread", how: str = "",
 ) -> None:  # fmt: skip
-    """Bars of the median time to the first token, with the 20 to 80 % range and the ratio to full prefill."""
-    found = [(method, rows[model, tokens, method]) for method in COLOURS if (model, tokens, method) in rows]
+    """Bars of the median time to the first token, with the 20 to 80 % range and the ratio to full prefill. `how` stands
+    behind the names of all other methods than that."""
+    keys = {method: (model, tokens, method + how * (method != "full")) for method in COLOURS}
+    found = [(method, rows[key]) for method, key in keys.items() if key in rows]
     for place, (method, row) in enumerate(found):
         median, low, high = (float(row[key]) / 1e3 for key in ("median_ms", "p20_ms", "p80_ms"))
         spread = [[median - low], [high - median]]
@@ -106,11 +108,11 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw_gpu(path: Path) -> None:
-    """What was measured on a GPU: the first token at two sizes, and further ones."""
-    figure, (short, middle, further) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110)
+    """What was measured on a GPU: the first token at three sizes, and further ones."""
+    figure, (*sizes, further) = plt.subplots(1, 4, figsize=(18, 3.9), dpi=110)
     rows = latest("ttft", "model", "tokens", "method", gpu=True)
-    for axes, tokens in ((short, "5120"), (middle, "16384")):
-        draw_ttft(axes, rows, tokens, "8b", "8B shape in bfloat16, {} prompt tokens, one H100")
+    for axes, tokens in zip(sizes, ("5120", "16384", "65536"), strict=True):
+        draw_ttft(axes, rows, tokens, "8b", "8B shape, {} prompt tokens, one H200", ", recorded")
     draw_decode(further, latest("decode", "model", "tokens", "cache", "answers", "order", gpu=True), "16384")
     save(figure, path)
 
