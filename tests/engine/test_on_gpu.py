@@ -92,6 +92,7 @@ def test_caches_on_the_host_and_on_the_device_are_the_same(kv_dtype: str) -> Non
         assert torch.equal(*(case.logits(case.prepare(method)) for case in cases))
     key = str(cases[0].plan.chunks[0].key)
     assert cases[0].store.read_stored(key).data.device.type == "cpu"
+    assert cases[0].store.read_stored(key).data.is_pinned() == (DEVICE == "cuda"), "a GPU reads it by itself"
     assert cases[1].store.read_stored(key).data.device.type == torch.device(DEVICE).type
     assert torch.equal(*(case.store.read_blocks(key).cpu() for case in cases))
 
