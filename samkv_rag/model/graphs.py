@@ -206,10 +206,16 @@ class Graphs:
 
     def __call__(self, run: Callable[[], Result]) -> Callable[[], Result]:
         """`run` as a graph, after one run on the stream that records: what is made only once, such as a workspace for
-        products, is not part of the graph."""
+        products, is not part of the graph. Raises RuntimeError where what is played is something else than what ran:
+        a part of it may depend on the host, or take place where nobody records."""
         if self._keeper is None:
             self._begin()
-        graph, out = self._capture(run, warm=True)
+        with self._aside():
+            ran = run()
+        graph, out = self._capture(run)
+        graph.replay()
+        if differ(ran, out):
+            raise RuntimeError("what is played differs from what ran")
 
         def again() -> Result:
             graph.replay()
@@ -222,23 +228,38 @@ class Graphs:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))  # a pool goes with its last graph
 
-    def _capture(self, run: Callable[[], Result], warm: bool = False) -> tuple[torch.cuda.CUDAGraph, Result]:
-        with torch.cuda.device(self._device), _same_draws():
-            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    def _capture(self, run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+        with self._aside(), _same_draws():
+            graph = torch.cuda.CUDAGraph()
+            # other threads may ask for memory meanwhile
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                out = run()
+            finally:
+                graph.capture_end()
+        return graph, out
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Within the block, work goes to the stream that records, after what was there before and before what comes."""
+        with torch.cuda.device(self._device):
+            before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
             try:
                 with torch.cuda.stream(self._stream):
-                    if warm:
-                        run()
-                    # other threads may ask for memory meanwhile
-                    graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                    try:
-                        out = run()
-                    finally:
-                        graph.capture_end()
+                    yield
             finally:
                 before.wait_stream(self._stream)
-        return graph, out
+
+
+def differ(one: object, other: object) -> bool:
+    """Whether results, tensors or tuples of some, differ by more than rounding."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return any(differ(*pair) for pair in zip(one, other, strict=True))
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or not one.numel():
+        return one is not other and not (isinstance(one, Tensor) and isinstance(other, Tensor))
+    a, b = (torch.nan_to_num(x.float(), 0, 0, 0) for x in (one, other))
+    return not torch.equal(one.isfinite(), other.isfinite()) or bool((a - b).abs().amax() > 0.1 * a.abs().amax())
 
 
 @contextmanager

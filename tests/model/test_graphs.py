@@ -162,6 +162,22 @@ def test_steps_of_one_token_do_without_cudnn_and_leave_the_setting_as_it_was() -
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
+def test_what_differs_by_more_than_rounding_is_told() -> None:
+    there = torch.tensor([[1.0, -2.0, -torch.inf]])
+    alike = (there.clone(), there * 1.001, (there, None), torch.empty(0))
+    assert not any(map(graphs.differ, (there, there, (there, None), torch.empty(0)), alike))
+    for other in (there * 2, there.flip(1), torch.full_like(there, torch.nan), None):
+        assert graphs.differ(there, other) and graphs.differ((None, there), (None, other))
+
+
+@pytest.mark.gpu
+def test_what_depends_on_the_host_is_not_recorded() -> None:
+    """It ran with 1, and would be played with 2 for ever."""
+    numbers = iter((1.0, 2.0))
+    with pytest.raises(RuntimeError, match="differs"):
+        Graphs(torch.device("cuda"))(lambda: torch.full((2,), next(numbers), device="cuda"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
