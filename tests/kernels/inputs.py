@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from torch import Tensor
+
+from samkv_kernels.backend import interpreting
+
+# On a GPU everything runs there; without one, and not interpreting, the tests of kernels say that they need one.
+DEVICE = "cpu" if interpreting() else "cuda"
+NEEDS = [] if interpreting() else [pytest.mark.gpu]
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 """Largest distance (`far`) by the dtype of the results: a few units in the last place."""
@@ -16,3 +26,14 @@ def far(got: Tensor, want: Tensor) -> float:
         return 0.0
     distance = (got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-30)
     return float(distance.nan_to_num(torch.inf))
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within the block, memory that torch hands out is full of NaN."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert bool(torch.empty(9, device=DEVICE).isnan().all())
+    yield
+    torch.use_deterministic_algorithms(False)

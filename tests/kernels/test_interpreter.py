@@ -53,7 +53,8 @@ def triton_is_there() -> None:
 @pytest.mark.slow
 def test_the_kernels_pass_in_the_interpreter() -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "0"]
-    printed = interpreted("-m", "pytest", *options, str(ROOT / "tests" / "kernels" / "test_kernels.py"))
+    files = [str(ROOT / "tests" / "kernels" / name) for name in ("test_kernels.py", "test_rows_kernels.py")]
+    printed = interpreted("-m", "pytest", *options, *files)
     summary = re.search(r"(\d+) passed, 1 skipped", printed)
     assert summary is not None and int(summary[1]) >= 20, printed  # pinned memory takes a GPU
 
