@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+
+COPIED = 256 << 20
+"""Bytes of blocks that are copied to a device before they are gathered there: all of a prompt's are a second cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,6 @@ class Stored:
     def of(cls, kv: Tensor) -> Stored:
         """Views of the storage layout `(L, B, 2, G, S, D)`."""
         return cls(kv[:, :, 0], kv[:, :, 1])
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether it lies in pinned memory of the host, all of it being of one tensor."""
-        return self.keys.is_pinned()
 
     def to(self, device: torch.device) -> Stored:
         """The same on another device."""
@@ -119,12 +117,11 @@ def rope_gather_pieces_into(
     keys: Tensor, values: Tensor, pieces: Iterable[Piece], angles: Angles, backend: Backend = "torch"
 ) -> None:
     """Fill all slots of `keys` and `values` `(L, G, T, D)`: by `pieces`, which come in order and do not overlap, and
-    with zeros where there is none. `angles` are those of all slots. The reference fills what has come so far."""
+    with zeros where there is none. `angles` are those of all slots. What the kernel cannot read where it is gets
+    copied, no more than `COPIED` bytes before a launch; the reference fills what has come so far."""
     if backend == "triton":
-        from samkv_kernels.jit.rope_gather import gather_into
-
-        pieces = list(pieces)
-        gather_into(keys, values, pieces, angles, _gaps(pieces, angles.cos.shape[1]))
+        for begin, end, run in _launches(pieces, keys):
+            _gather_run(keys[:, :, begin:end], values[:, :, begin:end], run, angles.slots(begin, end))
         return
     end = 0
     for piece in pieces:
@@ -132,9 +129,30 @@ def rope_gather_pieces_into(
             buffer[:, :, end : piece.start] = 0
         begin, end = piece.start, piece.stop
         here = keys[:, :, begin:end], values[:, :, begin:end]
-        rope_gather_into(*here, piece.stored, piece.rows, angles.slots(begin, end))
+        rope_gather_into(*here, piece.stored.to(keys.device), piece.rows, angles.slots(begin, end))
     for buffer in (keys, values):
         buffer[:, :, end:] = 0
+
+
+def _launches(pieces: Iterable[Piece], keys: Tensor) -> Iterator[tuple[int, int, list[Piece]]]:
+    """Runs of neighbouring slots, (first, stop), that make up all of `keys`, and the pieces of each, counted from its
+    first one and where the kernel can read them."""
+    begin, copied, run = 0, 0, list[Piece]()
+    for piece in pieces:
+        stored, start = piece.stored, piece.start - begin
+        if not stored.keys.is_pinned() and stored.keys.device != keys.device:
+            stored, copied = stored.to(keys.device), copied + stored.keys.nbytes + stored.values.nbytes
+        run.append(Piece(start, stored, piece.rows))
+        if copied > COPIED:
+            yield begin, piece.stop, run
+            begin, copied, run = piece.stop, 0, []
+    yield begin, keys.shape[2], run
+
+
+def _gather_run(keys: Tensor, values: Tensor, pieces: list[Piece], angles: Angles) -> None:
+    from samkv_kernels.jit.rope_gather import gather_into
+
+    gather_into(keys, values, pieces, angles, _gaps(pieces, keys.shape[2]))
 
 
 def _gaps(pieces: Sequence[Piece], slots: int) -> list[tuple[int, int]]:

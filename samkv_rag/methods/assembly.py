@@ -9,11 +9,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import sent
 from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries, blocks_of
 from samkv_rag.methods.layout import Ground, Layout
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.buffers import sent
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.filling import Part
 from samkv_rag.types import BLOCK, PromptPlan, Selection
@@ -79,22 +79,28 @@ class Assembly:
             wanted = self._wanted_of(len(kept), layout, replaced)
             steps = self._entries.steps(self._adapter.shape.cached(layers))
             self._ask(wanted.blocks, steps)
-            cache = self._adapter.assemble(partial(self._parts, wanted), layout.positions, self._room, steps)
+            loading = partial(self._costs.stage, "load")
+            cache = self._adapter.assemble(partial(self._parts, wanted), layout.positions, self._room, steps, loading)
             self._costs.held(cache.nbytes)
             return cache
 
     def expect(self, *runs: range) -> None:
-        """Have all entries read while something else runs, where that takes time, some `runs` of layers after others:
-        they will be wanted."""
+        """All entries will be wanted: have them read while something else runs, where that takes time, some `runs` of
+        layers after others."""
         self._all_wanted = True
         for layers in runs:
             self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
 
     def go_on(self, kept: Sequence[Tensor], layout: Layout) -> None:
-        """Fill the layers above those that are held while a device goes on with what it was given, if all entries are
-        wanted anyway: the host would only wait for it."""
-        if self._all_wanted and self.holds(layout):
+        """Fill the layers above those that are held while a GPU goes on with what it was given, if all entries are
+        wanted and at hand: the host would only wait for it. What comes in steps comes beside what runs anyway."""
+        at_hand = len(self._entries.steps(self._adapter.shape.cached())) == 1
+        if self._all_wanted and at_hand and self._runs_apart() and self.holds(layout):
             self.hold(layout, self.completed(kept, layout, None))
+
+    def _runs_apart(self) -> bool:
+        """Whether the model runs where the host need not wait for it."""
+        return self._adapter.device.type == "cuda"
 
     def _ask(self, blocks: Sequence[Sequence[int]], steps: Iterable[range]) -> None:
         for step in steps:
@@ -102,12 +108,11 @@ class Assembly:
                 self._entries.ask(index, own, step)
 
     def _parts(self, wanted: Wanted, layers: range) -> Iterator[Part]:
-        """What each chunk gives to the layers of a cache. What the consumer does with it is loading, too."""
-        with self._costs.stage("load"):
-            for index, (start, count) in enumerate(wanted.runs):
-                if wanted.blocks[index]:
-                    stored = self._entries.blocks(index, wanted.blocks[index], layers)
-                    yield Part(start, stored, wanted.rows[start : start + count])
+        """What each chunk gives to the layers of a cache."""
+        for index, (start, count) in enumerate(wanted.runs):
+            if wanted.blocks[index]:
+                stored = self._entries.blocks(index, wanted.blocks[index], layers)
+                yield Part(start, stored, wanted.rows[start : start + count])
 
     def _wanted_of(self, chunks: int, layout: Layout, replaced: Sequence[Tensor] | None) -> Wanted:
         """What a cache of the layout wants: of more layers the same as of the first ones."""

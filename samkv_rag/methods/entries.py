@@ -103,9 +103,11 @@ class Entries:
         """Forget what was read, and read no more. The counts stay."""
         if self._readers is not None:
             self._readers.shutdown(cancel_futures=True)
-        if self._reads and self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()  # it may read pinned memory, which is others' then
-        self._reads.clear()
+        try:
+            if any(reads.pinned for reads in self._reads.values()):  # a GPU may still read what will be others'
+                torch.cuda.current_stream(self._device).synchronize()
+        finally:
+            self._reads.clear()
 
 
 def _as_stored(found: StoredBlocks) -> Stored:

@@ -96,6 +96,11 @@ class ChunkReads:
         """Bytes of what was asked for and is here."""
         return sum(read.used for read in self._reads)
 
+    @property
+    def pinned(self) -> bool:
+        """Whether a GPU may read any of it where it is."""
+        return any(read.used and read.found.data.is_pinned() for read in self._reads)
+
 
 def _joined(reads: Sequence[Read], blocks: list[int], layers: range) -> Tensor:
     if all(read.holds(blocks) for read in reads):

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import sent
 from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
@@ -17,7 +18,6 @@ from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.rows import answering_rows, asking_rows, stored_rows
 from samkv_rag.methods.seen import Look, Witnessed
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.buffers import sent
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import AttentionMaps, MeanAttention, Observer

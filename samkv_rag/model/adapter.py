@@ -21,7 +21,7 @@ from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.buffers import Buffers, room_for
 from samkv_rag.model.cache import Blend, SlotCache
-from samkv_rag.model.filling import Filling, Parts
+from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observation, Observer
@@ -167,12 +167,15 @@ class ModelAdapter:
         """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
         return self.rotary.table(positions.to(self.device, non_blocking=True))
 
-    def assemble(self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] | None = None) -> SlotCache:
+    def assemble(
+        self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] | None = None,
+        loading: Loading = contextlib.nullcontext,
+    ) -> SlotCache:  # fmt: skip
         """A cache for tokens at `positions` `(T,)` and `room` more, of the layers of `steps`, runs that make up one run
         (by default a single step of all layers).
 
         `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros. A single step
-        is filled now, of several each one before anybody sees its layers.
+        is filled now, of several each one before anybody sees its layers, within `loading`.
         """
         steps = [self.shape.cached()] if steps is None else steps
         layers, slots = range(steps[0].start, steps[-1].stop), len(positions) + room
@@ -180,7 +183,7 @@ class ModelAdapter:
         stacks = self._buffers(slots, layers) if lent is None else lent
         cache = SlotCache(stacks, positions, self.shape.sources)
         table = self.table(cache.positions[: len(positions)])
-        Filling(stacks, layers, self.shape, len(positions), table, self.backend).come(cache, parts, steps)
+        Filling(stacks, layers, self.shape, len(positions), table, self.backend, loading).come(cache, parts, steps)
         return cache
 
     def _buffers(self, slots: int, layers: range) -> list[Buffers]:

@@ -43,13 +43,6 @@ class Buffers:
         return zip(self.places, *(buffer[:, None].unbind() for buffer in self.both), strict=True)
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on a device, on its way while the host goes on. More than 64 KiB of pageable memory would be copied only
-    once the device has done everything before, and the host would wait for that."""
-    waits = device.type == "cuda" and x.device.type == "cpu"
-    return (x.pin_memory() if waits else x).to(device, non_blocking=True)
-
-
 def room_for(cuts: Iterable[Cut], slots: int, below: int, dtype: torch.dtype, device: torch.device) -> list[Buffers]:
     """Buffers of so many `slots` for the layers of every cut, with anything in them, in a cache that has all of the
     model's layers but those `below`."""

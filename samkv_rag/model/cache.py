@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from samkv_rag.model.buffers import Buffers, sent
+from samkv_kernels.sending import sent
+from samkv_rag.model.buffers import Buffers
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
@@ -31,11 +32,13 @@ class Part:
 Parts = Callable[[range], Iterable[Part]]
 """What fills some of a model's layers, a run of them, in order of the slots."""
 
+Loading = Callable[[], AbstractContextManager[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Filling:
     """Fills the first `slots` of the `stacks` of a cache that has `layers`, a run of a model's of this `shape`; keys
-    are turned by `table`, and what no part holds is zeros."""
+    are turned by `table`, and what no part holds is zeros. It is done within `loading`."""
 
     stacks: Sequence[Buffers]
     layers: range
@@ -43,6 +46,7 @@ class Filling:
     slots: int
     table: RotaryTable
     backend: Backend
+    loading: Loading = nullcontext
 
     def come(self, cache: SlotCache, parts: Parts, steps: Sequence[range]) -> None:
         """Have each of `steps`, runs of layers, filled by `parts` before anybody sees its layers: a single one now."""
@@ -55,18 +59,18 @@ class Filling:
         """Fill the layers of a step now."""
         cuts = self.shape.cuts(step)
         own = {cut.index: one for cut, one in zip(self.shape.cuts(self.layers), self.stacks, strict=True)}
-        for place, (cut, found) in enumerate(zip(cuts, tee(parts(step), len(cuts)), strict=True)):
-            keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
-            pieces = map(partial(self._piece, place, keys.device), found)
-            rope_gather_pieces_into(keys, values, pieces, self.table.angles(cut.layers), self.backend)
+        with self.loading():
+            for place, (cut, found) in enumerate(zip(cuts, tee(parts(step), len(cuts)), strict=True)):
+                keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
+                pieces = map(partial(_piece, place, keys.device), found)
+                rope_gather_pieces_into(keys, values, pieces, self.table.angles(cut.layers), self.backend)
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
         """The layers of a cut among all that its stack has here."""
         below = cut.stack.within(self.layers).start
         return buffers.layers(range(cut.places.start - below, cut.places.stop - below), 0)
 
-    def _piece(self, place: int, device: torch.device, part: Part) -> Piece:
-        """What a part has for the stack at a place, where the cache is, or where our kernel can read it."""
-        stored = part.stored[place]
-        readable = self.backend == "triton" and stored.is_pinned
-        return Piece(part.start, stored if readable else stored.to(device), part.rows.to(device))
+
+def _piece(place: int, device: torch.device, part: Part) -> Piece:
+    """What a part has for the stack at a place, for a cache on a device."""
+    return Piece(part.start, part.stored[place], part.rows.to(device))

@@ -73,8 +73,10 @@ def tell(warning: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FixedPlan:
-    """One new token for each of several caches, at `slots` `(B,)` of them; rows as in `RowsPlan`. `places`: where the
-    caches are, by layer."""
+    """One new token for each of several caches, at `slots` `(B,)` of them. `places`: where the caches are, by layer.
+
+    How a row's keys are split among programs depends on how many rows there are: its last bits depend on its company.
+    """
 
     caches: Sequence[SlotCache]
     places: Sequence[Places]
@@ -191,6 +193,8 @@ class Recorder:
         try:
             step.record(self._capture)
             self.recordings += 1
+        except torch.OutOfMemoryError:
+            pass  # there may be room another time
         except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
             self.reason = f"a step could not be recorded ({type(error).__name__}: {error})"
             tell(f"Decoding runs without CUDA graphs: {self.reason}.")
@@ -270,6 +274,6 @@ def _same_draws() -> Iterator[None]:
     spare = generator.clone_state()
     try:
         yield
-    except Exception:
+    except BaseException:  # ctrl-C, too: a step that was broken off can be taken again
         generator.graphsafe_set_state(spare)
         raise

@@ -1,7 +1,7 @@
 """Our own decoding loop: a forward for all answers in the making, each with its own cache, positions and rules.
 
 transformers' `generate()` serves one batch from beginning to end; here answers join and leave between steps. Every
-model that can be attached is served this way, alone or together: there is no second path.
+model that can be attached is served this way, alone or together; on a GPU the steps are recorded (`graphs`).
 """
 
 from __future__ import annotations

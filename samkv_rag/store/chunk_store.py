@@ -43,9 +43,11 @@ class ChunkKVStore:
 
         Beyond `max_bytes` (K, V and summaries) a `put` evicts the least recently used entries. Summaries read from
         disk are held in memory up to `summary_cache_bytes`. K and V of a store in memory lie on `device`; on the
-        model's GPU nothing crosses the bus at query time; ValueError for a folder. StoreError when the folder or the
-        device cannot be used, or the folder was made by a newer version; a damaged catalogue is made again, with a
-        warning.
+        model's GPU nothing crosses the bus at query time. What comes from a GPU and stays on the host takes pinned
+        memory, whose bytes count as the power of two that torch takes of it.
+
+        ValueError for a device and a folder. StoreError when the folder or the device cannot be used, or the folder
+        was made by a newer version; a damaged catalogue is made again, with a warning.
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")

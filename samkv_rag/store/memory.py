@@ -50,7 +50,7 @@ class MemoryBackend:
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
         """Keep a copy in the form of `kv_dtype`, in place of an older one; evicts the oldest. Raises `StoreFull`."""
         stored = tuple(self._stored(one.kv, kv_dtype) for one in chunk.stacks)
-        record, size = MatchRecord.of(chunk.summary.text), sum(one.nbytes for one in stored) + _size(chunk.summary)
+        record, size = MatchRecord.of(chunk.summary.text), sum(map(_taken, stored)) + _size(chunk.summary)
         held = _Held(_copy(chunk.summary), stored, namespace, fingerprint, record, size)
         if self._max_bytes is not None and held.nbytes > self._max_bytes:
             raise StoreFull(
@@ -197,6 +197,11 @@ def _kept(x: Tensor, device: torch.device) -> Tensor:
         except RuntimeError:  # the system lets no more be pinned
             pass
     return own(x, device)
+
+
+def _taken(stored: StoredBlocks) -> int:
+    """Bytes of memory that it takes: of pinned memory a power of two."""
+    return 1 << (stored.nbytes - 1).bit_length() if stored.data.is_pinned() else stored.nbytes
 
 
 def _copy(summary: ChunkSummary) -> ChunkSummary:

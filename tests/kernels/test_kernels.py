@@ -108,6 +108,17 @@ def test_pieces_of_any_form_are_gathered_and_gaps_cleared(pieces: list[Any], beh
         assert bool((want[:, :, :2] == 0).all()) or not pieces or pieces[0][0] > 2
 
 
+def test_pieces_of_which_some_are_scaled_are_gathered_apart() -> None:
+    plain, rows = stored("model", 1, 1, 2, 64), torch.arange(4, dtype=torch.int32, device=DEVICE)
+    scaled = replace(plain, value_scale=torch.full_like(plain.keys, 3.0))
+    made, filled = [Piece(0, plain, rows), Piece(4, scaled, rows)], []
+    for backend in ("triton", "torch"):
+        keys, values = (torch.empty(1, 2, 8, 64, device=DEVICE) for _ in range(2))
+        rope_gather_pieces_into(keys, values, made, turns(8, 0), backend)
+        filled.append(values)
+    assert far(*filled) < TOLERANCE[torch.float32] and far(filled[0][:, :, 4:], 3 * filled[0][:, :, :4]) < 1e-6
+
+
 def test_a_wrong_turn_would_be_seen() -> None:
     """Negative control: the distances above are not blind to angles."""
     source, angles = stored("model", 1, 2, 1, 64), turns(3, 32)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samkv_kernels.rope_gather import Angles, Stored, rope_gather
+from samkv_kernels import rope_gather as gathering
+from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather
 from samkv_rag.store.quantise import QUANTISERS, KVForm
 from tests.kernels import oracles
 from tests.kernels.inputs import TOLERANCE, far
@@ -72,3 +73,19 @@ def test_room_is_left_behind_the_gathered_tokens() -> None:
     )  # fmt: skip
     assert keys.shape == values.shape == (2, 3, 9, 8)
     assert keys.dtype == values.dtype == torch.bfloat16
+
+
+def test_no_more_is_copied_to_a_device_than_is_needed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that the kernel cannot read where they are go there run by run, and gaps are somebody's, once."""
+    block = Stored(torch.zeros(1, 1, 1, 4, 8), torch.zeros(1, 1, 1, 4, 8))
+    pieces = [Piece(start, block, torch.zeros(4, dtype=torch.int32)) for start in (2, 6, 12)]
+    far, near = (torch.empty(1, 1, 20, 8, device=device) for device in ("meta", "cpu"))
+    monkeypatch.setattr(gathering, "COPIED", 300)  # a piece has 256 bytes
+    runs = list(gathering._launches(pieces, far))
+    assert [(begin, stop, [piece.start for piece in run]) for begin, stop, run in runs] == [
+        (0, 10, [2, 6]),
+        (10, 20, [2]),
+    ]
+    assert all(piece.stored.keys.device == far.device for _, _, run in runs for piece in run)
+    assert [gathering._gaps(run, stop - begin) for begin, stop, run in runs] == [[(0, 2)], [(0, 2), (6, 4)]]
+    assert [len(run) for _, _, run in gathering._launches(pieces, near)] == [3], "what is there is not copied"

@@ -148,18 +148,6 @@ def test_the_upper_layers_are_read_while_the_question_looks(
     assert len(asked) == len(case.plan.chunks) * case.adapter.shape.layers
 
 
-@pytest.mark.parametrize("ahead", [True, False])
-def test_the_upper_layers_are_filled_while_the_question_looks(ahead: bool) -> None:
-    case = prompted("llama")
-    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
-    if ahead:
-        run.read_ahead(1)
-    run.question_attention(run.caches.everything, [1])
-    held, layers = run.caches._held, case.adapter.shape.layers
-    assert held is not None and len(held.cache.slot_layers) == (layers if ahead else 2)
-    assert run.costs.scored_bytes == run.entries.bytes_used // (layers // 2 if ahead else 1), "it looked at two of four"
-
-
 def test_what_nobody_needs_any_more_is_not_read(
     on_disk: dict[str, Prompted], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

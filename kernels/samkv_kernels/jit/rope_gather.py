@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
+from samkv_kernels.sending import sent
 
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Piece, Stored
@@ -141,7 +142,8 @@ def gather_into(
 def _kind(piece: Piece) -> Any:
     """What pieces share that one launch serves."""
     parts = [(x.dtype, x.shape[2:], x.stride()[1:]) for x in _blocks(piece.stored)]
-    return piece.rows.dtype, piece.stored.key_scale is None, piece.stored.key_zero is None, tuple(parts)
+    scales = (piece.stored.key_scale, piece.stored.key_zero, piece.stored.value_scale)
+    return piece.rows.dtype, tuple(x is None for x in scales), tuple(parts)
 
 
 def _blocks(stored: Stored) -> list[Tensor]:
@@ -170,7 +172,7 @@ def _launch(
     with on_device(keys):
         gather_kernel[grid](
             *blocks[0], keys, values, rows, angles.cos.contiguous(), angles.sin.contiguous(), table,
-            *(x.to(keys.device, non_blocking=True) for x in (tiles, places)), angles.cos.shape[1],
+            sent(tiles, keys.device), sent(places, keys.device), angles.cos.shape[1],
             *(x.stride() for x in blocks[0]), keys.stride(), **sizes(first, angles), **hints, num_warps=WARPS,
         )  # fmt: skip
 

@@ -231,7 +231,7 @@ def tiles(dtype: torch.dtype, dim: int, rows: int, roomy: bool = False) -> dict[
 @cache
 def _roomy(device: torch.device) -> bool:
     """Whether a program of this device may have as much shared memory as the largest tile takes."""
-    if device.type != "cuda":
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:  # it ran on no other
         return False
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= ROOMY
 
