@@ -72,13 +72,18 @@ def _bar() -> Progress:
 
 
 def _shown_in(bar: Progress) -> Callable[[str, int, int], None]:
-    """A line of `bar` for each of the steps of a profile."""
+    """A line of `bar` for each of the steps of a profile; where nobody sees it, a note at every tenth of a step."""
     lines: dict[str, TaskID] = {}
+    tenths: dict[str, int] = {}
 
     def show(step: str, done: int, total: int) -> None:
         if step not in lines:
             lines[step] = bar.add_task(step, total=total)
         bar.update(lines[step], completed=done)
+        tenth = 10 * done // max(1, total)
+        if not notes.is_terminal and tenth > tenths.get(step, 0):
+            tenths[step] = tenth
+            notes.print(f"{escape(step)}: {done} of {total}")
 
     return show
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     args = ["profile", "--data", str(data), "--store", str(store), "--keep", "0.4"]
     shown = CliRunner().invoke(app, args)
     assert shown.exit_code == 0, shown.output
+    assert re.search(r": (\d+) of \1$", shown.stderr, re.MULTILINE), "where there is no terminal it tells how far it is"
     assert "2 questions, 40 % kept" in shown.stdout and "Selection layers: " in shown.stdout
     assert "vicinity " in shown.stdout
     assert "25 % of the layers" in shown.stdout and "nearby on the others" in " ".join(shown.stdout.split())
