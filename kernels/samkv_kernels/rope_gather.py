@@ -118,10 +118,13 @@ def rope_gather_pieces_into(
 ) -> None:
     """Fill all slots of `keys` and `values` `(L, G, T, D)`: by `pieces`, which come in order and do not overlap, and
     with zeros where there is none. `angles` are those of all slots. What the kernel cannot read where it is gets
-    copied, no more than `COPIED` bytes before a launch; the reference fills what has come so far."""
+    copied, some `COPIED` bytes before each launch; the reference fills what has come so far."""
     if backend == "triton":
+        from samkv_kernels.jit.rope_gather import gather_into
+
         for begin, end, run in _launches(pieces, keys):
-            _gather_run(keys[:, :, begin:end], values[:, :, begin:end], run, angles.slots(begin, end))
+            here = keys[:, :, begin:end], values[:, :, begin:end]
+            gather_into(*here, run, angles.slots(begin, end), _gaps(run, end - begin))
         return
     end = 0
     for piece in pieces:
@@ -147,12 +150,6 @@ def _launches(pieces: Iterable[Piece], keys: Tensor) -> Iterator[tuple[int, int,
             yield begin, piece.stop, run
             begin, copied, run = piece.stop, 0, []
     yield begin, keys.shape[2], run
-
-
-def _gather_run(keys: Tensor, values: Tensor, pieces: list[Piece], angles: Angles) -> None:
-    from samkv_kernels.jit.rope_gather import gather_into
-
-    gather_into(keys, values, pieces, angles, _gaps(pieces, keys.shape[2]))
 
 
 def _gaps(pieces: Sequence[Piece], slots: int) -> list[tuple[int, int]]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.offsets import apart, hint
+from samkv_kernels.sending import sent
 from samkv_kernels.softmax import PLAIN, Softmax
 from samkv_kernels.sparse_attention import Spans, sparse_attention
 
@@ -33,11 +36,10 @@ class Places:
         if len(kinds) != 1 or keys[0].stride(3) != 1:
             raise ValueError("rows need caches of one dtype on one device, with the same heads and contiguous tokens")
         lines = [
-            [_apart(key, keys[0]), _apart(value, values[0]), key.stride(1), value.stride(1)]
+            [apart(key, keys[0]), apart(value, values[0]), key.stride(1), value.stride(1)]
             for key, value in zip(keys, values, strict=True)
         ]
-        hint = 16 if all(step % 16 == 0 for line in lines for step in line) else 1
-        return cls(torch.tensor(lines).to(keys[0].device, non_blocking=True), hint)
+        return cls(sent(torch.tensor(lines), keys[0].device), hint(chain.from_iterable(lines)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,6 @@ class Caches:
     def longest(self) -> int:
         """Tokens of the longest."""
         return max(key.shape[2] for key in self.keys)
-
-
-def _apart(x: Tensor, first: Tensor) -> int:
-    return (x.data_ptr() - first.data_ptr()) // x.element_size()
 
 
 def put_rows(caches: Caches, slots: Tensor, keys: Tensor, values: Tensor, backend: Backend = "torch") -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
+from samkv_kernels.offsets import apart, hint
 from samkv_kernels.sending import sent
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 TOKENS = 16
 WARPS = 4
+
+Laid = tuple["Piece", list[Tensor]]
+"""A piece with its `_blocks`."""
 
 
 @triton.jit
@@ -129,9 +134,10 @@ def gather_into(
 ) -> None:
     """Fill slots of `keys` and `values` `(L, G, T, D)` by the `pieces`, and those of the `gaps`, (first, count), with
     zeros. Raises ValueError on tensors that the device cannot read."""
-    alike: dict[Any, list[Piece]] = defaultdict(list)
+    alike: dict[Any, list[Laid]] = defaultdict(list)
     for piece in pieces:
-        alike[_kind(piece)].append(piece)
+        blocks = _blocks(piece.stored)
+        alike[_kind(piece, blocks)].append((piece, blocks))
     for few in alike.values():
         _launch(keys, values, few, gaps, angles)
         gaps = ()
@@ -139,9 +145,9 @@ def gather_into(
         keys[:, :, start : start + count], values[:, :, start : start + count] = 0, 0
 
 
-def _kind(piece: Piece) -> Any:
+def _kind(piece: Piece, blocks: Sequence[Tensor]) -> Any:
     """What pieces share that one launch serves."""
-    parts = [(x.dtype, x.shape[2:], x.stride()[1:]) for x in _blocks(piece.stored)]
+    parts = [(x.dtype, x.shape[2:], x.stride()[1:]) for x in blocks]
     scales = (piece.stored.key_scale, piece.stored.key_zero, piece.stored.value_scale)
     return piece.rows.dtype, tuple(x is None for x in scales), tuple(parts)
 
@@ -154,10 +160,10 @@ def _blocks(stored: Stored) -> list[Tensor]:
 
 
 def _launch(
-    keys: Tensor, values: Tensor, pieces: Sequence[Piece], gaps: Sequence[tuple[int, int]], angles: Angles
+    keys: Tensor, values: Tensor, laid: Sequence[Laid], gaps: Sequence[tuple[int, int]], angles: Angles
 ) -> None:
+    pieces, blocks = zip(*laid, strict=True)
     first, rows = pieces[0].stored, pieces[0].rows
-    blocks = [_blocks(piece.stored) for piece in pieces]
     table = rows if angles.table is None else angles.table
     require_one_device(keys, angles.cos, angles.sin, table, *(piece.rows for piece in pieces))
     for each in blocks:
@@ -167,12 +173,15 @@ def _launch(
     grid = (len(tiles), *keys.shape[1::-1])
     if 0 in grid:
         return
-    places = _table(pieces, blocks)
-    hints = {"HINT": _hint(places[:, 1:5]), "SCALE_HINT": _hint(places[:, 5:])}
+    places = [_line(*each, *laid[0]) for each in laid]
+    hints = {
+        "HINT": hint(chain.from_iterable(line[1:5] for line in places)),
+        "SCALE_HINT": hint(chain.from_iterable(line[5:] for line in places)),
+    }
     with on_device(keys):
         gather_kernel[grid](
             *blocks[0], keys, values, rows, angles.cos.contiguous(), angles.sin.contiguous(), table,
-            sent(tiles, keys.device), sent(places, keys.device), angles.cos.shape[1],
+            sent(tiles, keys.device), sent(torch.tensor(places), keys.device), angles.cos.shape[1],
             *(x.stride() for x in blocks[0]), keys.stride(), **sizes(first, angles), **hints, num_warps=WARPS,
         )  # fmt: skip
 
@@ -188,25 +197,10 @@ def _tiles(spans: Sequence[tuple[int, int, int]]) -> Tensor:
     return tiles
 
 
-def _table(pieces: Sequence[Piece], blocks: Sequence[Sequence[Tensor]]) -> Tensor:
-    """int64 `(P, 11)`: see the kernel."""
-    lines, rows = [], pieces[0].rows
-    for piece, each in zip(pieces, blocks, strict=True):
-        line = [_apart(piece.rows, rows) - piece.start]
-        for x, first in zip(each, blocks[0], strict=True):
-            line += [_apart(x, first), x.stride(0)]
-        lines.append(line)
-    return torch.tensor(lines)
-
-
-def _hint(steps: Tensor) -> int:
-    """What all steps are multiples of, as far as it counts: so many elements may be loaded at once."""
-    return 16 if bool((steps % 16 == 0).all()) else 1
-
-
-def _apart(x: Tensor, first: Tensor) -> int:
-    """How many elements `x` begins behind `first`."""
-    return (x.data_ptr() - first.data_ptr()) // x.element_size()
+def _line(piece: Piece, blocks: Sequence[Tensor], first: Piece, first_blocks: Sequence[Tensor]) -> list[int]:
+    """Where a piece is, 11 numbers: see the kernel."""
+    steps = ((apart(x, other), x.stride(0)) for x, other in zip(blocks, first_blocks, strict=True))
+    return [apart(piece.rows, first.rows) - piece.start, *chain.from_iterable(steps)]
 
 
 def _require_readable(keys: Tensor, blocks: Sequence[Tensor]) -> None:
