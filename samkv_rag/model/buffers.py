@@ -33,11 +33,6 @@ class Buffers:
         """Views of some neighbouring slots."""
         return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
 
-    def clear(self) -> None:
-        """Zeros everywhere."""
-        if self.keys.shape[2]:
-            self.keys[:], self.values[:] = 0, 0
-
     def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The place of every layer, with views `(1, G, T, D)` of its keys and values."""
         return zip(self.places, *(buffer[:, None].unbind() for buffer in self.both), strict=True)

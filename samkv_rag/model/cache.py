@@ -197,8 +197,8 @@ class SlotCache(Cache):
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer of the model attends to `(1, G, T, D)`, once its new entries `(1, G, Q, D)` are stored if it has
         a cache of its own."""
-        own = self.slot_layers[self._sources[layer]]
-        return own.update(keys, values) if self._sources[layer] == layer else (own.keys, own.values)
+        own = self.slot_layers[self.home(layer)]
+        return own.update(keys, values) if self.home(layer) == layer else (own.keys, own.values)
 
     def home(self, layer: int) -> int:
         """The layer whose entries a layer of the model attends to, mostly itself."""
