@@ -41,7 +41,6 @@ class Bench:
     new: int
     budget: int
     stored: dict[int, tuple[PromptPlan, ChunkKVStore]] = field(default_factory=dict)
-    _recorder: Recorder | None = None
 
     @cached_property
     def adapter(self) -> ModelAdapter:
@@ -81,18 +80,23 @@ class Bench:
         return adapter
 
     @cached_property
-    def passes(self) -> Passes | None:
-        """Recorded passes, where there can be some."""
+    def recordings(self) -> tuple[Passes | None, Recorder | None]:
+        """Recorded passes and recorded steps, where there can be some."""
         if self.device != "cuda":
-            return None
+            return None, None
         self.adapter.record()
-        made, self._recorder = self.adapter.passes, self.adapter.loop.recorder
+        made = self.adapter.passes, self.adapter.loop.recorder
         self._plain(self.adapter)
         return made
 
+    @property
+    def passes(self) -> Passes | None:
+        """Recorded passes, where there can be some."""
+        return self.recordings[0]
+
     def recorded(self, way: Callable[[], T]) -> T:
         """What a way returns that prepares its prompt by recorded passes, and decodes by recorded steps."""
-        self.adapter.passes, self.adapter.loop.recorder = self.passes, self._recorder
+        self.adapter.passes, self.adapter.loop.recorder = self.recordings
         try:
             return way()
         finally:

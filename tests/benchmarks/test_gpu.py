@@ -42,13 +42,13 @@ def test_recorded_passes_are_timed_beside_plain_ones(
 ) -> None:
     made = list[Passes]()
 
-    def passes(self: bench.Bench) -> Passes:
+    def recordings(self: bench.Bench) -> tuple[Passes, None]:
         made.append(passes_of(self.adapter))
-        return made[0]
+        return made[0], None
 
-    recorded = cached_property(passes)
-    recorded.__set_name__(bench.Bench, "passes")
-    monkeypatch.setattr(bench.Bench, "passes", recorded)
+    recorded = cached_property(recordings)
+    recorded.__set_name__(bench.Bench, "recordings")
+    monkeypatch.setattr(bench.Bench, "recordings", recorded)
     monkeypatch.setattr("sys.argv", [*sys.argv, "--parts", "ttft", "profile"])
     assert gpu.main() == 0, capsys.readouterr().out
     assert systems(folder, "ttft") == {"stock", *gpu.SYSTEMS, *(f"{name}, recorded" for name in gpu.SYSTEMS[1:])}

@@ -18,8 +18,9 @@ from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.recorded import Found, Passes
 from samkv_rag.model.workspace import Workspace
 from tests import oracles
+from tests.cases import WIRINGS
 from tests.methods.gates import TOLERANCE, distance
-from tests.models import adapter
+from tests.models import adapter, build
 from tests.oracles import Prompted
 
 LENGTHS = ((37, 16, 30, 5), (36, 17, 29, 4), (64, 3), (38, 15, 31, 6))
@@ -45,6 +46,13 @@ def replayed(run: Callable[[], Found]) -> Callable[[], Found]:
 
 def refused(run: Callable[[], Found]) -> Callable[[], Found]:
     raise RuntimeError("waits for the GPU")
+
+
+def on_gpu(wiring: str, dtype: torch.dtype = torch.float32) -> ModelAdapter:
+    """A model on a GPU whose passes are recorded by nobody yet."""
+    model = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton")
+    model.passes = None
+    return model
 
 
 def passes_of(model: ModelAdapter, capture: Any = replayed) -> Passes:

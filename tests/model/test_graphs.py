@@ -18,6 +18,7 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import without_cudnn
 from samkv_rag.model.graphs import PLAIN_STEPS, VARIABLE, FixedPlan, Graphs, Recorder
 from tests.cases import WIRINGS
+from tests.model.recording import on_gpu
 from tests.model.test_loop import COUNT, METHODS, alone, begin, prompted, staggered, together
 from tests.models import adapter, build
 
@@ -185,8 +186,7 @@ def test_a_graph_plays_the_steps_that_were_recorded(
     wiring: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token by token the same steps, one answer alone and two together; in float32 those of plain steps, too."""
-    model, said = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton"), {}
-    model.passes = None
+    model, said = on_gpu(wiring, dtype), {}
     for name, capture in {"plain": None, "fixed": lambda run: run, "played": Graphs(model.device)}.items():
         recorder = None if capture is None else Recorder(model.loop._side_by_side, "triton", capture)
         monkeypatch.setattr(model.loop, "recorder", recorder)

@@ -14,14 +14,13 @@ from samkv_rag import ChunkKVStore, Reuse, SamKV
 from samkv_rag.methods import Method
 from samkv_rag.model import recorded
 from samkv_rag.model import workspace as workspace_module
-from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.graphs import Graphs
 from samkv_rag.model.recorded import FixedPass, Found, rounded
 from tests import oracles
 from tests.cases import METHODS, WIRINGS
 from tests.methods.gates import TOLERANCE, distance
-from tests.model.recording import assert_same, entries, prompts, prompts_of, recording, refused
-from tests.models import adapter, build
+from tests.model.recording import assert_same, entries, on_gpu, prompts, prompts_of, recording, refused
+from tests.models import adapter
 from tests.oracles import Prompted
 
 every_wiring = pytest.mark.parametrize("wiring", [name for name in WIRINGS if not adapter(name).loop._apart])
@@ -151,13 +150,6 @@ def test_sizes_are_rounded_up_by_little(count: int, parts: int) -> None:
 
 
 # -- on a GPU ------------------------------------------------------------------------------------------------------
-
-
-def on_gpu(wiring: str, dtype: torch.dtype = torch.float32) -> ModelAdapter:
-    """A model that records nothing yet."""
-    model = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton")
-    model.passes = None
-    return model
 
 
 @pytest.mark.gpu
