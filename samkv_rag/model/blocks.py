@@ -11,13 +11,12 @@ from samkv_rag.types import BLOCK, ChunkSummary
 
 
 def blocked(keys: Tensor, values: Tensor) -> Tensor:
-    """`(L, G, T, D)` twice -> `(L, B, 2, G, BLOCK, D)`, zeros behind the last token."""
+    """`(L, G, T, D)` twice -> `(L, B, 2, G, BLOCK, D)`, zeros behind the last token; where they are."""
     layers, heads, tokens, dim = keys.shape
     blocks = -(-tokens // BLOCK)
     out = keys.new_zeros(layers, blocks, 2, heads, BLOCK, dim)
     padded = torch.nn.functional.pad(torch.stack([keys, values]), (0, 0, 0, blocks * BLOCK - tokens))
-    out.copy_(padded.view(2, layers, heads, blocks, BLOCK, dim).permute(1, 3, 0, 2, 4, 5))
-    return out.cpu()
+    return out.copy_(padded.view(2, layers, heads, blocks, BLOCK, dim).permute(1, 3, 0, 2, 4, 5))
 
 
 def summarised(text: str, ids: Sequence[int], keys: Tensor, local_query: Tensor, dtype: torch.dtype) -> ChunkSummary:
