@@ -83,7 +83,9 @@ class Bench:
         run = Run(self.question(number), self.adapter, self.store, room=self.new)
         prepared = method.prepare(run)
         loop = self.adapter.loop
-        decoding = loop.begin(prepared.ids, prepared.cache, prepared.logits, max_new_tokens=self.new, do_sample=False)
+        decoding = loop.begin(
+            prepared.tokens, prepared.cache, prepared.logits, max_new_tokens=self.new, do_sample=False
+        )
         return Begun(decoding, run.costs.kv_bytes_peak)
 
     def fitting(self, one: Begun, most: int) -> int:

@@ -99,7 +99,8 @@ class Answering:
 
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
         return self.adapter.loop.begin(
-            prepared.ids, prepared.cache, prepared.logits, listener, random_of(call.options.seed, self.adapter.device),
+            prepared.tokens, prepared.cache, prepared.logits, listener,
+            random_of(call.options.seed, self.adapter.device),
             **generation_kwargs(self.adapter.model, self.tokenizer, call.options, gone),
         )  # fmt: skip
 

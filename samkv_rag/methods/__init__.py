@@ -14,11 +14,12 @@ from samkv_rag.methods.full import Full
 from samkv_rag.methods.infoflow import InfoFlow
 from samkv_rag.methods.multi_infllm import MultiInfLLM
 from samkv_rag.methods.no_context import NoContext
+from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.prophetkv import ProphetKV
 from samkv_rag.methods.random import Random
 from samkv_rag.methods.random_rest import RandomRest
 from samkv_rag.methods.reuse import Reuse
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.run import Run
 from samkv_rag.methods.samkv import SamKV
 
 _CLASSES = (

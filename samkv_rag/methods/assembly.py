@@ -13,6 +13,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries, blocks_of
 from samkv_rag.methods.layout import Ground, Layout
+from samkv_rag.methods.picked import Picked
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.filling import Part
@@ -43,7 +44,7 @@ class Assembly:
     has in the store."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
-        self._plan, self.ground = plan, Ground(plan)
+        self._plan, self.ground = plan, Ground(plan, adapter.device)
         self.blocks = [-(-len(chunk.token_ids) // BLOCK) for chunk in plan.chunks]
         self._adapter = adapter
         self._entries = entries
@@ -68,7 +69,7 @@ class Assembly:
 
     def assemble(
         self, kept: Sequence[Tensor], layout: Layout, layers: range | None = None,
-        replaced: Sequence[Tensor] | None = None,
+        replaced: Picked | None = None,
     ) -> SlotCache:  # fmt: skip
         """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
 
@@ -114,7 +115,7 @@ class Assembly:
                 stored = self._entries.blocks(index, wanted.blocks[index], layers)
                 yield Part(start, stored, wanted.rows[start : start + count])
 
-    def _wanted_of(self, chunks: int, layout: Layout, replaced: Sequence[Tensor] | None) -> Wanted:
+    def _wanted_of(self, chunks: int, layout: Layout, replaced: Picked | None) -> Wanted:
         """What a cache of the layout wants: of more layers the same as of the first ones."""
         if replaced is not None:
             return self._wanted(chunks, layout, replaced)
@@ -122,10 +123,10 @@ class Assembly:
             self._known = layout, self._wanted(chunks, layout, None)
         return self._known[1]
 
-    def _wanted(self, chunks: int, layout: Layout, replaced: Sequence[Tensor] | None) -> Wanted:
+    def _wanted(self, chunks: int, layout: Layout, replaced: Picked | None) -> Wanted:
         slots = layout.owned
         if replaced is not None:
-            slots = slots[~self.ground.marked(replaced)[layout.positions[slots]]]
+            slots = slots[~self.ground.found(replaced)[layout.positions[slots]]]
         owner = layout.owner[slots]
         blocks, rows = blocks_of(owner, layout.positions[slots] - self.ground.starts[owner], chunks)
         spread = torch.full((len(layout.owner),), -1).index_copy_(0, slots, rows)
@@ -148,7 +149,7 @@ class Assembly:
         return torch.equal(held.positions[at], layout.positions)
 
     def completed(
-        self, kept: Sequence[Tensor], layout: Layout, replaced: Sequence[Tensor] | None, layers: range | None = None
+        self, kept: Sequence[Tensor], layout: Layout, replaced: Picked | None, layers: range | None = None
     ) -> SlotCache:  # fmt: skip
         """A cache of the `layout` with `layers`, the first ones, by default all: what an earlier pass has left of it,
         and the rest from the store, but for chunk tokens `replaced`."""

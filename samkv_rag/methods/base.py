@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.run import Run
 
 
 @runtime_checkable

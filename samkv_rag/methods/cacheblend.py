@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.prophetkv import top_tokens
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.run import Run
 from samkv_rag.options import Count, Options, Share
 from samkv_rag.types import Selection
 

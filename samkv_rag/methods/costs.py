@@ -20,7 +20,8 @@ Moment = float | torch.cuda.Event
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)` ran.
+    """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)`, wherever these
+    are, ran.
 
     The first `layers` layers ran; the last of them only up to its queries, keys and values if the pass `ended` there.
     On the upper ones some rows may have seen only some of them (`narrow`). An ordinary `prefill` ran layers without a
@@ -49,14 +50,15 @@ class Pass:
 
     def pairs(self, window: int | None, narrowed: bool = False) -> int:
         """How many (row, token it sees) pairs a layer has; a sliding `window` ends a row's view."""
+        slots = self.slots.cpu()
         if narrowed and self.narrow is not None:
-            own, others = self.slots[: self.narrow.rows], self.slots[self.narrow.rows :]
-            seen = self.narrow.sees(self.slots)
+            own, others = slots[: self.narrow.rows], slots[self.narrow.rows :]
+            seen = self.narrow.sees(slots)
             inner = Pass(self.positions[seen], torch.searchsorted(seen, own), self.layers)
             return inner.pairs(window) + Pass(self.positions, others, self.layers).pairs(window)
-        seen = self.slots.long() + 1
+        seen = slots.long() + 1
         if window is not None:
-            hidden = torch.searchsorted(self.positions, self.positions[self.slots] - window, right=True)
+            hidden = torch.searchsorted(self.positions, self.positions[slots] - window, right=True)
             seen = seen - hidden
         return int(seen.sum())
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.run import Run
 from samkv_rag.options import Count, Options
 from samkv_rag.types import Selection
 

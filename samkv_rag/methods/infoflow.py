@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.prophetkv import top_tokens
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.run import Run
 from samkv_rag.options import Options, Share
 
 

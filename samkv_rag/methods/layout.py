@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import sent
+from samkv_rag.methods.picked import Picked, places
 from samkv_rag.types import PromptPlan
 
 
@@ -53,9 +55,13 @@ class Layout:
 
 
 class Ground:
-    """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks."""
+    """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks.
 
-    def __init__(self, plan: PromptPlan) -> None:
+    `here` are their ids `(n,)`, and `spots` where the tokens of chunks stand `(T,)`, both on the `device` where the
+    model runs.
+    """
+
+    def __init__(self, plan: PromptPlan, device: torch.device) -> None:
         starts, owner = list[int](), list[Tensor]()
         for segment in plan.segments:
             chunk = segment.kind == "chunk"
@@ -65,6 +71,26 @@ class Ground:
         self.ids = torch.frombuffer(ids, dtype=torch.long) if ids else torch.empty(0, dtype=torch.long)
         self.owner = torch.cat(owner)
         self.starts = torch.tensor(starts, dtype=torch.long)
+        self.device = device
+
+    @cached_property
+    def here(self) -> Tensor:
+        """The ids, where the model runs."""
+        return sent(self.ids, self.device)
+
+    @cached_property
+    def spots(self) -> Tensor:
+        """Where the tokens of chunks stand, where the model runs."""
+        return sent(self._owned, self.device)
+
+    @cached_property
+    def _owned(self) -> Tensor:
+        return (self.owner >= 0).nonzero()[:, 0]
+
+    @cached_property
+    def _glue(self) -> Tensor:
+        """Bool `(n,)`: what belongs to no chunk, where the model runs."""
+        return sent(self.owner < 0, self.device)
 
     def marked(self, tokens: Sequence[Tensor]) -> Tensor:
         """Bool over all tokens of the prompt: the `tokens` of every chunk."""
@@ -73,6 +99,19 @@ class Ground:
         if len(sizes):
             marks[torch.cat(list(tokens)) + self.starts.repeat_interleave(sizes)] = True
         return marks
+
+    def picked(self, tokens: Sequence[Tensor]) -> Picked:
+        """The `tokens` of every chunk, picked on the host."""
+        return Picked(self.marked(tokens)[self._owned], sum(map(len, tokens)))
+
+    def found(self, picked: Picked) -> Tensor:
+        """Bool over all tokens of the prompt, on the host, which waits for what was picked."""
+        return torch.zeros(len(self.owner), dtype=torch.bool).index_copy_(0, self._owned, picked.marks.cpu())
+
+    def with_glue(self, picked: Picked) -> Tensor:
+        """Where the glue and what was picked stand, sorted `(Q,)`, where the model runs; nobody waits for it."""
+        marks = self._glue.index_copy(0, self.spots, picked.on(self.device).marks)
+        return places(marks, len(self.owner) - len(self._owned) + picked.count)
 
     def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:
         """Glue and the `kept` tokens of every chunk, in prompt order, up to position `stop`."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.run import Run
 from samkv_rag.methods.scoring import check_block, chunk_scores, turned_to_chunks
 from samkv_rag.methods.selection import anchor_masks, choose
 from samkv_rag.options import Count, Options, Positive, Share

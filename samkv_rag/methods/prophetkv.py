@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samkv_rag.methods.run import Prepared, Run
-from samkv_rag.methods.selection import best_tokens
+from samkv_rag.methods.picked import best_tokens
+from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.run import Run
 from samkv_rag.options import Options, Share
 from samkv_rag.types import Selection
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.samkv import SamKV
-from samkv_rag.methods.seen import Look
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class RandomRest(SamKV):
         if self.settle == "before":
             raise SamKVError('random_rest draws what stays after the recompute: for settle="before" there is "random".')
 
-    def _worth(self, run: Run, look: Look, vicinity: float) -> Tensor:
+    def _worth(self, run: Run, attention: Tensor, vicinity: float) -> Tensor:
         """The same draw for the same seed: of two prompts, the same places as far as both reach."""
-        return torch.rand(sum(run.lengths), generator=torch.Generator().manual_seed(self.seed))
+        drawn = torch.rand(sum(run.lengths), generator=torch.Generator().manual_seed(self.seed))
+        return drawn.to(run.adapter.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,32 @@ def asking_rows(plan: PromptPlan, at: Tensor) -> Tensor:
     return (inside | (at >= max(question.start, _chunks_end(plan)))).nonzero()[:, 0]
 
 
-def answering_rows(plan: PromptPlan, at: Tensor) -> Tensor:
-    """Rows of a pass at positions `at` `(Q,)` that lead up to the answer: those from the question on that stand behind
-    all chunks, or else the last."""
+def answering(plan: PromptPlan) -> int:
+    """How many tokens at a plan's end lead up to the answer: those from the question on that stand behind all chunks,
+    or else the last."""
     start = plan.question.start if plan.question.in_prompt else 0
-    return (at >= min(max(start, _chunks_end(plan)), int(at[-1]))).nonzero()[:, 0]
+    return plan.n_tokens - min(max(start, _chunks_end(plan)), plan.n_tokens - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What a pass computes of a layout: tokens `ids` at its `slots` `(Q,)`, sorted, `of_chunks` of them chunks'."""
+
+    slots: Tensor
+    ids: Tensor
+    of_chunks: int
+
+    @classmethod
+    def of(cls, layout: Layout, slots: Tensor) -> Fresh:
+        """What stands at `slots` on the host."""
+        return cls(slots, layout.ids[slots], int((layout.owner[slots] >= 0).sum()))
+
+    def last(self, count: int) -> Fresh:
+        """The last ones, glue all of them."""
+        return Fresh(self.slots[-count:], self.ids[-count:], 0)
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 def stored_rows(row: Tensor, layout: Layout, slots: Tensor) -> Tensor:

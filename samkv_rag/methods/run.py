@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,25 +15,15 @@ from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
-from samkv_rag.methods.rows import answering_rows, asking_rows, stored_rows
-from samkv_rag.methods.seen import Look, Witnessed
+from samkv_rag.methods.picked import Picked, Settled
+from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.rows import Fresh, answering, asking_rows, stored_rows
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import AttentionMaps, MeanAttention, Observer
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What `generate()` starts from. `ids` are the kept tokens; `cache` holds them all, and `logits` `(vocab,)`, fp32,
-    are the first new token's. Both are None for an ordinary prefill of all prompt tokens."""
-
-    cache: SlotCache | None
-    ids: tuple[int, ...]
-    selection: Selection
-    logits: Tensor | None = None
 
 
 class Run:
@@ -136,28 +126,26 @@ class Run:
         self.caches.go_on(kept, layout)
         return maps, layout.columns(len(kept))
 
-    def witnessed(self, witnesses: Sequence[Tensor], last_layer: int) -> Witnessed:
-        """What the chunk tokens `witnesses` attend to among all stored entries, on the layers up to `last_layer`. They
-        are computed for it, and the glue, if no pass has; what is stored stays as it is."""
-        kept = self.caches.everything
+    def witnessed(self, witnesses: Picked, last_layer: int) -> Tensor:
+        """What the chunk tokens `witnesses` attend to among all stored ones, averaged over heads and over the layers up
+        to `last_layer`: `(W, T)`. They are computed for it, and the glue, if no pass has; what is stored stays."""
+        kept, ground = self.caches.everything, self.caches.ground
         layout = self.caches.layout(kept)
         known = self.caches.holds(layout)
         cache = self.caches.completed(kept, layout, None, range(last_layer + 1))
-        columns, owned = layout.columns(len(kept)), layout.owned
-        at = self.caches.ground.marked(witnesses)[layout.positions[owned]].nonzero()[:, 0]
-        slots = owned[at] if known else torch.cat([owned[at], layout.glue]).sort().values
+        own = ground.spots[witnesses.at]
+        slots = own if known else ground.with_glue(witnesses)
         if known and self.adapter.rotary.depends_on_length:  # the frequencies are those of a call's last position
-            slots = torch.cat([slots, layout.glue[-1:]])
-        means = MeanAttention(torch.searchsorted(slots, owned[at]).to(self.adapter.device, non_blocking=True))
+            slots = torch.cat([slots, slots.new_tensor([self.plan.n_tokens - 1])])
+        means = MeanAttention(torch.searchsorted(slots, own))
         with self.stage("select"):
-            self.costs.chunk_token_layers += len(at) * (last_layer + 1)
+            self.costs.chunk_token_layers += witnesses.count * (last_layer + 1)
             self.costs.passes.append(Pass(layout.positions, slots, last_layer + 1, ended=True))
             self.costs.question_pass_tokens += len(slots)
-            here = slots.to(self.adapter.device, non_blocking=True)
-            with cache.restoring(here):
-                self.adapter.recompute(layout.ids[slots], here, cache, last_layer=last_layer, observer=means)
+            with cache.restoring(slots):
+                self.adapter.recompute(ground.here[slots], slots, cache, last_layer=last_layer, observer=means)
             self.caches.hold(layout, cache)
-            return Witnessed(at, self._of_chunks(means.found, layout).cpu(), columns)
+            return self._of_chunks(means.found, layout)
 
     def _asking(
         self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False
@@ -188,67 +176,71 @@ class Run:
         or "cosine" fuses chunk entries instead of overwriting them. What every layer overwrites is not read.
         """
         layout = self.caches.layout(selection.kept)
-        replaced = selection.recomputed if rows is None and theta == 1.0 else None
+        replaced = self.caches.ground.picked(selection.recomputed) if rows is None and theta == 1.0 else None
         cache = self.caches.completed(selection.kept, layout, replaced)
-        slots = self._fresh(layout, selection)
+        fresh = self._fresh(layout, selection)
         masks = None
         if rows is not None:
-            stored = [None if row is None else stored_rows(row, layout, slots) for row in rows]
+            stored = [None if row is None else stored_rows(row, layout, fresh.slots) for row in rows]
             masks = [None if row is None else row.to(self.adapter.device, non_blocking=True) for row in stored]
-        logits = self._recompute_into(cache, layout, slots, masks, theta)
-        return Prepared(self.adapter.release(cache), tuple(layout.ids.tolist()), selection, logits)
+        logits = self._recompute_into(cache, layout, fresh, masks, theta)
+        return Prepared.of(self.adapter.release(cache), layout.ids, selection, logits)
 
     def recompute_and_settle(
-        self, again: Sequence[Tensor], layers: Sequence[int], settle: Callable[[Look], Selection],
+        self, again: Picked, layers: Sequence[int], settle: Callable[[Tensor], Settled],
         theta: float | Literal["cosine"] = 1.0, wide: int | None = None, near: int = 0,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
-        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass,
-        which also says the first new token: it is chosen in sight of all entries. The rest is dropped before it is
-        taken down. What stands before those tokens sees all on the first `wide` layers only, by default on all of
-        them; above, it sees what is computed in this pass, and `near` tokens before each.
+        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass
+        `(N, Q, T)`, averaged over heads, where the model runs. That pass also says the first new token, in sight of all
+        entries. The rest is dropped before it is taken down. What stands before those tokens sees all on the first
+        `wide` layers only, by default on all of them; above, it sees what is computed in this pass, and `near` tokens
+        before each. The host waits for nothing of it.
         """
-        whole = Selection(self.caches.everything, tuple(again))
-        layout = self.caches.layout(whole.kept)
-        cache = self.caches.completed(whole.kept, layout, again if theta == 1.0 else None)
-        slots = self._fresh(layout, whole)
-        answering = answering_rows(self.plan, layout.positions[slots])
-        narrow = None if wide is None else Narrow.of(wide, slots[: int(answering[0])], layout.positions, near)
-        if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(slots)):
+        ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
+        cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
+        slots = ground.with_glue(again)
+        fresh, asking = Fresh(slots, ground.here[slots], again.count), answering(self.plan)
+        narrow = None if wide is None else Narrow.of(wide, slots[:-asking], cache.positions[: len(layout.ids)], near)
+        if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(fresh)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
-            self._pass(cache, layout, slots, None, theta, None, narrow)
-            slots, answering, narrow = slots[answering], torch.arange(len(answering)), None
-        maps = AttentionMaps(answering.to(self.adapter.device, non_blocking=True), layers)
-        logits = self._recompute_into(cache, layout, slots, theta=theta, observer=maps, narrow=narrow)
+            self._pass(cache, layout, fresh, None, theta, None, narrow)
+            fresh, narrow = fresh.last(asking), None
+        rows = torch.arange(len(fresh) - asking, len(fresh), device=self.adapter.device)
+        maps = AttentionMaps(rows, layers)
+        logits = self._recompute_into(cache, layout, fresh, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            selection = settle(Look(self._of_chunks(maps.found, layout), layout.columns(len(whole.kept))))
-            thinned = self.caches.layout(selection.kept)
-            cache.keep(torch.searchsorted(layout.positions, thinned.positions))
-        return Prepared(self.adapter.release(cache), tuple(thinned.ids.tolist()), selection, logits)
+            settled = settle(self._of_chunks(maps.found, layout))
+            stays = ground.with_glue(settled.kept)
+            cache.keep(stays)
+        told = partial(settled.selection, self.lengths)
+        return Prepared(self.adapter.release(cache), ground.here[stays], told, logits)
 
     def _recompute_into(
-        self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None = None,
+        self, cache: SlotCache, layout: Layout, fresh: Fresh, rows: Sequence[Tensor | None] | None = None,
         theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
     ) -> Tensor:  # fmt: skip
-        """Compute what stands at `slots`, the last one among them (a plan ends with glue); returns the logits of the
-        first new token, in sight of all: `(vocab,)`."""
-        speak = self.adapter.speaks_at_once(len(slots))
-        logits = self._pass(cache, layout, slots, rows, theta, observer, narrow, speak)
+        """Compute what is `fresh`, the last token among it (a plan ends with glue); returns the logits of the first new
+        token, in sight of all: `(vocab,)`."""
+        speak = self.adapter.speaks_at_once(len(fresh))
+        logits = self._pass(cache, layout, fresh, rows, theta, observer, narrow, speak)
         return self._first(cache, layout) if logits is None else logits
 
     def _pass(
-        self, cache: SlotCache, layout: Layout, slots: Tensor, rows: Sequence[Tensor | None] | None,
+        self, cache: SlotCache, layout: Layout, fresh: Fresh, rows: Sequence[Tensor | None] | None,
         theta: float | Literal["cosine"], observer: Observer | None, narrow: Narrow | None, speak: bool = False,
     ) -> Tensor | None:  # fmt: skip
-        shape, owned = self.adapter.shape, layout.owner[slots] >= 0
+        shape, blend = self.adapter.shape, None
         n_layers = shape.layers if speak or observer is not None else shape.cached().stop
         with self.stage("recompute"):
-            self.costs.chunk_token_layers += int(owned.sum()) * shape.layers
-            self.costs.passes.append(Pass(layout.positions, slots, n_layers, ended=not speak, narrow=narrow))
-            blend = None if theta == 1.0 else Blend(theta, owned.to(self.adapter.device, non_blocking=True))
+            self.costs.chunk_token_layers += fresh.of_chunks * shape.layers
+            self.costs.passes.append(Pass(layout.positions, fresh.slots, n_layers, ended=not speak, narrow=narrow))
+            if theta != 1.0:
+                owned = layout.owner[fresh.slots.cpu()] >= 0
+                blend = Blend(theta, owned.to(self.adapter.device, non_blocking=True))
             return self.adapter.recompute(
-                layout.ids[slots], slots, cache, rows, blend, n_layers - 1, observer, narrow, speak
+                fresh.ids, fresh.slots, cache, rows, blend, n_layers - 1, observer, narrow, speak
             )
 
     def _first(self, cache: SlotCache, layout: Layout) -> Tensor:
@@ -280,7 +272,7 @@ class Run:
             self.costs.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
             self.costs.scored_bytes += stored[0].nbytes // len(layout.ids) * self.plan.chunk_tokens
         logits = self._recompute_into(cache, layout, self._fresh(layout, selection))
-        return Prepared(self.adapter.release(cache), tuple(layout.ids.tolist()), selection, logits)
+        return Prepared.of(self.adapter.release(cache), layout.ids, selection, logits)
 
     def _of_chunks(self, found: Tensor, layout: Layout) -> Tensor:
         """What was found about chunk tokens `(..., T)`, of what was about all slots. In two dimensions: in three a CPU
@@ -288,13 +280,14 @@ class Run:
         owned = sent(layout.owned, self.adapter.device)
         return found.flatten(0, -2).index_select(1, owned).view(*found.shape[:-1], len(owned))
 
-    def _fresh(self, layout: Layout, selection: Selection) -> Tensor:
-        """Slots that are computed: the glue and what is recomputed."""
-        return ((layout.owner < 0) | self.caches.ground.marked(selection.recomputed)[layout.positions]).nonzero()[:, 0]
+    def _fresh(self, layout: Layout, selection: Selection) -> Fresh:
+        """What is computed: the glue and what is recomputed."""
+        again = self.caches.ground.marked(selection.recomputed)[layout.positions]
+        return Fresh.of(layout, ((layout.owner < 0) | again).nonzero()[:, 0])
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
         self.costs.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
         self.costs.held(self.plan.n_tokens * self.adapter.shape.bytes_per_token)
         self.costs.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
-        return Prepared(None, tuple(self.plan.token_ids), Selection.all_of(self.plan))
+        return Prepared.of(None, self.caches.ground.ids, Selection.all_of(self.plan))

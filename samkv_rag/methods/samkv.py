@@ -13,8 +13,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
-from samkv_rag.methods.run import Prepared, Run
+from samkv_rag.methods.picked import Picked, Settled, best_of, largest
+from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.run import Run
 from samkv_rag.methods.scoring import (
     attention_scores,
     check_block,
@@ -27,25 +30,20 @@ from samkv_rag.methods.scoring import (
     turned_to_chunks,
     vicinities,
 )  # fmt: skip
-from samkv_rag.methods.seen import Look
 from samkv_rag.methods.selection import (
     Choice,
-    Chosen,
     ChunkScores,
     aligned_rows,
     anchor_masks,
-    best_of,
-    best_tokens,
     choose,
     dynamic_share,
     shortlist,
     split_recompute,
     standardised,
-    tokens_of,
 )  # fmt: skip
 from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Within, known
 from samkv_rag.store.profiles import ModelProfile
-from samkv_rag.types import BLOCK, Ranking, Selection
+from samkv_rag.types import BLOCK, Selection
 
 WIDE, NEAR, VICINITY = 0.5, 0, 0.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
@@ -157,46 +155,48 @@ class SamKV(Options):
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
-            kept = tokens_of(torch.cat(choice.kept), run.lengths)
-            again = kept if self.recompute == 1 else split_recompute(choice, self.recompute, self.recompute_by)
+            again = choice.picked
+            if self.recompute < 1:
+                again = split_recompute(choice, self.recompute, self.recompute_by)
             remarks += notes
-            rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         if self.settle == "after":
-            return self._settle(run, self._followed(run, choice, again, layers[-1]), budget, remarks, profile)
-        return run.recompute(Selection(kept, again, remarks, choice.ranking(self._block)), rows, self.theta)
+            again = self._followed(run, choice.value, again, layers[-1])
+            return self._settle(run, again, budget, remarks, profile)
+        rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
+        kept, computed = (picked.by_chunk(run.lengths) for picked in (choice.picked, again))
+        return run.recompute(Selection(kept, computed, remarks, choice.ranking(self._block)), rows, self.theta)
 
-    def _followed(self, run: Run, choice: Choice, again: Chosen, last_layer: int) -> Chosen:
-        """As many tokens as `again`, among them what the best of these look at in turn on the layers up to
-        `last_layer`."""
-        total = sum(map(len, again))
-        count = min(self.followed, total // 8)
+    def _followed(self, run: Run, value: Tensor, again: Picked, last_layer: int) -> Picked:
+        """As many tokens as `again`, among them what the best of these, by the value of every token `(T,)`, look at in
+        turn on the layers up to `last_layer`."""
+        count = min(self.followed, again.count // 8)
         if not count:
             return again
-        seen = run.witnessed(best_of(choice, again, count), last_layer)
+        witnesses = best_of(again, value, count).on(run.adapter.device)
+        seen = run.witnessed(witnesses, last_layer)
         with run.stage("select"):
-            joint = followed_values(torch.cat(choice.value), seen.witnesses, seen.witnessed)
-            return best_tokens(joint.split(run.lengths), total)
+            return largest(followed_values(sent(value, seen.device), witnesses.at, seen), again.count)
 
     def _settle(
-        self, run: Run, again: Chosen, budget: int, notes: tuple[str, ...], profile: ModelProfile
+        self, run: Run, again: Picked, budget: int, notes: tuple[str, ...], profile: ModelProfile
     ) -> Prepared:  # fmt: skip
         """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
-        none, n_layers = tuple(tokens[:0] for tokens in again), run.adapter.shape.layers
+        n_layers = run.adapter.shape.layers
         wide = self.wide_layers(n_layers, profile.wide)
         near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
 
-        def settle(look: Look) -> Selection:
-            ranks = standardised(self._worth(run, look, vicinity)[None])[0].split(run.lengths)
-            return Selection(best_tokens(ranks, budget), again, notes, Ranking(none, ranks, 1))
+        def settle(attention: Tensor) -> Settled:
+            worth = standardised(self._worth(run, attention, vicinity)[None])[0]
+            return Settled(largest(worth, budget), again, worth, notes)
 
         return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide, near)
 
-    def _worth(self, run: Run, look: Look, vicinity: float) -> Tensor:
-        """What it is worth to keep each chunk token `(T,)`."""
-        looked_at = most_looked_at(look.attention).cpu()
+    def _worth(self, run: Run, attention: Tensor, vicinity: float) -> Tensor:
+        """What it is worth to keep each chunk token `(T,)`, by the `attention` `(N, Q, T)` that it got."""
+        looked_at = most_looked_at(attention)
         near = surrounded(looked_at, *self.around, run.lengths)
         if not vicinity:
             return near

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
+from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes
@@ -154,7 +155,8 @@ def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] 
     Chunks of `lengths` end there; by default all tokens are of one."""
     sizes, reach = torch.tensor(lengths or [len(values)]), before + behind
     start = torch.arange(len(values)) + reach * torch.arange(len(sizes)).repeat_interleave(sizes)
-    padded = torch.full((len(values) + reach * len(sizes),), float("-inf")).index_copy_(0, start + behind, values)
+    start = sent(start, values.device)
+    padded = values.new_full((len(values) + reach * len(sizes),), float("-inf")).index_copy_(0, start + behind, values)
     return padded.unfold(0, reach + 1, 1).amax(1)[start]
 
 
@@ -172,8 +174,7 @@ def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: 
     tokens `witnesses` `(W,)`, averaged over heads, of which few follow one thing: it counts `gain` times (our choice).
     """
     direct = direct - direct.min()
-    through = direct[witnesses][:, None] * witnessed
-    through[torch.arange(len(witnesses)), witnesses] = 0
+    through = (direct[witnesses][:, None] * witnessed).scatter_(1, witnesses[:, None], 0)
     return torch.maximum(direct, gain * through.amax(0))
 
 
@@ -197,13 +198,13 @@ def pass_scores(
 ) -> list[ChunkScores]:
     """Share of attention that falls on every selection block in a pass of the question over the stored entries.
 
-    Reads the tokens `seen` of every chunk (sorted indices), all of them by default; what is not read scores 0. Any
-    block size.
+    Reads the tokens `seen` of every chunk (sorted indices), all of them by default: scores then lie where the model
+    runs. What is not read scores 0. Any block size.
     """
     maps, columns = run.question_attention(run.caches.everything if seen is None else seen, layers)
-    shares = weighed(maps).cpu()
+    shares = weighed(maps)
     if seen is not None:
-        return _placed(run, shares, seen, columns, block, initial, local)
+        return _placed(run, shares.cpu(), seen, columns, block, initial, local)
     return _marked(run, [_summed(part, block) for part in shares.split(run.lengths, 1)], block, initial, local)
 
 

@@ -1,6 +1,7 @@
 """Which tokens stay: anchors, dynamic shares, the cross-context filter and the budget (SamKV, KV selection module).
 
-Pure functions of scores and lengths; sizes are tokens unless a name says blocks.
+Pure functions of scores and lengths; sizes are tokens unless a name says blocks. Scores may lie on a GPU: where all
+blocks compete, they are chosen from there and nobody waits.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import sent
+from samkv_rag.methods.picked import Picked, best_of, largest
 from samkv_rag.types import Ranking
-
-Chosen = tuple[Tensor, ...]
-"""Per chunk the sorted indices of some of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +28,33 @@ class ChunkScores:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`kept` and `anchors` per chunk: bool `(n_i,)`. `per_layer` per chunk: bool `(N, n_i)`, the kept tokens that each
-    selection layer chose itself, anchors included. `value` per chunk: fp32 `(n_i,)`, the rank of the token's block."""
+    """What was chosen of chunks of `lengths`: the `picked` tokens, `anchors` among them (bool `(n_i,)` per chunk).
+    `candidates` bool `(N, B)`: the blocks that each selection layer would have had, `owner` `(T,)` being every token's
+    block. `value` fp32 `(T,)`: the rank of the token's block. The first and the last lie where scores do, the others on
+    the host."""
 
-    kept: list[Tensor]
+    lengths: list[int]
+    picked: Picked
     anchors: list[Tensor]
-    per_layer: list[Tensor]
-    value: list[Tensor]
+    candidates: Tensor
+    owner: Tensor
+    value: Tensor
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """Bool `(n_i,)` per chunk, on the host."""
+        return list(self.picked.marks.cpu().split(self.lengths))
+
+    @property
+    def per_layer(self) -> list[Tensor]:
+        """Bool `(N, n_i)` per chunk: the kept tokens that each layer chose itself, anchors included."""
+        chosen = (self.candidates[:, self.owner] | torch.cat(self.anchors)) & self.picked.marks.cpu()
+        return list(chosen.split(self.lengths, 1))
 
     def ranking(self, block: int) -> Ranking:
         """The anchors and the blocks' ranks, for whoever wants to see why."""
         anchors = tuple((mask & kept).nonzero()[:, 0] for mask, kept in zip(self.anchors, self.kept, strict=True))
-        return Ranking(anchors, tuple(self.value), block)
+        return Ranking(anchors, tuple(self.value.cpu().split(self.lengths)), block)
 
 
 def anchor_masks(
@@ -90,12 +105,12 @@ def dynamic_share(scores: ChunkScores) -> float:
     return float(share.clamp(0, 1).mean())
 
 
-def normalised(scores: Sequence[ChunkScores], per_chunk: bool) -> list[Tensor]:
-    """Scores with mean 0 and deviation 1 on every layer, over each chunk alone or over all chunks together."""
+def normalised(scores: Sequence[ChunkScores], per_chunk: bool) -> Tensor:
+    """Scores `(N, B)` of all chunks' blocks with mean 0 and deviation 1 on every layer, over each chunk alone or over
+    all together."""
     if per_chunk:
-        return [standardised(chunk.blocks) for chunk in scores]
-    together = torch.cat([chunk.blocks for chunk in scores], 1)
-    return list(standardised(together).split([chunk.blocks.shape[1] for chunk in scores], 1))
+        return torch.cat([standardised(chunk.blocks) for chunk in scores], 1)
+    return standardised(torch.cat([chunk.blocks for chunk in scores], 1))
 
 
 def standardised(values: Tensor) -> Tensor:
@@ -115,21 +130,26 @@ def choose(
     until the budget is full; the last block may be cut to fit.
     """
     ranks, lengths = normalised(scores, per_chunk), [len(mask) for mask in anchors]
-    candidates = torch.cat([_top(*each, block) for each in zip(ranks, anchors, shares, strict=True)], 1)
-    values = [rank.amax(0) for rank in ranks] if per_chunk else _best_of_layers(ranks)
-    places = _queue(values, candidates.any(0), fill, filtered)
-    owner = _blocks_of_tokens(lengths, [len(value) for value in values], block)
-    fixed = torch.cat(list(anchors))
-    kept = _taken(places[owner], fixed, budget)
-    per_layer = (candidates[:, owner] | fixed) & kept
-    spread = torch.cat(list(values))[owner]
-    return Choice(
-        list(kept.split(lengths)), list(anchors), list(per_layer.split(lengths, 1)), list(spread.split(lengths))
+    counts, everybody = [chunk.blocks.shape[1] for chunk in scores], all(share >= 1 for share in shares)
+    if not everybody or not filtered:
+        ranks = ranks.cpu()
+    candidates = torch.cat(
+        [_top(*each, block) for each in zip(ranks.split(counts, 1), anchors, shares, strict=True)], 1
     )
+    value, owner, fixed = ranks.amax(0), _blocks_of_tokens(lengths, counts, block), torch.cat(list(anchors))
+    if filtered and bool(candidates.all()):
+        value = _of_tokens(value, owner, block)
+        picked = _best(value, fixed, budget)
+    else:
+        value = value.cpu()
+        places = _queue(value.split(counts), candidates.any(0), fill, filtered)
+        value, picked = value[owner], _taken(places[owner], fixed, budget)
+    return Choice(lengths, picked, list(anchors), candidates, owner, value)
 
 
-def _best_of_layers(ranks: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch.cat(list(ranks), 1).amax(0).split([rank.shape[1] for rank in ranks]))
+def _of_tokens(values: Tensor, owner: Tensor, block: int) -> Tensor:
+    """Every token's value `(T,)` from those of blocks of `block` tokens."""
+    return values if block == 1 else values[sent(owner, values.device)]
 
 
 def _blocks_of_tokens(lengths: Sequence[int], counts: Sequence[int], block: int) -> Tensor:
@@ -140,51 +160,15 @@ def _blocks_of_tokens(lengths: Sequence[int], counts: Sequence[int], block: int)
     return torch.arange(len(sizes)).repeat_interleave(sizes)
 
 
-def best_tokens(values: Sequence[Tensor], budget: int) -> Chosen:
-    """Per chunk the sorted tokens that are among the `budget` largest values of all chunks; of equals the first."""
-    return tokens_of(_largest(torch.cat(list(values)), budget), [len(value) for value in values])
-
-
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Bool `(T,)`: the `count` largest values; of equals the first. A sort would take ten times as long.
-
-    What is not a number counts as the largest, as in a sort: there are `count` in any case."""
-    if not 0 < count < len(values):
-        return torch.full((len(values),), count > 0)
-    values = values.nan_to_num(float("inf"), float("inf"), float("-inf"))
-    least = values.kthvalue(len(values) - count + 1).values
-    above, level = values > least, values == least
-    return above | (level & (level.cumsum(0) <= count - above.sum()))
-
-
-def tokens_of(marks: Tensor, lengths: Sequence[int]) -> Chosen:
-    """Per chunk the sorted tokens that are marked in a bool `(T,)` over the tokens of all."""
-    stops = torch.tensor(lengths, dtype=torch.long).cumsum(0)
-    at = marks.nonzero()[:, 0]
-    owner = torch.searchsorted(stops, at, right=True)
-    inside = at - (stops - torch.tensor(lengths, dtype=torch.long))[owner]
-    return tuple(inside.split(torch.bincount(owner, minlength=len(lengths)).tolist()))
-
-
-def best_of(choice: Choice, chosen: Sequence[Tensor], count: int) -> Chosen:
-    """The best `count` of the tokens `chosen`, per chunk, by the choice's values."""
-    lengths = [len(value) for value in choice.value]
-    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    at = torch.cat(list(chosen)) + starts.repeat_interleave(torch.tensor([len(few) for few in chosen]))
-    value = torch.cat(choice.value)
-    best = at[_largest(value[at], count)]
-    return tokens_of(torch.zeros(len(value), dtype=torch.bool).index_fill_(0, best, True), lengths)
-
-
 def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int, block: int) -> list[Tensor]:
     """Per chunk the sorted tokens of the best blocks of all chunks: whole blocks, best first, until `limit` tokens."""
-    values = [rank.amax(0) for rank in normalised(scores, per_chunk=False)]
-    sizes = torch.cat([block_sizes(length, len(value), block) for length, value in zip(lengths, values, strict=True)])
-    order = torch.cat(values).argsort(descending=True, stable=True)
+    counts = [chunk.blocks.shape[1] for chunk in scores]
+    sizes = torch.cat([block_sizes(length, count, block) for length, count in zip(lengths, counts, strict=True)])
+    order = normalised(scores, per_chunk=False).amax(0).argsort(descending=True, stable=True)
     before = sizes[order].cumsum(0) - sizes[order]
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
     chosen[order[before < limit]] = True
-    parts = chosen.split([len(value) for value in values])
+    parts = chosen.split(counts)
     masks = [part.repeat_interleave(block)[:length] for part, length in zip(parts, lengths, strict=True)]
     return [mask.nonzero()[:, 0] for mask in masks]
 
@@ -216,11 +200,8 @@ def _top(rank: Tensor, anchors: Tensor, share: float, block: int) -> Tensor:
 def _queue(values: Sequence[Tensor], chosen: Tensor, fill: bool, filtered: bool) -> Tensor:
     """Every block's place `(sum B,)` in the order in which they are taken: candidates first, then the rest if `fill`.
 
-    Without `fill` the rest has the place infinity. Of equals the first comes first. Where all blocks are candidates
-    and compete, their values say it: they need no sorting.
+    Without `fill` the rest has the place infinity. Of equals the first comes first.
     """
-    if filtered and bool(chosen.all()):
-        return -torch.cat(list(values))
     rank = -torch.cat(list(values)) if filtered else torch.cat([_places(-value).float() for value in values])
     order = rank.argsort(stable=True)
     first = chosen[order]
@@ -237,19 +218,32 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
 
 
-def _taken(places: Tensor, anchors: Tensor, budget: int) -> Tensor:
-    """The anchors, and the tokens with the first `places` until there are `budget` in all: bool `(T,)`."""
+def _best(value: Tensor, anchors: Tensor, budget: int) -> Picked:
+    """The anchors, and the best tokens beside them until there are `budget` in all, by their values `(T,)`."""
+    fixed = int(anchors.sum())
+    if not fixed:
+        return largest(value, budget)
+    there = sent(anchors, value.device)
+    more = best_of(Picked(~there, len(anchors) - fixed), value, budget - fixed)
+    return Picked(there | more.marks, fixed + more.count)
+
+
+def _taken(places: Tensor, anchors: Tensor, budget: int) -> Picked:
+    """The anchors, and the tokens with the first `places` until there are `budget` in all; none without a place."""
     place = places.masked_fill(anchors, float("inf"))
-    return anchors | (_largest(-place, budget - int(anchors.sum())) & (place != float("inf")))
+    marks = anchors | (largest(-place, budget - int(anchors.sum())).marks & (place != float("inf")))
+    return Picked(marks, int(marks.sum()))
 
 
-def split_recompute(choice: Choice, share: float, by: str) -> tuple[Tensor, ...]:
-    """The recomputed tokens per chunk: `floor(share * kept)` in all, the best-ranked blocks' first (`by` "score") or
-    the first tokens of every kept run (`by` "head")."""
-    kept = torch.cat(choice.kept)
-    priority = torch.cat(choice.value if by == "score" else [-_depth(mask) for mask in choice.kept])
-    again = _largest(priority.masked_fill(~kept, float("-inf")), int(share * int(kept.sum())))
-    return tokens_of(again, [len(mask) for mask in choice.kept])
+def split_recompute(choice: Choice, share: float, by: str) -> Picked:
+    """The recomputed tokens: `floor(share * kept)` in all, the best-ranked blocks' first (`by` "score") or the first
+    tokens of every kept run (`by` "head")."""
+    count = int(share * choice.picked.count)
+    if by == "score":
+        return best_of(choice.picked, choice.value, count)
+    return best_of(
+        Picked(torch.cat(choice.kept), choice.picked.count), -torch.cat(list(map(_depth, choice.kept))), count
+    )
 
 
 def _depth(kept: Tensor) -> Tensor:

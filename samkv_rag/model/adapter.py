@@ -292,7 +292,7 @@ class ModelAdapter:
         return SlotCache(self._buffers(room, self.shape.cached()), torch.arange(0), self.shape.sources)
 
     def generate(
-        self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
+        self, ids: Sequence[int] | Tensor, cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
     ) -> list[int]:
         """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
         return self.loop.finish(self.loop.begin(ids, cache, logits, **generation))

@@ -65,8 +65,8 @@ class Loop:
 
     @torch.inference_mode()
     def begin(
-        self, ids: Sequence[int], cache: SlotCache | None, logits: Tensor | None = None, hearer: Hearer | None = None,
-        random: torch.Generator | None = None, **generation: Any,
+        self, ids: Sequence[int] | Tensor, cache: SlotCache | None, logits: Tensor | None = None,
+        hearer: Hearer | None = None, random: torch.Generator | None = None, **generation: Any,
     ) -> Decoding:  # fmt: skip
         """The first new token after `ids`, the kept tokens' ids, chosen by its `logits` `(vocab,)` where `cache` holds
         all of them. Without logits the model runs: over what the cache lacks, or over all without a cache.
@@ -74,7 +74,7 @@ class Loop:
         All kept ids are handed over so that logits processors such as a repetition penalty see the context.
         `generation` is what transformers' `generate()` takes. Raises what goes wrong.
         """
-        tokens = torch.tensor([list(ids)], device=self._model.device)
+        tokens = torch.as_tensor(ids, dtype=torch.long).to(self._model.device, non_blocking=True)[None]
         rules = Rules.of(self._model, tokens, **generation)
         if cache is None:
             cache = self._empty(rules.max_length)

@@ -33,7 +33,7 @@ class Narrow:
 
     def sees(self, slots: Tensor) -> Tensor:
         """The slots that the narrowed ones of a pass over `slots` see, sorted."""
-        return slots[: self.rows] if self.seen is None else self.seen.to(slots.device, non_blocking=True)
+        return slots[: self.rows] if self.seen is None else self.seen.to(slots.device, non_blocking=slots.is_cuda)
 
 
 class NarrowedPlan(AttentionPlan):

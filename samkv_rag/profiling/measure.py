@@ -66,7 +66,7 @@ def _reference(engine: SamKVEngine, plan: PromptPlan, answer: tuple[int, ...]) -
     run = Run(written, adapter, engine.store)
     everything = [torch.arange(length) for length in run.lengths]
     layout, layers = run.caches.layout(everything), range(adapter.shape.layers)
-    cache = run.caches.assemble(everything, layout, replaced=everything)
+    cache = run.caches.assemble(everything, layout, replaced=run.caches.ground.picked(everything))
     rows = torch.arange(plan.n_tokens - 1, max(plan.n_tokens, plan.n_tokens + len(answer) - 1))
     maps = adapter.question_attention(layout.ids, torch.arange(len(layout.ids)), rows, cache, layers)
     mean = maps.mean((0, 1)).cpu()[layout.owned]

@@ -7,8 +7,8 @@ import torch
 
 from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import Run
+from samkv_rag.methods.picked import Picked
 from samkv_rag.methods.scoring import followed_values
-from samkv_rag.methods.seen import Witnessed
 from samkv_rag.types import Selection
 from tests import oracles
 from tests.methods.gates import prompted, some_wirings
@@ -26,13 +26,13 @@ def test_witnesses_attend_as_in_one_forward_over_all_stored_entries(wiring: str)
     case = prompted(wiring)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     witnesses = some_tokens(run)
-    seen = run.witnessed(witnesses, LAST)
+    picked = run.caches.ground.picked(witnesses)
+    seen = run.witnessed(picked, LAST)
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, witnesses))
     maps = oracles.stock_attention(wiring, case.plan, whole, range(LAST + 1))[:, :, whole.owner >= 0]
-    at = (whole.owner >= 0).nonzero()[:, 0][seen.witnesses]
-    assert torch.allclose(seen.witnessed.double(), maps[:, at].mean(0), atol=2e-5)
-    standing = torch.cat([column[tokens] for column, tokens in zip(seen.columns, witnesses, strict=True)])
-    assert torch.equal(seen.witnesses, standing)
+    at = (whole.owner >= 0).nonzero()[:, 0][picked.at]
+    assert torch.allclose(seen.double(), maps[:, at].mean(0), atol=2e-5)
+    assert all(map(torch.equal, picked.by_chunk(run.lengths), witnesses))
 
 
 @some_wirings
@@ -44,7 +44,7 @@ def test_witnesses_alone_attend_as_beside_the_whole_prompt(wiring: str) -> None:
         if looked_before:
             run.question_attention(Selection.all_of(case.plan).kept, [LAST])
         early = (torch.arange(1, 9), *(torch.arange(0) for _ in run.lengths[1:]))
-        found.append(run.witnessed(early, LAST).witnessed)
+        found.append(run.witnessed(run.caches.ground.picked(early), LAST))
     assert torch.allclose(*found, atol=2e-5)
 
 
@@ -60,7 +60,7 @@ def test_what_is_stored_stays_as_it_was(wiring: str) -> None:
     entries = [tuple(part.clone() for part in layer.snapshot()) for layer in before.slot_layers]
     run.caches.hold(layout, before)
     read = run.entries.bytes_read
-    run.witnessed(some_tokens(run), LAST)
+    run.witnessed(run.caches.ground.picked(some_tokens(run)), LAST)
     after = run.caches.completed(everything, layout, None, range(LAST + 1))
     assert after is before and run.entries.bytes_read == read
     for layer, old in zip(after.slot_layers, entries, strict=True):
@@ -80,11 +80,10 @@ def test_what_is_recomputed_follows_what_was_looked_at(monkeypatch: pytest.Monke
     plain = case.prepare(SamKV(keep=0.4, followed=0)).selection.recomputed
     target = next((chunk, token) for chunk, tokens in enumerate(plain) for token in range(5) if token not in tokens)
 
-    def witnessed(run: Run, witnesses: object, last_layer: int) -> Witnessed:
-        columns = run.caches.layout(Selection.all_of(run.plan).kept).columns(len(run.plan.chunks))
-        attention = torch.zeros(1, run.plan.chunk_tokens)
-        attention[0, columns[target[0]][target[1]]] = 1.0
-        return Witnessed(columns[0][plain[0][:1]], attention, columns)
+    def witnessed(run: Run, witnesses: Picked, last_layer: int) -> torch.Tensor:
+        attention = torch.zeros(witnesses.count, run.plan.chunk_tokens)
+        attention[0, sum(run.lengths[: target[0]]) + target[1]] = 1.0
+        return attention
 
     monkeypatch.setattr(Run, "witnessed", witnessed)
     followed = case.prepare(SamKV(keep=0.4)).selection.recomputed

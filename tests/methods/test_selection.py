@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samkv_rag import SamKV, SamKVError
+from samkv_rag.methods.picked import Picked, best_of, best_tokens, largest
 from samkv_rag.methods.scoring import personalised
 from samkv_rag.methods.selection import (
     Choice,
     ChunkScores,
     aligned_rows,
     anchor_masks,
-    best_tokens,
     choose,
     dynamic_share,
     split_recompute,
@@ -113,7 +113,7 @@ def test_the_budget_is_a_hard_ceiling_on_the_union_anchors_included(
     case: Case, fill: bool, filtered: bool, per_chunk: bool, share: float
 ) -> None:
     choice = case.choose(fill, filtered, per_chunk, share)
-    assert total(choice.kept) <= case.budget
+    assert total(choice.kept) == choice.picked.count <= case.budget
     for kept, anchors, own in zip(choice.kept, choice.anchors, choice.per_layer, strict=True):
         assert bool((kept | ~anchors).all()), "anchors are kept"
         assert bool((kept | ~own.any(0)).all()), "what a layer chose itself is kept or nothing"
@@ -156,8 +156,22 @@ def test_what_is_not_a_number_leaves_no_budget_unused() -> None:
             anchors = [torch.zeros(4 * block, dtype=torch.bool)]
             choice = choose(scores, anchors, 3, block, shares=[1.0], per_chunk=False, fill=True)
             assert int(choice.kept[0].sum()) == 3
-            assert sum(map(len, split_recompute(choice, 0.7, "score"))) == 2
+            assert int(split_recompute(choice, 0.7, "score").marks.sum()) == 2
         assert best_tokens([torch.tensor(row)], 3)[0].tolist() == best
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, float("nan"), float("inf"), float("-inf")]), min_size=1, max_size=30),
+    st.integers(-2, 40), st.integers(0, 2**30),
+)  # fmt: skip
+def test_so_many_are_picked_as_are_said_to_be(values: list[float], count: int, seed: int) -> None:
+    """What is computed next has a size that nobody asks a GPU for: it must be right whatever the values are."""
+    worth = torch.tensor(values)
+    some = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) < 0.5
+    for picked in (largest(worth, count), best_of(Picked(some, int(some.sum())), worth, count)):
+        assert int(picked.marks.sum()) == picked.count == len(picked.at)
+        assert picked.at.tolist() == picked.marks.nonzero()[:, 0].tolist()
+    assert bool((some | ~picked.marks).all()), "the best of some are among them"
 
 
 def test_a_budget_below_one_token_a_chunk_is_still_a_ceiling() -> None:
@@ -200,8 +214,9 @@ def test_the_dynamic_share_is_equation_two_averaged_over_layers() -> None:
 @given(cases(), st.floats(0, 1), st.sampled_from(["score", "head"]))
 def test_what_is_recomputed_is_a_share_of_what_is_kept(case: Case, share: float, by: str) -> None:
     choice = case.choose()
-    again = split_recompute(choice, share, by)
-    assert sum(map(len, again)) == int(share * total(choice.kept))
+    picked = split_recompute(choice, share, by)
+    again = picked.by_chunk(case.lengths)
+    assert sum(map(len, again)) == picked.count == int(share * total(choice.kept))
     for kept, tokens in zip(choice.kept, again, strict=True):
         assert set(tokens.tolist()) <= set(kept.nonzero()[:, 0].tolist())
         assert tokens.tolist() == sorted(tokens.tolist())
@@ -210,8 +225,9 @@ def test_what_is_recomputed_is_a_share_of_what_is_kept(case: Case, share: float,
 def test_recompute_by_head_takes_the_first_tokens_of_every_run() -> None:
     kept = torch.zeros(40, dtype=torch.bool)
     kept[5:15], kept[20:30] = True, True
-    choice = Choice([kept], [kept & False], [kept[None]], [torch.zeros(40)])
-    assert split_recompute(choice, 0.4, "head")[0].tolist() == [5, 6, 7, 8, 20, 21, 22, 23]
+    none = [kept & False]
+    choice = Choice([40], Picked(kept, 20), none, torch.ones(1, 40).bool(), torch.arange(40), torch.zeros(40))
+    assert split_recompute(choice, 0.4, "head").at.tolist() == [5, 6, 7, 8, 20, 21, 22, 23]
 
 
 @given(cases())

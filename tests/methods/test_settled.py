@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Method, ProphetKV, RandomRest, Run
 from samkv_rag.methods.layout import Layout
+from samkv_rag.methods.picked import Settled
 from samkv_rag.methods.scoring import vicinities
-from samkv_rag.methods.seen import Look
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.types import Selection
 from tests import oracles
@@ -92,18 +93,19 @@ def test_what_was_dropped_had_been_seen(wiring: str) -> None:
 def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> None:
     case, layers = prompted(wiring), (1, 3)
     again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
-    seen = list[Look]()
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    picked, seen = run.caches.ground.picked(again), list[Tensor]()
 
-    def settle(look: Look) -> Selection:
-        seen.append(look)
-        assert torch.cat(look.columns).tolist() == list(range(case.plan.chunk_tokens))
-        return Selection(again, again)
+    def settle(attention: Tensor) -> Settled:
+        seen.append(attention)
+        return Settled(picked, picked, torch.zeros(case.plan.chunk_tokens))
 
-    Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute_and_settle(again, layers, settle)
+    selection = run.recompute_and_settle(picked, layers, settle).selection
+    assert all(map(torch.equal, (*selection.kept, *selection.recomputed), (*again, *again)))
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
     maps = oracles.stock_attention(wiring, case.plan, whole, range(case.adapter.shape.layers))[:, :, whole.owner >= 0]
     rows = slice(case.plan.question.start, None)
-    assert torch.allclose(seen[0].attention.double(), maps[list(layers), rows], atol=2e-5)
+    assert torch.allclose(seen[0].double(), maps[list(layers), rows], atol=2e-5)
 
 
 @pytest.mark.parametrize("vicinity", [0.0, 1.5])
@@ -114,8 +116,8 @@ def test_what_stays_surrounds_what_any_asking_token_looks_at(vicinity: float) ->
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     seen = overheard(run)
     kept = SamKV(keep=0.2, around=around, vicinity=vicinity).prepare(run).selection.kept
-    assert seen[0].attention.shape[:2] == (2, len(case.plan.segments[-1].token_ids)), "the upper half, all that asks"
-    most = [max(column) for column in zip(*seen[0].attention.flatten(0, 1).tolist(), strict=True)]
+    assert seen[0].shape[:2] == (2, len(case.plan.segments[-1].token_ids)), "the upper half, all that asks"
+    most = [max(column) for column in zip(*seen[0].flatten(0, 1).tolist(), strict=True)]
     tokens = [(chunk, t) for chunk, length in enumerate(run.lengths) for t in range(length)]
     parts = [part.tolist() for part in torch.tensor(most).split(run.lengths)]
     near = [max(parts[chunk][max(0, t - 3) : t + 3]) for chunk, t in tokens]
@@ -145,14 +147,14 @@ def test_a_token_alone_is_its_own_place() -> None:
     assert vicinities(torch.tensor([3.0, 1.0, 2.0]), [1, 2]).tolist() == [3.0, 1.5, 1.5]
 
 
-def overheard(run: Run) -> list[Look]:
+def overheard(run: Run) -> list[Tensor]:
     """What the second look of this run will have seen."""
-    seen, original = list[Look](), run.recompute_and_settle
+    seen, original = list[Tensor](), run.recompute_and_settle
 
     def spy(again: Any, layers: Any, settle: Any, *rest: Any) -> Any:
-        def heard(look: Look) -> Selection:
-            seen.append(look)
-            return settle(look)  # type: ignore[no-any-return]
+        def heard(attention: Tensor) -> Settled:
+            seen.append(attention)
+            return settle(attention)  # type: ignore[no-any-return]
 
         return original(again, layers, heard, *rest)
 

@@ -36,7 +36,7 @@ def seen_in_a_narrowed_pass(wiring: str, asking: int) -> Overheard:
     kept = Selection.all_of(case.plan).kept
     layout = run.caches.layout(kept)
     cache = run.caches.assemble(kept, layout)
-    slots = run._fresh(layout, Selection(kept, again))
+    slots = run._fresh(layout, Selection(kept, again)).slots
     maps = Overheard(torch.arange(len(slots) - asking, len(slots)), range(4))
     ids = [layout.ids[slot] for slot in slots.tolist()]
     case.adapter.recompute(ids, slots, cache, observer=maps, narrow=Narrow(2, len(slots) - 5))

@@ -1,0 +1,88 @@
+"""Tokens picked among those of all chunks of a prompt. They stay where they were picked: how many there are is known
+without asking, so that nobody waits for a GPU to know what is computed next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from samkv_kernels.sending import sent
+from samkv_rag.types import Ranking, Selection
+
+Chosen = tuple[Tensor, ...]
+"""Per chunk the sorted indices of some of its tokens."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some of the T tokens of all chunks: `marks` bool `(T,)`, of which exactly `count` are set."""
+
+    marks: Tensor
+    count: int
+
+    @cached_property
+    def at(self) -> Tensor:
+        """Which they are, sorted `(count,)`."""
+        return places(self.marks, self.count)
+
+    def on(self, device: torch.device) -> Picked:
+        """The same on a device."""
+        return self if self.marks.device.type == device.type else Picked(sent(self.marks, device), self.count)
+
+    def by_chunk(self, lengths: Sequence[int]) -> Chosen:
+        """The same for every chunk, of `lengths`, on the host, which waits for them."""
+        stops = torch.tensor(lengths, dtype=torch.long).cumsum(0)
+        at = self.at.cpu()
+        owner = torch.searchsorted(stops, at, right=True)
+        inside = at - (stops - torch.tensor(lengths, dtype=torch.long))[owner]
+        return tuple(inside.split(torch.bincount(owner, minlength=len(lengths)).tolist()))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What stays of a prompt, after a pass that computed `again`: `kept`, by what every token was `worth` `(T,)`."""
+
+    kept: Picked
+    again: Picked
+    worth: Tensor
+    notes: tuple[str, ...] = ()
+
+    def selection(self, lengths: Sequence[int]) -> Selection:
+        """The same for every chunk, of `lengths`, as a report tells it; the host waits for it."""
+        none = tuple(torch.arange(0) for _ in lengths)
+        ranking = Ranking(none, tuple(self.worth.cpu().split(list(lengths))), 1)
+        return Selection(self.kept.by_chunk(lengths), self.again.by_chunk(lengths), self.notes, ranking)
+
+
+def places(marks: Tensor, count: int) -> Tensor:
+    """Where a bool `(T,)` is set, sorted `(count,)`: exactly so many are."""
+    return torch.nonzero_static(marks, size=count)[:, 0]
+
+
+def largest(values: Tensor, count: int) -> Picked:
+    """The `count` largest of `values` `(T,)`; of equals the first. A sort would take ten times as long.
+
+    What is not a number counts as the largest, as in a sort: there are `count` in any case, or all."""
+    if not 0 < count < len(values):
+        return Picked(values.new_full((len(values),), count > 0, dtype=torch.bool), len(values) if count > 0 else 0)
+    values = values.nan_to_num(float("inf"), float("inf"), float("-inf"))
+    least = values.kthvalue(len(values) - count + 1).values
+    above, level = values > least, values == least
+    return Picked(above | (level & (level.cumsum(0) <= count - above.sum())), count)
+
+
+def best_tokens(values: Sequence[Tensor], budget: int) -> Chosen:
+    """Per chunk the sorted tokens that are among the `budget` largest values of all chunks; of equals the first."""
+    return largest(torch.cat(list(values)), budget).by_chunk([len(value) for value in values])
+
+
+def best_of(picked: Picked, values: Tensor, count: int) -> Picked:
+    """The `count` best of those picked, by `values` `(T,)`; of equals the first. All of them, if there are no more."""
+    if count >= picked.count:
+        return picked
+    values = values.nan_to_num(float("inf"), float("inf"), torch.finfo(values.dtype).min)
+    return largest(values.masked_fill(~picked.marks, float("-inf")), count)
