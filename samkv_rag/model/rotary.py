@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from samkv_kernels.rope_gather import Angles
+from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 
 PROBE_POSITION = 17
@@ -64,7 +65,7 @@ class RotaryTable:
         if {*which} == {*used[:1]}:
             return Angles(cos, sin, None, self.interleaved)
         table = torch.tensor([used.index(group) if group >= 0 else -1 for group in which], dtype=torch.int32)
-        return Angles(cos, sin, table.to(cos.device), self.interleaved)
+        return Angles(cos, sin, sent(table, cos.device), self.interleaved)
 
     def _pairs(self, group: _Group) -> tuple[Tensor, Tensor]:
         """cos and sin `(1, T, W / 2)`, a pair once: the turns of vectors (1, 0)."""
