@@ -123,3 +123,16 @@ def test_an_engine_answers_as_on_a_cpu() -> None:
     assert answers[0].token_ids == answers[1].token_ids
     drawn = [both[0].answer(ASKED, CHUNKS, max_new_tokens=6, temperature=1.0, seed=3).token_ids for _ in range(2)]
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only of a GPU can be told who waits for it")
+@pytest.mark.parametrize("method", ["samkv", "samkv-third"])
+def test_the_host_waits_for_nothing_before_the_first_token(method: str) -> None:
+    case = prompted(attached(), device=DEVICE)
+    want = [case.prepare(METHODS[method]).ids for _ in range(3)]  # what is recorded is compared once, by the host
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        prepared = case.prepare(METHODS[method])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [prepared.ids] * 3 == want
