@@ -92,12 +92,11 @@ class Assembly:
         for layers in runs:
             self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
 
-    def go_on(self, kept: Sequence[Tensor], layout: Layout) -> None:
-        """Fill the layers above those that are held while a GPU goes on with what it was given, if all entries are
-        wanted and at hand: the host would only wait for it. What comes in steps comes beside what runs anyway."""
+    def _all_filled(self) -> bool:
+        """Whether what is replaced is filled, too: where all entries are wanted and at hand and a GPU goes on with what
+        it was given. To leave something out the host would have to wait for what was picked there."""
         at_hand = len(self._entries.steps(self._adapter.shape.cached())) == 1
-        if self._all_wanted and at_hand and self._runs_apart() and self.holds(layout):
-            self.hold(layout, self.completed(kept, layout, None))
+        return self._all_wanted and at_hand and self._runs_apart()
 
     def _runs_apart(self) -> bool:
         """Whether the model runs where the host need not wait for it."""
@@ -128,7 +127,11 @@ class Assembly:
         if replaced is not None:
             slots = slots[~self.ground.found(replaced)[layout.positions[slots]]]
         owner = layout.owner[slots]
-        blocks, rows = blocks_of(owner, layout.positions[slots] - self.ground.starts[owner], chunks)
+        rows = layout.positions[slots] - self.ground.starts[owner]
+        if len(slots) == self._plan.chunk_tokens:  # all blocks of all chunks
+            blocks = [list(range(count)) for count in self.blocks]
+        else:
+            blocks, rows = blocks_of(owner, rows, chunks)
         spread = torch.full((len(layout.owner),), -1).index_copy_(0, slots, rows)
         return Wanted(blocks, sent(spread, self._adapter.device), layout.runs(chunks))
 
@@ -154,6 +157,7 @@ class Assembly:
         """A cache of the `layout` with `layers`, the first ones, by default all: what an earlier pass has left of it,
         and the rest from the store, but for chunk tokens `replaced`."""
         held, self._held = self._held if self.holds(layout) else None, None
+        replaced = None if self._all_filled() else replaced
         layers = self._adapter.shape.cached(layers)
         if held is None:
             return self.assemble(kept, layout, layers, replaced)

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from samkv_kernels.repeating import repeated
 from samkv_kernels.sending import sent
 from samkv_rag.methods.picked import Picked, places
 from samkv_rag.types import PromptPlan
@@ -97,7 +98,7 @@ class Ground:
         sizes = torch.tensor([len(few) for few in tokens], dtype=torch.long)
         marks = torch.zeros(len(self.owner), dtype=torch.bool)
         if len(sizes):
-            marks[torch.cat(list(tokens)) + self.starts.repeat_interleave(sizes)] = True
+            marks[torch.cat(list(tokens)) + repeated(self.starts, sizes)] = True
         return marks
 
     def picked(self, tokens: Sequence[Tensor]) -> Picked:

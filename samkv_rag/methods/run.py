@@ -123,7 +123,6 @@ class Run:
             layout, cache = self._asking(kept, max(layers), to_the_end=True)
             fresh, asked, ids = self._question_rows(layout)
             maps = self._of_chunks(self.adapter.question_attention(ids, fresh, asked, cache, layers), layout)
-        self.caches.go_on(kept, layout)
         return maps, layout.columns(len(kept))
 
     def witnessed(self, witnesses: Picked, last_layer: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
+from samkv_kernels.repeating import repeated
 from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
@@ -154,7 +155,7 @@ def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] 
     or up to `behind` tokens behind, so that what surrounds a looked-at token stays with it (SnapKV pools likewise).
     Chunks of `lengths` end there; by default all tokens are of one."""
     sizes, reach = torch.tensor(lengths or [len(values)]), before + behind
-    start = torch.arange(len(values)) + reach * torch.arange(len(sizes)).repeat_interleave(sizes)
+    start = torch.arange(len(values)) + reach * repeated(torch.arange(len(sizes)), sizes)
     start = sent(start, values.device)
     padded = values.new_full((len(values) + reach * len(sizes),), float("-inf")).index_copy_(0, start + behind, values)
     return padded.unfold(0, reach + 1, 1).amax(1)[start]

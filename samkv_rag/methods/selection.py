@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.repeating import repeated
 from samkv_kernels.sending import sent
 from samkv_rag.methods.picked import Picked, best_of, largest
 from samkv_rag.types import Ranking
@@ -157,7 +158,7 @@ def _blocks_of_tokens(lengths: Sequence[int], counts: Sequence[int], block: int)
     if block == 1:
         return torch.arange(sum(lengths))
     sizes = torch.cat([block_sizes(length, count, block) for length, count in zip(lengths, counts, strict=True)])
-    return torch.arange(len(sizes)).repeat_interleave(sizes)
+    return repeated(torch.arange(len(sizes)), sizes)
 
 
 def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int, block: int) -> list[Tensor]:

@@ -182,8 +182,8 @@ class ModelAdapter:
         lent = None if self.passes is None else self.passes.lend(layers, slots)
         stacks = self._buffers(slots, layers) if lent is None else lent
         cache = SlotCache(stacks, positions, self.shape.sources)
-        table = self.table(cache.positions[: len(positions)])
-        Filling(stacks, layers, self.shape, len(positions), table, self.backend, loading).come(cache, parts, steps)
+        angles = self.rotary.turning(positions, cache.positions[: len(positions)])
+        Filling(stacks, layers, self.shape, len(positions), angles, self.backend, loading).come(cache, parts, steps)
         return cache
 
     def _buffers(self, slots: int, layers: range) -> list[Buffers]:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.rope_gather import Piece, Stored, rope_gather_pieces_into
+from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather_pieces_into
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.rotary import RotaryTable
 from samkv_rag.model.shape import Cut, KVShape
 
 
@@ -38,13 +37,13 @@ Loading = Callable[[], AbstractContextManager[None]]
 @dataclass(frozen=True, slots=True)
 class Filling:
     """Fills the first `slots` of the `stacks` of a cache that has `layers`, a run of a model's of this `shape`; keys
-    are turned by `table`, and what no part holds is zeros. It is done within `loading`."""
+    are turned by the `angles` of their layers, and what no part holds is zeros. It is done within `loading`."""
 
     stacks: Sequence[Buffers]
     layers: range
     shape: KVShape
     slots: int
-    table: RotaryTable
+    angles: Callable[[Sequence[int]], Angles]
     backend: Backend
     loading: Loading = nullcontext
 
@@ -63,7 +62,7 @@ class Filling:
             for place, (cut, found) in enumerate(zip(cuts, tee(parts(step), len(cuts)), strict=True)):
                 keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
                 pieces = map(partial(_piece, place, keys.device), found)
-                rope_gather_pieces_into(keys, values, pieces, self.table.angles(cut.layers), self.backend)
+                rope_gather_pieces_into(keys, values, pieces, self.angles(cut.layers), self.backend)
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
         """The layers of a cut among all that its stack has here."""

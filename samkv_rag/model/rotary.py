@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 
 PROBE_POSITION = 17
+_ROUND = 1024
+"""Angles that are kept are those of so many positions, or a multiple."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
@@ -129,6 +132,7 @@ class Rotary:
                 "This model uses dynamic RoPE scaling, whose frequencies change with every generated token, so cached "
                 "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
             )
+        self._kept = dict[tuple[int, ...], Angles]()
         self._apply, self._half_tables = _rotation_of(decoder)
         self._interleaved = False  # which the probe does not need to know
         self.kinds = self._probe(model)
@@ -148,6 +152,20 @@ class Rotary:
     def table(self, positions: Tensor) -> RotaryTable:
         """The angles of `positions` `(T,)`, asked for in ONE call: longrope picks frequencies by the longest."""
         return self._table(positions, self.kinds)
+
+    def turning(self, positions: Tensor, here: Tensor) -> Callable[[Sequence[int]], Angles]:
+        """How layers, of one stack, turn at sorted `positions` `(T,)` on the host, which are `here` where the model
+        runs. Angles of a whole prompt, from 0 on, are kept for the next one, if they are the same for any length."""
+        whole = len(positions) > 0 and int(positions[-1]) == len(positions) - 1
+        return partial(self._whole, here) if whole and not self.depends_on_length else self.table(here).angles
+
+    def _whole(self, positions: Tensor, layers: Sequence[int]) -> Angles:
+        count, which = len(positions), tuple(layers)
+        kept = self._kept.get(which)
+        if kept is None or kept.cos.shape[1] < count or kept.cos.device != positions.device:
+            longer = torch.arange(-(-count // _ROUND) * _ROUND, device=positions.device)
+            kept = self._kept[which] = self.table(longer).angles(layers)
+        return kept.slots(0, count)
 
     def _table(self, positions: Tensor, kinds: tuple[str, ...]) -> RotaryTable:
         turning = [layer for layer, kind in enumerate(kinds) if kind == "rope"]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
 from samkv_kernels.offsets import apart, hint
+from samkv_kernels.repeating import repeated
 from samkv_kernels.sending import sent
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ def _tiles(spans: Sequence[tuple[int, int, int]]) -> Tensor:
     """Tiles int32 `(N, 3)` of (piece, first slot, slots) out of spans of any length."""
     whole = torch.tensor(spans, dtype=torch.int32)
     counts = -(-whole[:, 2] // TOKENS)
-    tiles = whole.repeat_interleave(counts, 0)
-    before = TOKENS * (torch.arange(len(tiles)) - (counts.cumsum(0) - counts).repeat_interleave(counts)).int()
+    tiles = repeated(whole, counts)
+    before = TOKENS * (torch.arange(len(tiles)) - repeated(counts.cumsum(0) - counts, counts)).int()
     tiles[:, 1] += before
     tiles[:, 2] = (tiles[:, 2] - before).clamp_(max=TOKENS)
     return tiles
