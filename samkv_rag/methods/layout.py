@@ -63,14 +63,15 @@ class Ground:
     """
 
     def __init__(self, plan: PromptPlan, device: torch.device) -> None:
-        starts, owner = list[int](), list[Tensor]()
+        starts, owners, sizes, ids = list[int](), list[int](), list[int](), array("q")
         for segment in plan.segments:
             chunk = segment.kind == "chunk"
-            owner.append(torch.full((len(segment.token_ids),), len(starts) if chunk else -1))
+            owners.append(len(starts) if chunk else -1)
             starts += [segment.start] if chunk else []
-        ids = array("q", plan.token_ids)  # torch takes a list ten times as long
+            sizes.append(len(segment.token_ids))
+            ids.extend(segment.token_ids)  # torch takes a list ten times as long
         self.ids = torch.frombuffer(ids, dtype=torch.long) if ids else torch.empty(0, dtype=torch.long)
-        self.owner = torch.cat(owner)
+        self.owner = repeated(*(torch.tensor(each, dtype=torch.long) for each in (owners, sizes)))
         self.starts = torch.tensor(starts, dtype=torch.long)
         self.device = device
 
