@@ -47,33 +47,31 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
     is_compileable = False
-    keys: Tensor
-    values: Tensor
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_initialized = False  # the base class would set keys and values, too, which follow from the length here
         self.length = 0
         self.slots: Tensor | None = None
         self.rows: Tensor | None = None
         self.blend: Blend | None = None
 
     def bind(self, keys: Tensor, values: Tensor) -> None:
-        """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is shown next (`show`)."""
+        """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is said next (`length`)."""
         self._keys, self._values = keys, values
         self.lazy_initialization(keys, values)
 
-    def show(self, keys: Tensor, values: Tensor) -> None:
-        """Have `(1, G, T, D)`, the first slots of the buffers, as what is live."""
-        self.keys, self.values, self.length = keys, values, keys.shape[2]
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        """The live keys `(1, G, T, D)`: a view made when it is asked for, since a step that is played asks for none."""
+        return self._keys[:, :, : self.length]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """The live values `(1, G, T, D)`."""
+        return self._values[:, :, : self.length]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-
-    def _live(self) -> tuple[Tensor, Tensor]:
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
-
-    def _view(self) -> None:
-        self.keys, self.values = self._live()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new `(1, G, Q, D)` keys and values; returns the live `(1, G, T, D)` view the model attends to."""
@@ -101,9 +99,8 @@ class SlotLayer(CacheLayerMixin):
     def _append(self, keys: Tensor, values: Tensor) -> None:
         self.require_room(keys.shape[2])
         start, self.length = self.length, self.length + keys.shape[2]
-        self._view()
-        self.keys[:, :, start:] = keys
-        self.values[:, :, start:] = values
+        self._keys[:, :, start : self.length] = keys
+        self._values[:, :, start : self.length] = values
 
     def require_room(self, count: int) -> None:
         """Raise ValueError unless `count` more tokens fit."""
@@ -121,18 +118,16 @@ class SlotLayer(CacheLayerMixin):
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """A copy of the live keys and values `(1, G, T, D)`."""
-        keys, values = self._live()
-        return keys.clone(), values.clone()
+        return self.keys.clone(), self.values.clone()
 
     def restore(self, stored: tuple[Tensor, Tensor]) -> None:
         """Put a snapshot of the same length back."""
-        for live, copy in zip(self._live(), stored, strict=True):
+        for live, copy in zip((self.keys, self.values), stored, strict=True):
             live.copy_(copy)
 
     def crop(self, max_length: int) -> None:
         """Forget the slots from `max_length` on (negative: that many from the end, as in transformers)."""
         self.length = max_length if max_length >= 0 else self.length + max_length
-        self._view()
 
     def get_seq_length(self) -> int:
         return self.length
@@ -270,9 +265,8 @@ class SlotCache(Cache):
 
     def crop_to(self, length: int) -> None:
         """Forget the slots from `length` on."""
-        for one in self._buffers:
-            for place, keys, values in one.slots(0, length).by_layer():
-                self.slot_layers[place].show(keys, values)
+        for layer in self.slot_layers:
+            layer.length = length
 
     @property
     def nbytes(self) -> int:

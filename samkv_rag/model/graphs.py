@@ -23,6 +23,7 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.rows_attention import Caches, Places, put_rows, rows_attention
+from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans
 from samkv_rag.errors import SamKVError
@@ -123,8 +124,7 @@ class FixedStep:
         self._rows = [weakref.ref(row) for row in rows]  # a recording outlives its answers, their caches do not
         self._memory, self._places = _memory(rows), _places(rows)
         device = rows[0].ids.device
-        self._tokens = torch.zeros(len(rows), 1, dtype=torch.long, device=device)
-        self._slots = torch.zeros(len(rows), dtype=torch.long, device=device)
+        self._coming = torch.zeros(2, len(rows), dtype=torch.long, device=device)
         self._again: Callable[[], Tensor] | None = None
         self.taken = 0
         for row in rows:
@@ -139,10 +139,10 @@ class FixedStep:
     def take(self, rows: Sequence[Decoding]) -> Tensor:
         """Next-token logits `(B, vocab)`, to be used before the next step; the new entries are in the caches."""
         lengths = [row.cache.get_seq_length() for row in rows]
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        for row in rows:
             row.cache.require_room(1)
-            self._tokens[index].copy_(row.next[0][0])
-            self._slots[index].fill_(length)
+        coming = torch.tensor([[row.tokens[-1] for row in rows], lengths])
+        self._coming.copy_(sent(coming, self._coming.device), non_blocking=True)
         logits = self._run() if self._again is None else self._again()
         for row, length in zip(rows, lengths, strict=True):
             row.cache.crop_to(length + 1)
@@ -155,8 +155,9 @@ class FixedStep:
 
     def _run(self) -> Tensor:
         caches = [row.cache for ref in self._rows if (row := ref()) is not None]
-        plan = FixedPlan(caches, self._places, self._slots, self._backend)
-        return self._forward(self._tokens, plan.positions(), plan)
+        tokens, slots = self._coming
+        plan = FixedPlan(caches, self._places, slots, self._backend)
+        return self._forward(tokens[:, None], plan.positions(), plan)
 
 
 def _memory(rows: Sequence[Decoding]) -> list[tuple[int, int]]:

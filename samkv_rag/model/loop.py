@@ -18,7 +18,7 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Decoding, Hearer, Rules
+from samkv_rag.model.decoding import Decoding, Hearer, Rules, take
 from samkv_rag.model.graphs import Recorder, recorder_of
 
 
@@ -79,7 +79,7 @@ class Loop:
         if cache is None:
             cache = self._empty(rules.max_length)
         decoding = Decoding(tokens, cache, rules, hearer, random)
-        decoding.take(self._alone(decoding) if logits is None else logits[None])
+        take([decoding], self._alone(decoding) if logits is None else logits[None])
         decoding.result()
         return decoding
 
@@ -102,8 +102,7 @@ class Loop:
         except Exception as error:
             self._blame(decodings, error)
             return
-        for row, decoding in enumerate(decodings):
-            decoding.take(logits[row : row + 1])
+        take(decodings, logits)
 
     def _blame(self, decodings: Sequence[Decoding], error: Exception) -> None:
         """A forward for several does not say whose fault it was: each has one of its own."""
