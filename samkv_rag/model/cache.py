@@ -91,11 +91,6 @@ class SlotLayer(CacheLayerMixin):
         """Where the keys' buffer begins and how many slots it has."""
         return self._keys.data_ptr(), self._keys.shape[2]
 
-    def clear_room(self) -> None:
-        """Zeros for what stands behind the live slots: a weight of 0 makes nothing good of what is not a number."""
-        self._keys[:, :, self.length :] = 0
-        self._values[:, :, self.length :] = 0
-
     def _append(self, keys: Tensor, values: Tensor) -> None:
         self.require_room(keys.shape[2])
         start, self.length = self.length, self.length + keys.shape[2]
@@ -262,6 +257,12 @@ class SlotCache(Cache):
     def require_room(self, count: int) -> None:
         """Raise ValueError unless `count` more tokens fit: all layers have the same room."""
         self.slot_layers[0].require_room(count)
+
+    def clear_room(self) -> None:
+        """Zeros for what stands behind the live slots: a weight of 0 makes nothing good of what is not a number."""
+        for one in self._buffers:
+            for buffer in one.both:
+                buffer[:, :, self.get_seq_length() :] = 0
 
     def crop_to(self, length: int) -> None:
         """Forget the slots from `length` on."""
