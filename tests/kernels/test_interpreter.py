@@ -62,7 +62,8 @@ print("same tokens")
 
 def interpreted(*command: str) -> str:
     """What a Python that interprets Triton kernels prints."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    roots = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": roots}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
