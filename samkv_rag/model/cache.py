@@ -51,24 +51,31 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self) -> None:
         self.is_initialized = False  # the base class would set keys and values, too, which follow from the length here
         self.length = 0
+        self._shown: tuple[Tensor, Tensor] | None = None
         self.slots: Tensor | None = None
         self.rows: Tensor | None = None
         self.blend: Blend | None = None
 
     def bind(self, keys: Tensor, values: Tensor) -> None:
         """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is said next (`length`)."""
-        self._keys, self._values = keys, values
+        self._keys, self._values, self._shown = keys, values, None
         self.lazy_initialization(keys, values)
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override]
-        """The live keys `(1, G, T, D)`: a view made when it is asked for, since a step that is played asks for none."""
-        return self._keys[:, :, : self.length]
+        """The live keys `(1, G, T, D)`."""
+        return self._live()[0]
 
     @property
     def values(self) -> Tensor:  # type: ignore[override]
         """The live values `(1, G, T, D)`."""
-        return self._values[:, :, : self.length]
+        return self._live()[1]
+
+    def _live(self) -> tuple[Tensor, Tensor]:
+        """Views that are made when somebody looks: a step that is played only says how long the cache is."""
+        if self._shown is None or self._shown[0].shape[2] != self.length:
+            self._shown = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        return self._shown
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
@@ -79,7 +86,7 @@ class SlotLayer(CacheLayerMixin):
             self._append(key_states, value_states)
         else:
             self._overwrite(key_states, value_states, self.slots)
-        return self.keys, self.values
+        return self._live()
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:
@@ -113,11 +120,12 @@ class SlotLayer(CacheLayerMixin):
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """A copy of the live keys and values `(1, G, T, D)`."""
-        return self.keys.clone(), self.values.clone()
+        keys, values = self._live()
+        return keys.clone(), values.clone()
 
     def restore(self, stored: tuple[Tensor, Tensor]) -> None:
         """Put a snapshot of the same length back."""
-        for live, copy in zip((self.keys, self.values), stored, strict=True):
+        for live, copy in zip(self._live(), stored, strict=True):
             live.copy_(copy)
 
     def crop(self, max_length: int) -> None:
