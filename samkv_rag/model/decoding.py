@@ -8,9 +8,10 @@ its own, and its own listener and random numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -38,13 +39,24 @@ class Hearer(Protocol):
     def end(self) -> None: ...
 
 
+class Signal(StoppingCriteria):
+    """Ends an answer when somebody says so, whatever its tokens are: `given` is asked after each of them."""
+
+    def __init__(self, given: Callable[[], bool]) -> None:
+        self.given = given
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.given(), dtype=torch.bool, device=input_ids.device)
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to choose tokens and when to stop: at one of the tokens `ends`, when one of the `criteria` says so, and when
-    an answer and its prompt have `max_length` tokens."""
+    """How to choose tokens and when to stop: at one of the tokens `ends`, when one of the `signals` or `criteria` says
+    so, and when an answer and its prompt have `max_length` tokens."""
 
     processors: LogitsProcessorList
     criteria: Sequence[StoppingCriteria]
+    signals: Sequence[Signal]
     ends: frozenset[int]
     sample: bool
     max_length: int
@@ -58,19 +70,19 @@ class Rules:
     def of(cls, model: Any, tokens: Tensor, **generation: Any) -> Rules:
         """What `model.generate(tokens, **generation)` would go by; the model does not run.
 
-        Its two usual criteria are numbers to compare: as criteria they take longer than all else that the host does
-        for a token."""
+        The usual criteria are numbers to compare: as criteria, which get all tokens as a tensor and return one, they
+        take longer than all else that the host does for a token."""
 
         def instead(
             model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList,
             stopping_criteria: StoppingCriteriaList, generation_config: Any, **kwargs: Any,
         ) -> Rules:  # fmt: skip
-            most, ends = generation_config.max_length, set[int]()
-            others = [one for one in stopping_criteria if not _ends_at(one, most)]
-            for one in [one for one in others if type(one) is EosTokenCriteria]:
-                ends.update(one.eos_token_id.flatten().tolist())
-                others.remove(one)
-            return cls(logits_processor, others, frozenset(ends), generation_config.do_sample, most)
+            most, kinds = generation_config.max_length, (EosTokenCriteria, Signal)
+            others = [one for one in stopping_criteria if type(one) not in kinds and not _ends_at(one, most)]
+            signals = [one for one in stopping_criteria if type(one) is Signal]
+            lists = [one.eos_token_id.flatten().tolist() for one in stopping_criteria if type(one) is EosTokenCriteria]
+            ends = frozenset(chain.from_iterable(lists))
+            return cls(logits_processor, others, signals, ends, generation_config.do_sample, most)
 
         with _without_stop_strings(model.generation_config):
             return model.generate(  # type: ignore[no-any-return]
@@ -175,13 +187,14 @@ class Decoding:
         self._drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._random)[:, 0]
         return self._drawn
 
-    def hear(self, token: int) -> None:
-        """Go on with a token that was chosen; what goes wrong is this answer's own error."""
+    def hear(self, token: int, heard: Tensor) -> None:
+        """Go on with a `token` that was chosen, as a tensor on the host `heard` `(1,)`; what goes wrong is this
+        answer's own error."""
         try:
             self._drawn = None
             self.tokens.append(token)
             if self._hearer is not None:
-                self._hearer.put(torch.tensor([token]))
+                self._hearer.put(heard)
             if self._is_last(token):
                 self._end()
         except Exception as error:
@@ -189,7 +202,8 @@ class Decoding:
 
     def _is_last(self, token: int) -> bool:
         """Whether a token ends the answer: that is found on the host. All criteria are asked every time."""
-        said = [bool(one(self._said, None).all()) for one in self._rules.criteria]
+        said = [one.given() for one in self._rules.signals]
+        said += [bool(one(self._said, None).all()) for one in self._rules.criteria]
         return any(said) or token in self._rules.ends or self._length >= self._rules.max_length
 
     @property
@@ -222,14 +236,14 @@ def take(decodings: Sequence[Decoding], logits: Tensor) -> None:
     """Choose the next token of each by its row of `logits` `(B, vocab)`, all on the device first: the host waits for it
     once. What goes wrong with one of them is its own error."""
     try:
-        tokens = _chosen(decodings, logits).tolist()
+        heard = _chosen(decodings, logits).cpu()
     except Exception as error:  # of the device: nobody's alone
         for decoding in decodings:
             decoding.fail(error)
         return
-    for decoding, token in zip(decodings, tokens, strict=True):
+    for decoding, token, one in zip(decodings, heard.tolist(), heard.split(1), strict=True):
         if not decoding.ended:
-            decoding.hear(token)
+            decoding.hear(token, one)
 
 
 def _chosen(decodings: Sequence[Decoding], logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from samkv_rag.model import decoding
-from samkv_rag.model.decoding import Decoding, Rules, Written
+from samkv_rag.model.decoding import Decoding, Rules, Signal, Written
 from tests.model.test_loop import COUNT, METHODS, alone, begin, prompted, together
 from tests.models import adapter
 
@@ -98,6 +98,19 @@ def test_the_usual_criteria_are_numbers_and_others_see_all_tokens() -> None:
     prompt = rows[1].ids[0, : -len(said)].tolist()
     assert rows[1].result() == said and rows[1].ids[0].tolist() == prompt + said
     assert looks.shown == [prompt + said[:count] for count in range(1, len(said) + 1)]
+
+
+def test_a_signal_ends_an_answer_behind_the_token_at_which_it_is_given() -> None:
+    asked = list[int]()
+
+    def given() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    rows, want = four(stopping_criteria=StoppingCriteriaList([Signal(given)])), alone("llama")
+    together("llama", rows)
+    assert rows[1].result() == want[1][:3] and [rows[row].result() for row in (0, 2, 3)] == [want[0], *want[2:]]
+    assert Signal(lambda: True)(rows[0].ids, None).tolist() == [True]
 
 
 def test_criteria_that_do_more_than_compare_are_asked() -> None:
