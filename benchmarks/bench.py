@@ -22,8 +22,8 @@ from benchmarks.shapes import model_named, random_prompt
 from samkv_kernels.backend import VARIABLE
 from samkv_rag.errors import ParityError
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.graphs import Recorder
 from samkv_rag.model.recorded import Passes
+from samkv_rag.model.steps import Recorder
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import PromptPlan
 

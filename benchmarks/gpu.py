@@ -28,7 +28,7 @@ from benchmarks.harness import wait
 from benchmarks.probe import Reading, gauge_of
 from benchmarks.rows import write_rows
 from benchmarks.systems import METHODS, first_token
-from samkv_rag.model.graphs import PLAIN_STEPS
+from samkv_rag.model.steps import PLAIN_STEPS
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkKV
 

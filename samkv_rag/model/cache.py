@@ -47,33 +47,38 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
     is_compileable = False
-    keys: Tensor
-    values: Tensor
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_initialized = False  # the base class would set keys and values, too, which follow from the length here
         self.length = 0
+        self._shown: tuple[Tensor, Tensor] | None = None
         self.slots: Tensor | None = None
         self.rows: Tensor | None = None
         self.blend: Blend | None = None
 
     def bind(self, keys: Tensor, values: Tensor) -> None:
-        """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is shown next (`show`)."""
-        self._keys, self._values = keys, values
+        """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is said next (`length`)."""
+        self._keys, self._values, self._shown = keys, values, None
         self.lazy_initialization(keys, values)
 
-    def show(self, keys: Tensor, values: Tensor) -> None:
-        """Have `(1, G, T, D)`, the first slots of the buffers, as what is live."""
-        self.keys, self.values, self.length = keys, values, keys.shape[2]
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        """The live keys `(1, G, T, D)`."""
+        return self._live()[0]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """The live values `(1, G, T, D)`."""
+        return self._live()[1]
+
+    def _live(self) -> tuple[Tensor, Tensor]:
+        """Views that are made when somebody looks: a step that is played only says how long the cache is."""
+        if self._shown is None or self._shown[0].shape[2] != self.length:
+            self._shown = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        return self._shown
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-
-    def _live(self) -> tuple[Tensor, Tensor]:
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
-
-    def _view(self) -> None:
-        self.keys, self.values = self._live()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new `(1, G, Q, D)` keys and values; returns the live `(1, G, T, D)` view the model attends to."""
@@ -81,7 +86,7 @@ class SlotLayer(CacheLayerMixin):
             self._append(key_states, value_states)
         else:
             self._overwrite(key_states, value_states, self.slots)
-        return self.keys, self.values
+        return self._live()
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:
@@ -93,17 +98,11 @@ class SlotLayer(CacheLayerMixin):
         """Where the keys' buffer begins and how many slots it has."""
         return self._keys.data_ptr(), self._keys.shape[2]
 
-    def clear_room(self) -> None:
-        """Zeros for what stands behind the live slots: a weight of 0 makes nothing good of what is not a number."""
-        self._keys[:, :, self.length :] = 0
-        self._values[:, :, self.length :] = 0
-
     def _append(self, keys: Tensor, values: Tensor) -> None:
         self.require_room(keys.shape[2])
         start, self.length = self.length, self.length + keys.shape[2]
-        self._view()
-        self.keys[:, :, start:] = keys
-        self.values[:, :, start:] = values
+        self._keys[:, :, start : self.length] = keys
+        self._values[:, :, start : self.length] = values
 
     def require_room(self, count: int) -> None:
         """Raise ValueError unless `count` more tokens fit."""
@@ -132,7 +131,6 @@ class SlotLayer(CacheLayerMixin):
     def crop(self, max_length: int) -> None:
         """Forget the slots from `max_length` on (negative: that many from the end, as in transformers)."""
         self.length = max_length if max_length >= 0 else self.length + max_length
-        self._view()
 
     def get_seq_length(self) -> int:
         return self.length
@@ -268,11 +266,16 @@ class SlotCache(Cache):
         """Raise ValueError unless `count` more tokens fit: all layers have the same room."""
         self.slot_layers[0].require_room(count)
 
+    def clear_room(self) -> None:
+        """Zeros for what stands behind the live slots: a weight of 0 makes nothing good of what is not a number."""
+        for one in self._buffers:
+            for buffer in one.both:
+                buffer[:, :, self.get_seq_length() :] = 0
+
     def crop_to(self, length: int) -> None:
         """Forget the slots from `length` on."""
-        for one in self._buffers:
-            for place, keys, values in one.slots(0, length).by_layer():
-                self.slot_layers[place].show(keys, values)
+        for layer in self.slot_layers:
+            layer.length = length
 
     @property
     def nbytes(self) -> int:

@@ -8,15 +8,23 @@ its own, and its own listener and random numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from samkv_kernels.sending import sent
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import SlotCache
 
@@ -31,29 +39,62 @@ class Hearer(Protocol):
     def end(self) -> None: ...
 
 
+class Signal(StoppingCriteria):
+    """Ends an answer when somebody says so, whatever its tokens are: `given` is asked after each of them."""
+
+    def __init__(self, given: Callable[[], bool]) -> None:
+        self.given = given
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.given(), dtype=torch.bool, device=input_ids.device)
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to choose tokens and when to stop. An answer and its prompt have at most `max_length` tokens."""
+    """How to choose tokens and when to stop: at one of the tokens `ends`, when one of the `signals` or `criteria` says
+    so, and when an answer and its prompt have `max_length` tokens."""
 
     processors: LogitsProcessorList
-    criteria: StoppingCriteriaList
+    criteria: Sequence[StoppingCriteria]
+    signals: Sequence[Signal]
+    ends: frozenset[int]
     sample: bool
     max_length: int
 
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is the one."""
+        return not self.sample and not self.processors
+
     @classmethod
     def of(cls, model: Any, tokens: Tensor, **generation: Any) -> Rules:
-        """What `model.generate(tokens, **generation)` would go by; the model does not run."""
+        """What `model.generate(tokens, **generation)` would go by; the model does not run.
+
+        The usual criteria are numbers to compare: as criteria, which get all tokens as a tensor and return one, they
+        take longer than all else that the host does for a token."""
 
         def instead(
             model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList,
             stopping_criteria: StoppingCriteriaList, generation_config: Any, **kwargs: Any,
         ) -> Rules:  # fmt: skip
-            return cls(logits_processor, stopping_criteria, generation_config.do_sample, generation_config.max_length)
+            most, kinds = generation_config.max_length, (EosTokenCriteria, Signal)
+            others = [one for one in stopping_criteria if type(one) not in kinds and not _ends_at(one, most)]
+            signals = [one for one in stopping_criteria if type(one) is Signal]
+            lists = [one.eos_token_id.flatten().tolist() for one in stopping_criteria if type(one) is EosTokenCriteria]
+            ends = frozenset(chain.from_iterable(lists))
+            return cls(logits_processor, others, signals, ends, generation_config.do_sample, most)
 
         with _without_stop_strings(model.generation_config):
             return model.generate(  # type: ignore[no-any-return]
                 tokens, attention_mask=torch.ones_like(tokens), custom_generate=instead, **generation
             )
+
+
+def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
+    """Whether all that a criterion does is to end an answer of so many tokens: it may warn of a longer text, too."""
+    if type(criterion) is not MaxLengthCriteria or criterion.max_length != most:
+        return False
+    return criterion.max_position_embeddings is None or most <= criterion.max_position_embeddings
 
 
 @contextmanager
@@ -68,6 +109,25 @@ def _without_stop_strings(config: Any) -> Iterator[None]:
             yield
         finally:
             config.stop_strings = theirs
+
+
+class Written:
+    """A prompt and its answer `(1, T)` on one device, written down when somebody wants to see them."""
+
+    @torch.inference_mode(False)  # they may be asked for outside a step
+    def __init__(self, prompt: Tensor, room: int) -> None:
+        self._ids = prompt.new_empty(1, prompt.shape[1] + room)
+        self._ids[:, : prompt.shape[1]] = prompt
+        self._prompt = self._length = prompt.shape[1]
+
+    def upto(self, tokens: Sequence[int]) -> Tensor:
+        """The prompt and the new `tokens`, of which those that were shown before are the first."""
+        missing = tokens[self._length - self._prompt :]
+        if missing:
+            stop = self._prompt + len(tokens)
+            self._ids[0, self._length : stop] = sent(torch.tensor(missing), self._ids.device)
+            self._length = stop
+        return self._ids[:, : self._length]
 
 
 class Decoding:
@@ -87,52 +147,69 @@ class Decoding:
         self.ended = False
         self.error: BaseException | None = None
         self._rules, self._hearer, self._random = rules, hearer, random
-        self._ids = ids.new_empty(1, max(rules.max_length, ids.shape[1] + 1))
-        self._ids[:, : ids.shape[1]] = ids
-        self._said = self._ids.cpu()
-        self._length = ids.shape[1]
+        self._prompt, room = ids.shape[1], max(rules.max_length - ids.shape[1], 1)
+        self._here, self._there = Written(ids.cpu(), room), Written(ids, room)
+        self._drawn: Tensor | None = None
+
+    @property
+    def _length(self) -> int:
+        return self._prompt + len(self.tokens)
 
     @property
     def ids(self) -> Tensor:
         """All tokens so far, `(1, T)`."""
-        return self._ids[:, : self._length]
+        return self._there.upto(self.tokens)
 
     @property
     def next(self) -> tuple[Tensor, Tensor]:
         """The tokens whose entries the cache lacks, usually one, and their positions: `(1, Q)` twice."""
         here = slice(self.cache.get_seq_length(), self._length)
-        return self._ids[:, here], self.cache.positions[None, here]
+        return self.ids[:, here], self.cache.positions[None, here]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next token is the likeliest one."""
+        return self._rules.plain
 
     def settle(self) -> None:
         """Cut back a cache to which a step was added that broke off before its token was chosen."""
         if self.cache.get_seq_length() >= self._length:
             self.cache.crop_to(self._length - 1)
 
-    def take(self, logits: Tensor) -> None:
-        """Choose the next token from `logits` `(1, vocab)`; what goes wrong is this answer's own error."""
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next token `(1,)` by its `logits` `(1, vocab)`. What was drawn and not heard is not drawn again: a step
+        that was broken off leaves the random numbers that come next what they were."""
+        if self._drawn is not None:
+            return self._drawn
+        scores = self._rules.processors(self.ids, logits.float())  # type: ignore[arg-type]
+        if not self._rules.sample:
+            return scores.argmax(-1)
+        self._drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._random)[:, 0]
+        return self._drawn
+
+    def hear(self, token: int, heard: Tensor) -> None:
+        """Go on with a `token` that was chosen, as a tensor on the host `heard` `(1,)`; what goes wrong is this
+        answer's own error."""
         try:
-            self._take(logits.float())
+            self._drawn = None
+            self.tokens.append(token)
+            if self._hearer is not None:
+                self._hearer.put(heard)
+            if self._is_last(token):
+                self._end()
         except Exception as error:
             self.fail(error)
 
-    def _take(self, logits: Tensor) -> None:
-        """The host waits for the device once, for the token: whether it ends the answer is found on the host."""
-        scores = self._rules.processors(self.ids, logits)  # type: ignore[arg-type]
-        token = self._choose(scores)
-        self._ids[0, self._length] = token[0]
-        heard = token.cpu()
-        self._said[0, self._length] = heard[0]
-        self._length += 1
-        self.tokens.append(int(heard))
-        if self._hearer is not None:
-            self._hearer.put(heard)
-        if bool(self._rules.criteria(self._said[:, : self._length], None).all()):
-            self._end()
+    def _is_last(self, token: int) -> bool:
+        """Whether a token ends the answer: that is found on the host. All criteria are asked every time."""
+        said = [one.given() for one in self._rules.signals]
+        said += [bool(one(self._said, None).all()) for one in self._rules.criteria]
+        return any(said) or token in self._rules.ends or self._length >= self._rules.max_length
 
-    def _choose(self, scores: Tensor) -> Tensor:
-        if not self._rules.sample:
-            return scores.argmax(-1)
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._random)[:, 0]
+    @property
+    def _said(self) -> Tensor:
+        """`ids` on the host."""
+        return self._here.upto(self.tokens)
 
     def _end(self) -> None:
         """The hearer comes first: who sees that an answer has `ended`, in another thread, hears it no further."""
@@ -153,3 +230,30 @@ class Decoding:
         if self.error is not None:
             raise self.error
         return self.tokens
+
+
+def take(decodings: Sequence[Decoding], logits: Tensor) -> None:
+    """Choose the next token of each by its row of `logits` `(B, vocab)`, all on the device first: the host waits for it
+    once. What goes wrong with one of them is its own error."""
+    try:
+        heard = _chosen(decodings, logits).cpu()
+    except Exception as error:  # of the device: nobody's alone
+        for decoding in decodings:
+            decoding.fail(error)
+        return
+    for decoding, token, one in zip(decodings, heard.tolist(), heard.split(1), strict=True):
+        if not decoding.ended:
+            decoding.hear(token, one)
+
+
+def _chosen(decodings: Sequence[Decoding], logits: Tensor) -> Tensor:
+    """The next tokens `(B,)`; any where that has failed."""
+    chosen = logits.argmax(-1)
+    for row, decoding in enumerate(decodings):
+        if decoding.plain:
+            continue
+        try:
+            chosen[row] = decoding.choose(logits[row : row + 1])[0]
+        except Exception as error:
+            decoding.fail(error)
+    return chosen

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import TextStreamer
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.model.decoding import Signal
 from samkv_rag.model.grammar import GrammarGuide
 from samkv_rag.options import Options, Positive, Within
 
@@ -124,14 +125,6 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return cutter.feed(text) + cutter.rest()
 
 
-class _Cancelled(StoppingCriteria):
-    def __init__(self, cancelled: Callable[[], bool]) -> None:
-        self._cancelled = cancelled
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._cancelled(), dtype=torch.bool, device=input_ids.device)
-
-
 def generation_kwargs(
     model: Any, tokenizer: Any, options: GenerationOptions, cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
@@ -147,7 +140,7 @@ def generation_kwargs(
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
-    criteria, processors = StoppingCriteriaList([_Cancelled(cancelled)]), LogitsProcessorList()
+    criteria, processors = StoppingCriteriaList([Signal(cancelled)]), LogitsProcessorList()
     stop, config.stop_strings = list(options.stop) or config.stop_strings, None
     if stop:
         criteria.append(StopStringCriteria(tokenizer, stop))

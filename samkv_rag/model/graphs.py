@@ -1,43 +1,24 @@
-"""Decoding steps of fixed shapes, recorded as CUDA graphs: a GPU plays a step again without the host.
+"""Work that a GPU does again without the host: functions recorded as CUDA graphs.
 
-A step of an 8B model is 1,200 launches; the host takes 25 ms and more to make them, the GPU 6 ms to carry them out.
-Where a new token goes and what it sees is read from tensors, so that the same launches serve the next token: a token
-attends over its cache's whole buffer, of which its span ends with itself. `SAMKV_GRAPHS=off` does without.
-
-Recorded or not, the steps of an answer are the same function, so its tokens do not depend on when a recording began.
-They attend by our kernel where a step that is not fixed goes by SDPA: the two differ by rounding.
+What a recording reads, it reads from tensors, so that the same launches serve what comes next: tokens (`steps`) and
+prompts (`recorded`). `SAMKV_GRAPHS=off` does without.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.rows_attention import Caches, Places, put_rows, rows_attention
-from samkv_kernels.softmax import Softmax
-from samkv_kernels.sparse_attention import Spans
 from samkv_rag.errors import SamKVError
-from samkv_rag.model.attention import Plan
-from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Decoding
 
 VARIABLE = "SAMKV_GRAPHS"
-PLAIN_STEPS = 2
-"""Steps in the same company before one is recorded, which takes as long as two: short answers are not worth it."""
-
-Forward = Callable[[Tensor, Tensor, Plan], Tensor]
-"""Next-token logits `(B, vocab)` of tokens `(B, 1)` at positions `(B, 1)` under a plan that keeps the caches."""
-Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""Records a function: what comes back does the same work again and returns the same tensor."""
 Result = TypeVar("Result")
 
 
@@ -46,19 +27,11 @@ def wanted(backend: Backend, device: torch.device, apart: bool) -> bool:
     choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "on", "off"):
         raise SamKVError(f"{VARIABLE}={choice!r} is none of 'auto', 'on' and 'off'.")
-    return choice == "on" or (choice == "auto" and _obstacle(backend, device, apart) is None)
+    return choice == "on" or (choice == "auto" and obstacle(backend, device, apart) is None)
 
 
-def recorder_of(forward: Forward, backend: Backend, device: torch.device, apart: bool) -> Recorder | None:
-    """Takes a model's steps, if they can be recorded; a warning says what is in the way."""
-    obstacle = _obstacle(backend, device, apart)
-    if obstacle is None:
-        return Recorder(forward, backend, Graphs(device))
-    tell(f"Decoding runs without CUDA graphs: {obstacle}.")
-    return None
-
-
-def _obstacle(backend: Backend, device: torch.device, apart: bool) -> str | None:
+def obstacle(backend: Backend, device: torch.device, apart: bool) -> str | None:
+    """What keeps a model from being recorded, if anything; `apart`: its rows cannot share a forward."""
     if device.type != "cuda":
         return f"the model is on {device.type}"
     if backend != "triton":
@@ -69,135 +42,6 @@ def _obstacle(backend: Backend, device: torch.device, apart: bool) -> str | None
 def tell(warning: str) -> None:
     """Warn of what is not recorded."""
     warnings.warn(warning, RuntimeWarning, stacklevel=3)
-
-
-@dataclass(frozen=True, slots=True)
-class FixedPlan:
-    """One new token for each of several caches, at `slots` `(B,)` of them. `places`: where the caches are, by layer.
-
-    How a row's keys are split among programs depends on how many rows there are: its last bits depend on its company.
-    """
-
-    caches: Sequence[SlotCache]
-    places: Sequence[Places]
-    slots: Tensor
-    backend: Backend
-    _spans: dict[int | None, Spans] = field(default_factory=dict)
-
-    def positions(self) -> Tensor:
-        """Of the new tokens, `(B, 1)`."""
-        return torch.stack([cache.positions.index_select(0, self._slot(row)) for row, cache in enumerate(self.caches)])
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
-    ) -> Tensor:
-        """One layer of the step; see `Plan`."""
-        home = self.caches[0].home(layer)
-        keys, values = zip(*(cache.slot_layers[home].buffers for cache in self.caches), strict=True)
-        caches = Caches(keys, values, self.places[home])
-        if home == layer:
-            put_rows(caches, self.slots, key, value, self.backend)
-        return rows_attention(query, caches, self._seen(window), softmax, self.backend)
-
-    def _slot(self, row: int) -> Tensor:
-        return self.slots[row : row + 1]
-
-    def _seen(self, window: int | None) -> Spans:
-        """Up to the token itself: what stands behind it, the cache's room, has later positions."""
-        if window not in self._spans:
-            own = [self._seen_by(row, window) for row in range(len(self.caches))]
-            first, last = (torch.cat(ends) for ends in zip(*((one.first, one.last) for one in own), strict=True))
-            self._spans[window] = Spans(first, last)
-        return self._spans[window]
-
-    def _seen_by(self, row: int, window: int | None) -> Spans:
-        at, slot = self.caches[row].positions[None], self._slot(row)
-        return Spans.causal(at.index_select(1, slot), at, window)
-
-
-class FixedStep:
-    """The steps of some answers in one company: the same launches on the same memory, token after token."""
-
-    def __init__(self, rows: Sequence[Decoding], forward: Forward, backend: Backend) -> None:
-        self._forward, self._backend = forward, backend
-        self._rows = [weakref.ref(row) for row in rows]  # a recording outlives its answers, their caches do not
-        self._memory, self._places = _memory(rows), _places(rows)
-        device = rows[0].ids.device
-        self._tokens = torch.zeros(len(rows), 1, dtype=torch.long, device=device)
-        self._slots = torch.zeros(len(rows), dtype=torch.long, device=device)
-        self._again: Callable[[], Tensor] | None = None
-        self.taken = 0
-        for row in rows:
-            for layer in row.cache.slot_layers:
-                layer.clear_room()
-
-    def serves(self, rows: Sequence[Decoding]) -> bool:
-        """Whether these are the answers, and their caches still lie where they lay."""
-        same = len(rows) == len(self._rows) and all(ref() is row for ref, row in zip(self._rows, rows, strict=True))
-        return same and self._memory == _memory(rows)
-
-    def take(self, rows: Sequence[Decoding]) -> Tensor:
-        """Next-token logits `(B, vocab)`, to be used before the next step; the new entries are in the caches."""
-        lengths = [row.cache.get_seq_length() for row in rows]
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            row.cache.require_room(1)
-            self._tokens[index].copy_(row.next[0][0])
-            self._slots[index].fill_(length)
-        logits = self._run() if self._again is None else self._again()
-        for row, length in zip(rows, lengths, strict=True):
-            row.cache.crop_to(length + 1)
-        self.taken += 1
-        return logits
-
-    def record(self, capture: Capture) -> None:
-        """Have later steps played; the last one is taken again in doing so, which changes nothing."""
-        self._again = capture(self._run)
-
-    def _run(self) -> Tensor:
-        caches = [row.cache for ref in self._rows if (row := ref()) is not None]
-        plan = FixedPlan(caches, self._places, self._slots, self._backend)
-        return self._forward(self._tokens, plan.positions(), plan)
-
-
-def _memory(rows: Sequence[Decoding]) -> list[tuple[int, int]]:
-    """Where the caches of some answers begin and end."""
-    return [row.cache.slot_layers[0].place for row in rows]
-
-
-def _places(rows: Sequence[Decoding]) -> list[Places]:
-    """Where the caches of some answers are, layer by layer."""
-    layers = zip(*(row.cache.slot_layers for row in rows), strict=True)
-    return [Places.of(*zip(*(layer.buffers for layer in each), strict=True)) for each in layers]
-
-
-class Recorder:
-    """Takes steps of answers, recording those of a company that stays; `reason` says why it no longer does."""
-
-    def __init__(self, forward: Forward, backend: Backend, capture: Capture) -> None:
-        self._forward, self._backend, self._capture = forward, backend, capture
-        self._step: FixedStep | None = None
-        self.reason: str | None = None
-        self.recordings = 0
-
-    def take(self, rows: Sequence[Decoding]) -> Tensor:
-        """Next-token logits `(B, vocab)` of answers that lack one token each in their caches."""
-        if self._step is None or not self._step.serves(rows):
-            self._step = None  # its memory first
-            self._step = FixedStep(rows, self._forward, self._backend)
-        logits = self._step.take(rows)
-        if self._step.taken == PLAIN_STEPS and self.reason is None:
-            self._record(self._step)
-        return logits
-
-    def _record(self, step: FixedStep) -> None:
-        try:
-            step.record(self._capture)
-            self.recordings += 1
-        except torch.OutOfMemoryError:
-            pass  # there may be room another time
-        except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
-            self.reason = f"a step could not be recorded ({type(error).__name__}: {error})"
-            tell(f"Decoding runs without CUDA graphs: {self.reason}.")
 
 
 class Graphs:

@@ -1,7 +1,7 @@
 """Our own decoding loop: a forward for all answers in the making, each with its own cache, positions and rules.
 
 transformers' `generate()` serves one batch from beginning to end; here answers join and leave between steps. Every
-model that can be attached is served this way, alone or together; on a GPU the steps are recorded (`graphs`).
+model that can be attached is served this way, alone or together; on a GPU the steps are recorded (`steps`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Decoding, Hearer, Rules
-from samkv_rag.model.graphs import Recorder, recorder_of
+from samkv_rag.model.decoding import Decoding, Hearer, Rules, take
+from samkv_rag.model.steps import Recorder, recorder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Loop:
 
     def record(self) -> None:
         """Have later steps recorded as CUDA graphs where that can be done; a warning says why it cannot."""
-        self.recorder = recorder_of(self._side_by_side, self._backend, self._model.device, self._apart)
+        self.recorder = recorder_of(self._side_by_side, self._empty, self._backend, self._model.device, self._apart)
 
     @torch.inference_mode()
     def begin(
@@ -79,7 +79,7 @@ class Loop:
         if cache is None:
             cache = self._empty(rules.max_length)
         decoding = Decoding(tokens, cache, rules, hearer, random)
-        decoding.take(self._alone(decoding) if logits is None else logits[None])
+        take([decoding], self._alone(decoding) if logits is None else logits[None])
         decoding.result()
         return decoding
 
@@ -102,8 +102,7 @@ class Loop:
         except Exception as error:
             self._blame(decodings, error)
             return
-        for row, decoding in enumerate(decodings):
-            decoding.take(logits[row : row + 1])
+        take(decodings, logits)
 
     def _blame(self, decodings: Sequence[Decoding], error: Exception) -> None:
         """A forward for several does not say whose fault it was: each has one of its own."""

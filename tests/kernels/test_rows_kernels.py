@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from samkv_kernels.rows_attention import Caches, put_rows, rows_attention
+from samkv_kernels.rows_attention import Caches, Places, place, put_rows, rows_attention
 from samkv_kernels.softmax import PLAIN, Softmax
 from samkv_kernels.sparse_attention import Spans, sparse_attention
 from tests.kernels.inputs import DEVICE, NEEDS, TOLERANCE, far, poisoned
@@ -58,6 +58,27 @@ def test_rows_with_caches_of_their_own(
         pair = (x[row][:, :, : length // 2 + 1] for x in (left.keys, left.values))
         alone = sparse_attention(query[cut], *pair, Spans(spans.first[cut], spans.last[cut]), softmax)
         assert far(want[cut], alone) < TOLERANCE[dtype]
+
+
+def test_kernels_go_by_the_table_alone() -> None:
+    """It is written anew for other caches, beside a cache of one slot that has a row, too, and is full of NaN."""
+    spare = [torch.full((1, 2, 1, 64), torch.nan, device=DEVICE) for _ in "kv"]
+    table = torch.zeros(3, 4, dtype=torch.long, device=DEVICE)
+    bare = Caches([], [], Places(*spare, table, 16, 512))
+    for lengths in ([40, 7], [3, 150]):
+        caches = caches_of(lengths, 2, 64, torch.float32)
+        pairs = [*zip(caches.keys, caches.values, strict=True), spare]
+        table.copy_(torch.tensor([place(*pair, *spare) for pair in pairs]))
+        own = Caches.of(*([x.clone() for x in each] for each in zip(*pairs, strict=True)))
+        slots = torch.tensor([*(length - 1 for length in lengths), 0], device=DEVICE)
+        query, key, value = (torch.randn(3, heads, 1, 64, device=DEVICE) for heads in (8, 2, 2))
+        spans = Spans(torch.zeros_like(slots).int()[:, None], slots.int()[:, None])
+        put_rows(own, slots, key, value)
+        put_rows(bare, slots, key, value, "triton")
+        for mine, theirs in zip((*caches.keys, spare[0]), own.keys, strict=True):
+            assert torch.equal(mine, theirs)
+        got = rows_attention(query, bare, spans, backend="triton")
+        assert far(got, rows_attention(query, own, spans)) < TOLERANCE[torch.float32]
 
 
 def test_rows_whose_caches_are_unlike_are_refused() -> None:

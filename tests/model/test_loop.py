@@ -163,7 +163,7 @@ def test_a_neighbours_cache_would_be_visible(monkeypatch: pytest.MonkeyPatch) ->
 def test_positions_that_count_slots_would_be_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     def counted(self: Decoding) -> tuple[Tensor, Tensor]:
         start = self.cache.get_seq_length()
-        return self._ids[:, start : self._length], torch.arange(start, self._length)[None]
+        return self.ids[:, start:], torch.arange(start, self.ids.shape[1])[None]
 
     want = alone("llama")
     monkeypatch.setattr(Decoding, "next", property(counted))

@@ -11,7 +11,7 @@ from torch import Tensor
 from samkv_kernels.jit.launching import on_device, power_of_2, require_one_device
 
 if TYPE_CHECKING:
-    from samkv_kernels.rows_attention import Caches
+    from samkv_kernels.rows_attention import Places
 
 
 @triton.jit
@@ -33,13 +33,13 @@ def put_kernel(
     tl.store(into, value.to(into_values.dtype.element_ty), mask=real)
 
 
-def put(caches: Caches, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+def put(places: Places, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     """See `samkv_kernels.rows_attention.put_rows`."""
-    into, dim = (caches.keys[0], caches.values[0]), keys.shape[3]
-    require_one_device(into[0], keys, values, slots, caches.places.table)
+    into, dim = (places.keys, places.values), keys.shape[3]
+    require_one_device(into[0], keys, values, slots, places.table)
     keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (keys, values))
     with on_device(keys):
         put_kernel[keys.shape[:2]](
-            keys, values, *into, caches.places.table, slots, keys.stride()[:2], values.stride()[:2], into[0].stride(2),
+            keys, values, *into, places.table, slots, keys.stride()[:2], values.stride()[:2], into[0].stride(2),
             DIM=dim, WIDE=power_of_2(dim),
         )  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor
 from samkv_kernels.jit.launching import dot_type, on_device, power_of_2, require_one_device
 
 if TYPE_CHECKING:
-    from samkv_kernels.rows_attention import Caches
+    from samkv_kernels.rows_attention import Places
     from samkv_kernels.softmax import Softmax
     from samkv_kernels.sparse_attention import Spans
 
@@ -260,10 +260,10 @@ def splits(programs: int, keys: int, tile: int) -> int:
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, out: Tensor | None = None,
-    apart: Caches | None = None,
+    apart: Places | None = None,
 ) -> Tensor:  # fmt: skip
     """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`. `apart` says where each request's keys
-    are if they are its own; `key` and `value` are then those of the first."""
+    are if they are its own, beside `key` and `value`."""
     batch, heads, count, dim = query.shape
     rows = count * (heads // key.shape[1])
     tile, (first, last, stride) = tiles(query.dtype, dim, rows, _roomy(query.device)), _flat(spans)
@@ -274,12 +274,12 @@ def _attend(
     if out is not None and parts > 1:
         into = torch.empty(parts * batch, heads, count, dim, dtype=torch.float32, device=query.device)
     fixed, how = sizes(query, key, softmax), {"SPLITS": parts, "NORMALISER": out is None}
-    where = {"APART": apart is not None, "HINT": 1 if apart is None else apart.places.hint}
+    where = {"APART": apart is not None, "HINT": 1 if apart is None else apart.hint}
     sinks = None if softmax.sinks is None else softmax.sinks.contiguous()
     with on_device(query):
         attend_kernel[(*grid, parts)](
             query, key, value, into, levels, first, last, levels if sinks is None else sinks,
-            first if apart is None else apart.places.table, count, stride, softmax.scale_for(dim),
+            first if apart is None else apart.table, count, stride, softmax.scale_for(dim),
             softmax.softcap or 1.0, query.stride()[:3], key.stride()[:3], value.stride()[:3], into.stride()[-4:-1],
             **fixed, SINKS=sinks is not None, **tile, **how, **where,
         )  # fmt: skip
@@ -301,11 +301,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Sof
     return out
 
 
-def attend_apart(query: Tensor, caches: Caches, spans: Spans, softmax: Softmax) -> Tensor:
+def attend_apart(query: Tensor, places: Places, spans: Spans, softmax: Softmax) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.rows_attention.rows_attention`."""
-    query, key, value = _rows_contiguous(query, caches.keys[0], caches.values[0], spans)
+    query, key, value = _rows_contiguous(query, places.keys, places.values, spans)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    _attend(query, key, value, spans, softmax, out, caches)
+    _attend(query, key, value, spans, softmax, out, places)
     return out
 
 

@@ -1,0 +1,266 @@
+"""Decoding steps of fixed sizes, recorded as CUDA graphs: a GPU plays a step again without the host.
+
+A step of an 8B model is 1,200 launches; the host takes 25 ms and more to make them, the GPU 6 ms to carry them out.
+Steps of so many rows are the same launches, whoever sits in the rows: where a row's cache lies, its new token, where
+that goes and what it sees is read from tensors that are written before each step. Answers join and leave, and what was
+recorded for as many is played on. Rows in which nobody sits have a cache of one slot between them, and see that alone.
+
+Recorded or not, the steps of an answer are the same function, so its tokens do not depend on when a recording began.
+They attend by our kernel where a step that is not fixed goes by SDPA: the two differ by rounding.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from samkv_kernels.backend import Backend
+from samkv_kernels.offsets import hint
+from samkv_kernels.rows_attention import Caches, Places, place, put_rows, rows_attention
+from samkv_kernels.sending import sent
+from samkv_kernels.softmax import Softmax
+from samkv_kernels.sparse_attention import Spans
+from samkv_rag.model.attention import Plan
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.decoding import Decoding
+from samkv_rag.model.graphs import Graphs, obstacle, tell
+
+PLAIN_STEPS = 2
+"""Steps of some sizes before they are recorded, which takes as long as two: sizes that do not last are not worth it."""
+MOST = 16
+"""Recordings that are kept, those used last."""
+REST = 100
+"""Steps until memory that was short is asked for again."""
+FEWEST_SLOTS = 256
+
+Forward = Callable[[Tensor, Tensor, Plan], Tensor]
+"""Next-token logits `(B, vocab)` of tokens `(B, 1)` at positions `(B, 1)` under a plan that keeps the caches."""
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""Records a function: what comes back does the same work again and returns the same tensor."""
+
+
+def recorder_of(
+    forward: Forward, empty: Callable[[int], SlotCache], backend: Backend, device: torch.device, apart: bool
+) -> Recorder | None:
+    """Takes a model's steps, if they can be recorded; a warning says what is in the way. See `Loop` for `empty`."""
+    why_not = obstacle(backend, device, apart)
+    if why_not is None:
+        return Recorder(forward, backend, Graphs(device), empty)
+    tell(f"Decoding runs without CUDA graphs: {why_not}.")
+    return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seat:
+    """Where an answer's cache lies: by layer, beside the `spare` one's, int64 `(L, 4)` on the host (see `Places`)."""
+
+    cache: weakref.ref[SlotCache]  # a recording outlives its answers, their caches do not
+    memory: tuple[int, int]
+    table: Tensor
+    hint: int
+
+    @classmethod
+    def of(cls, cache: SlotCache, spare: SlotCache) -> Seat:
+        """That of a cache. Raises ValueError where it is not like the spare one."""
+        pairs = zip(cache.slot_layers, spare.slot_layers, strict=True)
+        lines = [place(*layer.buffers, *other.buffers) for layer, other in pairs]
+        table, common = torch.tensor(lines), hint(chain.from_iterable(lines))
+        return cls(weakref.ref(cache), cache.slot_layers[0].place, table, common)
+
+    @property
+    def slots(self) -> int:
+        """How many slots the cache has."""
+        return self.memory[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What steps share that one recording serves: rows, slots of the longest cache, what places are multiples of."""
+
+    rows: int
+    slots: int
+    hint: int
+
+    @classmethod
+    def of(cls, seats: Sequence[Seat], spare: Seat) -> Sizes:
+        """Those of some answers, rounded up, so that there are few."""
+        slots = max(FEWEST_SLOTS, *(seat.slots for seat in seats))
+        return cls(rounded(len(seats)), 1 << (slots - 1).bit_length(), min(spare.hint, *(seat.hint for seat in seats)))
+
+
+def rounded(rows: int) -> int:
+    """The number that `rows` is rounded up to: 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, ..."""
+    power = 1 << (rows - 1).bit_length()
+    return power // 4 * 3 if power > 8 and rows <= power // 4 * 3 else power
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPlan:
+    """One new token for each of several caches, at `slots` `(B,)` of them. It sees its cache up to itself: `positions`
+    `(B, T)`, the caches', are filled up with later ones. `places`: where the caches are, by layer.
+
+    How a row's keys are split among programs depends on how many rows there are: its last bits depend on its company.
+    """
+
+    caches: Sequence[SlotCache]
+    places: Sequence[Places]
+    positions: Tensor
+    slots: Tensor
+    backend: Backend
+    _spans: dict[int | None, Spans] = field(default_factory=dict)
+
+    def here(self) -> Tensor:
+        """Positions of the new tokens, `(B, 1)`."""
+        return self.positions.gather(1, self.slots[:, None])
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
+        """One layer of the step; see `Plan`."""
+        home = self.caches[0].home(layer)
+        keys, values = zip(*(cache.slot_layers[home].buffers for cache in self.caches), strict=True)
+        caches = Caches(keys, values, self.places[home])
+        if home == layer:
+            put_rows(caches, self.slots, key, value, self.backend)
+        return rows_attention(query, caches, self._seen(window), softmax, self.backend)
+
+    def _seen(self, window: int | None) -> Spans:
+        if window not in self._spans:
+            self._spans[window] = Spans.causal(self.here(), self.positions, window)
+        return self._spans[window]
+
+
+class FixedStep:
+    """The steps of some sizes: the same launches on the same memory, token after token, whoever sits in the rows."""
+
+    def __init__(self, sizes: Sizes, spare: SlotCache, seat: Seat, forward: Forward, backend: Backend) -> None:
+        self._forward, self._backend = forward, backend
+        self._spare, self._nobody = spare, seat
+        device = spare.positions.device
+        self._coming = torch.zeros(2, sizes.rows, dtype=torch.long, device=device)
+        self._positions = torch.arange(sizes.slots, device=device).repeat(sizes.rows, 1)
+        self._table = torch.zeros(len(spare.slot_layers), sizes.rows, 4, dtype=torch.long, device=device)
+        self._places = [
+            Places(*layer.buffers, table, sizes.hint, sizes.slots)
+            for layer, table in zip(spare.slot_layers, self._table, strict=True)
+        ]
+        self._seats, self._company = [seat] * sizes.rows, list[Seat]()
+        self._order = list[int]()
+        self._sorting: Tensor | None = None
+        self._again: Callable[[], Tensor] | None = None
+        self.taken = 0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are played."""
+        return self._again is not None
+
+    def take(self, rows: Sequence[Decoding], seats: list[Seat]) -> Tensor:
+        """Next-token logits `(B, vocab)`, to be used before the next step; the new entries are in the caches."""
+        for row in rows:
+            row.cache.require_room(1)
+        if self._company != seats:
+            self._receive(seats)
+        self._send(rows)
+        logits = self._run() if self._again is None else self._again()
+        for row in rows:
+            row.cache.crop_to(row.cache.slot_layers[0].length + 1)
+        self.taken += 1
+        return logits[: len(rows)] if self._sorting is None else logits.index_select(0, self._sorting)
+
+    def record(self, capture: Capture) -> None:
+        """Have later steps played; the last one is taken again in doing so, which changes nothing."""
+        self._again = capture(self._run)
+
+    def _receive(self, seats: list[Seat]) -> None:
+        """Who was here stays where it was, who is new takes a row that is free."""
+        self._company, coming = [], set(seats)  # nobody's, if this is broken off
+        self._seats = [seat if seat in coming else self._nobody for seat in self._seats]
+        free = iter([row for row, seat in enumerate(self._seats) if seat is self._nobody])
+        there = {seat: row for row, seat in enumerate(self._seats)}
+        self._order = [there[seat] if seat in there else self._sit(next(free), seat) for seat in seats]
+        as_asked = self._order == list(range(len(seats)))
+        self._sorting = None if as_asked else sent(torch.tensor(self._order), self._table.device)
+        table = torch.stack([seat.table for seat in self._seats], dim=1)
+        self._table.copy_(sent(table, self._table.device), non_blocking=True)
+        self._company = list(seats)
+
+    def _sit(self, row: int, seat: Seat) -> int:
+        """Give a row to somebody. Who leaves it need not tidy up: its first slot sees itself alone in any cache."""
+        cache, positions = seat.cache(), self._positions[row]
+        assert cache is not None
+        count = min(len(cache.positions), len(positions))
+        positions[:count] = cache.positions[:count]
+        positions[count:] = torch.iinfo(torch.long).max
+        self._seats[row] = seat
+        return row
+
+    def _send(self, rows: Sequence[Decoding]) -> None:
+        """Write down the new tokens and where they go; in a row where nobody sits, any token at the first slot."""
+        tokens, slots = ([0] * len(self._seats) for _ in range(2))
+        for index, row in zip(self._order, rows, strict=True):
+            tokens[index], slots[index] = row.tokens[-1], row.cache.slot_layers[0].length
+        self._coming.copy_(sent(torch.tensor([tokens, slots]), self._coming.device), non_blocking=True)
+
+    def _run(self) -> Tensor:
+        caches = [self._spare if (cache := seat.cache()) is None else cache for seat in self._seats]
+        tokens, slots = self._coming
+        plan = FixedPlan(caches, self._places, self._positions, slots, self._backend)
+        return self._forward(tokens[:, None], plan.here(), plan)
+
+
+class Recorder:
+    """Takes steps of answers; what sizes last is recorded. `reason` says why nothing is any more. `empty(1)` makes the
+    cache of the rows in which nobody sits."""
+
+    def __init__(
+        self, forward: Forward, backend: Backend, capture: Capture, empty: Callable[[int], SlotCache]
+    ) -> None:  # fmt: skip
+        self._forward, self._backend, self._capture, self._empty = forward, backend, capture, empty
+        self._spare: tuple[SlotCache, Seat] | None = None
+        self._seats = weakref.WeakKeyDictionary[SlotCache, Seat]()
+        self._fixed = OrderedDict[Sizes, FixedStep]()
+        self.reason: str | None = None
+        self.recordings = 0
+
+    def take(self, rows: Sequence[Decoding]) -> Tensor:
+        """Next-token logits `(B, vocab)` of answers that lack one token each in their caches."""
+        if self._spare is None:
+            cache = self._empty(1)
+            self._spare = cache, Seat.of(cache, cache)
+        spare, nobody = self._spare
+        seats = [self._seat(row.cache, spare) for row in rows]
+        sizes = Sizes.of(seats, nobody)
+        step = self._fixed.pop(sizes, None) or FixedStep(sizes, spare, nobody, self._forward, self._backend)
+        self._fixed[sizes] = step
+        if len(self._fixed) > MOST:
+            self._fixed.popitem(last=False)
+        logits = step.take(rows, seats)
+        if step.taken >= PLAIN_STEPS and not step.recorded and self.reason is None:
+            self._record(sizes, step)
+        return logits
+
+    def _seat(self, cache: SlotCache, spare: SlotCache) -> Seat:
+        """A cache's seat, made anew when it lies elsewhere."""
+        seat = self._seats.get(cache)
+        if seat is None or seat.memory != cache.slot_layers[0].place:
+            seat = self._seats[cache] = Seat.of(cache, spare)
+            cache.clear_room()
+        return seat
+
+    def _record(self, sizes: Sizes, step: FixedStep) -> None:
+        try:
+            step.record(self._capture)
+            self.recordings += 1
+        except torch.OutOfMemoryError:
+            self._fixed.clear()
+            self._fixed[sizes], step.taken = step, -REST  # there may be room another time
+        except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
+            self.reason = f"a step could not be recorded ({type(error).__name__}: {error})"
+            tell(f"Decoding runs without CUDA graphs: {self.reason}.")
