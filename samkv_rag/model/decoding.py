@@ -8,7 +8,7 @@ its own, and its own listener and random numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -22,12 +22,17 @@ from transformers import (
     MaxLengthCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from samkv_kernels.sending import sent
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import SlotCache
 
+_OF_ANY_PROMPT = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+"""Processors that are the same whatever a prompt says, and wherever it is."""
 _stop_strings = threading.Lock()
 
 
@@ -73,6 +78,14 @@ class Rules:
         The usual criteria are numbers to compare: as criteria, which get all tokens as a tensor and return one, they
         take longer than all else that the host does for a token."""
 
+        if tokens.is_cuda:
+            rules = _beside(tokens, lambda prompt: cls._of(model, prompt, generation))
+            if all(type(one) in _OF_ANY_PROMPT for one in rules.processors):
+                return rules
+        return cls._of(model, tokens, generation)
+
+    @classmethod
+    def _of(cls, model: Any, tokens: Tensor, generation: Mapping[str, Any]) -> Rules:
         def instead(
             model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList,
             stopping_criteria: StoppingCriteriaList, generation_config: Any, **kwargs: Any,
@@ -88,6 +101,16 @@ class Rules:
             return model.generate(  # type: ignore[no-any-return]
                 tokens, attention_mask=torch.ones_like(tokens), custom_generate=instead, **generation
             )
+
+
+def _beside(tokens: Tensor, make: Callable[[Tensor], Rules]) -> Rules:
+    """Rules for any prompt as long as `tokens`, made on a stream of their own: `generate()` waits for a few numbers of
+    its own, and would wait for all that the GPU was given before."""
+    stream = torch.cuda.Stream(tokens.device)
+    with torch.cuda.stream(stream):
+        rules = make(torch.zeros_like(tokens))
+    torch.cuda.current_stream(tokens.device).wait_stream(stream)
+    return rules
 
 
 def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
@@ -147,8 +170,9 @@ class Decoding:
         self.ended = False
         self.error: BaseException | None = None
         self._rules, self._hearer, self._random = rules, hearer, random
-        self._prompt, room = ids.shape[1], max(rules.max_length - ids.shape[1], 1)
-        self._here, self._there = Written(ids.cpu(), room), Written(ids, room)
+        self._prompt, self._room = ids.shape[1], max(rules.max_length - ids.shape[1], 1)
+        self._here: Written | None = None  # few answers are looked at on the host
+        self._there = Written(ids, self._room)
         self._drawn: Tensor | None = None
 
     @property
@@ -209,6 +233,8 @@ class Decoding:
     @property
     def _said(self) -> Tensor:
         """`ids` on the host."""
+        if self._here is None:
+            self._here = Written(self.ids[:, : self._prompt].cpu(), self._room)
         return self._here.upto(self.tokens)
 
     def _end(self) -> None:
