@@ -135,7 +135,7 @@ def by_tier(bench: Bench, tokens: int) -> None:
 def within_a_budget(bench: Bench, tokens: int) -> None:
     """How many answers fit, and tokens a second, by what is recorded where there can be recordings."""
     asked = served(bench, tokens)
-    seen = bench.recorded(partial(serving.measure, asked, SERVED, 1, 48))
+    seen = bench.recorded(partial(serving.measure, asked, SERVED, 1, 48, 1))
     bench.save("serving", serving.rows(bench.label, tokens, asked, seen, bench.device), 14)
 
 
@@ -167,7 +167,7 @@ def parts(sizes: Sequence[int]) -> list[Part]:
         ("ttft", 35.0 if short else 0.0, partial(first_tokens, tokens=long, seconds=30)),
         ("tiers", 8.0, partial(by_tier, tokens=middle)),
         ("decode", 20.0, partial(decoding, tokens=middle, answers=8)),
-        ("serving", 20.0, partial(within_a_budget, tokens=middle)),
+        ("serving", 25.0, partial(within_a_budget, tokens=middle)),
     ]
 
 

@@ -109,15 +109,18 @@ class Bench:
         return Served(answers, sum(map(len, said)), preparing, decoding, held)
 
 
-def measure(bench: Bench, systems: Sequence[str], rounds: int, most: int) -> dict[str, list[Served]]:
-    """What every system did, `rounds` interleaved rounds; one answer alone of each warms up."""
+def measure(
+    bench: Bench, systems: Sequence[str], rounds: int, most: int, warm_ups: int = 0
+) -> dict[str, list[Served]]:  # fmt: skip
+    """What every system did, `rounds` interleaved rounds; one answer alone of each warms up, and `warm_ups` rounds:
+    steps of so many answers are recorded when they come again."""
     ways = {}
     for name in systems:
         one = bench.begin(METHODS[name], 0)
         answers = bench.fitting(one, most)
         finish(bench.adapter, [[one.decoding]], time.perf_counter)
         ways[name] = partial(bench.serve, METHODS[name], answers, one.decoding.result())
-    return in_turns(ways, rounds, warm_ups=0)
+    return in_turns(ways, rounds, warm_ups)
 
 
 def rows(label: str, tokens: int, bench: Bench, seen: dict[str, list[Served]], device: str) -> list[dict[str, Any]]:
