@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.compiling import compile_parts
 from samkv_rag.model.loading import ModelSource
 from samkv_rag.reader import is_bundled
 from samkv_rag.store import ChunkKVStore, chunk_key
@@ -69,19 +70,13 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
         return random_model(shallow, torch.float32, device)
     if label in ("8b", "8b-compiled"):
         adapter = random_model(LLAMA_8B, torch.bfloat16, device)
-        return compiled(adapter) if label == "8b-compiled" else adapter
+        if label == "8b-compiled":
+            compile_parts(adapter.model)
+        return adapter
     if label == "tiny":
         return random_model(TINY_LLAMA, device=device)
     adapter = random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
     return in_int8(adapter) if label == "random-int8" else adapter
-
-
-def compiled(adapter: ModelAdapter) -> ModelAdapter:
-    """The same model, its norms and MLPs compiled where they stand."""
-    for module in adapter.model.modules():
-        if type(module).__name__.endswith(("RMSNorm", "MLP")):
-            module.compile(dynamic=True)
-    return adapter
 
 
 def in_int8(adapter: ModelAdapter) -> ModelAdapter:

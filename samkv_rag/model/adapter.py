@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from samkv_rag.errors import UnsupportedModel
-from samkv_rag.model import graphs, supported
+from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.buffers import Buffers, room_for
@@ -45,6 +45,8 @@ class ModelAdapter:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = supported.backend_for(self.device, wanted)
         model.eval()
+        if compiling.wanted():
+            compiling.compile_parts(model)
         with supported.attaching(model):
             own, count = supported.logits_by_itself(model), len(supported.PROBE)
             model.set_attn_implementation(NAME)

@@ -240,5 +240,6 @@ def test_keys_left_at_their_own_positions_are_visibly_wrong(wiring: str, monkeyp
     case = prompted(wiring)
     right = case.logits(case.prepare(Reuse()))
     own = torch.cat([torch.arange(len(segment.token_ids)) for segment in case.plan.segments])
-    monkeypatch.setattr(case.adapter, "table", lambda positions: case.adapter.rotary.table(own[positions]))
+    rotary = case.adapter.rotary
+    monkeypatch.setattr(rotary, "turning", lambda positions, here: rotary.table(own[positions]).angles)
     assert distance(case.logits(case.prepare(Reuse())), right) > VISIBLE
