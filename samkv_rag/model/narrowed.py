@@ -65,4 +65,5 @@ class NarrowedPlan(AttentionPlan):
         kept = key.index_select(2, seen), value.index_select(2, seen)
         inner = self._inner.attended(layer, query[:, :, :rows], *kept, softmax, window)
         outer = self._outer.attended(layer, query[:, :, rows:], key, value, softmax, window, shares)
-        return torch.cat([inner, outer], 2)
+        # Heads of a query side by side, as the model joins them: they are copied once.
+        return torch.cat([inner.transpose(1, 2), outer.transpose(1, 2)], 1).transpose(1, 2)

@@ -259,21 +259,25 @@ def splits(programs: int, keys: int, tile: int) -> int:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, out: Tensor | None = None,
-    apart: Places | None = None,
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, apart: Places | None = None,
+    normaliser: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Fill `out`; without one, return the rows' normalisers, fp32 `(B, H, Q)`. `apart` says where each request's keys
-    are if they are its own, beside `key` and `value`."""
+    """`(B, H, Q, D)`, or the rows' normalisers, fp32 `(B, H, Q)`. `apart` says where each request's keys are if they
+    are its own, beside `key` and `value`. Where keys are not split, a query's heads lie side by side, as models join
+    them."""
     batch, heads, count, dim = query.shape
     rows = count * (heads // key.shape[1])
     tile, (first, last, stride) = tiles(query.dtype, dim, rows, _roomy(query.device)), _flat(spans)
     grid = (triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])
     parts = splits(grid[0] * grid[1], key.shape[2] if apart is None else apart.longest, tile["KEYS"])
     levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
-    into = levels[..., None] if out is None else out
-    if out is not None and parts > 1:
+    if normaliser:
+        into = levels[..., None]
+    elif parts > 1:
         into = torch.empty(parts * batch, heads, count, dim, dtype=torch.float32, device=query.device)
-    fixed, how = sizes(query, key, softmax), {"SPLITS": parts, "NORMALISER": out is None}
+    else:
+        into = query.new_empty(batch, count, heads, dim).transpose(1, 2)
+    fixed, how = sizes(query, key, softmax), {"SPLITS": parts, "NORMALISER": normaliser}
     where = {"APART": apart is not None, "HINT": 1 if apart is None else apart.hint}
     sinks = None if softmax.sinks is None else softmax.sinks.contiguous()
     with on_device(query):
@@ -284,29 +288,25 @@ def _attend(
             **fixed, SINKS=sinks is not None, **tile, **how, **where,
         )  # fmt: skip
         if parts > 1:
-            joined, total = torch.empty_like(levels[0]) if out is None else out, batch * heads * count
+            joined = torch.empty_like(levels[0]) if normaliser else query.new_empty(query.shape)
+            total = batch * heads * count
             combine_kernel[(total,)](into, levels, joined, joined, total, DIM=dim, WIDE=fixed["WIDE"], **how)
             return joined
-    return levels[0]
+    return levels[0] if normaliser else into
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.sparse_attention.sparse_attention`."""
     query, key, value = _rows_contiguous(query, key, value, spans)
-    batch, heads, count, dim = query.shape
-    out = torch.empty(batch, heads, count, dim, dtype=query.dtype, device=query.device)
-    if out.numel() == 0 or key.shape[2] == 0:
-        return out.zero_()
-    _attend(query, key, value, spans, softmax, out)
-    return out
+    if query.numel() == 0 or key.shape[2] == 0:
+        return query.new_zeros(query.shape)
+    return _attend(query, key, value, spans, softmax)
 
 
 def attend_apart(query: Tensor, places: Places, spans: Spans, softmax: Softmax) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.rows_attention.rows_attention`."""
     query, key, value = _rows_contiguous(query, places.keys, places.values, spans)
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    _attend(query, key, value, spans, softmax, out, places)
-    return out
+    return _attend(query, key, value, spans, softmax, places)
 
 
 def shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax) -> Tensor:
@@ -317,7 +317,7 @@ def shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax) -> Tensor
     out = torch.empty(batch, count, total, dtype=torch.float32, device=query.device)
     if out.numel() == 0:
         return out
-    levels = _attend(query, key, key, spans, softmax)
+    levels = _attend(query, key, key, spans, softmax, normaliser=True)
     first, last, stride = _flat(spans)
     fixed, two = sizes(query, key, softmax), share_tiles(query.dtype, dim, count)
     scale, cap, strides = softmax.scale_for(dim), softmax.softcap or 1.0, (query.stride()[:3], key.stride()[:3])
