@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -115,20 +116,31 @@ def memory_of(bench: Bench, tokens: int) -> None:
     bench.save("memory", memory.rows(tokens, seen, bench.device, bench.label), 12)
 
 
-def by_tier(bench: Bench, tokens: int) -> None:
-    """The first token when the chunk caches lie on the device, and on the host, by what is recorded where there can be
-    recordings: both tiers have the same sizes, which therefore come again in the round that warms up."""
+def by_tier(bench: Bench, tokens: int, forms: Sequence[str]) -> None:
+    """The first token when the chunk caches lie on the device, on the host, and in these forms on a disk, by what is
+    recorded where there can be recordings: all tiers have the same sizes, which therefore come again in the round that
+    warms up."""
     (plan, near), far = bench.prompt(tokens), ChunkKVStore(":memory:")
-    for chunk in plan.chunks:
-        key = str(chunk.key)
-        far.put(key, ChunkKV(near.summary(key), near.read_blocks(key)))
-    ways: dict[str, Any] = {"none full": partial(first_token, bench.adapter, near, plan, METHODS["full"])}
-    for tier, store in {"device": near, "host": far}.items():
-        for name in ("reuse", "cacheblend", "samkv"):
-            ways[f"{tier} {name}"] = partial(first_token, bench.adapter, store, plan, METHODS[name])
-    timed = bench.recorded(partial(in_turns_within, ways, 6, 3))
-    seen = {tuple(name.split()): found for name, found in timed.items()}
-    cases = {(tier, "model", system): found for (tier, system), found in seen.items()}
+    held = {
+        str(chunk.key): ChunkKV(near.summary(str(chunk.key)), near.read_blocks(str(chunk.key))) for chunk in plan.chunks
+    }
+    for key, chunk in held.items():
+        far.put(key, chunk)
+    ways: dict[str, Any] = {"none model full": partial(first_token, bench.adapter, near, plan, METHODS["full"])}
+    with tempfile.TemporaryDirectory() as root:
+        places = [tiers.Place("device", "model", near), tiers.Place("host", "model", far)]
+        for form in forms:
+            with ChunkKVStore(Path(root) / form) as store:
+                for key, chunk in held.items():
+                    store.put(key, chunk, kv_dtype=form)
+            places += [tiers.Place(tier, form, Path(root) / form) for tier in ("warm", "cold")]
+        del held
+        for place in places:
+            for name in ("reuse", "cacheblend", "samkv"):
+                way = partial(place.ask, bench.adapter, plan, METHODS[name])
+                ways[f"{place.tier} {place.kv_dtype} {name}"] = way
+        timed = bench.recorded(partial(in_turns_within, ways, 8, 5))
+    cases = {tiers.case_of(name): found for name, found in timed.items()}
     bench.save("tiers", tiers.rows(bench.label, tokens, cases, bench.device), 11)
 
 
@@ -165,7 +177,8 @@ def parts(sizes: Sequence[int]) -> list[Part]:
         ("memory", 4.0, partial(memory_of, tokens=middle)),
         ("decode", 6.0, partial(decoding, tokens=middle, answers=1)),
         ("ttft", 35.0 if short else 0.0, partial(first_tokens, tokens=long, seconds=30)),
-        ("tiers", 8.0, partial(by_tier, tokens=middle)),
+        ("tiers", 25.0, partial(by_tier, tokens=sizes[0], forms=("model", "int8"))),
+        ("tiers", 8.0, partial(by_tier, tokens=middle, forms=())),
         ("decode", 20.0, partial(decoding, tokens=middle, answers=8)),
         ("serving", 25.0, partial(within_a_budget, tokens=middle)),
     ]

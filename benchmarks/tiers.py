@@ -85,10 +85,11 @@ def measure(
         for name in systems:
             ways[f"{place.tier} {place.kv_dtype} {name}"] = partial(place.ask, adapter, plan, SYSTEMS[name])
     seen = in_turns(ways, rounds)
-    return {_case(name): reports for name, reports in seen.items()}
+    return {case_of(name): reports for name, reports in seen.items()}
 
 
-def _case(name: str) -> Case:
+def case_of(name: str) -> Case:
+    """Tier, form and system of what is called by all three."""
     tier, form, system = name.split(" ", 2)
     return tier, form, system
 

@@ -66,10 +66,13 @@ class Answering:
             if gone():
                 raise SamKVError("The answer was cancelled before its turn came.")
             run, prepared = self._prepare(make_plan, call)
-            spoken = self._spoken(on_text, call)
-            listener = Listener(self.tokenizer, spoken or on_text, call.options.stop, call.strip)
-            ready = time.perf_counter()
-            decoding = self._begin(prepared, call, listener, gone)
+            try:
+                spoken = self._spoken(on_text, call)
+                listener = Listener(self.tokenizer, spoken or on_text, call.options.stop, call.strip)
+                ready = time.perf_counter()
+                decoding = self._begin(prepared, call, listener, gone)
+            finally:
+                run.release()  # not before: a GPU may still read what was read for it
         ids = self.batch.finish(decoding, self.adapter.loop.step)
         if spoken is not None:
             spoken.end()
@@ -90,12 +93,11 @@ class Answering:
             run.costs.seconds["plan"] = time.perf_counter() - start
             try:
                 return run, call.method.prepare(run) if plan.chunks else run.prefill()
-            except EntryError as error:
-                if error.key in self.library.unusable:
+            except BaseException as error:
+                run.release()
+                if not isinstance(error, EntryError) or error.key in self.library.unusable:
                     raise
                 self.library.unusable.add(error.key)
-            finally:
-                run.release()
 
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
         return self.adapter.loop.begin(

@@ -93,10 +93,9 @@ class Assembly:
             self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
 
     def _all_filled(self) -> bool:
-        """Whether what is replaced is filled, too: where all entries are wanted and at hand and a GPU goes on with what
-        it was given. To leave something out the host would have to wait for what was picked there."""
-        at_hand = len(self._entries.steps(self._adapter.shape.cached())) == 1
-        return self._all_wanted and at_hand and self._runs_apart()
+        """Whether what is replaced is filled, too: where all entries are wanted and a GPU goes on with what it was
+        given. To leave something out the host would have to wait for what was picked there."""
+        return self._all_wanted and self._runs_apart()
 
     def _runs_apart(self) -> bool:
         """Whether the model runs where the host need not wait for it."""

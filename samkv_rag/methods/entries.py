@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,7 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, StoredBlocks
 from samkv_rag.types import BLOCK, ChunkSummary, PromptPlan
 
-READERS = 4
+READERS = min(8, max(4, (os.cpu_count() or 1) // 2))
 """Threads that read a prompt's entries from a disk: it answers several at a time sooner, and checking sums takes a
 processor longer than reading does (zlib's crc32: 1.5 GB/s a thread)."""
 STEPS, STEP_BYTES = 8, 1 << 20
@@ -95,7 +96,7 @@ class Entries:
             return read
 
     def _read(self, key: str, blocks: list[int], layers: range, stack: int) -> StoredBlocks:
-        found = self._store.read_stored(key, blocks, layers, stack)
+        found = self._store.read_stored(key, blocks, layers, stack, self._device.type == "cuda")
         self._sizes.append(found.nbytes)  # by whichever thread
         return found
 

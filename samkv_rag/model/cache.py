@@ -115,8 +115,8 @@ class SlotLayer(CacheLayerMixin):
             values = self.blend.mix(values, self._values[:, :, slots])
         if self.rows is not None:
             slots, keys, values = slots[self.rows], keys[:, :, self.rows], values[:, :, self.rows]
-        self._keys.index_copy_(2, slots, keys.to(self._keys.dtype))
-        self._values.index_copy_(2, slots, values.to(self._values.dtype))
+        for buffer, new in ((self._keys, keys), (self._values, values)):
+            buffer.index_copy_(2, slots, new if new.dtype == buffer.dtype else new.to(buffer.dtype))
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """A copy of the live keys and values `(1, G, T, D)`."""

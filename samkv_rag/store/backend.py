@@ -33,7 +33,7 @@ class Backend(Protocol):
     def summary(self, key: str) -> ChunkSummary: ...
 
     def read_blocks(
-        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int
+        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int, pinned: bool
     ) -> StoredBlocks: ...  # fmt: skip
 
     def delete(self, keys: Iterable[str]) -> int: ...

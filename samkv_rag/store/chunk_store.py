@@ -135,14 +135,16 @@ class ChunkKVStore:
         return self.read_stored(key, blocks, layers, stack).restored().clone()
 
     def read_stored(
-        self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None, stack: int = 0
-    ) -> StoredBlocks:
+        self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None, stack: int = 0,
+        pinned: bool = False,
+    ) -> StoredBlocks:  # fmt: skip
         """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read.
+        From a disk into memory that a GPU reads by itself, if they are to be `pinned` and the system allows it.
 
         Not to be written to: of a store in memory they may be the entry itself. Of a store on disk an answer calls this
         from several threads."""
         _check_known(key)
-        return self._backend.read_blocks(key, blocks, layers, stack)
+        return self._backend.read_blocks(key, blocks, layers, stack, pinned)
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete the entries and forget their owners: how many there were."""

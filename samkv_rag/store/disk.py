@@ -93,10 +93,10 @@ class DiskBackend:
         return entry.summary
 
     def read_blocks(
-        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int
+        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int, pinned: bool
     ) -> StoredBlocks:  # fmt: skip
         path = self.files.kv_path(key)
-        out = self._checked(key, lambda: read_kv(path, key, self.files.load(key), blocks, layers, stack))
+        out = self._checked(key, lambda: read_kv(path, key, self.files.load(key), blocks, layers, stack, pinned))
         with self._lock:
             self.bytes_read += out.nbytes
         return out

@@ -13,6 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -127,9 +128,10 @@ def decode(key: str, raw: bytes) -> StoredEntry:
 
 def read_kv(
     path: Path, key: str, entry: StoredEntry, blocks: Sequence[int] | None, layers: Sequence[int] | None = None,
-    stack: int = 0,
+    stack: int = 0, pinned: bool = False,
 ) -> StoredBlocks:  # fmt: skip
-    """`blocks` of `layers` of a stack from the K/V file, as stored; None means all.
+    """`blocks` of `layers` of a stack from the K/V file, as stored; None means all. `pinned`: in memory that a GPU
+    reads by itself, if the system lets some be pinned.
 
     Reads the header and what is asked for, nothing else, and checks the sums. DamagedEntry when they differ,
     FileNotFoundError when there is no file, IndexError for blocks or layers that the entry does not have.
@@ -137,7 +139,7 @@ def read_kv(
     stored = entry.stacks[stack]
     layout = stored.layout
     deep, chosen = layout.wanted(blocks, layers)
-    out = torch.empty((len(deep), len(chosen), *layout.shape[2:]), dtype=layout.dtype)
+    out = _buffer((len(deep), len(chosen), *layout.shape[2:]), layout.dtype, pinned)
     view, filled = byte_view(out), 0
     with FileIO(path) as file:
         _check_header(file, key, entry)
@@ -146,6 +148,13 @@ def read_kv(
             filled += length
     _check_blocks(view, key, stored, chosen, deep)
     return StoredBlocks(stored.form, out)
+
+
+def _buffer(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> Tensor:
+    if pinned:
+        with suppress(RuntimeError):
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.empty(shape, dtype=dtype)
 
 
 def check_kv(path: Path, key: str, entry: StoredEntry) -> None:

@@ -90,9 +90,10 @@ class MemoryBackend:
             return self._open[key].summary
 
     def read_blocks(
-        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int
+        self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int, pinned: bool
     ) -> StoredBlocks:  # fmt: skip
-        """Blocks of layers as they are stored: a view where what is wanted is contiguous. Raises `MissingEntry`."""
+        """Blocks of layers as they are stored, wherever that is: a view where what is wanted is contiguous. Raises
+        `MissingEntry`."""
         with self._lock:
             if key not in self._open:
                 raise MissingEntry(key, "it was never put, or it was deleted or evicted")

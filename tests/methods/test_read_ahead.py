@@ -120,9 +120,9 @@ def test_the_first_layers_are_computed_before_the_last_ones_are_there(
     case, computed = on_disk["llama"], threading.Event()
     read, update = case.store.read_stored, SlotLayer.update
 
-    def late(key: str, blocks: Any, layers: range, stack: int) -> StoredBlocks:
+    def late(key: str, blocks: Any, layers: range, *how: Any) -> StoredBlocks:
         assert layers.start == 0 or computed.wait(SOON), "nothing runs while this is read"
-        return read(key, blocks, layers, stack)
+        return read(key, blocks, layers, *how)
 
     def told(self: SlotLayer, *args: Any) -> tuple[Tensor, Tensor]:
         out = update(self, *args)
