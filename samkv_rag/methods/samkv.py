@@ -160,7 +160,8 @@ class SamKV(Options):
                 again = split_recompute(choice, self.recompute, self.recompute_by)
             remarks += notes
         if self.settle == "after":
-            again = self._followed(run, choice.value, again, layers[-1])
+            device = run.adapter.device
+            again = self._followed(run, sent(choice.value, device), again.on(device), layers[-1])
             return self._settle(run, again, budget, remarks, profile)
         rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         kept, computed = (picked.by_chunk(run.lengths) for picked in (choice.picked, again))
@@ -172,10 +173,10 @@ class SamKV(Options):
         count = min(self.followed, again.count // 8)
         if not count:
             return again
-        witnesses = best_of(again, value, count).on(run.adapter.device)
+        witnesses = best_of(again, value, count)
         seen = run.witnessed(witnesses, last_layer)
         with run.stage("select"):
-            return largest(followed_values(sent(value, seen.device), witnesses.at, seen), again.count)
+            return largest(followed_values(value, witnesses.at, seen), again.count)
 
     def _settle(
         self, run: Run, again: Picked, budget: int, notes: tuple[str, ...], profile: ModelProfile
