@@ -164,7 +164,7 @@ METHODS: dict[str, Method] = {
     "samkv-before": SamKV(settle="before"),
     "samkv-before-third": SamKV(settle="before", recompute=1 / 3),
     "samkv-third": SamKV(recompute=1 / 3),
-    "samkv-heads-first": SamKV(recompute=1 / 3, recompute_by="head"),
+    "samkv-heads-first": SamKV(keep=0.5, recompute=0.5, recompute_by="head"),
     "samkv-fused": SamKV(theta=0.9),
     "samkv-cosine": SamKV(theta="cosine"),
     "samkv-small-blocks": SamKV(block=5),

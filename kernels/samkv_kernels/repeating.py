@@ -12,6 +12,6 @@ def repeated(x: Tensor, counts: Tensor) -> Tensor:
     """
     counts = counts.long()
     ends = counts.cumsum(0)
-    begins = torch.zeros(int(ends[-1]) + 1 if len(ends) else 1, dtype=torch.long)
+    begins = ends.new_zeros(int(ends[-1]) + 1 if len(ends) else 1)
     begins.scatter_add_(0, ends - counts, torch.ones_like(counts))  # rows that come never begin where the next one does
     return x[begins[:-1].cumsum(0) - 1]

@@ -58,8 +58,8 @@ class Layout:
 class Ground:
     """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks.
 
-    `here` are their ids `(n,)`, and `spots` where the tokens of chunks stand `(T,)`, both on the `device` where the
-    model runs.
+    `here` are their ids `(n,)`, `spots` where the tokens of chunks stand `(T,)`, all on the `device` where the model
+    runs.
     """
 
     def __init__(self, plan: PromptPlan, device: torch.device) -> None:
@@ -90,9 +90,9 @@ class Ground:
         return (self.owner >= 0).nonzero()[:, 0]
 
     @cached_property
-    def _glue(self) -> Tensor:
-        """Bool `(n,)`: what belongs to no chunk, where the model runs."""
-        return sent(self.owner < 0, self.device)
+    def chunked(self) -> Tensor:
+        """Bool `(n,)`: what belongs to a chunk, where the model runs."""
+        return sent(self.owner >= 0, self.device)
 
     def marked(self, tokens: Sequence[Tensor]) -> Tensor:
         """Bool over all tokens of the prompt: the `tokens` of every chunk."""
@@ -112,7 +112,7 @@ class Ground:
 
     def with_glue(self, picked: Picked) -> Tensor:
         """Where the glue and what was picked stand, sorted `(Q,)`, where the model runs; nobody waits for it."""
-        marks = self._glue.index_copy(0, self.spots, picked.on(self.device).marks)
+        marks = (~self.chunked).index_copy_(0, self.spots, picked.on(self.device).marks)
         return places(marks, len(self.owner) - len(self._owned) + picked.count)
 
     def layout(self, kept: Sequence[Tensor], stop: int | None = None) -> Layout:

@@ -31,7 +31,7 @@ class Picked:
 
     def on(self, device: torch.device) -> Picked:
         """The same on a device."""
-        return self if self.marks.device.type == device.type else Picked(sent(self.marks, device), self.count)
+        return self if self.marks.device == device else Picked(sent(self.marks, device), self.count)
 
     def by_chunk(self, lengths: Sequence[int]) -> Chosen:
         """The same for every chunk, of `lengths`, on the host, which waits for them."""

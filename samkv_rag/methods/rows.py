@@ -32,20 +32,23 @@ def answering(plan: PromptPlan) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What a pass computes of a layout: tokens `ids` at its `slots` `(Q,)`, sorted, `of_chunks` of them chunks'."""
+    """What a pass computes of a layout: tokens `ids` at its `slots` `(Q,)`, sorted; which of them are chunks' (bool
+    `(Q,)`), and how many."""
 
     slots: Tensor
     ids: Tensor
+    chunked: Tensor
     of_chunks: int
 
     @classmethod
     def of(cls, layout: Layout, slots: Tensor) -> Fresh:
         """What stands at `slots` on the host."""
-        return cls(slots, layout.ids[slots], int((layout.owner[slots] >= 0).sum()))
+        chunked = layout.owner[slots] >= 0
+        return cls(slots, layout.ids[slots], chunked, int(chunked.sum()))
 
     def last(self, count: int) -> Fresh:
         """The last ones, glue all of them."""
-        return Fresh(self.slots[-count:], self.ids[-count:], 0)
+        return Fresh(self.slots[-count:], self.ids[-count:], self.chunked[-count:], 0)
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -135,7 +135,7 @@ class Run:
         own = ground.spots[witnesses.at]
         slots = own if known else ground.with_glue(witnesses)
         if known and self.adapter.rotary.depends_on_length:  # the frequencies are those of a call's last position
-            slots = torch.cat([slots, slots.new_tensor([self.plan.n_tokens - 1])])
+            slots = torch.cat([slots, slots.new_full((1,), self.plan.n_tokens - 1)])
         means = MeanAttention(torch.searchsorted(slots, own))
         with self.stage("select"):
             self.costs.chunk_token_layers += witnesses.count * (last_layer + 1)
@@ -195,12 +195,12 @@ class Run:
         `(N, Q, T)`, averaged over heads, where the model runs. That pass also says the first new token, in sight of all
         entries. The rest is dropped before it is taken down. What stands before those tokens sees all on the first
         `wide` layers only, by default on all of them; above, it sees what is computed in this pass, and `near` tokens
-        before each. The host waits for nothing of it.
+        before each. The host waits for nothing of it, but to know which those are.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
         slots = ground.with_glue(again)
-        fresh, asking = Fresh(slots, ground.here[slots], again.count), answering(self.plan)
+        fresh, asking = Fresh(slots, ground.here[slots], ground.chunked[slots], again.count), answering(self.plan)
         narrow = None if wide is None else Narrow.of(wide, slots[:-asking], cache.positions[: len(layout.ids)], near)
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(fresh)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
@@ -236,8 +236,7 @@ class Run:
             self.costs.chunk_token_layers += fresh.of_chunks * shape.layers
             self.costs.passes.append(Pass(layout.positions, fresh.slots, n_layers, ended=not speak, narrow=narrow))
             if theta != 1.0:
-                owned = layout.owner[fresh.slots.cpu()] >= 0
-                blend = Blend(theta, owned.to(self.adapter.device, non_blocking=True))
+                blend = Blend(theta, fresh.chunked.to(self.adapter.device, non_blocking=True))
             return self.adapter.recompute(
                 fresh.ids, fresh.slots, cache, rows, blend, n_layers - 1, observer, narrow, speak
             )

@@ -31,8 +31,8 @@ class ChunkScores:
 class Choice:
     """What was chosen of chunks of `lengths`: the `picked` tokens, `anchors` among them (bool `(n_i,)` per chunk).
     `candidates` bool `(N, B)`: the blocks that each selection layer would have had, `owner` `(T,)` being every token's
-    block. `value` fp32 `(T,)`: the rank of the token's block. The first and the last lie where scores do, the others on
-    the host."""
+    block. `value` fp32 `(T,)`: the rank of the token's block. It and what was picked lie where scores do, if all blocks
+    compete; the rest is on the host."""
 
     lengths: list[int]
     picked: Picked
@@ -169,8 +169,7 @@ def shortlist(scores: Sequence[ChunkScores], lengths: Sequence[int], limit: int,
     before = sizes[order].cumsum(0) - sizes[order]
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
     chosen[order[before < limit]] = True
-    parts = chosen.split(counts)
-    masks = [part.repeat_interleave(block)[:length] for part, length in zip(parts, lengths, strict=True)]
+    masks = chosen[_blocks_of_tokens(lengths, counts, block)].split(list(lengths))
     return [mask.nonzero()[:, 0] for mask in masks]
 
 
@@ -257,12 +256,9 @@ def _depth(kept: Tensor) -> Tensor:
 def aligned_rows(choice: Choice, layers: Sequence[int], n_layers: int) -> list[Tensor]:
     """Per model layer a bool over all kept tokens in prompt order: what it stores under layer alignment (SamKV,
     recompute module): the union of what the selection layers at or above it chose, and the anchors."""
-    rows = []
+    rows, chunks = [], list(zip(choice.per_layer, choice.anchors, choice.kept, strict=True))
     for layer in range(n_layers):
         above = [index for index, chosen in enumerate(layers) if chosen >= layer]
-        masks = [
-            (own[above].any(0) | anchors)[kept]
-            for own, anchors, kept in zip(choice.per_layer, choice.anchors, choice.kept, strict=True)
-        ]
+        masks = [(own[above].any(0) | anchors)[kept] for own, anchors, kept in chunks]
         rows.append(torch.cat(masks))
     return rows

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
@@ -45,9 +46,7 @@ class ModelAdapter:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = supported.backend_for(self.device, wanted)
         model.eval()
-        if compiling.wanted():
-            compiling.compile_parts(model)
-        with supported.attaching(model):
+        with compiling.compiled(model), supported.attaching(model):
             own, count = supported.logits_by_itself(model), len(supported.PROBE)
             model.set_attn_implementation(NAME)
             self._attach(model, sink_prefix)
@@ -103,7 +102,7 @@ class ModelAdapter:
 
         The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
         """
-        tokens = torch.as_tensor(ids).to(self.device, non_blocking=True)
+        tokens = sent(torch.as_tensor(ids), self.device)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any, Protocol
 
@@ -77,7 +78,6 @@ class Rules:
 
         The usual criteria are numbers to compare: as criteria, which get all tokens as a tensor and return one, they
         take longer than all else that the host does for a token."""
-
         if tokens.is_cuda:
             rules = _beside(tokens, lambda prompt: cls._of(model, prompt, generation))
             if all(type(one) in _OF_ANY_PROMPT for one in rules.processors):
@@ -106,11 +106,17 @@ class Rules:
 def _beside(tokens: Tensor, make: Callable[[Tensor], Rules]) -> Rules:
     """Rules for any prompt as long as `tokens`, made on a stream of their own: `generate()` waits for a few numbers of
     its own, and would wait for all that the GPU was given before."""
-    stream = torch.cuda.Stream(tokens.device)
+    stream = _aside(tokens.device)
     with torch.cuda.stream(stream):
         rules = make(torch.zeros_like(tokens))
     torch.cuda.current_stream(tokens.device).wait_stream(stream)
     return rules
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all answers: torch keeps memory apart for every stream."""
+    return torch.cuda.Stream(device)
 
 
 def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
@@ -217,10 +223,12 @@ class Decoding:
         try:
             self._drawn = None
             self.tokens.append(token)
-            if self._hearer is not None:
-                self._hearer.put(heard)
-            if self._is_last(token):
-                self._end()
+            try:
+                if self._hearer is not None:
+                    self._hearer.put(heard)
+            finally:  # ctrl-C, too, maybe for somebody else: it ends here all the same
+                if self._is_last(token):
+                    self._end()
         except Exception as error:
             self.fail(error)
 

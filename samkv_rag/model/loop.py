@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
@@ -74,7 +75,7 @@ class Loop:
         All kept ids are handed over so that logits processors such as a repetition penalty see the context.
         `generation` is what transformers' `generate()` takes. Raises what goes wrong.
         """
-        tokens = torch.as_tensor(ids, dtype=torch.long).to(self._model.device, non_blocking=True)[None]
+        tokens = sent(torch.as_tensor(ids, dtype=torch.long), self._model.device)[None]
         rules = Rules.of(self._model, tokens, **generation)
         if cache is None:
             cache = self._empty(rules.max_length)

@@ -8,7 +8,8 @@ are the model's own functions; which layers turn at all is found by two one-toke
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +24,8 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 
 PROBE_POSITION = 17
-_ROUND = 1024
-"""Angles that are kept are those of so many positions, or a multiple."""
+_ROUND, _MOST = 1024, 2
+"""Angles are kept of so many positions, or a multiple, and of so many runs of layers that turn unlike others."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
@@ -132,7 +133,7 @@ class Rotary:
                 "This model uses dynamic RoPE scaling, whose frequencies change with every generated token, so cached "
                 "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
             )
-        self._kept = dict[tuple[int, ...], Angles]()
+        self._kept = OrderedDict[Hashable, Angles]()
         self._apply, self._half_tables = _rotation_of(decoder)
         self._interleaved = False  # which the probe does not need to know
         self.kinds = self._probe(model)
@@ -160,11 +161,15 @@ class Rotary:
         return partial(self._whole, here) if whole and not self.depends_on_length else self.table(here).angles
 
     def _whole(self, positions: Tensor, layers: Sequence[int]) -> Angles:
-        count, which = len(positions), tuple(layers)
-        kept = self._kept.get(which)
+        count, kinds = len(positions), [(self.kinds[layer], self._type_of(layer)) for layer in layers]
+        alike = tuple(kinds) if len({*kinds}) > 1 else kinds[0]  # layers of one kind share their angles
+        kept = self._kept.pop(alike, None)
         if kept is None or kept.cos.shape[1] < count or kept.cos.device != positions.device:
             longer = torch.arange(-(-count // _ROUND) * _ROUND, device=positions.device)
-            kept = self._kept[which] = self.table(longer).angles(layers)
+            kept = self.table(longer).angles(layers)
+        self._kept[alike] = kept
+        if len(self._kept) > _MOST:
+            self._kept.popitem(last=False)
         return kept.slots(0, count)
 
     def _table(self, positions: Tensor, kinds: tuple[str, ...]) -> RotaryTable:
