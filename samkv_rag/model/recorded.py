@@ -21,6 +21,7 @@ from torch import Tensor
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.graphs import tell
+from samkv_rag.model.latest import remember
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import Observer, Watcher
 from samkv_rag.model.workspace import Workspace, follow
@@ -227,8 +228,7 @@ class Passes:
         sizes = Sizes.of(asked, cache.get_seq_length(), space.slots)
         view = space.view(sizes.slots)
         follow(view, cache)
-        known = self._fixed.pop(sizes, None)
-        self._fixed[sizes] = fixed = known or FixedPass(asked, sizes, view, self._run)
-        if len(self._fixed) > MOST:
-            self._fixed.popitem(last=False)
+        known = self._fixed.get(sizes)
+        fixed = known or FixedPass(asked, sizes, view, self._run)
+        remember(self._fixed, sizes, fixed, MOST)
         return fixed, known is not None

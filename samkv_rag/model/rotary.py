@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from samkv_kernels.rope_gather import Angles
 from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.latest import remember
 
 PROBE_POSITION = 17
 _ROUND, _MOST = 1024, 2
@@ -163,13 +164,11 @@ class Rotary:
     def _whole(self, positions: Tensor, layers: Sequence[int]) -> Angles:
         count, kinds = len(positions), [(self.kinds[layer], self._type_of(layer)) for layer in layers]
         alike = tuple(kinds) if len({*kinds}) > 1 else kinds[0]  # layers of one kind share their angles
-        kept = self._kept.pop(alike, None)
+        kept = self._kept.get(alike)
         if kept is None or kept.cos.shape[1] < count or kept.cos.device != positions.device:
             longer = torch.arange(-(-count // _ROUND) * _ROUND, device=positions.device)
             kept = self.table(longer).angles(layers)
-        self._kept[alike] = kept
-        if len(self._kept) > _MOST:
-            self._kept.popitem(last=False)
+        remember(self._kept, alike, kept, _MOST)
         return kept.slots(0, count)
 
     def _table(self, positions: Tensor, kinds: tuple[str, ...]) -> RotaryTable:

@@ -30,6 +30,7 @@ from samkv_rag.model.attention import Plan
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.model.graphs import Graphs, obstacle, tell
+from samkv_rag.model.latest import remember
 
 PLAIN_STEPS = 2
 """Steps of some sizes before they are recorded, which takes as long as two: sizes that do not last are not worth it."""
@@ -237,10 +238,8 @@ class Recorder:
         spare, nobody = self._spare
         seats = [self._seat(row.cache, spare) for row in rows]
         sizes = Sizes.of(seats, nobody)
-        step = self._fixed.pop(sizes, None) or FixedStep(sizes, spare, nobody, self._forward, self._backend)
-        self._fixed[sizes] = step
-        if len(self._fixed) > MOST:
-            self._fixed.popitem(last=False)
+        step = self._fixed.get(sizes) or FixedStep(sizes, spare, nobody, self._forward, self._backend)
+        remember(self._fixed, sizes, step, MOST)
         logits = step.take(rows, seats)
         if step.taken >= PLAIN_STEPS and not step.recorded and self.reason is None:
             self._record(sizes, step)
