@@ -13,7 +13,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from samkv_rag.store.errors import DamagedEntry
-from samkv_rag.store.layout import DTYPE_NAMES, DTYPES, KVLayout, byte_view, own
+from samkv_rag.store.layout import DTYPE_NAMES, DTYPES, KVLayout, byte_view, on_host, own
 from samkv_rag.store.quantise import KVForm, StoredBlocks
 from samkv_rag.types import ChunkKV, ChunkSummary
 
@@ -139,7 +138,7 @@ def read_kv(
     stored = entry.stacks[stack]
     layout = stored.layout
     deep, chosen = layout.wanted(blocks, layers)
-    out = _buffer((len(deep), len(chosen), *layout.shape[2:]), layout.dtype, pinned)
+    out = on_host((len(deep), len(chosen), *layout.shape[2:]), layout.dtype, pinned)
     view, filled = byte_view(out), 0
     with FileIO(path) as file:
         _check_header(file, key, entry)
@@ -148,13 +147,6 @@ def read_kv(
             filled += length
     _check_blocks(view, key, stored, chosen, deep)
     return StoredBlocks(stored.form, out)
-
-
-def _buffer(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> Tensor:
-    if pinned:
-        with suppress(RuntimeError):
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-    return torch.empty(shape, dtype=dtype)
 
 
 def check_kv(path: Path, key: str, entry: StoredEntry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,14 @@ def _within(what: str, asked: Sequence[int] | None, count: int) -> list[int]:
 def byte_view(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy (numpy alone knows no bfloat16)."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def on_host(shape: Sequence[int], dtype: torch.dtype, pinned: bool) -> Tensor:
+    """Memory of the host with anything in it; `pinned`: such as a GPU reads by itself, if the system lets some be."""
+    if pinned:
+        with suppress(RuntimeError):
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.empty(shape, dtype=dtype)
 
 
 def own(tensor: Tensor, device: str | torch.device = "cpu") -> Tensor:

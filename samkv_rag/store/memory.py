@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import sent
 from samkv_rag.store.backend import Progress
 from samkv_rag.store.errors import MissingEntry, StoreError, StoreFull
-from samkv_rag.store.layout import KVLayout, own
+from samkv_rag.store.layout import KVLayout, on_host, own
 from samkv_rag.store.quantise import KVForm, StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
@@ -101,7 +102,9 @@ class MemoryBackend:
         deep, chosen = map(_compact, KVLayout.of(stored.data).wanted(blocks, layers))
         data = stored.data[deep]
         if isinstance(chosen, list):  # a list as an index would make the host wait for a GPU
-            out = StoredBlocks(stored.form, data.index_select(1, _sent(chosen, data.device)))
+            out = StoredBlocks(
+                stored.form, data.index_select(1, sent(torch.tensor(chosen, dtype=torch.long), data.device))
+            )
         else:
             out = StoredBlocks(stored.form, data[:, chosen])
         with self._lock:
@@ -193,10 +196,7 @@ def _kept(x: Tensor, device: torch.device) -> Tensor:
     """A copy on the device. What comes from a GPU and lies on the host will go back there: it lies in pinned memory,
     which a GPU reads by itself, faster and without the host. torch takes such memory in powers of two."""
     if x.is_cuda and device.type == "cpu":
-        try:
-            return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
-        except RuntimeError:  # the system lets no more be pinned
-            pass
+        return on_host(x.shape, x.dtype, pinned=True).copy_(x)
     return own(x, device)
 
 
@@ -222,10 +222,6 @@ def _usable(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # the second from a torch that was built without CUDA
         raise StoreError(f"A store cannot keep anything on the device {str(device)!r}: {error}") from error
-
-
-def _sent(indices: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(indices, dtype=torch.long).to(device, non_blocking=True)
 
 
 def _compact(indices: Sequence[int]) -> slice | list[int]:
