@@ -29,17 +29,21 @@ class ChunkScores:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen of chunks of `lengths`: the `picked` tokens, `anchors` among them (bool `(n_i,)` per chunk).
+    """What was chosen of some chunks: the `picked` tokens, `anchors` among them (bool `(n_i,)` per chunk).
     `candidates` bool `(N, B)`: the blocks that each selection layer would have had, `owner` `(T,)` being every token's
     block. `value` fp32 `(T,)`: the rank of the token's block. It and what was picked lie where scores do, if all blocks
     compete; the rest is on the host."""
 
-    lengths: list[int]
     picked: Picked
     anchors: list[Tensor]
     candidates: Tensor
     owner: Tensor
     value: Tensor
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every chunk."""
+        return [len(mask) for mask in self.anchors]
 
     @property
     def kept(self) -> list[Tensor]:
@@ -145,7 +149,7 @@ def choose(
         value = value.cpu()
         places = _queue(value.split(counts), candidates.any(0), fill, filtered)
         value, picked = value[owner], _taken(places[owner], fixed, budget)
-    return Choice(lengths, picked, list(anchors), candidates, owner, value)
+    return Choice(picked, list(anchors), candidates, owner, value)
 
 
 def _of_tokens(values: Tensor, owner: Tensor, block: int) -> Tensor:

@@ -226,7 +226,7 @@ def test_recompute_by_head_takes_the_first_tokens_of_every_run() -> None:
     kept = torch.zeros(40, dtype=torch.bool)
     kept[5:15], kept[20:30] = True, True
     none = [kept & False]
-    choice = Choice([40], Picked(kept, 20), none, torch.ones(1, 40).bool(), torch.arange(40), torch.zeros(40))
+    choice = Choice(Picked(kept, 20), none, torch.ones(1, 40).bool(), torch.arange(40), torch.zeros(40))
     assert split_recompute(choice, 0.4, "head").at.tolist() == [5, 6, 7, 8, 20, 21, 22, 23]
 
 
