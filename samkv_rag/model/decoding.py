@@ -90,6 +90,7 @@ class Rules:
             model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList,
             stopping_criteria: StoppingCriteriaList, generation_config: Any, **kwargs: Any,
         ) -> Rules:  # fmt: skip
+            """What `generate()` calls in place of its own loop."""
             most, kinds = generation_config.max_length, (EosTokenCriteria, Signal)
             others = [one for one in stopping_criteria if type(one) not in kinds and not _ends_at(one, most)]
             signals = [one for one in stopping_criteria if type(one) is Signal]
