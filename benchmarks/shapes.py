@@ -59,7 +59,7 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
     "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "random-int8" with linear layers in 8 bits,
-    "8b" the shape of Llama-3.1-8B in bfloat16, "8b-compiled" the same with norms and MLPs compiled,
+    "8b" the shape of Llama-3.1-8B in bfloat16, "8b-compiled" the same with the parts of its layers compiled,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
     """

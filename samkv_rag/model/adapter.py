@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
@@ -21,7 +20,7 @@ from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.buffers import Buffers, room_for
-from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.cache import Blend, GrowingCache, SlotCache
 from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
@@ -46,13 +45,15 @@ class ModelAdapter:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = supported.backend_for(self.device, wanted)
         model.eval()
-        with compiling.compiled(model), supported.attaching(model):
+        with supported.attaching(model):
             own, count = supported.logits_by_itself(model), len(supported.PROBE)
             model.set_attn_implementation(NAME)
             self._attach(model, sink_prefix)
             for cache in (None, self.empty_cache(count)):
                 ours = self.logits_behind(supported.PROBE, cache, count)
                 supported.refuse_other_attention(model, own, ours)
+            if compiling.wanted():
+                compiling.compile_parts(model)
         # The caches are ours, and generate() refuses to get one beside a name of one. None in a call's own config
         # does not help: it is filled from here.
         model.generation_config.cache_implementation = None
@@ -73,7 +74,7 @@ class ModelAdapter:
     @torch.inference_mode()
     def _measure(self) -> KVShape:
         """Run one token; read the shapes off the cache, and see that every layer reports to our attention."""
-        cache: Any = DynamicCache()
+        cache: Any = GrowingCache()
         met: dict[int, Observation] = {}
         plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda seen: met.update({seen.layer: seen}))
         self.forward([0], torch.arange(1), cache, plan)
@@ -136,7 +137,7 @@ class ModelAdapter:
         for row, ids in enumerate(token_ids):
             batch[row, : prefix + len(ids)] = torch.tensor([*self.sink_prefix, *ids])
         positions = torch.arange(prefix + longest, device=self.device)
-        cache: Any = DynamicCache()
+        cache: Any = GrowingCache()
         queries: dict[int, Tensor] = {}
         plan = AttentionPlan(
             positions, None, lambda seen: queries.update({seen.layer: seen.query}), self.shape.layers - 1

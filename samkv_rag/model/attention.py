@@ -205,6 +205,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float 
     )
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def samkv_attention(
     module: Any,
     query: Tensor,

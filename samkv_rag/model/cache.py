@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from samkv_kernels.sending import sent
 from samkv_rag.model.buffers import Buffers
@@ -40,6 +40,13 @@ class Blend:
             theta = self.theta
         mixed = theta * new + (1 - theta) * old
         return torch.where(self.fused[None, None, :, None], mixed, new)
+
+
+class GrowingCache(DynamicCache):
+    """transformers' own, which starts with nothing. What torch compiles does not look into it: it would make a version
+    for every layer."""
+
+    update = torch.compiler.disable(DynamicCache.update)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -185,6 +192,7 @@ class SlotCache(Cache):
                 self._coming.clear()  # who fills has a way to this cache
                 raise
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

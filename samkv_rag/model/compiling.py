@@ -1,14 +1,17 @@
-"""Norms and MLPs compiled by torch, where they stand: one launch for each instead of up to eight. `SAMKV_COMPILE=on`.
+"""A layer's parts compiled by torch, where they stand: what they do between their products takes one launch instead of
+up to ten. `SAMKV_COMPILE=on`.
 
 Of an 8B model's recompute of 830 tokens on an H200 products take 16 of 28 ms, norms, rotation and gating 10
 (docs/benchmarks.md). Compiling takes seconds at the first prompts, which is why nobody gets it unasked.
+
+What stores entries and attends is never looked into (`torch.compiler.disable`, where it is defined): it asks for the
+pass's plan, which no two passes share. Layers of a kind share what is compiled.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +19,10 @@ import torch
 from samkv_rag.errors import SamKVError
 
 VARIABLE = "SAMKV_COMPILE"
-KINDS = ("RMSNorm", "MLP")
-"""How the classes are named whose modules are compiled: they look at nothing but what they are given."""
+KINDS = ("RMSNorm", "MLP", "Attention")
+"""How the classes are named whose modules are compiled."""
+VERSIONS = 32
+"""Of the same code: for one token and several, with a cache and without, of layers that slide, have norms, share."""
 
 
 def wanted() -> bool:
@@ -28,25 +33,16 @@ def wanted() -> bool:
     return choice == "on"
 
 
-@contextmanager
-def compiled(model: Any) -> Iterator[None]:
-    """Within the block and behind it a model has its norms and MLPs compiled, if that is asked for; a block that fails
-    leaves it as it was. Exactness is then that of the compiled model: it differs from the other one by rounding."""
-    parts = compile_parts(model) if wanted() else []
-    try:
-        yield
-    except BaseException:
-        _undo(parts)
-        raise
-
-
-def compile_parts(model: Any) -> list[Any]:
-    """Have a model's norms and MLPs compiled, for any number of tokens, when they first run; those that are already are
-    left alone. Returns them. Raises `SamKVError` where torch cannot compile here; the model is then as it was."""
+def compile_parts(model: Any, backend: str = "inductor") -> None:
+    """Have the parts of a model's layers compiled, for any number of tokens, when they first run; those that are
+    already are left alone. Raises `SamKVError` where torch cannot compile here; the model is then as it was. Exactness is then that of the compiled model: it differs from the other one by rounding. That a layer's number
+    makes no version of its own is set for the process."""
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
     named = [module for module in model.modules() if type(module).__name__.endswith(KINDS)]
     parts = [module for module in named if module._compiled_call_impl is None]
     for part in parts:
-        part.compile(dynamic=True)
+        part.compile(dynamic=True, backend=backend)
     try:
         _try(model)
     except Exception as error:
@@ -55,7 +51,6 @@ def compile_parts(model: Any) -> list[Any]:
             f"{VARIABLE}=on, but torch cannot compile here ({type(error).__name__}: {str(error)[:200]}). It needs a "
             "C++ compiler: install one, or do without."
         ) from error
-    return parts
 
 
 def _undo(parts: Sequence[Any]) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from samkv_kernels.rope_gather import Angles
 from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.cache import GrowingCache
 from samkv_rag.model.latest import remember
 
 PROBE_POSITION = 17
@@ -266,7 +266,7 @@ def _turns_neighbours(apply: Callable[..., tuple[Tensor, Tensor]], name: str) ->
 
 def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
     device = model.get_input_embeddings().weight.device
-    cache: Any = DynamicCache()
+    cache: Any = GrowingCache()
     token = torch.tensor([[5]], device=device)
     model.get_decoder()(
         token, past_key_values=cache, position_ids=torch.tensor([[position]], device=device), use_cache=True
