@@ -35,8 +35,11 @@ def wanted() -> bool:
 
 def compile_parts(model: Any, backend: str = "inductor") -> None:
     """Have the parts of a model's layers compiled, for any number of tokens, when they first run; those that are
-    already are left alone. Raises `SamKVError` where torch cannot compile here; the model is then as it was. Exactness is then that of the compiled model: it differs from the other one by rounding. That a layer's number
-    makes no version of its own is set for the process."""
+    already are left alone. Raises `SamKVError` where torch cannot compile here; the model is then as it was.
+
+    Exactness is then that of the compiled model: it differs from the other one by rounding. That a layer's number makes
+    no version of its own is set for the process.
+    """
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
     named = [module for module in model.modules() if type(module).__name__.endswith(KINDS)]
