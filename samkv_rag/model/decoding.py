@@ -1,40 +1,17 @@
-"""One answer in the making.
-
-Which token comes next and when an answer ends is transformers' business: `generate()` makes its logits processors and
-stopping criteria and hands them to a function of ours (`custom_generate`) in place of its own loop. Every answer has
-its own, and its own listener and random numbers.
-"""
+"""One answer in the making. Every answer has rules of its own, and its own listener and random numbers."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from itertools import chain
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import (
-    EosTokenCriteria,
-    LogitsProcessorList,
-    MaxLengthCriteria,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from samkv_kernels.sending import sent
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import SlotCache
-
-_OF_ANY_PROMPT = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
-"""Processors that are the same whatever a prompt says, and wherever it is."""
-_stop_strings = threading.Lock()
+from samkv_rag.model.rules import Rules
 
 
 class Hearer(Protocol):
@@ -43,102 +20,6 @@ class Hearer(Protocol):
     def put(self, value: Tensor) -> None: ...
 
     def end(self) -> None: ...
-
-
-class Signal(StoppingCriteria):
-    """Ends an answer when somebody says so, whatever its tokens are: `given` is asked after each of them."""
-
-    def __init__(self, given: Callable[[], bool]) -> None:
-        self.given = given
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.given(), dtype=torch.bool, device=input_ids.device)
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How to choose tokens and when to stop: at one of the tokens `ends`, when one of the `signals` or `criteria` says
-    so, and when an answer and its prompt have `max_length` tokens."""
-
-    processors: LogitsProcessorList
-    criteria: Sequence[StoppingCriteria]
-    signals: Sequence[Signal]
-    ends: frozenset[int]
-    sample: bool
-    max_length: int
-
-    @property
-    def plain(self) -> bool:
-        """Whether the likeliest token is the one."""
-        return not self.sample and not self.processors
-
-    @classmethod
-    def of(cls, model: Any, tokens: Tensor, **generation: Any) -> Rules:
-        """What `model.generate(tokens, **generation)` would go by; the model does not run.
-
-        The usual criteria are numbers to compare: as criteria, which get all tokens as a tensor and return one, they
-        take longer than all else that the host does for a token."""
-        if tokens.is_cuda:
-            rules = _beside(tokens, lambda prompt: cls._of(model, prompt, generation))
-            if all(type(one) in _OF_ANY_PROMPT for one in rules.processors):
-                return rules
-        return cls._of(model, tokens, generation)
-
-    @classmethod
-    def _of(cls, model: Any, tokens: Tensor, generation: Mapping[str, Any]) -> Rules:
-        def instead(
-            model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList,
-            stopping_criteria: StoppingCriteriaList, generation_config: Any, **kwargs: Any,
-        ) -> Rules:  # fmt: skip
-            """What `generate()` calls in place of its own loop."""
-            most, kinds = generation_config.max_length, (EosTokenCriteria, Signal)
-            others = [one for one in stopping_criteria if type(one) not in kinds and not _ends_at(one, most)]
-            signals = [one for one in stopping_criteria if type(one) is Signal]
-            lists = [one.eos_token_id.flatten().tolist() for one in stopping_criteria if type(one) is EosTokenCriteria]
-            ends = frozenset(chain.from_iterable(lists))
-            return cls(logits_processor, others, signals, ends, generation_config.do_sample, most)
-
-        with _without_stop_strings(model.generation_config):
-            return model.generate(  # type: ignore[no-any-return]
-                tokens, attention_mask=torch.ones_like(tokens), custom_generate=instead, **generation
-            )
-
-
-def _beside(tokens: Tensor, make: Callable[[Tensor], Rules]) -> Rules:
-    """Rules for any prompt as long as `tokens`, made on a stream of their own: `generate()` waits for a few numbers of
-    its own, and would wait for all that the GPU was given before."""
-    stream = _aside(tokens.device)
-    with torch.cuda.stream(stream):
-        rules = make(torch.zeros_like(tokens))
-    torch.cuda.current_stream(tokens.device).wait_stream(stream)
-    return rules
-
-
-@cache
-def _aside(device: torch.device) -> torch.cuda.Stream:
-    """One for all answers: torch keeps memory apart for every stream."""
-    return torch.cuda.Stream(device)
-
-
-def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
-    """Whether all that a criterion does is to end an answer of so many tokens: it may warn of a longer text, too."""
-    if type(criterion) is not MaxLengthCriteria or criterion.max_length != most:
-        return False
-    return criterion.max_position_embeddings is None or most <= criterion.max_position_embeddings
-
-
-@contextmanager
-def _without_stop_strings(config: Any) -> Iterator[None]:
-    """The model's own stop strings need a tokenizer, which `generate()` loses when the loop is not its own.
-
-    They are among the criteria that it is given (see `generation_kwargs`).
-    """
-    with _stop_strings:
-        theirs, config.stop_strings = config.stop_strings, None
-        try:
-            yield
-        finally:
-            config.stop_strings = theirs
 
 
 class Written:
@@ -202,7 +83,7 @@ class Decoding:
         """Whether the next token is the likeliest one."""
         return self._rules.plain
 
-    def settle(self) -> None:
+    def cut_back(self) -> None:
         """Cut back a cache to which a step was added that broke off before its token was chosen."""
         if self.cache.get_seq_length() >= self._length:
             self.cache.crop_to(self._length - 1)

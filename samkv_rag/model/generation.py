@@ -13,8 +13,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCr
 from transformers.generation.streamers import TextStreamer
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.model.decoding import Signal
 from samkv_rag.model.grammar import GrammarGuide
+from samkv_rag.model.rules import Signal
 from samkv_rag.options import Options, Positive, Within
 
 

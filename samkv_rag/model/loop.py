@@ -19,7 +19,8 @@ from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Decoding, Hearer, Rules, take
+from samkv_rag.model.decoding import Decoding, Hearer, take
+from samkv_rag.model.rules import Rules
 from samkv_rag.model.steps import Recorder, recorder_of
 
 
@@ -97,7 +98,7 @@ class Loop:
         A step that was broken off (ctrl-C in the thread that takes it) can be taken again.
         """
         for decoding in decodings:
-            decoding.settle()
+            decoding.cut_back()
         try:
             logits = self._forward(decodings)
         except Exception as error:

@@ -12,8 +12,8 @@ from torch import Tensor
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.methods import Method, Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.decoding import Rules
 from samkv_rag.model.generation import GenerationOptions, generation_kwargs
+from samkv_rag.model.rules import Rules
 from samkv_rag.types import PromptPlan
 
 ANSWER_TOKENS = 32

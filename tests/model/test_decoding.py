@@ -11,7 +11,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from samkv_rag.model import decoding
-from samkv_rag.model.decoding import Decoding, Rules, Signal, Written
+from samkv_rag.model.decoding import Decoding, Written
+from samkv_rag.model.rules import Rules, Signal
 from tests.model.test_loop import COUNT, METHODS, alone, begin, prompted, together
 from tests.models import adapter
 
