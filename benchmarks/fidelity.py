@@ -54,7 +54,7 @@ def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting]) -> list
         for setting in chosen:
             method = Recording(setting.method(plan))
             left = left_of(answer, own, plan, method)
-            kept = sum(map(len, method.last[0][1].kept)) / plan.chunk_tokens
+            kept = sum(map(len, method.selection.kept)) / plan.chunk_tokens
             rows.append({**common, "setting": setting.label, "same": left.same, "loss": left.loss, "kept": kept})
         return rows
 

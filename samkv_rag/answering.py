@@ -102,7 +102,7 @@ class Answering:
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
         return self.adapter.loop.begin(
             prepared.tokens, prepared.cache, prepared.logits, listener,
-            random_of(call.options.seed, self.adapter.device),
+            random_of(call.options.seed, self.adapter.device), prepared.settling,
             **generation_kwargs(self.adapter.model, self.tokenizer, call.options, gone),
         )  # fmt: skip
 

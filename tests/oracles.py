@@ -82,9 +82,8 @@ class Prompted:
 
     def tokens(self, method: Method, count: int, **generation: Any) -> list[int]:
         prepared = self.prepare(method)
-        return self.adapter.generate(
-            prepared.ids, prepared.cache, prepared.logits, max_new_tokens=count, **{"do_sample": False, **generation}
-        )
+        how = {"settling": prepared.settling, "max_new_tokens": count, "do_sample": False, **generation}
+        return self.adapter.generate(prepared.ids, prepared.cache, prepared.logits, **how)
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,22 @@ from samkv_rag.types import PromptPlan, Selection
 
 @dataclass(frozen=True)
 class Recording:
-    """`method`, answering as it does. `last` holds the plan and the selection of its latest run, nothing before it and
-    for a prompt without chunks."""
+    """`method`, answering as it does. `last` holds the plan of its latest run and what was prepared, nothing before it
+    and for a prompt without chunks."""
 
     method: Method
-    last: list[tuple[PromptPlan, Selection]] = field(default_factory=list)
+    last: list[tuple[PromptPlan, Prepared]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return self.method.name
 
+    @property
+    def selection(self) -> Selection:
+        """What the latest run chose: of some methods that is known when the answer has ended."""
+        return self.last[0][1].selection
+
     def prepare(self, run: Run) -> Prepared:
         prepared = self.method.prepare(run)
-        self.last[:] = [(run.plan, prepared.selection)]
+        self.last[:] = [(run.plan, prepared)]
         return prepared

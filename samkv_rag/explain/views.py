@@ -135,7 +135,7 @@ def _view(
     answer = engine.answer(question, chunks, method=recording, **generation)
     if not recording.last:
         return MethodView(label, answer, ())
-    plan, selection = recording.last[0]
+    plan, selection = recording.last[0][0], recording.selection
     encoder = Encoder(engine.tokenizer)
     seen = tuple(
         ChunkView(index + 1, tuple(_parts(encoder, chunk, selection, index))) for index, chunk in enumerate(plan.chunks)

@@ -18,6 +18,7 @@ from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.picked import Picked, Settled
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.rows import Fresh, answering, asking_rows, stored_rows
+from samkv_rag.methods.settling import LateSettling
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import Blend, SlotCache
 from samkv_rag.model.narrowed import Narrow
@@ -187,7 +188,7 @@ class Run:
 
     def recompute_and_settle(
         self, again: Picked, layers: Sequence[int], settle: Callable[[Tensor], Settled],
-        theta: float | Literal["cosine"] = 1.0, wide: int | None = None, near: int = 0,
+        theta: float | Literal["cosine"] = 1.0, wide: int | None = None, near: int = 0, at: int = 0,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
@@ -196,6 +197,8 @@ class Run:
         entries. The rest is dropped before it is taken down. What stands before those tokens sees all on the first
         `wide` layers only, by default on all of them; above, it sees what is computed in this pass, and `near` tokens
         before each. The host waits for nothing of it, but to know which those are.
+
+        With `at` it is settled when so many new tokens are there, and `settle` gets what those attended to.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
@@ -206,6 +209,10 @@ class Run:
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
             self._pass(cache, layout, fresh, None, theta, None, narrow)
             fresh, narrow = fresh.last(asking), None
+        if at:
+            logits = self._recompute_into(cache, layout, fresh, theta=theta, narrow=narrow)
+            late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, settle)
+            return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
         rows = torch.arange(len(fresh) - asking, len(fresh), device=self.adapter.device)
         maps = AttentionMaps(rows, layers)
         logits = self._recompute_into(cache, layout, fresh, theta=theta, observer=maps, narrow=narrow)

@@ -17,6 +17,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.picked import Picked, Settled, best_of, largest
 from samkv_rag.methods.prepared import Prepared
+from samkv_rag.methods.profiled import NEAR, VICINITY, WIDE, profile_of
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.scoring import (
     attention_scores,
@@ -45,10 +46,6 @@ from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Within,
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
-WIDE, NEAR, VICINITY = 0.5, 0, 0.0
-"""Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
-before it it sees on the others, and how much the place that a token stands in counts."""
-
 
 @dataclass(frozen=True)
 class SamKV(Options):
@@ -64,6 +61,8 @@ class SamKV(Options):
     recomputed tokens / that number, chosen by rank ("score") or from the head of every chosen run (`recompute_by`).
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
+    `settle_at`: tokens of the answer after which it is settled, by what they look at, for answers in sentences: until
+    then everything stays, to the end of a shorter answer. 0 (our default): with its first token, by the question's.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
@@ -93,6 +92,7 @@ class SamKV(Options):
     keep: Share = 0.15
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
+    settle_at: Count = 0
     around: tuple[Count, Count] = (0, 8)
     vicinity: Vicinity | None = None
     followed: Count = 16
@@ -122,6 +122,8 @@ class SamKV(Options):
         super().__post_init__()
         if self.aligned and self.settle == "after":
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
+        if self.settle_at and self.settle == "before":
+            raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
         if self.block is not None and self.look != "keys":
             check_block(self.block)
 
@@ -147,7 +149,7 @@ class SamKV(Options):
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
         asked = None not in (self.layers, self.wide, self.near, self.vicinity)
-        profile, remarks = (ModelProfile(()), ()) if asked else _profile_of(run)
+        profile, remarks = (ModelProfile(()), ()) if asked else profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
@@ -189,11 +191,17 @@ class SamKV(Options):
         wide = self.wide_layers(n_layers, profile.wide)
         near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
 
+        layers, at = range(n_layers // 2, n_layers), self.settle_at
+        if at and run.adapter.rotary.depends_on_length:
+            at, notes = 0, (*notes, "settle_at was left out: this model's keys turn with the length of the text")
+        if at:
+            run.notes, notes = (*run.notes, *notes), ()
+
         def settle(attention: Tensor) -> Settled:
             worth = standardised(self._worth(run, attention, vicinity)[None])[0]
             return Settled(largest(worth, budget), again, worth, notes)
 
-        return run.recompute_and_settle(again, range(n_layers // 2, n_layers), settle, self.theta, wide, near)
+        return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at)
 
     def _worth(self, run: Run, attention: Tensor, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`, by the `attention` `(N, Q, T)` that it got."""
@@ -286,14 +294,3 @@ class SamKV(Options):
             scores, anchors, budget, self._block,
             shares=shares, per_chunk=self.per_chunk, fill=self.fill, filtered=self.filtered,
         )  # fmt: skip
-
-
-def _profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:
-    """The store's profile of the model, else one of the selection layers that its config notes, or of none where nobody
-    has measured. With a remark when a profile is damaged and was passed over."""
-    noted = ModelProfile(run.adapter.selection_layers or ())
-    try:
-        profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
-    except ValueError as error:
-        return noted, (f"{error} and was not used: run samkv-rag profile again",)
-    return profile or noted, ()

@@ -52,10 +52,8 @@ class ModelAdapter:
             for cache in (None, self.empty_cache(count)):
                 ours = self.logits_behind(supported.PROBE, cache, count)
                 supported.refuse_other_attention(model, own, ours)
-            if compiling.wanted():
-                compiling.compile_parts(model)
-        # The caches are ours, and generate() refuses to get one beside a name of one. None in a call's own config
-        # does not help: it is filled from here.
+            compiling.compile_if_wanted(model)
+        # The caches are ours, and generate() refuses to get one beside a name of one, which a call cannot take back.
         model.generation_config.cache_implementation = None
 
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
@@ -271,11 +269,13 @@ class ModelAdapter:
         return more * rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)
 
     def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
-        """Next-token logits behind the last of `ids` alone, fp32 `(vocab,)`; see `logits_behind`."""
+        """Behind the last of `ids`, fp32 `(vocab,)`; see `logits_behind`."""
         return self.logits_behind(ids, cache, 1)[0]
 
     @torch.inference_mode()
-    def logits_behind(self, ids: Sequence[int] | Tensor, cache: SlotCache | None, count: int) -> Tensor:
+    def logits_behind(
+        self, ids: Sequence[int] | Tensor, cache: SlotCache | None, count: int, seen_by: Observer | None = None
+    ) -> Tensor:
         """Next-token logits, fp32 `(count, vocab)`, behind each of the last `count` of `ids`, whose entries are made
         anew; all before them stand in `cache`. Without a cache this is an ordinary prefill."""
         tokens = torch.as_tensor(ids, device=self.device)
@@ -284,7 +284,7 @@ class ModelAdapter:
             return self.model(tokens[None], use_cache=False, logits_to_keep=last).logits[0, -count:].float()  # type: ignore[no-any-return]
         first = len(tokens) - count
         cache.crop_to(first)
-        plan = AttentionPlan(cache.positions, backend=self.backend)
+        plan = AttentionPlan(cache.positions, observer=seen_by, backend=self.backend)
         with without_cudnn:
             logits = self.forward(tokens[first:], cache.positions[first : len(tokens)], cache, plan, count)
         return logits[0]  # type: ignore[index]

@@ -33,6 +33,12 @@ def wanted() -> bool:
     return choice == "on"
 
 
+def compile_if_wanted(model: Any) -> None:
+    """Have a model's parts compiled, if that is asked for."""
+    if wanted():
+        compile_parts(model)
+
+
 def compile_parts(model: Any, backend: str = "inductor") -> None:
     """Have the parts of a model's layers compiled, for any number of tokens, when they first run; those that are
     already are left alone. Raises `SamKVError` where torch cannot compile here; the model is then as it was.

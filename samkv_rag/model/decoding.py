@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.sending import sent
+from samkv_rag.errors import SamKVError
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.rules import Rules
@@ -20,6 +21,20 @@ class Hearer(Protocol):
     def put(self, value: Tensor) -> None: ...
 
     def end(self) -> None: ...
+
+
+class Settling(Protocol):
+    """Settles in the middle of an answer what stays of its prompt."""
+
+    @property
+    def after(self) -> int:
+        """How many new tokens there are by then, one at least."""
+        ...
+
+    def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
+        """The next token's logits `(vocab,)` behind the new `tokens`, of which `cache` lacks the last. It then holds
+        them all, and of the prompt what stays."""
+        ...
 
 
 class Written:
@@ -45,12 +60,13 @@ class Decoding:
     """An answer in the making: `ids` of the kept tokens, and the `cache` of all of them (or of none).
 
     `tokens` are the new ones; the last of them is not in the cache yet. `ended` says that there will be no more, and
-    `error` why not, if that is not in the rules. Draws come from `random`, or from torch's own generator.
+    `error` why not, if that is not in the rules. Draws come from `random`, or from torch's own generator. With
+    `settling` less is kept from some token on; the rules go on seeing all `ids`.
     """
 
     def __init__(
         self, ids: Tensor, cache: SlotCache, rules: Rules, hearer: Hearer | None = None,
-        random: torch.Generator | None = None,
+        random: torch.Generator | None = None, settling: Settling | None = None,
     ) -> None:  # fmt: skip
         self.cache = cache
         self.plan = AttentionPlan(cache.positions)
@@ -58,6 +74,7 @@ class Decoding:
         self.ended = False
         self.error: BaseException | None = None
         self._rules, self._hearer, self._random = rules, hearer, random
+        self._settling, self._dropped = settling, 0
         self._prompt, self._room = ids.shape[1], max(rules.max_length - ids.shape[1], 1)
         self._here: Written | None = None  # few answers are looked at on the host
         self._there = Written(ids, self._room)
@@ -75,8 +92,8 @@ class Decoding:
     @property
     def next(self) -> tuple[Tensor, Tensor]:
         """The tokens whose entries the cache lacks, usually one, and their positions: `(1, Q)` twice."""
-        here = slice(self.cache.get_seq_length(), self._length)
-        return self.ids[:, here], self.cache.positions[None, here]
+        here, stop = self.cache.get_seq_length(), self._length - self._dropped
+        return self.ids[:, here + self._dropped :], self.cache.positions[None, here:stop]
 
     @property
     def plain(self) -> bool:
@@ -85,8 +102,29 @@ class Decoding:
 
     def cut_back(self) -> None:
         """Cut back a cache to which a step was added that broke off before its token was chosen."""
-        if self.cache.get_seq_length() >= self._length:
-            self.cache.crop_to(self._length - 1)
+        held = self._length - self._dropped
+        if self.cache.get_seq_length() >= held:
+            self.cache.crop_to(held - 1)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is to be settled now what stays of the prompt."""
+        return self._settling is not None and len(self.tokens) >= self._settling.after
+
+    def settle(self) -> Tensor:
+        """Settle what stays; returns the next token's logits `(1, vocab)`. Who breaks it off ends the answer: nobody
+        knows then what the cache holds."""
+        settling, self._settling = self._settling, None
+        assert settling is not None
+        try:
+            logits = settling.settle(self.cache, self.tokens)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self.fail(SamKVError("The answer was interrupted while it was settled what stays; ask again."))
+            raise
+        self._dropped = self._length - self.cache.get_seq_length()
+        self.plan = AttentionPlan(self.cache.positions)
+        return logits[None]
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token `(1,)` by its `logits` `(1, vocab)`. What was drawn and not heard is not drawn again: a step

@@ -19,7 +19,7 @@ from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Decoding, Hearer, take
+from samkv_rag.model.decoding import Decoding, Hearer, Settling, take
 from samkv_rag.model.rules import Rules
 from samkv_rag.model.steps import Recorder, recorder_of
 
@@ -68,7 +68,8 @@ class Loop:
     @torch.inference_mode()
     def begin(
         self, ids: Sequence[int] | Tensor, cache: SlotCache | None, logits: Tensor | None = None,
-        hearer: Hearer | None = None, random: torch.Generator | None = None, **generation: Any,
+        hearer: Hearer | None = None, random: torch.Generator | None = None, settling: Settling | None = None,
+        **generation: Any,
     ) -> Decoding:  # fmt: skip
         """The first new token after `ids`, the kept tokens' ids, chosen by its `logits` `(vocab,)` where `cache` holds
         all of them. Without logits the model runs: over what the cache lacks, or over all without a cache.
@@ -80,7 +81,7 @@ class Loop:
         rules = Rules.of(self._model, tokens, **generation)
         if cache is None:
             cache = self._empty(rules.max_length)
-        decoding = Decoding(tokens, cache, rules, hearer, random)
+        decoding = Decoding(tokens, cache, rules, hearer, random, settling)
         take([decoding], self._alone(decoding) if logits is None else logits[None])
         decoding.result()
         return decoding
@@ -99,12 +100,27 @@ class Loop:
         """
         for decoding in decodings:
             decoding.cut_back()
-        try:
-            logits = self._forward(decodings)
-        except Exception as error:
-            self._blame(decodings, error)
+        settling = [decoding for decoding in decodings if decoding.due]
+        for decoding in settling:
+            self._settle(decoding)
+        others = [decoding for decoding in decodings if decoding not in settling]
+        if not others:
             return
-        take(decodings, logits)
+        try:
+            logits = self._forward(others)
+        except Exception as error:
+            self._blame(others, error)
+            return
+        take(others, logits)
+
+    def _settle(self, decoding: Decoding) -> None:
+        """The step of an answer in which it is settled what stays of its prompt: a pass of its own."""
+        try:
+            logits = decoding.settle()
+        except Exception as error:
+            decoding.fail(error)
+            return
+        take([decoding], logits)
 
     def _blame(self, decodings: Sequence[Decoding], error: Exception) -> None:
         """A forward for several does not say whose fault it was: each has one of its own."""

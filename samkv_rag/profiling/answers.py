@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.methods import Method, Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.decoding import Settling
 from samkv_rag.model.generation import GenerationOptions, generation_kwargs
 from samkv_rag.model.rules import Rules
 from samkv_rag.types import PromptPlan
@@ -61,13 +62,27 @@ def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Metho
 def forced_logits(adapter: ModelAdapter, prepared: Prepared, answer: Sequence[int]) -> Tensor:
     """Logits by which each token of `answer` is chosen when those before it are, fp32 `(len(answer), vocab)`, in one
     forward. What is prepared is used up by it."""
-    ids = [*prepared.ids, *answer[:-1]]
+    ids, settling = [*prepared.ids, *answer[:-1]], prepared.settling
+    if settling is not None and prepared.cache is not None and len(answer) > settling.after:
+        return _settled_logits(adapter, prepared, settling, answer)
     if prepared.cache is None or prepared.logits is None:
         return adapter.logits_behind(ids, None, len(answer))
     first = prepared.logits[None]
     if len(answer) == 1:
         return first
     return torch.cat([first, adapter.logits_behind(ids, prepared.cache, len(answer) - 1)])
+
+
+def _settled_logits(adapter: ModelAdapter, prepared: Prepared, settling: Settling, answer: Sequence[int]) -> Tensor:
+    """The same, where it is settled in the middle of the answer what stays."""
+    written, cache = answer[: settling.after], prepared.cache
+    assert cache is not None
+    begun = forced_logits(adapter, replace(prepared, settling=None), written)
+    parts = [begun, settling.settle(cache, written)[None]]
+    if left := len(answer) - settling.after - 1:
+        stays = [0] * (cache.get_seq_length() - settling.after)  # entries that are there
+        parts.append(adapter.logits_behind([*stays, *answer[:-1]], cache, left))
+    return torch.cat(parts)
 
 
 def likelihood(answer: Sequence[int], logits: Tensor) -> float:

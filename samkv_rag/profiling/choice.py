@@ -12,7 +12,7 @@ from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.methods.samkv import NEAR, VICINITY, WIDE
+from samkv_rag.methods.profiled import NEAR, VICINITY, WIDE
 from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one

@@ -12,7 +12,7 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.methods import Prepared
-from samkv_rag.methods.samkv import NEAR
+from samkv_rag.methods.profiled import NEAR
 from samkv_rag.types import PromptPlan, Selection
 from tests import oracles
 from tests.cases import WIRINGS
@@ -60,12 +60,11 @@ def distance(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max() / want.square().mean().sqrt().clamp(max=1))
 
 
-def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Tensor, Tensor, Cache]:
+def whole_past(wiring: str, case: Prompted, recomputed: tuple[Tensor, ...], **how: Any) -> tuple[Tensor, Cache]:
     """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
     `narrow` on, by default the upper half, is hidden from what stands before the question, but for `near` tokens before
-    each that is computed there. Returns the logits `(vocab,)` at its end, and the positions and entries of what
-    stays."""
-    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, prepared.selection.recomputed))
+    each that is computed there. Returns the logits `(vocab,)` at its end, and the entries of all."""
+    whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, recomputed))
     narrow, near = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("near", NEAR)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
     before = torch.arange(case.plan.n_tokens) < case.plan.question.start
@@ -74,7 +73,12 @@ def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) ->
         seen[max(0, own - near) : own] = True
     hidden = ~seen & before[:, None]
     with oracles.hiding(stock(wiring), narrow, hidden):
-        first = stock_logits(stock(wiring), whole.ids, whole.positions, past)[-1]
+        return stock_logits(stock(wiring), whole.ids, whole.positions, past)[-1], past
+
+
+def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Tensor, Tensor, Cache]:
+    """The same, but the positions and entries of what stays."""
+    first, past = whole_past(wiring, case, prepared.selection.recomputed, **how)
     kept = Kept.of(case.plan, prepared.selection)
     return first, kept.positions, oracles.thinned(past, kept.positions)
 

@@ -173,9 +173,11 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
         asked.update(rows=rows, theta=theta, logits=frozen_logits)
         return once(run, selection, rows, theta)
 
-    def spy_on_two(run: Run, again: Any, layers: Any, settle: Any, theta: Any, wide: int, near: int) -> Prepared:
+    def spy_on_two(
+        run: Run, again: Any, layers: Any, settle: Any, theta: Any, wide: int, near: int, at: int
+    ) -> Prepared:  # fmt: skip
         asked.update(rows=None, theta=theta, logits=partial(settled_logits, narrow=wide, near=near))
-        return twice(run, again, layers, settle, theta, wide, near)
+        return twice(run, again, layers, settle, theta, wide, near, at)
 
     monkeypatch.setattr(Run, "recompute", spy)
     monkeypatch.setattr(Run, "recompute_and_settle", spy_on_two)

@@ -46,7 +46,8 @@ def begin(case: Prompted, method: Method, seed: int | None = None, **generation:
     prepared = case.prepare(method)
     random = None if seed is None else torch.Generator().manual_seed(seed)
     options = {"max_new_tokens": COUNT, "do_sample": False} | generation
-    return case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, random=random, **options)
+    how = {"random": random, "settling": prepared.settling, **options}
+    return case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, **how)
 
 
 @cache

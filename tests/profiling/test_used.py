@@ -19,7 +19,7 @@ def kept_by(engine: SamKVEngine, method: Method) -> list[list[int]]:
     engine.precompute(CHUNKS)
     recording = Recording(method)
     engine.answer(ITEM.question, CHUNKS, method=recording, max_new_tokens=1)
-    return [tokens.tolist() for tokens in recording.last[0][1].kept]
+    return [tokens.tolist() for tokens in recording.selection.kept]
 
 
 def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""What is known of a model by measuring it (`samkv-rag profile`), and what goes where nobody has."""
+
+from __future__ import annotations
+
+from samkv_rag.methods.run import Run
+from samkv_rag.store.profiles import ModelProfile
+
+WIDE, NEAR, VICINITY = 0.5, 0, 0.0
+"""Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
+before it it sees on the others, and how much the place that a token stands in counts."""
+
+
+def profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:
+    """The store's profile of the model, else one of the selection layers that its config notes, or of none where nobody
+    has measured. With a remark when a profile is damaged and was passed over."""
+    noted = ModelProfile(run.adapter.selection_layers or ())
+    try:
+        profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
+    except ValueError as error:
+        return noted, (f"{error} and was not used: run samkv-rag profile again",)
+    return profile or noted, ()

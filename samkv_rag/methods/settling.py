@@ -1,0 +1,60 @@
+"""What stays of a prompt, settled in the middle of an answer: by what its tokens look at, not what the question does.
+
+A sentence takes many tokens, and each looks elsewhere. Until it is settled everything is kept: the first tokens see all
+entries. (Lookahead Q-Cache and SpecKV choose by tokens of a draft; these are the answer's own.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from samkv_rag.methods.layout import Ground
+from samkv_rag.methods.picked import Picked, Settled
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.observers import AttentionMaps
+from samkv_rag.types import Selection
+
+
+@dataclass(frozen=True)
+class LateSettling:
+    """When `after` tokens of an answer are there, `choose` says what stays of the prompt on `ground`.
+
+    It gets what these tokens attend to on `layers`, `(N, after, T)` over the T tokens of all chunks (of `lengths`),
+    averaged over heads. They go through the model once more for it, together, in sight of all, which says the next
+    token as well. `again` are the chunks' tokens that were computed.
+    """
+
+    after: int
+    adapter: ModelAdapter
+    ground: Ground
+    lengths: Sequence[int]
+    layers: Sequence[int]
+    again: Picked
+    choose: Callable[[Tensor], Settled]
+    _settled: list[Settled] = field(default_factory=list)
+
+    @torch.inference_mode()
+    def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
+        """See `Settling` of the model's floor."""
+        prompt, count, device = len(self.ground.ids), len(tokens), self.adapter.device
+        maps = AttentionMaps(torch.arange(count, device=device), self.layers)
+        ids = torch.cat([self.ground.ids, torch.tensor(tokens)])
+        logits = self.adapter.logits_behind(ids, cache, count, maps)
+        settled = self.choose(maps.found.flatten(0, 1).index_select(1, self.ground.spots).unflatten(0, (-1, count)))
+        written = torch.arange(prompt, prompt + count, device=device)
+        cache.keep(torch.cat([self.ground.with_glue(settled.kept), written]))
+        self._settled.append(settled)
+        return logits[-1]
+
+    def selection(self) -> Selection:
+        """What stays; all of it, if the answer ended before that was settled."""
+        if self._settled:
+            return self._settled[0].selection(self.lengths)
+        everything = tuple(torch.arange(length) for length in self.lengths)
+        note = f"the answer ended before its token {self.after + 1}: all was kept to its end"
+        return Selection(everything, self.again.by_chunk(self.lengths), (note,))

@@ -1,0 +1,225 @@
+"""What stays is settled in the middle of the answer, by what its first tokens look at: against stock forwards, alone,
+in company, played, interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from samkv_rag import SamKV, SamKVEngine, SamKVError
+from samkv_rag.methods import Prepared
+from samkv_rag.methods.picked import largest
+from samkv_rag.methods.settling import LateSettling
+from samkv_rag.model.decoding import Decoding
+from samkv_rag.profiling.answers import forced_logits
+from tests import oracles
+from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
+from tests.model import test_loop as loops
+from tests.model.test_steps import recording
+from tests.models import adapter, tiny_engine
+from tests.oracles import Kept, Prompted, stock, stock_logits
+
+ASKED = "Where is Lumen Labs based?"
+CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harrow Lane, above a bakery.") * 2
+AT, COUNT = 3, 8
+ANSWER = (9, 250, 77, 31, 12, 140)
+LATE = SamKV(keep=0.3, settle_at=AT)
+SOME = pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2", "gemma4-sharing", "cohere2"])
+
+
+# -- against stock forwards ----------------------------------------------------------------------------------------
+
+
+def by_hand(wiring: str, case: Prompted, prepared: Prepared, answer: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits by which each token of the answer is chosen, and what the first ones attend to `(N, AT, T)`: they see all
+    entries, those behind them what stays."""
+    first, past = whole_past(wiring, case, prepared.selection.recomputed)
+    at = torch.arange(case.plan.n_tokens)
+    following = case.plan.n_tokens + torch.arange(len(answer))
+    looks = attended(wiring, case, past, answer[:AT])
+    seen = stock_logits(stock(wiring), answer[:AT], following[:AT], past, before=at)
+    kept = Kept.of(case.plan, prepared.selection).positions
+    slots = torch.cat([kept, following[:AT]])
+    rest = stock_logits(
+        stock(wiring), answer[AT:-1], following[AT:-1], oracles.thinned(past, slots), before=slots
+    )  # fmt: skip
+    return torch.cat([first[None], seen, rest]), looks
+
+
+def attended(wiring: str, case: Prompted, past: Cache, tokens: Sequence[int]) -> Tensor:
+    """What `tokens` behind the prompt attend to on the upper half of the layers, over the tokens of chunks."""
+    layers, maps = range(case.adapter.shape.layers // 2, case.adapter.shape.layers), list[Tensor]()
+    model = stock(wiring)
+
+    def note(module: Any, args: Any, out: Any) -> None:
+        maps.append(out[1][0].double().mean(0))
+
+    hooks = [model.get_decoder().layers[layer].self_attn.register_forward_hook(note) for layer in layers]
+    try:
+        following = case.plan.n_tokens + torch.arange(len(tokens))
+        copy = oracles.thinned(past, torch.arange(case.plan.n_tokens))
+        stock_logits(model, tokens, following, copy, before=torch.arange(case.plan.n_tokens))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    chunks = torch.cat([torch.arange(chunk.start, chunk.stop) for chunk in case.plan.chunks])
+    return torch.stack(maps)[:, :, chunks]
+
+
+def best_by_hand(case: Prompted, looks: Tensor, budget: int) -> list[list[int]]:
+    """Every chunk's tokens among the best `budget`: the most that anybody gives one, or one of eight before it."""
+    most, worth, start = looks.amax((0, 1)), list[Tensor](), 0
+    for chunk in case.plan.chunks:
+        own = most[start : (start := start + len(chunk.token_ids))]
+        worth.append(torch.stack([own[max(0, at - 8) : at + 1].amax() for at in range(len(own))]))
+    marks = largest(torch.cat(worth), budget).marks
+    return [own.nonzero()[:, 0].tolist() for own in marks.split([len(chunk.token_ids) for chunk in case.plan.chunks])]
+
+
+@SOME
+def test_the_first_tokens_see_all_and_what_they_look_at_stays_for_the_others(wiring: str) -> None:
+    case = prompted(wiring)
+    prepared = case.prepare(LATE)
+    got = forced_logits(case.adapter, prepared, ANSWER)
+    want, looks = by_hand(wiring, case, prepared, ANSWER)
+    assert distance(got, want) < TOLERANCE
+    budget = int(0.3 * case.plan.chunk_tokens)
+    assert [own.tolist() for own in prepared.selection.kept] == best_by_hand(case, looks, budget)
+    everything = forced_logits(case.adapter, case.prepare(SamKV(keep=0.3, settle_at=99)), ANSWER)
+    assert distance(got[: AT + 1], everything[: AT + 1]) < TOLERANCE
+    if wiring == "llama":  # a window of ten sees no chunk from here
+        assert distance(got[AT + 1 :], everything[AT + 1 :]) > VISIBLE, "what is dropped matters"
+        assert [own.tolist() for own in case.prepare(SamKV(keep=0.3)).selection.kept] != [
+            own.tolist() for own in prepared.selection.kept
+        ], "the question looks elsewhere"
+
+
+@loops.every_wiring
+def test_what_is_decoded_is_what_is_likeliest(wiring: str) -> None:
+    case = prompted(wiring)
+    tokens = case.tokens(LATE, COUNT)
+    logits = forced_logits(case.adapter, case.prepare(LATE), tokens)
+    assert logits.argmax(-1).tolist() == tokens and len(tokens) == COUNT
+
+
+def test_where_keys_turn_with_the_texts_length_it_is_settled_with_the_first_token_and_said() -> None:
+    case = prompted("llama-longrope-crossed")
+    prepared = case.prepare(LATE)
+    assert prepared.settling is None and "settle_at was left out" in prepared.selection.notes[0]
+    assert sum(map(len, prepared.selection.kept)) == int(0.3 * case.plan.chunk_tokens)
+
+
+# -- in company ----------------------------------------------------------------------------------------------------
+
+
+def begun(wiring: str) -> list[Decoding]:
+    """Answers of four prompts, settled after 1, 3, 3 and never."""
+    methods = [SamKV(keep=0.3, settle_at=1), LATE, LATE, SamKV(keep=0.4)]
+    return [loops.begin(*pair) for pair in zip(loops.prompted(wiring), methods, strict=True)]
+
+
+def alone(wiring: str) -> list[list[int]]:
+    rows = begun(wiring)
+    for row in rows:
+        loops.together(wiring, [row])
+    return [row.result() for row in rows]
+
+
+@loops.every_wiring
+def test_in_company_the_tokens_are_those_of_each_alone(wiring: str) -> None:
+    rows = begun(wiring)
+    adapter(wiring).loop.step(rows[1:3])
+    loops.together(wiring, rows)
+    assert [row.result() for row in rows] == alone(wiring)
+
+
+@pytest.mark.parametrize("wiring", ["llama", "gemma3"])
+def test_recorded_steps_go_on_with_what_stays(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = alone(wiring)
+    recorder = recording(monkeypatch, wiring)
+    rows = begun(wiring)
+    loops.together(wiring, rows)
+    assert [row.result() for row in rows] == want and recorder.recordings > 0 and recorder.reason is None
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[Decoding]:
+    rows, right = begun("llama"), LateSettling.settle
+
+    def settle(self: LateSettling, cache: Any, tokens: Any) -> Tensor:
+        if cache is rows[1].cache:
+            raise error
+        return right(self, cache, tokens)
+
+    monkeypatch.setattr(LateSettling, "settle", settle)
+    return rows
+
+
+def test_an_error_is_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = alone("llama")
+    rows = failing(monkeypatch, RuntimeError("no memory"))
+    loops.together("llama", rows)
+    with pytest.raises(RuntimeError, match="no memory"):
+        rows[1].result()
+    assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
+
+
+def test_who_interrupts_it_ends_that_answer_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = alone("llama")
+    rows = failing(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        loops.together("llama", rows)
+    loops.together("llama", rows)
+    with pytest.raises(SamKVError, match="interrupted while it was settled"):
+        rows[1].result()
+    assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
+
+
+def test_it_needs_a_recompute_to_settle_after() -> None:
+    with pytest.raises(SamKVError, match='settle_at .* needs settle="after"'):
+        SamKV(settle="before", settle_at=4)
+
+
+# -- through the engine --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine() -> SamKVEngine:
+    engine = tiny_engine()
+    engine.precompute(CHUNKS)
+    return engine
+
+
+def test_a_report_says_what_is_kept_from_then_on_or_that_the_answer_was_too_short(engine: SamKVEngine) -> None:
+    short, long = (engine.answer(ASKED, CHUNKS, method=LATE, max_new_tokens=count).report for count in (AT, AT + 1))
+    assert short.kept_tokens == short.chunk_tokens and "ended before its token 4" in short.notes[0]
+    assert long.kept_tokens == int(0.3 * long.chunk_tokens) and not long.notes
+    assert long.kv_bytes_resident < short.kv_bytes_resident == long.kv_bytes_peak
+    assert short.recomputed_tokens == long.recomputed_tokens == long.kept_tokens
+
+
+def test_streamed_it_is_the_same_answer(engine: SamKVEngine) -> None:
+    want = engine.answer(ASKED, CHUNKS, method=LATE, max_new_tokens=COUNT)
+    with engine.stream_answer(ASKED, CHUNKS, method=LATE, max_new_tokens=COUNT) as stream:
+        assert "".join(stream) == want.text and stream.answer.report.kept_tokens == want.report.kept_tokens
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 3.0}, {"min_new_tokens": COUNT}, {"do_sample": True}])
+def test_rules_go_on_seeing_the_whole_prompt(options: dict[str, Any]) -> None:
+    """By a penalty that looks at what was dropped, too, and a length that counts it."""
+    case = prompted("llama")
+    torch.manual_seed(0)
+    prepared = case.prepare(LATE)
+    how = {"max_new_tokens": COUNT, "do_sample": False, "settling": prepared.settling, **options}
+    decoding = case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, **how)
+    while not decoding.ended:
+        assert decoding.ids[0].tolist() == [*case.plan.token_ids, *decoding.tokens]
+        case.adapter.loop.step([decoding])
+    assert len(decoding.result()) == COUNT and decoding.cache.get_seq_length() < case.plan.n_tokens
