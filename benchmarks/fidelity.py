@@ -1,9 +1,9 @@
 """What is left of full prefill's own answers? `python -m benchmarks.fidelity --model FILE --data SET --out FOLDER`
 
 Any model, any questions; gold answers are looked at only to say how often full prefill's own answer holds one. That
-answer, greedy and of at most 32 tokens, is read through every method's cache, token by token: how often it would have
-been given again ("same"), and how many nats of its log-likelihood are lost, 10 at most a question, with 95 % bootstrap
-intervals over questions. A weak reader will do: it is compared with itself.
+answer, greedy and of at most 32 tokens (`--answer-tokens`), is read through every method's cache, token by token: how
+often it would have been given again ("same"), and how many nats of its log-likelihood are lost, 10 at most a question,
+with 95 % bootstrap intervals over questions. A weak reader will do: it is compared with itself.
 
 What a method gains makes up for no loss: a mean leans upwards. Answers are kept in FOLDER, question by question: the
 command goes on where it was stopped, with the same model, questions and methods alone, and several may run at a time
@@ -37,20 +37,23 @@ from samkv_rag.profiling.answers import ANSWER_TOKENS, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, can_be_asked
 from samkv_rag.types import PromptPlan
 
+MEANS = ("prompt_tokens", "answer_tokens", "told", "kept")
 METHODS = "reuse,cacheblend,samkv,samkv:near=8,samkv:near=8,vicinity=1,samkv:keep=0.3,near=8,vicinity=1,random_rest"
 Row = dict[str, Any]
 
 
-def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting]) -> list[Row]:
-    """What every setting leaves of the answer to a question; one row that says so of one that does not fit."""
+def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting], most: int) -> list[Row]:
+    """What every setting leaves of the answer to a question, of at most so many tokens; one row that says so of one
+    that does not fit."""
     about: Row = {"id": item.id, "task": item.task}
-    if not can_be_asked(engine, item):
+    if not can_be_asked(engine, item, most):
         return [{**about, "setting": SKIPPED, "why": "no passages, or too long for the model"}]
 
     def measure(own: SamKVEngine, plan: PromptPlan, _: int) -> list[Row]:
-        answer, rows = own_answer(own, plan), list[Row]()
+        answer, rows = own_answer(own, plan, most), list[Row]()
         text = own.tokenizer.decode(answer.ids, skip_special_tokens=True)
         common = {**about, "prompt_tokens": plan.n_tokens, "told": tells(text, item.answers)}
+        common["answer_tokens"] = len(answer.ids)
         for setting in chosen:
             method = Recording(setting.method(plan))
             left = left_of(answer, own, plan, method)
@@ -76,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         "settings": [setting.label for setting in chosen],
         "limit": options.limit,
         "seed": options.seed,
-        "answer_tokens": ANSWER_TOKENS,
+        "answer_tokens": options.answer_tokens,
     }
     with SamKVEngine.from_pretrained(options.model, store=":memory:") as engine:
         gated(shown(options.model), engine.adapter)
@@ -85,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         asked = {item.id: item for source in sources for item in source.items(drawing)}
         open_ones = [name for name in asked if name not in {done for done, _ in records.done}]
         for number, name in enumerate(open_ones):
-            records.append(answered(engine, asked[name], chosen))
+            records.append(answered(engine, asked[name], chosen, options.answer_tokens))
             print(f"{number + 1} of {len(open_ones)}: {name}", flush=True)
 
 
@@ -93,6 +96,7 @@ def summary(folder: Path) -> list[Row]:
     """CSV rows of a folder, one a source and setting; where it was measured is what its run tells."""
     told = read_run(folder)
     where = {"date": _day(folder), **told["environments"][0], "model": told["model"]["name"]}
+    where["most_tokens"] = told["arguments"]["answer_tokens"]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in read_records(folder / RECORDS):
         groups.setdefault(record["task"], []).append(record)
@@ -108,7 +112,7 @@ def _of_source(source: str, records: Sequence[Mapping[str, Any]]) -> Iterator[Ro
     for label in dict.fromkeys(record["setting"] for record in records if record["setting"] != SKIPPED):
         left = [record for record in records if record["setting"] == label]
         same, loss = estimates(np.array([[one["same"], one["loss"]] for one in left], dtype=np.float64))
-        means = {name: float(np.mean([one[name] for one in left])) for name in ("prompt_tokens", "told", "kept")}
+        means = {name: float(np.mean([one[name] for one in left])) for name in MEANS}
         yield {
             "source": source, "questions": len(left), "skipped": skipped, "method": label, **means,
             "same": same.value, "same_low": same.low, "same_high": same.high,
@@ -127,6 +131,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.15)
     parser.add_argument("--limit", type=int, default=40, help="questions of each set, the first ones")
     parser.add_argument("--seed", type=int, default=17, help="of generated tasks")
+    parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="how many an answer has at most")
     parser.add_argument("--threads", type=int, default=1)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="where the answers are kept")

@@ -25,8 +25,8 @@ another one is given is to decide nothing."""
 
 @dataclass(frozen=True, slots=True)
 class OwnAnswer:
-    """What full prefill answers greedily: token `ids`, at most `ANSWER_TOKENS`, the end token among them where it comes
-    to one, and their log-`likelihood` together, in nats."""
+    """What full prefill answers greedily: token `ids`, at most so many as asked for, the end token among them where it
+    comes to one, and their log-`likelihood` together, in nats."""
 
     ids: tuple[int, ...]
     likelihood: float
@@ -41,10 +41,10 @@ class Left:
     loss: float
 
 
-def own_answer(engine: SamKVEngine, plan: PromptPlan) -> OwnAnswer:
-    """Full prefill's answer to the plan's prompt."""
+def own_answer(engine: SamKVEngine, plan: PromptPlan, most: int = ANSWER_TOKENS) -> OwnAnswer:
+    """Full prefill's answer to the plan's prompt, of at most so many tokens."""
     adapter = engine.adapter
-    decoding = adapter.loop.begin(plan.token_ids, None, **_greedily(engine))
+    decoding = adapter.loop.begin(plan.token_ids, None, **_greedily(engine, most))
     ids = tuple(adapter.loop.finish(decoding))
     logits = adapter.logits_behind([*plan.token_ids, *ids[:-1]], decoding.cache, len(ids))
     return OwnAnswer(ids, likelihood(ids, logits))
@@ -95,7 +95,7 @@ def _chosen(engine: SamKVEngine, ids: Sequence[int], answer: Sequence[int], logi
     """Whether greedy decoding behind the kept `ids` chooses `answer`: by the model's own rules (a repetition penalty
     sees the context), as when it decodes."""
     text = torch.tensor([[*ids, *answer]], device=logits.device)
-    rules = Rules.of(engine.adapter.model, text[:, : len(ids)], **_greedily(engine))
+    rules = Rules.of(engine.adapter.model, text[:, : len(ids)], **_greedily(engine, len(answer)))
     for index, token in enumerate(answer):
         seen: Any = text[:, : len(ids) + index]
         scores: Any = logits[index : index + 1]
@@ -104,6 +104,6 @@ def _chosen(engine: SamKVEngine, ids: Sequence[int], answer: Sequence[int], logi
     return True
 
 
-def _greedily(engine: SamKVEngine) -> dict[str, Any]:
-    options = GenerationOptions(max_new_tokens=ANSWER_TOKENS)
+def _greedily(engine: SamKVEngine, most: int) -> dict[str, Any]:
+    options = GenerationOptions(max_new_tokens=most)
     return generation_kwargs(engine.adapter.model, engine.tokenizer, options, lambda: False)

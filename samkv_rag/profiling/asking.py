@@ -22,13 +22,13 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its measurements are made, and how many there will be."""
 
 
-def can_be_asked(engine: SamKVEngine, item: Item) -> bool:
-    """Whether a question has passages, and a prompt that the model has room for."""
+def can_be_asked(engine: SamKVEngine, item: Item, most: int = ANSWER_TOKENS) -> bool:
+    """Whether a question has passages, and a prompt that the model has room for, with an answer of so many tokens."""
     if not any(chunk.strip() for chunk in item.chunks):
         return False
     try:
         plan = engine.plan_question(item.question, item.chunks)
-        check_length(plan, GenerationOptions(max_new_tokens=ANSWER_TOKENS), engine.adapter.config)
+        check_length(plan, GenerationOptions(max_new_tokens=most), engine.adapter.config)
     except SamKVError:
         return False
     return True

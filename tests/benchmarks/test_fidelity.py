@@ -18,7 +18,7 @@ METHODS = "samkv:keep=1,samkv:keep=0.3,no_context"
 
 def options(out: Path, limit: int, data: str = "one_hop", methods: str = METHODS) -> argparse.Namespace:
     return argparse.Namespace(
-        model="bundled-small", data=data, methods=methods, keep=0.15, limit=limit, seed=3, out=out
+        model="bundled-small", data=data, methods=methods, keep=0.15, limit=limit, seed=3, out=out, answer_tokens=6
     )
 
 
@@ -63,6 +63,7 @@ def test_there_is_a_csv_row_for_every_method_and_it_says_where_it_was_measured(f
     assert [row["method"] for row in found] == METHODS.split(",")
     assert found[0]["same"] == found[0]["same_low"] == 1 and found[0]["model"] == "bundled-small"
     assert found[2]["loss_low"] <= found[2]["loss"] <= found[2]["loss_high"] <= 10
+    assert found[0]["most_tokens"] == 6 >= found[0]["answer_tokens"] > 1
     assert found[0]["torch"] == torch.__version__ and found[0]["source"] == "one_hop"
 
 
