@@ -58,6 +58,15 @@ class Settled:
         return Selection(self.kept.by_chunk(lengths), self.again.by_chunk(lengths), self.notes, ranking)
 
 
+def most_looked_at(attention: Tensor) -> Tensor:
+    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token gives a token on any of the layers.
+
+    What stays is for the rest of the answer. The token before it looks for its beginning alone, and in a list for the
+    first thing: a mean would bury what other tokens of the question look at (lists: docs/results.md).
+    """
+    return attention.amax((0, 1))
+
+
 def places(marks: Tensor, count: int) -> Tensor:
     """Where a bool `(T,)` is set, sorted `(count,)`: exactly so many are."""
     return torch.nonzero_static(marks, size=count)[:, 0]

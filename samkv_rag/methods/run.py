@@ -15,7 +15,7 @@ from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
 from samkv_rag.methods.layout import Layout, with_question
-from samkv_rag.methods.picked import Picked, Settled
+from samkv_rag.methods.picked import Picked, Settled, most_looked_at
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.rows import Fresh, answering, asking_rows, stored_rows
 from samkv_rag.methods.settling import LateSettling
@@ -192,13 +192,14 @@ class Run:
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
-        It gets what the tokens behind the chunks, from the question on, attended to on `layers` in this very pass
-        `(N, Q, T)`, averaged over heads, where the model runs. That pass also says the first new token, in sight of all
-        entries. The rest is dropped before it is taken down. What stands before those tokens sees all on the first
-        `wide` layers only, by default on all of them; above, it sees what is computed in this pass, and `near` tokens
-        before each. The host waits for nothing of it, but to know which those are.
+        It gets how much every chunk token was looked at `(T,)`, where the model runs: the most that a token behind the
+        chunks, from the question on, attended to it on any of `layers` in this very pass, by the mean of heads. That
+        pass also says the first new token, in sight of all entries. The rest is dropped before it is taken down. What
+        stands before those tokens sees all on the first `wide` layers only, by default on all of them; above, it sees
+        what is computed in this pass, and `near` tokens before each. The host waits for nothing of it, but to know
+        which those are.
 
-        With `at` it is settled when so many new tokens are there, and `settle` gets what those attended to.
+        With `at` it is settled when so many new tokens are there, which count like the question's.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
@@ -209,15 +210,15 @@ class Run:
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
             self._pass(cache, layout, fresh, None, theta, None, narrow)
             fresh, narrow = fresh.last(asking), None
-        if at:
-            logits = self._recompute_into(cache, layout, fresh, theta=theta, narrow=narrow)
-            late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, settle)
-            return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
         rows = torch.arange(len(fresh) - asking, len(fresh), device=self.adapter.device)
         maps = AttentionMaps(rows, layers)
         logits = self._recompute_into(cache, layout, fresh, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            settled = settle(self._of_chunks(maps.found, layout))
+            looked_at = most_looked_at(self._of_chunks(maps.found, layout))
+            if at:
+                late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, looked_at, settle)
+                return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
+            settled = settle(looked_at)
             stays = ground.with_glue(settled.kept)
             cache.keep(stays)
         told = partial(settled.selection, self.lengths)

@@ -24,7 +24,6 @@ from samkv_rag.methods.scoring import (
     check_block,
     chunk_scores,
     followed_values,
-    most_looked_at,
     pass_scores,
     personalised,
     surrounded,
@@ -61,8 +60,8 @@ class SamKV(Options):
     recomputed tokens / that number, chosen by rank ("score") or from the head of every chosen run (`recompute_by`).
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
-    `settle_at`: tokens of the answer after which it is settled, by what they look at, for answers in sentences: until
-    then everything stays, to the end of a shorter answer. 0 (our default): with its first token, by the question's.
+    `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
+    Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
@@ -197,15 +196,14 @@ class SamKV(Options):
         if at:
             run.notes, notes = (*run.notes, *notes), ()
 
-        def settle(attention: Tensor) -> Settled:
-            worth = standardised(self._worth(run, attention, vicinity)[None])[0]
+        def settle(looked_at: Tensor) -> Settled:
+            worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             return Settled(largest(worth, budget), again, worth, notes)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at)
 
-    def _worth(self, run: Run, attention: Tensor, vicinity: float) -> Tensor:
-        """What it is worth to keep each chunk token `(T,)`, by the `attention` `(N, Q, T)` that it got."""
-        looked_at = most_looked_at(attention)
+    def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
+        """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""
         near = surrounded(looked_at, *self.around, run.lengths)
         if not vicinity:
             return near

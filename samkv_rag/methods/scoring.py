@@ -179,15 +179,6 @@ def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: 
     return torch.maximum(direct, gain * through.amax(0))
 
 
-def most_looked_at(attention: Tensor) -> Tensor:
-    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token gives a token on any of the layers.
-
-    What stays is for the rest of the answer. The token before it looks for its beginning alone, and in a list for the
-    first thing: a mean would bury what other tokens of the question look at (lists: docs/results.md).
-    """
-    return attention.amax((0, 1))
-
-
 def weighed(attention: Tensor) -> Tensor:
     """Attention `(N, Q, T)` -> `(N, T)`: half the weight is the asking tokens together, half the last one, the token
     before the answer, which looks for it."""

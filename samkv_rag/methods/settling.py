@@ -1,4 +1,4 @@
-"""What stays of a prompt, settled in the middle of an answer: by what its tokens look at, not what the question does.
+"""What stays of a prompt, settled in the middle of an answer: by what its tokens look at, beside the question's.
 
 A sentence takes many tokens, and each looks elsewhere. Until it is settled everything is kept: the first tokens see all
 entries. (Lookahead Q-Cache and SpecKV choose by tokens of a draft; these are the answer's own.)
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samkv_rag.methods.layout import Ground
-from samkv_rag.methods.picked import Picked, Settled
+from samkv_rag.methods.picked import Picked, Settled, most_looked_at
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.observers import AttentionMaps
@@ -24,9 +24,9 @@ from samkv_rag.types import Selection
 class LateSettling:
     """When `after` tokens of an answer are there, `choose` says what stays of the prompt on `ground`.
 
-    It gets what these tokens attend to on `layers`, `(N, after, T)` over the T tokens of all chunks (of `lengths`),
-    averaged over heads. They go through the model once more for it, together, in sight of all, which says the next
-    token as well. `again` are the chunks' tokens that were computed.
+    It gets how much each of the T tokens of all chunks (of `lengths`) was looked at, by these tokens on `layers` or
+    before (`looked_at` `(T,)`). They go through the model once more for it, together, in sight of all, which says the
+    next token as well. `again` are the chunks' tokens that were computed.
     """
 
     after: int
@@ -35,6 +35,7 @@ class LateSettling:
     lengths: Sequence[int]
     layers: Sequence[int]
     again: Picked
+    looked_at: Tensor
     choose: Callable[[Tensor], Settled]
     _settled: list[Settled] = field(default_factory=list)
 
@@ -45,7 +46,8 @@ class LateSettling:
         maps = AttentionMaps(torch.arange(count, device=device), self.layers)
         ids = torch.cat([self.ground.ids, torch.tensor(tokens)])
         logits = self.adapter.logits_behind(ids, cache, count, maps)
-        settled = self.choose(maps.found.flatten(0, 1).index_select(1, self.ground.spots).unflatten(0, (-1, count)))
+        now = most_looked_at(maps.found).index_select(0, self.ground.spots)
+        settled = self.choose(torch.maximum(self.looked_at, now))
         written = torch.arange(prompt, prompt + count, device=device)
         cache.keep(torch.cat([self.ground.with_glue(settled.kept), written]))
         self._settled.append(settled)
