@@ -48,6 +48,7 @@ class Asked:
         )  # fmt: skip
 
 
+LATE = "samkv,samkv:settle_at=4,samkv:settle_at=8,samkv:settle_at=64,cacheblend"
 SINKS = ("head", "bos", "none")
 SHARES = "0.05,0.1,0.15,0.25,0.5,1"
 RUNS = {
@@ -59,6 +60,7 @@ RUNS = {
     "listing": Asked("listing", 400, FEW, 17),
     "needle": Asked("needle", 200, FEW, 17, chunks=8, chunk_tokens=256),
     "lists-long": Asked("listing", 100, FEW, 17, chunks=8, chunk_tokens=256),
+    "lists-late": Asked("listing", 200, LATE, 37),
     "methods": Asked("earlier_chunk,two_hop,one_hop", 100, ALL, 31),
     "sweep": Asked("earlier_chunk,two_hop,listing", 60, "samkv,samkv:recompute=0.333", 23, SHARES),
     "ablation": Asked("two_hop", 50, ",".join([*OURS.values(), *PAPER.values()]), 9),
