@@ -52,7 +52,7 @@ def run(request: Request) -> None:
         chosen = {name: getattr(found, name) for name in ("near", "wide", "vicinity")}
         print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
         return
-    for table in (_layers_table, _nears_table, _widths_table, _vicinities_table, _budgets_table):
+    for table in (_layers_table, _nears_table, _widths_table, _vicinities_table, _budgets_table, _waits_table):
         out.print(table(found))
     wide = f"all is seen on {_share(found.wide)} of the layers, {counted(found.near, 'token')} nearby on the others"
     out.print(
@@ -113,6 +113,11 @@ def _vicinities_table(found: LayerProfile) -> Table:
 
 def _budgets_table(found: LayerProfile) -> Table:
     return _outcomes("Other budgets, with all that", "kept", found.budgets, found.keep, _share)
+
+
+def _waits_table(found: LayerProfile) -> Table:
+    title = "What stays is settled (settle_at) after"
+    return _outcomes(title, "of the answer", found.waits, 0, lambda wait: counted(int(wait), "token"))
 
 
 def _outcomes(

@@ -25,17 +25,20 @@ KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
 NEARS = (NEAR, 8, 32)
 VICINITIES = (VICINITY, 0.5, 1.0)
+WAITS = (0, 8, 16)
 
 
 class Setting(NamedTuple):
     """What a method is tried with: the selection `layers`, how many tokens `near` what is recomputed it sees, the share
-    of all layers that are `wide`, how much a token's `vicinity` counts, what to `keep`."""
+    of all layers that are `wide`, how much a token's `vicinity` counts, what to `keep`, and from which token on
+    (`settle_at`)."""
 
     layers: Layers
     near: int
     wide: float
     vicinity: float
     keep: float
+    settle_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class LayerProfile:
     """The `chosen` layers, how many tokens are seen `near` what is recomputed, the share of layers that are `wide`, and
     how much the `vicinity` counts, over how many `questions`; all sets of layers that were `tried` with the share
     `keep` kept; the chosen one with several `nears`; that with several `widths`; that with several `vicinities`; and
-    all that is chosen at several `budgets`, each from the smallest on."""
+    all that is chosen at several `budgets`, and with several `waits` before it is settled what stays, each from the
+    smallest on."""
 
     chosen: Layers
     near: int
@@ -77,6 +81,7 @@ class LayerProfile:
     widths: tuple[Outcome, ...]
     vicinities: tuple[Outcome, ...]
     budgets: tuple[Outcome, ...]
+    waits: tuple[Outcome, ...]
 
     def as_profile(self) -> ModelProfile:
         """What a store keeps of it."""
@@ -88,6 +93,7 @@ class LayerProfile:
             "widths": _told("wide", self.widths),
             "vicinities": _told("vicinity", self.vicinities),
             "budgets": _told("keep", self.budgets),
+            "waits": _told("settle_at", self.waits),
         }
         return ModelProfile(self.chosen, measured, self.wide, self.vicinity, self.near)
 
@@ -105,7 +111,8 @@ def profile(
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
     `cheapest` chooses; then the fewest tokens that are `as_good`, and the least width that is; then the vicinity in
-    force, unless another leaves more (none costs more than another). Each question's chunks are computed into a store
+    force, unless another leaves more (none costs more than another). What other budgets leave, and to settle later what
+    stays, is measured for the user to choose. Each question's chunks are computed into a store
     of their own, which ends with it. Questions without passages, or too long for the model, are left out; raises
     `SamKVError` when there are no others.
     """
@@ -124,9 +131,9 @@ def profile(
     by_vicinity = known.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     by_keep = known.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
-    chosen = best.layers, best.near, best.wide, best.vicinity
-    outcomes = _outcomes(by_near), _outcomes(by_width), _outcomes(by_vicinity), _outcomes(by_keep)
-    return LayerProfile(*chosen, len(asked), keep, tried, *outcomes)
+    by_wait = known.varied("Settling later what stays", best, "settle_at", WAITS)
+    columns: list[Mapping[Any, Sequence[Left]]] = [by_near, by_width, by_vicinity, by_keep, by_wait]
+    return LayerProfile(*best[:4], len(asked), keep, tried, *map(_outcomes, columns))
 
 
 def _best_layers(

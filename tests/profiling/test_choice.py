@@ -111,6 +111,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         ("wide", found.widths, found.wide),
         ("vicinity", found.vicinities, found.vicinity),
         ("keep", found.budgets, KEEP),
+        ("settle_at", found.waits, 0),
     ):
         for outcome in outcomes:
             assert (outcome.same, outcome.loss) == pytest.approx(means(**rest | {option: outcome.value}))
@@ -119,6 +120,8 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     assert [width.value for width in found.widths] == [0.25, 0.5, 1.0]
     assert [vicinity.value for vicinity in found.vicinities] == [0.0, 0.5, 1.0]
     assert [budget.value for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
+    assert [wait.value for wait in found.waits] == [0, 8, 16]
+    assert found.waits[0].loss > found.waits[2].loss, "most see all then"
     assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 5
     assert {(1, 2), (2, 3), (0, 1, 2, 3)} <= {tried.layers for tried in found.tried}
     assert {len(tried.layers) for tried in found.tried} == {1, 2, 3, 4}
@@ -147,6 +150,7 @@ def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) ->
     assert [width["wide"] for width in kept.measured["widths"]] == [0.25, 0.5, 1.0]
     assert [vicinity["vicinity"] for vicinity in kept.measured["vicinities"]] == [0.0, 0.5, 1.0]
     assert kept.measured["budgets"][-1] == {"keep": 0.5, "same": last.same, "loss": last.loss}
+    assert [wait["settle_at"] for wait in kept.measured["waits"]] == [0, 8, 16]
 
 
 def test_all_is_tried_with_the_vicinity_in_force() -> None:
@@ -179,7 +183,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     for step in steps:
         assert [done for name, done, _ in ticks if name == step] == list(range(totals[step] + 1))
     assert totals[steps[0]] == len(ITEMS)
-    more = (found.nears, found.widths, found.vicinities, found.budgets)
+    more = (found.nears, found.widths, found.vicinities, found.budgets, found.waits)
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 
