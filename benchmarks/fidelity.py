@@ -112,7 +112,8 @@ def _of_source(source: str, records: Sequence[Mapping[str, Any]]) -> Iterator[Ro
     for label in dict.fromkeys(record["setting"] for record in records if record["setting"] != SKIPPED):
         left = [record for record in records if record["setting"] == label]
         same, loss = estimates(np.array([[one["same"], one["loss"]] for one in left], dtype=np.float64))
-        means = {name: float(np.mean([one[name] for one in left])) for name in MEANS}
+        known = {name: [one[name] for one in left if name in one] for name in MEANS}
+        means = {name: float(np.mean(values)) if values else "" for name, values in known.items()}
         yield {
             "source": source, "questions": len(left), "skipped": skipped, "method": label, **means,
             "same": same.value, "same_low": same.low, "same_high": same.high,

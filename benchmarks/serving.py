@@ -84,8 +84,9 @@ class Bench:
         prepared = method.prepare(run)
         loop = self.adapter.loop
         decoding = loop.begin(
-            prepared.tokens, prepared.cache, prepared.logits, max_new_tokens=self.new, do_sample=False
-        )
+            prepared.tokens, prepared.cache, prepared.logits, settling=prepared.settling, max_new_tokens=self.new,
+            do_sample=False,
+        )  # fmt: skip
         return Begun(decoding, run.costs.kv_bytes_peak)
 
     def fitting(self, one: Begun, most: int) -> int:

@@ -228,8 +228,8 @@ class Report:
     `fresh_tokens` are glue tokens plus recomputed ones plus missed chunks: all that entered layer 0 for the
     answer itself (the question pass is counted apart). `recomputed_layers_ratio`: chunk tokens times layers that were
     computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype:
-    `kv_bytes_resident` from the first token on, `kv_bytes_peak` the most of one pass before it, `kv_bytes_read` as
-    stored (what is read ahead, from a disk or for a GPU, counts even where all of a block's tokens are recomputed);
+    `kv_bytes_resident` once it is settled what stays, `kv_bytes_peak` the most of one pass before it, `kv_bytes_read`
+    as stored (what is read ahead, from a disk or for a GPU, counts even where all of a block's tokens are recomputed);
     seconds are wall clock. `scored_bytes` are what choosing read: the block summaries of the chunks it scored, the
     entries that the question's pass ran over, the keys that CacheBlend compared. `flops` are the operations up to the
     first new token (`samkv_rag.flops`). `prompt_digest` is that of the prompt's token ids, the same for every method.

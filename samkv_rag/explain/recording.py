@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from samkv_rag.methods import Method, Prepared, Run
@@ -10,11 +11,11 @@ from samkv_rag.types import PromptPlan, Selection
 
 @dataclass(frozen=True)
 class Recording:
-    """`method`, answering as it does. `last` holds the plan of its latest run and what was prepared, nothing before it
-    and for a prompt without chunks."""
+    """`method`, answering as it does. `last` holds the plan of its latest run and what tells the selection, nothing
+    before it and for a prompt without chunks."""
 
     method: Method
-    last: list[tuple[PromptPlan, Prepared]] = field(default_factory=list)
+    last: list[tuple[PromptPlan, Callable[[], Selection]]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -23,9 +24,9 @@ class Recording:
     @property
     def selection(self) -> Selection:
         """What the latest run chose: of some methods that is known when the answer has ended."""
-        return self.last[0][1].selection
+        return self.last[0][1]()
 
     def prepare(self, run: Run) -> Prepared:
         prepared = self.method.prepare(run)
-        self.last[:] = [(run.plan, prepared)]
+        self.last[:] = [(run.plan, prepared.chosen)]  # not all of it: a cache need not live on
         return prepared

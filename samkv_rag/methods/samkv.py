@@ -190,7 +190,7 @@ class SamKV(Options):
         wide = self.wide_layers(n_layers, profile.wide)
         near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
 
-        layers, at = range(n_layers // 2, n_layers), self.settle_at
+        layers, at = range(n_layers // 2, n_layers), self.settle_at if budget < sum(run.lengths) else 0
         if at and run.adapter.rotary.depends_on_length:
             at, notes = 0, (*notes, "settle_at was left out: this model's keys turn with the length of the text")
         if at:

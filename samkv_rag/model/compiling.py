@@ -21,7 +21,7 @@ from samkv_rag.errors import SamKVError
 VARIABLE = "SAMKV_COMPILE"
 KINDS = ("RMSNorm", "MLP", "Attention")
 """How the classes are named whose modules are compiled."""
-VERSIONS = 32
+VERSIONS = 64
 """Of the same code: for one token and several, with a cache and without, of layers that slide, have norms, share."""
 
 
@@ -50,9 +50,9 @@ def compile_parts(model: Any, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
     named = [module for module in model.modules() if type(module).__name__.endswith(KINDS)]
     parts = [module for module in named if module._compiled_call_impl is None]
-    for part in parts:
-        part.compile(dynamic=True, backend=backend)
     try:
+        for part in parts:
+            part.compile(dynamic=True, backend=backend)
         _try(model)
     except Exception as error:
         _undo(parts)

@@ -75,6 +75,7 @@ class Decoding:
         self.error: BaseException | None = None
         self._rules, self._hearer, self._random = rules, hearer, random
         self._settling, self._dropped = settling, 0
+        self._ahead: Tensor | None = None  # by what the next token is chosen, where it is settled and not yet heard
         self._prompt, self._room = ids.shape[1], max(rules.max_length - ids.shape[1], 1)
         self._here: Written | None = None  # few answers are looked at on the host
         self._there = Written(ids, self._room)
@@ -103,28 +104,34 @@ class Decoding:
     def cut_back(self) -> None:
         """Cut back a cache to which a step was added that broke off before its token was chosen."""
         held = self._length - self._dropped
-        if self.cache.get_seq_length() >= held:
+        if self._ahead is None and self.cache.get_seq_length() >= held:
             self.cache.crop_to(held - 1)
 
     @property
     def due(self) -> bool:
         """Whether it is to be settled now what stays of the prompt."""
-        return self._settling is not None and len(self.tokens) >= self._settling.after
+        settling = self._settling
+        return settling is not None and (self._ahead is not None or len(self.tokens) >= settling.after)
 
     def settle(self) -> Tensor:
-        """Settle what stays; returns the next token's logits `(1, vocab)`. Who breaks it off ends the answer: nobody
-        knows then what the cache holds."""
-        settling, self._settling = self._settling, None
-        assert settling is not None
-        try:
-            logits = settling.settle(self.cache, self.tokens)
-        except BaseException as error:
-            if not isinstance(error, Exception):
+        """Settle what stays; returns the next token's logits `(1, vocab)`, again until that is heard. Who breaks it off
+        ends the answer: nobody knows then what the cache holds."""
+        if self._ahead is None:
+            try:
+                self._ahead = self._settle()[None]
+            except Exception:
+                raise
+            except BaseException:
                 self.fail(SamKVError("The answer was interrupted while it was settled what stays; ask again."))
-            raise
+                raise
+        return self._ahead
+
+    def _settle(self) -> Tensor:
+        assert self._settling is not None
+        logits = self._settling.settle(self.cache, self.tokens)
         self._dropped = self._length - self.cache.get_seq_length()
         self.plan = AttentionPlan(self.cache.positions)
-        return logits[None]
+        return logits
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token `(1,)` by its `logits` `(1, vocab)`. What was drawn and not heard is not drawn again: a step
@@ -142,6 +149,8 @@ class Decoding:
         answer's own error."""
         try:
             self._drawn = None
+            if self._ahead is not None:
+                self._ahead = self._settling = None
             self.tokens.append(token)
             try:
                 if self._hearer is not None:

@@ -26,10 +26,11 @@ another one is given is to decide nothing."""
 @dataclass(frozen=True, slots=True)
 class OwnAnswer:
     """What full prefill answers greedily: token `ids`, at most so many as asked for, the end token among them where it
-    comes to one, and their log-`likelihood` together, in nats."""
+    comes to one, and their log-`likelihood` together, in nats; `most`, how many were."""
 
     ids: tuple[int, ...]
     likelihood: float
+    most: int = ANSWER_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def own_answer(engine: SamKVEngine, plan: PromptPlan, most: int = ANSWER_TOKENS)
     decoding = adapter.loop.begin(plan.token_ids, None, **_greedily(engine, most))
     ids = tuple(adapter.loop.finish(decoding))
     logits = adapter.logits_behind([*plan.token_ids, *ids[:-1]], decoding.cache, len(ids))
-    return OwnAnswer(ids, likelihood(ids, logits))
+    return OwnAnswer(ids, likelihood(ids, logits), most)
 
 
 def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Method) -> Left:
@@ -56,7 +57,7 @@ def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Metho
     prepared = method.prepare(run)
     logits = forced_logits(engine.adapter, prepared, own.ids)
     loss = min(WORST, max(0.0, own.likelihood - likelihood(own.ids, logits)))
-    return Left(_chosen(engine, prepared.ids, own.ids, logits), loss)
+    return Left(_chosen(engine, prepared.ids, own, logits), loss)
 
 
 def forced_logits(adapter: ModelAdapter, prepared: Prepared, answer: Sequence[int]) -> Tensor:
@@ -91,12 +92,12 @@ def likelihood(answer: Sequence[int], logits: Tensor) -> float:
     return float(logits.log_softmax(-1).gather(1, tokens).sum())
 
 
-def _chosen(engine: SamKVEngine, ids: Sequence[int], answer: Sequence[int], logits: Tensor) -> bool:
-    """Whether greedy decoding behind the kept `ids` chooses `answer`: by the model's own rules (a repetition penalty
-    sees the context), as when it decodes."""
-    text = torch.tensor([[*ids, *answer]], device=logits.device)
-    rules = Rules.of(engine.adapter.model, text[:, : len(ids)], **_greedily(engine, len(answer)))
-    for index, token in enumerate(answer):
+def _chosen(engine: SamKVEngine, ids: Sequence[int], own: OwnAnswer, logits: Tensor) -> bool:
+    """Whether greedy decoding behind the kept `ids` chooses the `own` answer: by the model's own rules (a repetition
+    penalty sees the context), as when it decodes."""
+    text = torch.tensor([[*ids, *own.ids]], device=logits.device)
+    rules = Rules.of(engine.adapter.model, text[:, : len(ids)], **_greedily(engine, own.most))
+    for index, token in enumerate(own.ids):
         seen: Any = text[:, : len(ids) + index]
         scores: Any = logits[index : index + 1]
         if int(rules.processors(seen, scores).argmax()) != token:

@@ -15,6 +15,7 @@ from samkv_rag import SamKV, SamKVEngine, SamKVError
 from samkv_rag.methods import Prepared
 from samkv_rag.methods.picked import largest
 from samkv_rag.methods.settling import LateSettling
+from samkv_rag.model import loop
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
@@ -112,6 +113,11 @@ def test_what_is_decoded_is_what_is_likeliest(wiring: str) -> None:
     assert logits.argmax(-1).tolist() == tokens and len(tokens) == COUNT
 
 
+def test_where_all_is_kept_there_is_nothing_to_settle() -> None:
+    prepared = prompted("llama").prepare(SamKV(keep=1.0, recompute=0.5, settle_at=AT))
+    assert prepared.settling is None and not prepared.selection.notes
+
+
 def test_where_keys_turn_with_the_texts_length_it_is_settled_with_the_first_token_and_said() -> None:
     case = prompted("llama-longrope-crossed")
     prepared = case.prepare(LATE)
@@ -185,6 +191,25 @@ def test_who_interrupts_it_ends_that_answer_and_no_other(monkeypatch: pytest.Mon
     with pytest.raises(SamKVError, match="interrupted while it was settled"):
         rows[1].result()
     assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_step_that_is_broken_off_is_taken_again(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before or in that in which it is settled, once that was done and its token not heard."""
+    want, right, steps = alone("llama"), loop.take, list[int]()
+
+    def interrupted(decodings: Any, logits: Tensor) -> None:
+        steps.append(len(decodings[0].tokens))
+        if steps == list(range(1, at + 1)):
+            raise KeyboardInterrupt
+        right(decodings, logits)
+
+    row = begun("llama")[1]
+    monkeypatch.setattr(loop, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loops.together("llama", [row])
+    loops.together("llama", [row])
+    assert row.result() == want[1]
 
 
 def test_it_needs_a_recompute_to_settle_after() -> None:

@@ -89,6 +89,17 @@ def test_an_answer_ends_with_the_models_end_token(engine: SamKVEngine, monkeypat
     assert own_answer(engine, plan).ids == whole[: whole.index(whole[2]) + 1] != whole
 
 
+def test_rules_that_look_at_the_length_read_an_answer_as_they_made_it(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(engine, ITEMS[0])
+    third = own_answer(engine, plan).ids[2]
+    monkeypatch.setattr(engine.adapter.model.generation_config, "eos_token_id", [third, 299])
+    monkeypatch.setattr(engine.adapter.model.generation_config, "forced_eos_token_id", 299)
+    own = own_answer(engine, plan, 6)
+    assert len(own.ids) <= 3 < own.most == 6 and left_of(own, engine, plan, Full()).same
+
+
 # -- what is left of it --------------------------------------------------------------------------------------------
 
 
