@@ -269,7 +269,7 @@ class ModelAdapter:
         return more * rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)
 
     def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
-        """Behind the last of `ids`, fp32 `(vocab,)`; see `logits_behind`."""
+        """Next-token logits behind the last of `ids`, fp32 `(vocab,)`; see `logits_behind`."""
         return self.logits_behind(ids, cache, 1)[0]
 
     @torch.inference_mode()
