@@ -1,4 +1,4 @@
-"""Draw docs/result.png and docs/gpu.png from the committed CSV rows and records. `python -m benchmarks.plot`"""
+"""Draw docs/result.png, gpu.png, fidelity.png from the committed CSV rows and records. `python -m benchmarks.plot`"""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from samkv_rag.eval.summary import rows_of  # noqa: E402
 
 PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
 GPU_PICTURE = PICTURE.with_name("gpu.png")
+FIDELITY_PICTURE = PICTURE.with_name("fidelity.png")
 COLOURS = {
     "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv before": "#6a4c93",
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
@@ -26,6 +27,13 @@ ANSWERED = {
     "full": "full", "samkv@0.15": "samkv", "samkv:settle=before@0.15": "samkv before",
     "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophetkv",
     "epic@0.15": "epic", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
+}  # fmt: skip
+LEFT = {
+    "random_rest@0.15": "a random 15 %", "samkv@0.15": "samkv: 15 %", "samkv:near=8@0.15": "near=8: 15 %",
+    "samkv:settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens",
+    "samkv:near=8,settle_at=16@0.15": "near=8, settle_at=16: 15 % after 16 tokens",
+    "reuse": "reuse: 100 %", "cacheblend@0.15": "cacheblend: 100 %",
+    "samkv:near=8,settle_at=32@0.15": "samkv, near=8, keep=1: 100 %",
 }  # fmt: skip
 TASK = RESULTS / "eval" / "methods"
 Row = Mapping[str, str]
@@ -117,6 +125,23 @@ def draw_gpu(path: Path) -> None:
     save(figure, path)
 
 
+def draw_fidelity(path: Path) -> None:
+    """Bars of what methods lose of a public model's own answers, over four question sets, each a dot."""
+    figure, axes = plt.subplots(figsize=(9, 3.4), dpi=110)
+    rows = latest("fidelity", "most_tokens", "method", "source")
+    sources = sorted({source for most, _, source in rows if most == "32"})
+    for place, method in enumerate(LEFT):
+        losses = [float(rows["32", method, source]["loss"]) for source in sources]
+        colour = COLOURS.get(method.split(":")[0].split("@")[0], "#c9cdd4")
+        axes.barh(place, sum(losses) / len(losses), 0.7, color=colour)
+        axes.plot(losses, [place] * len(losses), "o", color="#444444", markersize=3)
+    axes.set_yticks(range(len(LEFT)), LEFT.values(), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("nats lost of full prefill's own answer (30 questions of each of four sets, dots; less is better)")
+    axes.set_title("SmolLM2-135M-Instruct, and what is kept", fontsize=10)
+    save(figure, path)
+
+
 def main() -> None:
     figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110, width_ratios=(1, 1, 1.25))
     rows = latest("ttft", "model", "tokens", "method")
@@ -125,6 +150,7 @@ def main() -> None:
     draw_answers(lower, TASK)
     save(figure, PICTURE)
     draw_gpu(GPU_PICTURE)
+    draw_fidelity(FIDELITY_PICTURE)
 
 
 if __name__ == "__main__":
