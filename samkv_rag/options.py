@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -82,6 +83,15 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and _all_fit(value, inner)
     return _PLAIN[hint][1](value)
+
+
+def of_environment(variable: str, *choices: str) -> str:
+    """What an environment variable chooses, the first of the `choices` where it does not. Raises `SamKVError` on
+    anything else."""
+    choice = os.environ.get(variable) or choices[0]
+    if choice not in choices:
+        raise SamKVError(f"{variable} must be {' or '.join(map(repr, choices))}, not {choice!r}.")
+    return choice
 
 
 def _all_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:

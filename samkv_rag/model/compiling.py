@@ -10,13 +10,13 @@ pass's plan, which no two passes share. Layers of a kind share what is compiled.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.options import of_environment
 
 VARIABLE = "SAMKV_COMPILE"
 KINDS = ("RMSNorm", "MLP", "Attention")
@@ -27,10 +27,7 @@ VERSIONS = 64
 
 def wanted() -> bool:
     """Whether to compile, as SAMKV_COMPILE says: "on", or "off" (the default). Raises `SamKVError` on anything else."""
-    choice = os.environ.get(VARIABLE) or "off"
-    if choice not in ("on", "off"):
-        raise SamKVError(f"{VARIABLE}={choice!r} is neither 'on' nor 'off'.")
-    return choice == "on"
+    return of_environment(VARIABLE, "off", "on") == "on"
 
 
 def compile_if_wanted(model: Any) -> None:

@@ -6,7 +6,6 @@ prompts (`recorded`). `SAMKV_GRAPHS=off` does without.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,17 +15,16 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_rag.errors import SamKVError
+from samkv_rag.options import of_environment
 
 VARIABLE = "SAMKV_GRAPHS"
 Result = TypeVar("Result")
 
 
 def wanted(backend: Backend, device: torch.device, apart: bool) -> bool:
-    """Whether to record, as SAMKV_GRAPHS says: "on", "off", or "auto" (the default), where it can be done."""
-    choice = os.environ.get(VARIABLE) or "auto"
-    if choice not in ("auto", "on", "off"):
-        raise SamKVError(f"{VARIABLE}={choice!r} is none of 'auto', 'on' and 'off'.")
+    """Whether to record, as SAMKV_GRAPHS says: "on", "off", or "auto" (the default), where it can be done. Raises
+    `SamKVError` on anything else."""
+    choice = of_environment(VARIABLE, "auto", "on", "off")
     return choice == "on" or (choice == "auto" and obstacle(backend, device, apart) is None)
 
 

@@ -75,7 +75,7 @@ def test_what_cannot_be_compiled_is_said_and_undone(monkeypatch: pytest.MonkeyPa
 
 def test_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiling.VARIABLE, "yes")
-    with pytest.raises(SamKVError, match="'on' nor 'off'"):
+    with pytest.raises(SamKVError, match="SAMKV_COMPILE must be 'off' or 'on', not 'yes'"):
         ModelAdapter(build(WIRINGS["llama"]()))
 
 

@@ -34,7 +34,7 @@ def test_steps_are_recorded_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -
     with pytest.warns(RuntimeWarning, match="on cpu"):
         assert ModelAdapter(build(WIRINGS["llama"]())).loop.recorder is None
     monkeypatch.setenv(VARIABLE, "perhaps")
-    with pytest.raises(SamKVError, match="none of"):
+    with pytest.raises(SamKVError, match="must be 'auto' or 'on' or 'off', not 'perhaps'"):
         wanted()
 
 
@@ -51,7 +51,7 @@ def test_what_is_in_the_way_is_said() -> None:
 
 
 def test_steps_of_one_token_do_without_cudnn_and_leave_the_setting_as_it_was() -> None:
-    seen = list[tuple[int, bool]]()
+    seen, case = list[tuple[int, bool]](), prompted("llama")[1]
 
     def look(module: Any, inputs: Any, output: Any) -> None:
         with without_cudnn:
@@ -60,7 +60,6 @@ def test_steps_of_one_token_do_without_cudnn_and_leave_the_setting_as_it_was() -
 
     handle = adapter("llama").model.get_input_embeddings().register_forward_hook(look)
     try:
-        case = prompted("llama")[1]
         together("llama", [case.adapter.loop.begin(case.plan.token_ids, None, max_new_tokens=2, do_sample=False)])
     finally:
         handle.remove()
