@@ -38,10 +38,18 @@ class LateSettling:
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
     _settled: list[Settled] = field(default_factory=list)
+    _short: list[str] = field(default_factory=list)
 
-    @torch.inference_mode()
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         """See `Settling` of the model's floor."""
+        try:
+            return self._settle(cache, tokens)
+        except torch.OutOfMemoryError:
+            self._short.append("memory was too short to settle what stays: all was kept")
+            raise
+
+    @torch.inference_mode()
+    def _settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         prompt, count, device = len(self.ground.ids), len(tokens), self.adapter.device
         maps = AttentionMaps(torch.arange(count, device=device), self.layers)
         ids = torch.cat([self.ground.ids, torch.tensor(tokens)])
@@ -54,9 +62,9 @@ class LateSettling:
         return logits[-1]
 
     def selection(self) -> Selection:
-        """What stays; all of it, if the answer ended before that was settled."""
+        """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
         if self._settled:
             return self._settled[0].selection(self.lengths)
         everything = tuple(torch.arange(length) for length in self.lengths)
-        note = f"the answer ended before its token {self.after + 1}: all was kept to its end"
-        return Selection(everything, self.again.by_chunk(self.lengths), (note,))
+        ended = f"the answer ended before its token {self.after + 1}: all was kept to its end"
+        return Selection(everything, self.again.by_chunk(self.lengths), (*self._short,) or (ended,))

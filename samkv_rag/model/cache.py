@@ -247,10 +247,11 @@ class SlotCache(Cache):
         self.arrive()
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
-        self.positions = self.positions[stays]
-        for index, one in enumerate(self._buffers):
-            keys, values = (buffer.index_select(2, stays) for buffer in one.both)
-            self._buffers[index] = Buffers(keys, values, one.places)
+        kept = [
+            Buffers(one.keys.index_select(2, stays), one.values.index_select(2, stays), one.places)
+            for one in self._buffers
+        ]
+        self.positions, self._buffers = self.positions[stays], kept  # not before there was memory for all
         self._bind()
         self.crop_to(len(slots))
 

@@ -126,6 +126,11 @@ class Decoding:
                 raise
         return self._ahead
 
+    def keep_all(self) -> None:
+        """Settle nothing: go on with everything, as if no pass had been begun for it."""
+        self._settling = None
+        self.cache.crop_to(self._length - self._dropped - 1)
+
     def _settle(self) -> Tensor:
         assert self._settling is not None
         logits = self._settling.settle(self.cache, self.tokens)

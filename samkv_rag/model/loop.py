@@ -114,9 +114,13 @@ class Loop:
         take(others, logits)
 
     def _settle(self, decoding: Decoding) -> None:
-        """The step of an answer in which it is settled what stays of its prompt: a pass of its own."""
+        """The step of an answer in which it is settled what stays of its prompt: a pass of its own. Where memory is too
+        short for that everything stays, and the next step is an ordinary one."""
         try:
             logits = decoding.settle()
+        except torch.OutOfMemoryError:
+            decoding.keep_all()
+            return
         except Exception as error:
             decoding.fail(error)
             return

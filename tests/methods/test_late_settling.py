@@ -16,6 +16,7 @@ from samkv_rag.methods import Prepared
 from samkv_rag.methods.picked import largest
 from samkv_rag.methods.settling import LateSettling
 from samkv_rag.model import loop
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
@@ -180,6 +181,25 @@ def test_an_error_is_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="no memory"):
         rows[1].result()
     assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("where", ["logits_behind", "keep"])
+def test_without_the_memory_to_settle_all_is_kept(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = prompted("llama")
+    want = case.tokens(SamKV(keep=0.3, settle_at=99), COUNT)
+    prepared = case.prepare(LATE)
+    how = {"max_new_tokens": COUNT, "do_sample": False, "settling": prepared.settling}
+    row = case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, **how)
+
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case.adapter if where == "logits_behind" else SlotCache, where, short)
+        loops.together("llama", [row])
+    assert row.result() == want != case.tokens(LATE, COUNT)
+    assert sum(map(len, prepared.selection.kept)) == case.plan.chunk_tokens
+    assert "memory was too short" in prepared.selection.notes[0]
 
 
 def test_who_interrupts_it_ends_that_answer_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
