@@ -6,6 +6,7 @@ token; the others see only what stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -96,8 +97,8 @@ def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> 
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     picked, seen = run.caches.ground.picked(again), list[Tensor]()
 
-    def settle(attention: Tensor) -> Settled:
-        seen.append(attention)
+    def settle(looked_at: Tensor) -> Settled:
+        seen.append(looked_at)
         return Settled(picked, picked, torch.zeros(case.plan.chunk_tokens))
 
     selection = run.recompute_and_settle(picked, layers, settle).selection
@@ -105,7 +106,7 @@ def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> 
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
     maps = oracles.stock_attention(wiring, case.plan, whole, range(case.adapter.shape.layers))[:, :, whole.owner >= 0]
     rows = slice(case.plan.question.start, None)
-    assert torch.allclose(seen[0].double(), maps[list(layers), rows], atol=2e-5)
+    assert torch.allclose(seen[0].double(), maps[list(layers), rows].amax((0, 1)), atol=2e-5)
 
 
 @pytest.mark.parametrize("vicinity", [0.0, 1.5])
@@ -116,8 +117,8 @@ def test_what_stays_surrounds_what_any_asking_token_looks_at(vicinity: float) ->
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     seen = overheard(run)
     kept = SamKV(keep=0.2, around=around, vicinity=vicinity).prepare(run).selection.kept
-    assert seen[0].shape[:2] == (2, len(case.plan.segments[-1].token_ids)), "the upper half, all that asks"
-    most = [max(column) for column in zip(*seen[0].flatten(0, 1).tolist(), strict=True)]
+    (layers, looked_at), most = seen[0], seen[0][1].tolist()
+    assert list(layers) == [2, 3] and len(looked_at) == case.plan.chunk_tokens, "the upper half"
     tokens = [(chunk, t) for chunk, length in enumerate(run.lengths) for t in range(length)]
     parts = [part.tolist() for part in torch.tensor(most).split(run.lengths)]
     near = [max(parts[chunk][max(0, t - 3) : t + 3]) for chunk, t in tokens]
@@ -147,14 +148,14 @@ def test_a_token_alone_is_its_own_place() -> None:
     assert vicinities(torch.tensor([3.0, 1.0, 2.0]), [1, 2]).tolist() == [3.0, 1.5, 1.5]
 
 
-def overheard(run: Run) -> list[Tensor]:
-    """What the second look of this run will have seen."""
-    seen, original = list[Tensor](), run.recompute_and_settle
+def overheard(run: Run) -> list[tuple[Sequence[int], Tensor]]:
+    """On which layers the second look of this run will have seen how much each token is looked at."""
+    seen, original = list[tuple[Sequence[int], Tensor]](), run.recompute_and_settle
 
     def spy(again: Any, layers: Any, settle: Any, *rest: Any) -> Any:
-        def heard(attention: Tensor) -> Settled:
-            seen.append(attention)
-            return settle(attention)  # type: ignore[no-any-return]
+        def heard(looked_at: Tensor) -> Settled:
+            seen.append((layers, looked_at))
+            return settle(looked_at)  # type: ignore[no-any-return]
 
         return original(again, layers, heard, *rest)
 
