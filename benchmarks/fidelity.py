@@ -52,8 +52,8 @@ def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting], most: i
     def measure(own: SamKVEngine, plan: PromptPlan, _: int) -> list[Row]:
         answer, rows = own_answer(own, plan, most), list[Row]()
         text = own.tokenizer.decode(answer.ids, skip_special_tokens=True)
-        common = {**about, "prompt_tokens": plan.n_tokens, "told": tells(text, item.answers)}
-        common["answer_tokens"] = len(answer.ids)
+        tokens = {"prompt_tokens": plan.n_tokens, "answer_tokens": len(answer.ids)}
+        common = {**about, **tokens, "told": tells(text, item.answers)}
         for setting in chosen:
             method = Recording(setting.method(plan))
             left = left_of(answer, own, plan, method)

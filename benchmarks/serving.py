@@ -82,11 +82,7 @@ class Bench:
         """Prepare an answer up to its first token."""
         run = Run(self.question(number), self.adapter, self.store, room=self.new)
         prepared = method.prepare(run)
-        loop = self.adapter.loop
-        decoding = loop.begin(
-            prepared.tokens, prepared.cache, prepared.logits, settling=prepared.settling, max_new_tokens=self.new,
-            do_sample=False,
-        )  # fmt: skip
+        decoding = prepared.begin(self.adapter.loop, max_new_tokens=self.new, do_sample=False)
         return Begun(decoding, run.costs.kv_bytes_peak)
 
     def fitting(self, one: Begun, most: int) -> int:

@@ -113,7 +113,7 @@ def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: 
     with clocked_passes(adapter) as seconds:
         prepared = method.prepare(run)
     begun = time.perf_counter()
-    adapter.generate(prepared.tokens, prepared.cache, prepared.logits, max_new_tokens=1, do_sample=False)
+    prepared.generate(adapter.loop, max_new_tokens=1, do_sample=False)
     ended = time.perf_counter()
     out.total = ended - start
     if prepared.cache is None:

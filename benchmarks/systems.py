@@ -29,5 +29,5 @@ def first_token(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, me
     run = Run(plan, adapter, store, room=1)
     prepared = method.prepare(run)
     with run.stage("first_token"):
-        adapter.generate(prepared.tokens, prepared.cache, prepared.logits, max_new_tokens=1, do_sample=False)
+        prepared.generate(adapter.loop, max_new_tokens=1, do_sample=False)
     return make_report(run, prepared, method.name, time.perf_counter() - start)

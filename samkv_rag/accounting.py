@@ -23,6 +23,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     reused = kept - int((marks[0] & marks[1]).sum())
     glue = plan.n_tokens - plan.chunk_tokens
     per_token = run.adapter.shape.bytes_per_token
+    resident = (glue + kept) * per_token
     return Report(
         method=method,
         prompt_tokens=plan.n_tokens,
@@ -38,8 +39,8 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         kept_ratio=_share(kept, plan.chunk_tokens, empty=1.0),
         recompute_ratio=_share(recomputed, kept),
         recomputed_layers_ratio=_share(run.costs.chunk_token_layers, plan.chunk_tokens * run.adapter.shape.layers),
-        kv_bytes_resident=(glue + kept) * per_token,
-        kv_bytes_peak=max(run.costs.kv_bytes_peak, (glue + kept) * per_token),
+        kv_bytes_resident=resident,
+        kv_bytes_peak=max(run.costs.kv_bytes_peak, resident),
         kv_bytes_full=plan.n_tokens * per_token,
         kv_bytes_read=run.entries.bytes_read,
         scored_bytes=run.costs.scored_bytes,

@@ -100,9 +100,8 @@ class Answering:
                 self.library.unusable.add(error.key)
 
     def _begin(self, prepared: Prepared, call: Call, listener: Listener, gone: Cancelled) -> Decoding:
-        return self.adapter.loop.begin(
-            prepared.tokens, prepared.cache, prepared.logits, listener,
-            random_of(call.options.seed, self.adapter.device), prepared.settling,
+        return prepared.begin(
+            self.adapter.loop, listener, random_of(call.options.seed, self.adapter.device),
             **generation_kwargs(self.adapter.model, self.tokenizer, call.options, gone),
         )  # fmt: skip
 

@@ -81,9 +81,8 @@ class Prompted:
         return next_logits(self.adapter, prepared)
 
     def tokens(self, method: Method, count: int, **generation: Any) -> list[int]:
-        prepared = self.prepare(method)
-        how = {"settling": prepared.settling, "max_new_tokens": count, "do_sample": False, **generation}
-        return self.adapter.generate(prepared.ids, prepared.cache, prepared.logits, **how)
+        how = {"max_new_tokens": count, "do_sample": False, **generation}
+        return self.prepare(method).generate(self.adapter.loop, **how)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Settling
+from samkv_rag.model.decoding import Decoding, Hearer, Settling
+from samkv_rag.model.loop import Loop
 from samkv_rag.types import Selection
 
 
@@ -42,3 +45,13 @@ class Prepared:
     def selection(self) -> Selection:
         """Which tokens of every chunk stay, and why; the host waits for it."""
         return self.chosen()
+
+    def begin(
+        self, loop: Loop, hearer: Hearer | None = None, random: torch.Generator | None = None, **generation: Any
+    ) -> Decoding:
+        """The answer in the making, with its first token; see `Loop.begin`. What is prepared is used up by it."""
+        return loop.begin(self.tokens, self.cache, self.logits, hearer, random, self.settling, **generation)
+
+    def generate(self, loop: Loop, **generation: Any) -> list[int]:
+        """The new token ids of the whole answer, with nothing else in the model."""
+        return loop.finish(self.begin(loop, **generation))

@@ -7,7 +7,7 @@ entries. (Lookahead Q-Cache and SpecKV choose by tokens of a draft; these are th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from samkv_rag.model.observers import AttentionMaps
 from samkv_rag.types import Selection
 
 
-@dataclass(frozen=True)
+@dataclass
 class LateSettling:
     """When `after` tokens of an answer are there, `choose` says what stays of the prompt on `ground`.
 
@@ -37,34 +37,36 @@ class LateSettling:
     again: Picked
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
-    _settled: list[Settled] = field(default_factory=list)
-    _short: list[str] = field(default_factory=list)
+    _settled: Settled | None = None
+    _short: bool = False
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         """See `Settling` of the model's floor."""
         try:
             return self._settle(cache, tokens)
         except torch.OutOfMemoryError:
-            self._short.append("memory was too short to settle what stays: all was kept")
+            self._short = True
             raise
 
     @torch.inference_mode()
     def _settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         prompt, count, device = len(self.ground.ids), len(tokens), self.adapter.device
         maps = AttentionMaps(torch.arange(count, device=device), self.layers)
-        ids = torch.cat([self.ground.ids, torch.tensor(tokens)])
-        logits = self.adapter.logits_behind(ids, cache, count, maps)
+        cache.crop_to(prompt)
+        logits = self.adapter.logits_of(tokens, cache, maps)
         now = most_looked_at(maps.found).index_select(0, self.ground.spots)
         settled = self.choose(torch.maximum(self.looked_at, now))
         written = torch.arange(prompt, prompt + count, device=device)
         cache.keep(torch.cat([self.ground.with_glue(settled.kept), written]))
-        self._settled.append(settled)
+        self._settled = settled
         return logits[-1]
 
     def selection(self) -> Selection:
         """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
-        if self._settled:
-            return self._settled[0].selection(self.lengths)
+        if self._settled is not None:
+            return self._settled.selection(self.lengths)
         everything = tuple(torch.arange(length) for length in self.lengths)
-        ended = f"the answer ended before its token {self.after + 1}: all was kept to its end"
-        return Selection(everything, self.again.by_chunk(self.lengths), (*self._short,) or (ended,))
+        note = f"the answer ended before its token {self.after + 1}: all was kept to its end"
+        if self._short:
+            note = "memory was too short to settle what stays: all was kept"
+        return Selection(everything, self.again.by_chunk(self.lengths), (note,))

@@ -273,28 +273,25 @@ class ModelAdapter:
         return self.logits_behind(ids, cache, 1)[0]
 
     @torch.inference_mode()
-    def logits_behind(
-        self, ids: Sequence[int] | Tensor, cache: SlotCache | None, count: int, seen_by: Observer | None = None
-    ) -> Tensor:
+    def logits_behind(self, ids: Sequence[int] | Tensor, cache: SlotCache | None, count: int) -> Tensor:
         """Next-token logits, fp32 `(count, vocab)`, behind each of the last `count` of `ids`, whose entries are made
         anew; all before them stand in `cache`. Without a cache this is an ordinary prefill."""
         tokens = torch.as_tensor(ids, device=self.device)
         if cache is None:
             last = self._last(count, tokens[None])
             return self.model(tokens[None], use_cache=False, logits_to_keep=last).logits[0, -count:].float()  # type: ignore[no-any-return]
-        first = len(tokens) - count
-        cache.crop_to(first)
-        plan = AttentionPlan(cache.positions, observer=seen_by, backend=self.backend)
+        cache.crop_to(len(tokens) - count)
+        return self.logits_of(tokens[-count:], cache)
+
+    @torch.inference_mode()
+    def logits_of(self, tokens: Sequence[int] | Tensor, cache: SlotCache, observer: Observer | None = None) -> Tensor:
+        """The same behind each of some `tokens`, which come behind what `cache` holds; `observer` sees every layer."""
+        start, count = cache.get_seq_length(), len(tokens)
+        plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend)
         with without_cudnn:
-            logits = self.forward(tokens[first:], cache.positions[first : len(tokens)], cache, plan, count)
+            logits = self.forward(tokens, cache.positions[start : start + count], cache, plan, count)
         return logits[0]  # type: ignore[index]
 
     def empty_cache(self, room: int) -> SlotCache:
         """A cache that holds nothing yet, with `room` for a prompt from position 0 on and its answer."""
         return SlotCache(self._buffers(room, self.shape.cached()), torch.arange(0), self.shape.sources)
-
-    def generate(
-        self, ids: Sequence[int] | Tensor, cache: SlotCache | None, logits: Tensor | None = None, **generation: Any
-    ) -> list[int]:
-        """New token ids after `ids`, the kept tokens' ids, with nothing else in the model; see `Loop.begin`."""
-        return self.loop.finish(self.loop.begin(ids, cache, logits, **generation))

@@ -25,14 +25,10 @@ VERSIONS = 64
 """Of the same code: for one token and several, with a cache and without, of layers that slide, have norms, share."""
 
 
-def wanted() -> bool:
-    """Whether to compile, as SAMKV_COMPILE says: "on", or "off" (the default). Raises `SamKVError` on anything else."""
-    return of_environment(VARIABLE, "off", "on") == "on"
-
-
 def compile_if_wanted(model: Any) -> None:
-    """Have a model's parts compiled, if that is asked for."""
-    if wanted():
+    """Have a model's parts compiled, if SAMKV_COMPILE says so: "on", or "off" (the default). Raises `SamKVError` on
+    anything else."""
+    if of_environment(VARIABLE, "off", "on") == "on":
         compile_parts(model)
 
 

@@ -110,8 +110,7 @@ class Decoding:
     @property
     def due(self) -> bool:
         """Whether it is to be settled now what stays of the prompt."""
-        settling = self._settling
-        return settling is not None and (self._ahead is not None or len(self.tokens) >= settling.after)
+        return self._settling is not None and len(self.tokens) >= self._settling.after
 
     def settle(self) -> Tensor:
         """Settle what stays; returns the next token's logits `(1, vocab)`, again until that is heard. Who breaks it off

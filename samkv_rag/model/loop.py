@@ -100,10 +100,10 @@ class Loop:
         """
         for decoding in decodings:
             decoding.cut_back()
-        settling = [decoding for decoding in decodings if decoding.due]
-        for decoding in settling:
+        due = [decoding for decoding in decodings if decoding.due]
+        others = [decoding for decoding in decodings if not decoding.due]
+        for decoding in due:
             self._settle(decoding)
-        others = [decoding for decoding in decodings if decoding not in settling]
         if not others:
             return
         try:

@@ -80,9 +80,8 @@ def _settled_logits(adapter: ModelAdapter, prepared: Prepared, settling: Settlin
     assert cache is not None
     begun = forced_logits(adapter, replace(prepared, settling=None), written)
     parts = [begun, settling.settle(cache, written)[None]]
-    if left := len(answer) - settling.after - 1:
-        stays = [0] * (cache.get_seq_length() - settling.after)  # entries that are there
-        parts.append(adapter.logits_behind([*stays, *answer[:-1]], cache, left))
+    if left := answer[settling.after : -1]:
+        parts.append(adapter.logits_of(left, cache))
     return torch.cat(parts)
 
 

@@ -112,9 +112,9 @@ def profile(
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
     `cheapest` chooses; then the fewest tokens that are `as_good`, and the least width that is; then the vicinity in
     force, unless another leaves more (none costs more than another). What other budgets leave, and to settle later what
-    stays, is measured for the user to choose. Each question's chunks are computed into a store
-    of their own, which ends with it. Questions without passages, or too long for the model, are left out; raises
-    `SamKVError` when there are no others.
+    stays, is measured for the user to choose. Each question's chunks are computed into a store of their own, which ends
+    with it. Questions without passages, or too long for the model, are left out; raises `SamKVError` when there are no
+    others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -133,7 +133,8 @@ def profile(
     by_keep = known.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
     by_wait = known.varied("Settling later what stays", best, "settle_at", WAITS)
     columns: list[Mapping[Any, Sequence[Left]]] = [by_near, by_width, by_vicinity, by_keep, by_wait]
-    return LayerProfile(*best[:4], len(asked), keep, tried, *map(_outcomes, columns))
+    chosen = best.layers, best.near, best.wide, best.vicinity
+    return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))
 
 
 def _best_layers(

@@ -153,7 +153,7 @@ def test_what_is_written_over_need_not_even_be_sound(engine: SamKVEngine, monkey
     monkeypatch.setattr(torch, "zeros", lambda *shape, **how: torch.full(shape, float("nan"), **how))
     (run, prepared), _ = prepared_run(engine, SamKV(keep=1.0))
     monkeypatch.undo()
-    got = engine.adapter.generate(prepared.ids, prepared.cache, prepared.logits, max_new_tokens=4, do_sample=False)
+    got = prepared.generate(engine.adapter.loop, max_new_tokens=4, do_sample=False)
     assert tuple(got) == want and run.entries.bytes_read == 0
 
 
@@ -181,7 +181,7 @@ def test_the_bytes_resident_are_the_live_caches_and_nothing_dropped_is_in_it(eng
         pytest.skip("prefills in generate()")
     report = make_report(run, prepared, name, 0.0)
     assert prepared.cache.get_max_length() == len(prepared.ids) + 4 + 1
-    engine.adapter.generate(prepared.ids, prepared.cache, prepared.logits, max_new_tokens=1, do_sample=False)
+    prepared.generate(engine.adapter.loop, max_new_tokens=1, do_sample=False)
     assert prepared.cache.nbytes == report.kv_bytes_resident
     storages = [x.untyped_storage() for layer in prepared.cache.layers for x in (layer.keys, layer.values)]
     stored = {storage.data_ptr(): storage.nbytes() for storage in storages}  # layers may be slices of one tensor

@@ -115,13 +115,9 @@ def test_caches_on_a_disk_and_in_memory_are_the_same(kv_dtype: str, tmp_path: Pa
 
 def test_answers_decoded_together_are_those_decoded_alone() -> None:
     case = prompted(attached())
-    names, loop = ("samkv", "full", "samkv-late"), case.adapter.loop
+    names, how = ("samkv", "full", "samkv-late"), {"max_new_tokens": 6, "do_sample": False}
     alone = [case.tokens(METHODS[name], 6) for name in names]
-    begun = []
-    for name in names:
-        prepared = case.prepare(METHODS[name])
-        how = {"settling": prepared.settling, "max_new_tokens": 6, "do_sample": False}
-        begun.append(loop.begin(prepared.ids, prepared.cache, prepared.logits, **how))
+    begun = [case.prepare(METHODS[name]).begin(case.adapter.loop, **how) for name in names]
     while going := [one for one in begun if not one.ended]:
         case.adapter.loop.step(going)
     assert [one.result() for one in begun] == alone

@@ -183,19 +183,18 @@ def test_an_error_is_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
 
 
-@pytest.mark.parametrize("where", ["logits_behind", "keep"])
+@pytest.mark.parametrize("where", ["logits_of", "keep"])
 def test_without_the_memory_to_settle_all_is_kept(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prompted("llama")
     want = case.tokens(SamKV(keep=0.3, settle_at=99), COUNT)
     prepared = case.prepare(LATE)
-    how = {"max_new_tokens": COUNT, "do_sample": False, "settling": prepared.settling}
-    row = case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, **how)
+    row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
 
     def short(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(case.adapter if where == "logits_behind" else SlotCache, where, short)
+        patch.setattr(case.adapter if where == "logits_of" else SlotCache, where, short)
         loops.together("llama", [row])
     assert row.result() == want != case.tokens(LATE, COUNT)
     assert sum(map(len, prepared.selection.kept)) == case.plan.chunk_tokens
@@ -266,9 +265,7 @@ def test_rules_go_on_seeing_the_whole_prompt(options: dict[str, Any]) -> None:
     """By a penalty that looks at what was dropped, too, and a length that counts it."""
     case = prompted("llama")
     torch.manual_seed(0)
-    prepared = case.prepare(LATE)
-    how = {"max_new_tokens": COUNT, "do_sample": False, "settling": prepared.settling, **options}
-    decoding = case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, **how)
+    decoding = loops.begin(case, LATE, **options)
     while not decoding.ended:
         assert decoding.ids[0].tolist() == [*case.plan.token_ids, *decoding.tokens]
         case.adapter.loop.step([decoding])

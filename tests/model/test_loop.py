@@ -43,11 +43,9 @@ def prompted(wiring: str) -> tuple[Prompted, ...]:
 
 
 def begin(case: Prompted, method: Method, seed: int | None = None, **generation: Any) -> Decoding:
-    prepared = case.prepare(method)
     random = None if seed is None else torch.Generator().manual_seed(seed)
     options = {"max_new_tokens": COUNT, "do_sample": False} | generation
-    how = {"random": random, "settling": prepared.settling, **options}
-    return case.adapter.loop.begin(prepared.ids, prepared.cache, prepared.logits, **how)
+    return case.prepare(method).begin(case.adapter.loop, random=random, **options)
 
 
 @cache
@@ -123,9 +121,7 @@ def test_each_row_goes_by_its_own_rules() -> None:
     rows = [begin(case, method, **rule) for case, method, rule in zip(cases, METHODS, rules, strict=True)]
     together("llama", rows)
     got = [row.result() for row in rows]
-    prepared = cases[0].prepare(METHODS[0])
-    penalised = {"max_new_tokens": COUNT, "do_sample": False, "repetition_penalty": 1.7}
-    assert got[0] == adapter("llama").generate(prepared.ids, prepared.cache, prepared.logits, **penalised) != plain[0]
+    assert got[0] == cases[0].tokens(METHODS[0], COUNT, repetition_penalty=1.7) != plain[0]
     assert got[1] == plain[1][: plain[1].index(end) + 1]
     assert got[2] == plain[2][:3]
     assert got[3] == plain[3]
