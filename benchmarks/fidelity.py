@@ -1,9 +1,10 @@
 """What is left of full prefill's own answers? `python -m benchmarks.fidelity --model FILE --data SET --out FOLDER`
 
-Any model, any questions; gold answers are looked at only to say how often full prefill's own answer holds one. That
-answer, greedy and of at most 32 tokens (`--answer-tokens`), is read through every method's cache, token by token: how
-often it would have been given again ("same"), and how many nats of its log-likelihood are lost, 10 at most a question,
-with 95 % bootstrap intervals over questions. A weak reader will do: it is compared with itself.
+Any model, any questions. Full prefill's own answer, greedy and of at most 32 tokens (`--answer-tokens`), is read
+through every method's cache, token by token: how often it would have been given again ("same"), and how many nats of
+its log-likelihood are lost, 10 at most a question, with 95 % bootstrap intervals over questions. A weak reader will
+do: it is compared with itself. Where another answer would have been given, the method gives that; how often a gold
+answer stands in full prefill's answers ("told") and in a method's ("tells") is all that gold answers are looked at for.
 
 What a method gains makes up for no loss: a mean leans upwards. Answers are kept in FOLDER, question by question: the
 command goes on where it was stopped, with the same model, questions and methods alone, and several may run at a time
@@ -33,11 +34,11 @@ from samkv_rag.eval.settings import Setting, settings
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.eval.statistics import estimates
 from samkv_rag.explain.recording import Recording
-from samkv_rag.profiling.answers import ANSWER_TOKENS, left_of, own_answer
+from samkv_rag.profiling.answers import ANSWER_TOKENS, left_of, method_answer, own_answer
 from samkv_rag.profiling.asking import Asking, can_be_asked
 from samkv_rag.types import PromptPlan
 
-MEANS = ("prompt_tokens", "answer_tokens", "told", "kept")
+MEANS = ("prompt_tokens", "answer_tokens", "told", "tells", "kept")
 METHODS = "reuse,cacheblend,samkv,samkv:near=8,samkv:near=8,vicinity=1,samkv:keep=0.3,near=8,vicinity=1,random_rest"
 Row = dict[str, Any]
 
@@ -50,15 +51,22 @@ def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting], most: i
         return [{**about, "setting": SKIPPED, "why": "no passages, or too long for the model"}]
 
     def measure(own: SamKVEngine, plan: PromptPlan, _: int) -> list[Row]:
+        def text_of(ids: Sequence[int]) -> str:
+            return own.tokenizer.decode(ids, skip_special_tokens=True)
+
         answer, rows = own_answer(own, plan, most), list[Row]()
-        text = own.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        text = text_of(answer.ids)
         tokens = {"prompt_tokens": plan.n_tokens, "answer_tokens": len(answer.ids)}
-        common = {**about, **tokens, "told": tells(text, item.answers)}
+        common = {**about, **tokens, "full": text, "told": tells(text, item.answers)}
         for setting in chosen:
             method = Recording(setting.method(plan))
             left = left_of(answer, own, plan, method)
             kept = sum(map(len, method.selection.kept)) / plan.chunk_tokens
-            rows.append({**common, "setting": setting.label, "same": left.same, "loss": left.loss, "kept": kept})
+            given = text if left.same else text_of(method_answer(own, plan, setting.method(plan), most))
+            told = {"answer": given, "tells": tells(given, item.answers)}
+            rows.append(
+                {**common, "setting": setting.label, "same": left.same, "loss": left.loss, "kept": kept, **told}
+            )
         return rows
 
     return Asking(engine, [item], lambda *_: None).each("", [measure])[0][0]

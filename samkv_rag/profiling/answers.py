@@ -51,6 +51,12 @@ def own_answer(engine: SamKVEngine, plan: PromptPlan, most: int = ANSWER_TOKENS)
     return OwnAnswer(ids, likelihood(ids, logits), most)
 
 
+def method_answer(engine: SamKVEngine, plan: PromptPlan, method: Method, most: int = ANSWER_TOKENS) -> list[int]:
+    """The answer by `method` itself, in token ids, greedily as full prefill's own; the plan's chunks must be stored."""
+    prepared = method.prepare(Run(plan, engine.adapter, engine.store, room=most))
+    return prepared.generate(engine.adapter.loop, **_greedily(engine, most))
+
+
 def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Method) -> Left:
     """What `method` leaves of full prefill's `own` answer; the plan's chunks must be stored."""
     run = Run(plan, engine.adapter, engine.store, room=len(own.ids))

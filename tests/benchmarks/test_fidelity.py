@@ -38,6 +38,12 @@ def test_what_keeps_everything_loses_nothing_and_what_sees_nothing_loses_most(fo
         assert some["loss"] < none["loss"] and none["kept"] == 0
 
 
+def test_a_method_gives_its_own_answer_where_it_would_have_given_another(folder: Path) -> None:
+    for record in read_records(folder / RECORDS)[:6]:
+        assert (record["answer"] == record["full"]) == record["same"]
+        assert record["tells"] == record["told"] or not record["same"]
+
+
 def test_it_goes_on_where_it_was_stopped_but_with_nothing_else(folder: Path) -> None:
     before = read_records(folder / RECORDS)
     fidelity.run(options(folder, 3))
