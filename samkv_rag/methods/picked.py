@@ -58,13 +58,15 @@ class Settled:
         return Selection(self.kept.by_chunk(lengths), self.again.by_chunk(lengths), self.notes, ranking)
 
 
-def most_looked_at(attention: Tensor) -> Tensor:
-    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token gives a token on any of the layers.
+def most_looked_at(attention: Tensor, answer_weight: float = 1.0) -> Tensor:
+    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token gives a token on any of the layers, what the last
+    of them gives, which says the next token, counting `answer_weight` times.
 
     What stays is for the rest of the answer. The token before it looks for its beginning alone, and in a list for the
     first thing: a mean would bury what other tokens of the question look at (lists: docs/results.md).
     """
-    return attention.amax((0, 1))
+    most = attention.amax((0, 1))
+    return most if answer_weight == 1.0 else torch.maximum(most, answer_weight * attention[:, -1].amax(0))
 
 
 def places(marks: Tensor, count: int) -> Tensor:

@@ -189,15 +189,16 @@ class Run:
     def recompute_and_settle(
         self, again: Picked, layers: Sequence[int], settle: Callable[[Tensor], Settled],
         theta: float | Literal["cosine"] = 1.0, wide: int | None = None, near: int = 0, at: int = 0,
+        answer_weight: float = 1.0,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
         It gets how much every chunk token was looked at `(T,)`, where the model runs: the most that a token behind the
-        chunks, from the question on, attended to it on any of `layers` in this very pass, by the mean of heads. That
-        pass also says the first new token, in sight of all entries. The rest is dropped before it is taken down. What
-        stands before those tokens sees all on the first `wide` layers only, by default on all of them; above, it sees
-        what is computed in this pass, and `near` tokens before each. The host waits for nothing of it, but to know
-        which those are.
+        chunks, from the question on, attended to it on any of `layers` in this very pass, by the mean of heads; what
+        the last of them attended to, which says the first new token in sight of all, counts `answer_weight` times. The
+        rest is dropped before that is taken down. What stands before those tokens sees all on the first `wide` layers
+        only, by default on all; above, it sees what is computed in this pass, and `near` tokens before each. The host
+        waits for nothing of it, but to know which those are.
 
         With `at` it is settled when so many new tokens are there, which count like the question's.
         """
@@ -214,9 +215,11 @@ class Run:
         maps = AttentionMaps(rows, layers)
         logits = self._recompute_into(cache, layout, fresh, theta=theta, observer=maps, narrow=narrow)
         with self.stage("select"):
-            looked_at = most_looked_at(self._of_chunks(maps.found, layout))
+            looked_at = most_looked_at(self._of_chunks(maps.found, layout), answer_weight)
             if at:
-                late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, looked_at, settle)
+                late = LateSettling(
+                    at, self.adapter, ground, self.lengths, layers, again, looked_at, settle, answer_weight
+                )
                 return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
             settled = settle(looked_at)
             stays = ground.with_glue(settled.kept)

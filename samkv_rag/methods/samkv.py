@@ -65,6 +65,8 @@ class SamKV(Options):
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
+    `answer_weight`: how many times what the token that says the first of the answer looks at counts, beside what the
+    question's others look at; with `settle_at`, what the answer's own tokens look at counts as often.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
@@ -94,6 +96,7 @@ class SamKV(Options):
     settle_at: Count = 0
     around: tuple[Count, Count] = (0, 8)
     vicinity: Vicinity | None = None
+    answer_weight: Annotated[float, Within(1)] = 1.0
     followed: Count = 16
     wide: Share | None = None
     near: Count | None = None
@@ -200,7 +203,7 @@ class SamKV(Options):
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             return Settled(largest(worth, budget), again, worth, notes)
 
-        return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at)
+        return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at, self.answer_weight)
 
     def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""

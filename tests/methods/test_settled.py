@@ -91,7 +91,8 @@ def test_what_was_dropped_had_been_seen(wiring: str) -> None:
 
 
 @some_wirings
-def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> None:
+@pytest.mark.parametrize("answer_weight", [1.0, 3.0])
+def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str, answer_weight: float) -> None:
     case, layers = prompted(wiring), (1, 3)
     again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
@@ -101,12 +102,13 @@ def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str) -> 
         seen.append(looked_at)
         return Settled(picked, picked, torch.zeros(case.plan.chunk_tokens))
 
-    selection = run.recompute_and_settle(picked, layers, settle).selection
+    selection = run.recompute_and_settle(picked, layers, settle, answer_weight=answer_weight).selection
     assert all(map(torch.equal, (*selection.kept, *selection.recomputed), (*again, *again)))
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, again))
     maps = oracles.stock_attention(wiring, case.plan, whole, range(case.adapter.shape.layers))[:, :, whole.owner >= 0]
-    rows = slice(case.plan.question.start, None)
-    assert torch.allclose(seen[0].double(), maps[list(layers), rows].amax((0, 1)), atol=2e-5)
+    asked = maps[list(layers), case.plan.question.start :]
+    asked[:, -1] *= answer_weight
+    assert torch.allclose(seen[0].double(), asked.amax((0, 1)), atol=answer_weight * 2e-5)
 
 
 @pytest.mark.parametrize("vicinity", [0.0, 1.5])
