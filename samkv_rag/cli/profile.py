@@ -49,14 +49,23 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        chosen = {name: getattr(found, name) for name in ("near", "wide", "vicinity")}
+        chosen = {name: getattr(found, name) for name in ("near", "wide", "answer_weight", "vicinity")}
         print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
         return
-    for table in (_layers_table, _nears_table, _widths_table, _vicinities_table, _budgets_table, _waits_table):
+    for table in (
+        _layers_table,
+        _nears_table,
+        _widths_table,
+        _weights_table,
+        _vicinities_table,
+        _budgets_table,
+        _waits_table,
+    ):
         out.print(table(found))
     wide = f"all is seen on {_share(found.wide)} of the layers, {counted(found.near, 'token')} nearby on the others"
     out.print(
-        f"[bold]Selection layers: {_named(found.chosen)}; {wide}; vicinity {found.vicinity:g}[/bold], "
+        f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
+        f"what says the answer counts {found.answer_weight:g} times; vicinity {found.vicinity:g}[/bold], "
         f"for this model in {escape(str(request.store))}."
     )
 
@@ -105,6 +114,11 @@ def _nears_table(found: LayerProfile) -> Table:
 def _widths_table(found: LayerProfile) -> Table:
     title = "What is recomputed sees all entries"
     return _outcomes(title, "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers")
+
+
+def _weights_table(found: LayerProfile) -> Table:
+    title = "What is looked at by what says the answer counts"
+    return _outcomes(title, "times", found.weights, found.answer_weight, "{:g}".format)
 
 
 def _vicinities_table(found: LayerProfile) -> Table:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from samkv_rag.methods.run import Run
 from samkv_rag.store.profiles import ModelProfile
 
-WIDE, NEAR, VICINITY = 0.5, 0, 0.0
+WIDE, NEAR, VICINITY, ANSWER_WEIGHT = 0.5, 0, 0.0, 1.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
-before it it sees on the others, and how much the place that a token stands in counts."""
+before it it sees on the others, how much the place that a token stands in counts, and how many times what is looked at
+by what says the answer."""
 
 
 def profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:

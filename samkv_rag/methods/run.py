@@ -198,9 +198,7 @@ class Run:
         the last of them attended to, which says the first new token in sight of all, counts `answer_weight` times. The
         rest is dropped before that is taken down. What stands before those tokens sees all on the first `wide` layers
         only, by default on all; above, it sees what is computed in this pass, and `near` tokens before each. The host
-        waits for nothing of it, but to know which those are.
-
-        With `at` it is settled when so many new tokens are there, which count like the question's.
+        waits for nothing of it, but to know which. With `at` it is settled when so many tokens of the answer are there.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)

@@ -17,7 +17,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.picked import Picked, Settled, best_of, largest
 from samkv_rag.methods.prepared import Prepared
-from samkv_rag.methods.profiled import NEAR, VICINITY, WIDE, profile_of
+from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE, profile_of
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.scoring import (
     attention_scores,
@@ -41,7 +41,7 @@ from samkv_rag.methods.selection import (
     split_recompute,
     standardised,
 )  # fmt: skip
-from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Within, known
+from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Weight, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
@@ -66,7 +66,7 @@ class SamKV(Options):
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
     `answer_weight`: how many times what the token that says the first of the answer looks at counts, beside what the
-    question's others look at; with `settle_at`, what the answer's own tokens look at counts as often.
+    question's others look at; with `settle_at`, what the answer's own look at, too. None: as profiled, else once.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
@@ -96,7 +96,7 @@ class SamKV(Options):
     settle_at: Count = 0
     around: tuple[Count, Count] = (0, 8)
     vicinity: Vicinity | None = None
-    answer_weight: Annotated[float, Within(1)] = 1.0
+    answer_weight: Weight | None = None
     followed: Count = 16
     wide: Share | None = None
     near: Count | None = None
@@ -150,7 +150,7 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        asked = None not in (self.layers, self.wide, self.near, self.vicinity)
+        asked = None not in (self.layers, self.wide, self.near, self.vicinity, self.answer_weight)
         profile, remarks = (ModelProfile(()), ()) if asked else profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
@@ -192,6 +192,7 @@ class SamKV(Options):
         n_layers = run.adapter.shape.layers
         wide = self.wide_layers(n_layers, profile.wide)
         near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
+        weight = known(self.answer_weight, profile.answer_weight, ANSWER_WEIGHT)
 
         layers, at = range(n_layers // 2, n_layers), self.settle_at if budget < sum(run.lengths) else 0
         if at and run.adapter.rotary.depends_on_length:
@@ -203,7 +204,7 @@ class SamKV(Options):
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             return Settled(largest(worth, budget), again, worth, notes)
 
-        return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at, self.answer_weight)
+        return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at, weight)
 
     def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.options import Count, Share, Vicinity, fits
+from samkv_rag.options import Count, Share, Vicinity, Weight, fits
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
 VERSION = 1
+NUMBERS: dict[str, Any] = {"wide": Share, "vicinity": Vicinity, "near": Count, "answer_weight": Weight}
+"""What a profile may say beside the layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +23,15 @@ class ModelProfile:
     """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
     read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `near`: how many tokens
     before it it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
-    is settled what stays; None: nobody has measured it."""
+    is settled what stays, and `answer_weight`, how many times what is looked at by what says the answer; None: nobody
+    has measured it."""
 
     layers: tuple[int, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
     wide: float | None = None
     vicinity: float | None = None
     near: int | None = None
+    answer_weight: float | None = None
 
 
 class Profiles:
@@ -76,13 +80,13 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
         facts = json.loads(written)
         sound = facts.pop("check") == _check(facts) and facts["version"] == VERSION
         layers, measured = tuple(facts["layers"]), dict(facts["measured"])
-        wide, vicinity, near = map(facts.get, ("wide", "vicinity", "near"))
+        numbers = {name: facts.get(name) for name in NUMBERS}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
-    numbers = fits(wide, Share | None) and fits(vicinity, Vicinity | None) and fits(near, Count | None)
-    right = sound and whole and numbers and facts["fingerprint"] == fingerprint
-    return ModelProfile(layers, measured, wide, vicinity, near) if right else None
+    fitting = all(fits(numbers[name], kind | None) for name, kind in NUMBERS.items())
+    right = sound and whole and fitting and facts["fingerprint"] == fingerprint
+    return ModelProfile(layers, measured, **numbers) if right else None
 
 
 def _check(facts: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ ROWS = [
     for n in range(2)
 ]
 
-CHOSEN = ("model", "layers", "near", "wide", "vicinity")
+CHOSEN = ("model", "layers", "near", "wide", "answer_weight", "vicinity")
 
 
 def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> None:
@@ -43,6 +43,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
         assert kept is not None and list(kept.layers) == found["layers"]
         assert kept.wide == found["wide"] in (0.25, 0.5, 1.0)
         assert kept.near == found["near"] in (0, 8, 32)
+        assert kept.answer_weight == found["answer_weight"] in (1, 2, 4, 8)
         assert kept.vicinity == found["vicinity"] in (0.0, 0.5, 1.0)
         assert kept.measured == {name: value for name, value in found.items() if name not in CHOSEN}
         assert len(engine.store) == 0, "measuring leaves no caches behind"

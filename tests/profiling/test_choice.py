@@ -105,10 +105,18 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
 
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
-    rest: dict[str, Any] = {"layers": found.chosen, "near": 0, "wide": 0.5, "vicinity": 0.0, "keep": KEEP}
+    rest: dict[str, Any] = {
+        "layers": found.chosen,
+        "near": 0,
+        "wide": 0.5,
+        "answer_weight": 1.0,
+        "vicinity": 0.0,
+        "keep": KEEP,
+    }
     for option, outcomes, chosen in (
         ("near", found.nears, found.near),
         ("wide", found.widths, found.wide),
+        ("answer_weight", found.weights, found.answer_weight),
         ("vicinity", found.vicinities, found.vicinity),
         ("keep", found.budgets, KEEP),
         ("settle_at", found.waits, 0),
@@ -118,6 +126,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         rest[option] = chosen
     assert [near.value for near in found.nears] == [0, 8, 32]
     assert [width.value for width in found.widths] == [0.25, 0.5, 1.0]
+    assert [weight.value for weight in found.weights] == [1.0, 2.0, 4.0, 8.0]
     assert [vicinity.value for vicinity in found.vicinities] == [0.0, 0.5, 1.0]
     assert [budget.value for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
     assert [wait.value for wait in found.waits] == [0, 8, 16]
@@ -183,7 +192,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     for step in steps:
         assert [done for name, done, _ in ticks if name == step] == list(range(totals[step] + 1))
     assert totals[steps[0]] == len(ITEMS)
-    more = (found.nears, found.widths, found.vicinities, found.budgets, found.waits)
+    more = (found.nears, found.widths, found.weights, found.vicinities, found.budgets, found.waits)
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 

@@ -62,19 +62,22 @@ def test_what_is_seen_is_as_stored_and_without_it_the_default(
         assert flops(engine, **rest, **{option: values[-1]}) == costs[values[-1]], "the caller's comes first"
 
 
-def test_a_stored_vicinity_is_used_and_without_it_none_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "values"), [("vicinity", (0.0, 1.0, 9.0)), ("answer_weight", (1.0, 1.2, 9.0))])
+def test_what_a_store_says_counts_is_used_and_without_it_the_default(
+    tmp_path: Path, option: str, values: tuple[float, ...]
+) -> None:
     def kept(engine: SamKVEngine, **options: Any) -> list[list[int]]:
         return kept_by(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **options))
 
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        by_vicinity = {vicinity: kept(engine, vicinity=vicinity) for vicinity in (0.0, 1.0, 9.0)}
-        assert len({str(tokens) for tokens in by_vicinity.values()}) == 3
-        assert kept(engine) == by_vicinity[0.0]
+        default, other, most = [kept(engine, **{option: value}) for value in values]
+        assert len({str(tokens) for tokens in (default, other, most)}) == 3
+        assert kept(engine) == default
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
-        assert kept(engine) == by_vicinity[0.0], "a profile from before it was measured"
-        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), vicinity=9.0))
-        assert kept(engine) == by_vicinity[9.0]
-        assert kept(engine, vicinity=1.0) == by_vicinity[1.0], "the caller's comes first"
+        assert kept(engine) == default, "a profile from before it was measured"
+        engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), **{option: values[2]}))
+        assert kept(engine) == most
+        assert kept(engine, **{option: values[1]}) == other, "the caller's comes first"
 
 
 def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
@@ -126,9 +129,10 @@ def test_a_profile_in_memory_is_gone_with_its_store() -> None:
     assert ChunkKVStore().profiles.get("model") is None
 
 
-@pytest.mark.parametrize("vicinity", [-1.0, float("nan"), float("inf"), "1", True])
-def test_a_stored_vicinity_that_is_none_is_damage(tmp_path: Path, vicinity: Any) -> None:
+@pytest.mark.parametrize("option", ["vicinity", "answer_weight"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", True])
+def test_a_stored_number_that_is_none_is_damage(tmp_path: Path, option: str, value: Any) -> None:
     profiles = ChunkKVStore(tmp_path).profiles
-    profiles.put("model", ModelProfile((1,), vicinity=vicinity))
+    profiles.put("model", ModelProfile((1,), **{option: value}))
     with pytest.raises(ValueError, match="damaged"):
         profiles.get("model")
