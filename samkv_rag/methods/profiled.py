@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from samkv_rag.methods.run import Run
+from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store.profiles import ModelProfile
 
-WIDE, NEAR, VICINITY, ANSWER_WEIGHT = 0.5, 0, 0.0, 1.0
+WIDE, NEAR, VICINITY, ANSWER_WEIGHT = 0.5, 0, 0.0, 4.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
 before it it sees on the others, how much the place that a token stands in counts, and how many times what is looked at
-by what says the answer."""
+by what says the answer (as on two public models: docs/benchmarks.md)."""
+
+
+def noted(adapter: ModelAdapter) -> ModelProfile:
+    """What a model's config notes of it: selection layers, which were measured while every token's look counted alike;
+    nothing where nobody has measured."""
+    layers = adapter.selection_layers
+    return ModelProfile(layers, answer_weight=1.0) if layers else ModelProfile(())
 
 
 def profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:
-    """The store's profile of the model, else one of the selection layers that its config notes, or of none where nobody
-    has measured. With a remark when a profile is damaged and was passed over."""
-    noted = ModelProfile(run.adapter.selection_layers or ())
+    """The store's profile of the model, else what its config notes. With a remark when a profile is damaged and was
+    passed over."""
     try:
         profile = run.store.profiles.get(run.model_fingerprint) if run.model_fingerprint else None
     except ValueError as error:
-        return noted, (f"{error} and was not used: run samkv-rag profile again",)
-    return profile or noted, ()
+        return noted(run.adapter), (f"{error} and was not used: run samkv-rag profile again",)
+    return profile or noted(run.adapter), ()

@@ -12,7 +12,7 @@ from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE
+from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE, noted
 from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
@@ -24,7 +24,7 @@ K = TypeVar("K")
 KEEPS = (0.1, 0.15, 0.25, 0.5)
 WIDTHS = (0.25, WIDE, 1.0)
 NEARS = (NEAR, 8, 32)
-WEIGHTS = (ANSWER_WEIGHT, 2.0, 4.0, 8.0)
+WEIGHTS = (1.0, 2.0, ANSWER_WEIGHT, 8.0)
 VICINITIES = (VICINITY, 0.5, 1.0)
 WAITS = (0, 8, 16)
 
@@ -125,7 +125,7 @@ def profile(
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
-    known, now = _Measured.of(Asking(engine, asked, progress), keep), _stored(engine) or ModelProfile(())
+    known, now = _Measured.of(Asking(engine, asked, progress), keep), _stored(engine) or noted(engine.adapter)
     weight = ANSWER_WEIGHT if now.answer_weight is None else now.answer_weight
     vicinity = VICINITY if now.vicinity is None else now.vicinity
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]

@@ -109,7 +109,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         "layers": found.chosen,
         "near": 0,
         "wide": 0.5,
-        "answer_weight": 1.0,
+        "answer_weight": 4.0,
         "vicinity": 0.0,
         "keep": KEEP,
     }

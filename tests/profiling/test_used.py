@@ -62,7 +62,7 @@ def test_what_is_seen_is_as_stored_and_without_it_the_default(
         assert flops(engine, **rest, **{option: values[-1]}) == costs[values[-1]], "the caller's comes first"
 
 
-@pytest.mark.parametrize(("option", "values"), [("vicinity", (0.0, 1.0, 9.0)), ("answer_weight", (1.0, 1.2, 9.0))])
+@pytest.mark.parametrize(("option", "values"), [("vicinity", (0.0, 1.0, 9.0)), ("answer_weight", (4.0, 1.0, 1.2))])
 def test_what_a_store_says_counts_is_used_and_without_it_the_default(
     tmp_path: Path, option: str, values: tuple[float, ...]
 ) -> None:
