@@ -52,15 +52,7 @@ def run(request: Request) -> None:
         chosen = {name: getattr(found, name) for name in ("near", "wide", "answer_weight", "vicinity")}
         print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
         return
-    for table in (
-        _layers_table,
-        _nears_table,
-        _widths_table,
-        _weights_table,
-        _vicinities_table,
-        _budgets_table,
-        _waits_table,
-    ):
+    for table in TABLES:
         out.print(table(found))
     wide = f"all is seen on {_share(found.wide)} of the layers, {counted(found.near, 'token')} nearby on the others"
     out.print(
@@ -151,6 +143,12 @@ def _table(title: str, first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right")
     return table
+
+
+TABLES = (
+    _layers_table, _nears_table, _widths_table, _weights_table, _vicinities_table, _budgets_table, _waits_table,
+)  # fmt: skip
+"""In the order in which it is measured."""
 
 
 def _share(keep: float) -> str:

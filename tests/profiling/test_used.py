@@ -80,6 +80,16 @@ def test_what_a_store_says_counts_is_used_and_without_it_the_default(
         assert kept(engine, **{option: values[1]}) == other, "the caller's comes first"
 
 
+def test_a_config_that_notes_layers_was_measured_with_every_look_counting_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engine = tiny_engine()
+    before = kept_by(engine, SamKV(keep=0.3, layers=(3,)))
+    monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [3], raising=False)
+    alike, others = (kept_by(engine, SamKV(keep=0.3, answer_weight=weight)) for weight in (1.0, 4.0))
+    assert kept_by(engine, SamKV(keep=0.3)) == alike != others == before
+
+
 def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
