@@ -62,7 +62,7 @@ def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting], most: i
             method = Recording(setting.method(plan))
             left = left_of(answer, own, plan, method)
             kept = sum(map(len, method.selection.kept)) / plan.chunk_tokens
-            given = text if left.same else text_of(method_answer(own, plan, setting.method(plan), most))
+            given = text if left.same else text_of(method_answer(own, plan, method, most))
             told = {"answer": given, "tells": tells(given, item.answers)}
             rows.append(
                 {**common, "setting": setting.label, "same": left.same, "loss": left.loss, "kept": kept, **told}

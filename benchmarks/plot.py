@@ -35,7 +35,8 @@ LEFT = {
     "reuse": "reuse: 100 %", "cacheblend@0.15": "cacheblend: 100 %",
     "samkv:near=8,settle_at=32@0.15": "samkv, near=8, keep=1: 100 %",
 }  # fmt: skip
-SMALL, FIDELITY = "SmolLM2-135M-Instruct.Q4_1.gguf", ("most_tokens", "method", "source")
+LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "30", "32")
+"""Of which model, by how many questions of a set, with how many tokens of an answer at most."""
 TASK = RESULTS / "eval" / "methods"
 Row = Mapping[str, str]
 
@@ -130,11 +131,11 @@ def draw_fidelity(path: Path) -> None:
     """Bars of what methods lose of a public model's own answers, over four question sets, each a dot; measured when
     every look counted alike."""
     figure, axes = plt.subplots(figsize=(9, 3.4), dpi=110)
-    found = latest("fidelity", "model", "questions", *FIDELITY)
-    rows = {key[2:]: row for key, row in found.items() if key[:2] == (SMALL, "30")}
-    sources = sorted({source for most, _, source in rows if most == "32"})
+    found = latest("fidelity", "model", "questions", "most_tokens", "method", "source")
+    rows = {key[3:]: row for key, row in found.items() if key[:3] == LEFT_OF}
+    sources = sorted({source for _, source in rows})
     for place, method in enumerate(LEFT):
-        losses = [float(rows["32", method, source]["loss"]) for source in sources]
+        losses = [float(rows[method, source]["loss"]) for source in sources]
         colour = COLOURS.get(method.split(":")[0].split("@")[0], "#c9cdd4")
         axes.barh(place, sum(losses) / len(losses), 0.7, color=colour)
         axes.plot(losses, [place] * len(losses), "o", color="#444444", markersize=3)

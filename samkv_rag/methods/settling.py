@@ -37,7 +37,7 @@ class LateSettling:
     again: Picked
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
-    answer_weight: float = 1.0
+    answer_weight: float
     _settled: Settled | None = None
     _short: bool = False
 

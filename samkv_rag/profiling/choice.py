@@ -13,6 +13,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
 from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE, noted
+from samkv_rag.options import known
 from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
@@ -125,34 +126,33 @@ def profile(
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
-    known, now = _Measured.of(Asking(engine, asked, progress), keep), _stored(engine) or noted(engine.adapter)
-    weight = ANSWER_WEIGHT if now.answer_weight is None else now.answer_weight
-    vicinity = VICINITY if now.vicinity is None else now.vicinity
+    measured, now = _Measured.of(Asking(engine, asked, progress), keep), _stored(engine) or noted(engine.adapter)
+    weight, vicinity = known(now.answer_weight, ANSWER_WEIGHT), known(now.vicinity, VICINITY)
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]
-    sets = candidates(engine.adapter.shape.layers, known.agreement, in_force)
-    best, tried = _best_layers(known, Setting((), NEAR, WIDE, weight, vicinity, keep), sets)
-    by_near = known.varied("Trying how much is seen nearby", best, "near", NEARS)
+    sets = candidates(engine.adapter.shape.layers, measured.agreement, in_force)
+    best, tried = _best_layers(measured, Setting((), NEAR, WIDE, weight, vicinity, keep), sets)
+    by_near = measured.varied("Trying how much is seen nearby", best, "near", NEARS)
     best = best._replace(near=min(as_good(by_near)))
-    by_width = known.varied("Trying other widths", best, "wide", WIDTHS)
+    by_width = measured.varied("Trying other widths", best, "wide", WIDTHS)
     best = best._replace(wide=min(as_good(by_width)))
-    by_weight = known.varied("Trying other weights", best, "answer_weight", sorted({*WEIGHTS, weight}))
+    by_weight = measured.varied("Trying other weights", best, "answer_weight", sorted({*WEIGHTS, weight}))
     best = best._replace(answer_weight=kept_or_best(weight, by_weight))
-    by_vicinity = known.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
+    by_vicinity = measured.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
-    by_keep = known.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
-    by_wait = known.varied("Settling later what stays", best, "settle_at", WAITS)
+    by_keep = measured.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
+    by_wait = measured.varied("Settling later what stays", best, "settle_at", WAITS)
     columns: list[Mapping[Any, Sequence[Left]]] = [by_near, by_width, by_weight, by_vicinity, by_keep, by_wait]
     chosen = best.layers, best.near, best.wide, best.answer_weight, best.vicinity
     return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))
 
 
 def _best_layers(
-    known: _Measured, setting: Setting, sets: Sequence[Layers]
+    measured: _Measured, setting: Setting, sets: Sequence[Layers]
 ) -> tuple[Setting, tuple[Tried, ...]]:  # fmt: skip
     """`setting` with the best of the `sets`, or of the best one without each of its layers; and what all came to."""
-    first = cheapest(known.varied("Trying sets of layers", setting, "layers", sets))
-    left = known.varied("Leaving layers out", setting, "layers", [*sets, *without_one(first)])
-    tried = tuple(Tried(layers, *_means(found), known.agreement(layers)) for layers, found in left.items())
+    first = cheapest(measured.varied("Trying sets of layers", setting, "layers", sets))
+    left = measured.varied("Leaving layers out", setting, "layers", [*sets, *without_one(first)])
+    tried = tuple(Tried(layers, *_means(found), measured.agreement(layers)) for layers, found in left.items())
     return setting._replace(layers=cheapest(left)), tried
 
 
