@@ -15,21 +15,12 @@ from torch import Tensor
 
 from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
+from samkv_rag.methods.looks import FirstLook, Look
 from samkv_rag.methods.picked import Picked, Settled, best_of, largest
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE, profile_of
 from samkv_rag.methods.run import Run
-from samkv_rag.methods.scoring import (
-    attention_scores,
-    check_block,
-    chunk_scores,
-    followed_values,
-    pass_scores,
-    personalised,
-    surrounded,
-    turned_to_chunks,
-    vicinities,
-)  # fmt: skip
+from samkv_rag.methods.scoring import check_block, followed_values, surrounded, vicinities
 from samkv_rag.methods.selection import (
     Choice,
     ChunkScores,
@@ -37,7 +28,6 @@ from samkv_rag.methods.selection import (
     anchor_masks,
     choose,
     dynamic_share,
-    shortlist,
     split_recompute,
     standardised,
 )  # fmt: skip
@@ -106,7 +96,7 @@ class SamKV(Options):
     local: Count = 0
     middle: bool = True
     layers: tuple[int, ...] | None = None
-    look: Literal["keys", "two_stage", "pooled", "mean", "bound"] = "keys"
+    look: Look = "keys"
     candidates: Annotated[float, Within(1)] = 3.0
     bias: bool = True
     partner: Literal["query", "local"] = "query"
@@ -233,48 +223,10 @@ class SamKV(Options):
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
     ) -> list[ChunkScores]:  # fmt: skip
-        if self.look in ("keys", "two_stage"):
-            return self._key_scores(run, layers, anchors, int(self.candidates * budget))
-        if self.look == "pooled":
-            asking = run.question_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
-            with run.stage("select"):
-                queries = [self._pooled(run, stack, own.mean(2)) for stack, own in enumerate(asking)]
-                turned = turned_to_chunks(run, queries, self.frame)
-                return chunk_scores(run, turned, layers, self._block, self.initial, self.local)
-        return self._summary_scores(run, layers, anchors, self.look)
-
-    def _key_scores(
-        self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], limit: int
-    ) -> list[ChunkScores]:  # fmt: skip
-        sizes = (self._block, self.initial, self.local)
-        if self.look == "keys" or limit >= sum(run.lengths):
-            return pass_scores(run, layers, *sizes)
-        bounds = self._summary_scores(run, layers, anchors, "bound")
-        return pass_scores(run, layers, *sizes, shortlist(bounds, run.lengths, limit, self._block))
-
-    def _summary_scores(
-        self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], summary: str
-    ) -> list[ChunkScores]:  # fmt: skip
-        queries, positions = run.asking_pass([mask.nonzero()[:, 0] for mask in anchors], layers[-1])
-        with run.stage("select"):
-            return attention_scores(
-                run,
-                queries,
-                positions,
-                layers,
-                self._block,
-                self.initial,
-                self.local,
-                frame=self.frame,
-                summary=summary,
-            )
-
-    def _pooled(self, run: Run, stack: int, generic: Tensor) -> Tensor:
-        """The pooled question's queries on a stack's layers `(L, H, D)`, one for each chunk: `(C, L, H, D)`."""
-        if not self.bias:
-            return generic.expand(len(run.lengths), *generic.shape)
-        local = [run.local_query(index, stack)[: len(generic)] for index in range(len(run.lengths))]
-        return personalised(generic, torch.stack(local), self.partner)
+        """What the first look finds, with a shortlist of so many times the `budget`."""
+        sizes, candidates = (self._block, self.initial, self.local), int(self.candidates * budget)
+        looking = FirstLook(run, layers, anchors, *sizes, candidates, self.bias, self.partner, self.frame)
+        return looking.scores(self.look)
 
     def _rank_anchors(
         self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int
