@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from samkv_rag.methods import Method, Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.calling import handing
 from samkv_rag.parity import next_logits
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import ChunkKV, PromptPlan, Question, Segment, Selection
@@ -155,7 +156,7 @@ def stock_logits(
     near = keys[None, :] > positions[:, None] - _window(model)
     out = model(
         torch.tensor([list(ids)]), position_ids=positions[None], use_cache=True,
-        past_key_values=DynamicCache() if past is None else past, attention_mask=hand_made_mask(model, visible, near),
+        **handing(model, DynamicCache() if past is None else past), attention_mask=hand_made_mask(model, visible, near),
     )  # fmt: skip
     return out.logits[0].float()  # type: ignore[no-any-return]
 
@@ -202,7 +203,7 @@ def stock_attention(wiring: str, plan: PromptPlan, kept: Kept, layers: Sequence[
         at[None, :] > at[:, None] - _window(model),
     )
     out = model(
-        torch.tensor([kept.ids]), position_ids=at[None], past_key_values=frozen_cache(wiring, plan, kept),
+        torch.tensor([kept.ids]), position_ids=at[None], **handing(model, frozen_cache(wiring, plan, kept)),
         attention_mask=hand_made_mask(model, visible, near), output_attentions=True,
     )  # fmt: skip
     return torch.stack([out.attentions[layer][0].double().mean(0) for layer in layers])

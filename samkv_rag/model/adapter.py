@@ -21,6 +21,7 @@ from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_
 from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.buffers import Buffers, room_for
 from samkv_rag.model.cache import Blend, GrowingCache, SlotCache
+from samkv_rag.model.calling import handing
 from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
@@ -107,8 +108,8 @@ class ModelAdapter:
         run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
-                tokens, past_key_values=cache, position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
-                attention_mask=dummy, use_cache=True,
+                tokens, **handing(self.model, cache), attention_mask=dummy, use_cache=True,
+                position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
             )  # fmt: skip
             logits = out.logits[:, -speak:].float() if speak else None
         if plan.last_layer in (None, len(self.rotary.kinds) - 1) and len(plan.seen) < len(self.rotary.kinds):

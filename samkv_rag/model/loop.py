@@ -19,6 +19,7 @@ from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.calling import cache_name, handing
 from samkv_rag.model.decoding import Decoding, Hearer, Settling, take
 from samkv_rag.model.rules import Rules
 from samkv_rag.model.steps import Recorder, recorder_of
@@ -144,12 +145,12 @@ class Loop:
 
     def _side_by_side(self, tokens: Tensor, positions: Tensor, plan: Plan) -> Tensor:
         """Logits of one new token a row, by a plan that keeps the caches itself."""
-        return self._logits(tokens, positions, plan, past_key_values=None, use_cache=False)
+        return self._logits(tokens, positions, plan, use_cache=False)
 
     def _alone(self, decoding: Decoding) -> Tensor:
         if self._apart:
             self._renew(decoding)
-        return self._logits(*decoding.next, decoding.plan, past_key_values=decoding.cache, use_cache=True)
+        return self._logits(*decoding.next, decoding.plan, **handing(self._model, decoding.cache), use_cache=True)
 
     def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
         """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers hands on as it is."""
@@ -162,8 +163,8 @@ class Loop:
         """Phi-3 wants all keys anew when the text outgrows the short frequencies: its class then drops the cache."""
         _, positions = decoding.next
         inputs = self._model.prepare_inputs_for_generation(
-            decoding.ids, next_sequence_length=positions.shape[1], past_key_values=decoding.cache,
+            decoding.ids, next_sequence_length=positions.shape[1], **handing(self._model, decoding.cache),
             position_ids=positions, use_cache=True,
         )  # fmt: skip
-        if inputs.get("past_key_values") is None:
+        if inputs.get(cache_name(self._model)) is None:
             decoding.cache.crop_to(0)

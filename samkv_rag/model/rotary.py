@@ -22,6 +22,7 @@ from samkv_kernels.rope_gather import Angles
 from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.cache import GrowingCache
+from samkv_rag.model.calling import handing
 from samkv_rag.model.latest import remember
 
 PROBE_POSITION = 17
@@ -268,9 +269,8 @@ def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]
     device = model.get_input_embeddings().weight.device
     cache: Any = GrowingCache()
     token = torch.tensor([[5]], device=device)
-    model.get_decoder()(
-        token, past_key_values=cache, position_ids=torch.tensor([[position]], device=device), use_cache=True
-    )
+    positions = torch.tensor([[position]], device=device)
+    model.get_decoder()(token, **handing(model, cache), position_ids=positions, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from samkv_rag import SamKVError
+from samkv_rag.model.calling import handing
 from samkv_rag.prompt.template import HEAD
 from tests.engine.test_engine import ASKED, CHUNKS, EVERYTHING, stock_answer
 from tests.models import byte_tokenizer, tiny_engine
@@ -38,7 +39,7 @@ def test_an_entry_is_the_chunk_s_part_of_a_prefill_behind_the_sink_prefix() -> N
     plan = engine.plan_question(ASKED, CHUNKS[:1])
     chunk, cache = plan.chunks[0], DynamicCache()
     ids = torch.tensor([plan.token_ids[: chunk.stop]])
-    stock("llama")(ids, past_key_values=cache)
+    stock("llama")(ids, **handing(stock("llama"), cache))
     _, values = unblocked(engine.store.read_blocks(mine))
     for layer, stored in zip(cache.layers, values, strict=True):
         fresh = layer.values[0, :, chunk.start :]

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from samkv_rag.methods import (
     AnchorsOnly,
@@ -22,6 +23,7 @@ from samkv_rag.methods import (
     Reuse,
     Run,
 )  # fmt: skip
+from samkv_rag.model.calling import handing
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import Selection
 from tests import oracles
@@ -106,8 +108,10 @@ def test_cacheblend_chooses_the_keys_that_moved_most() -> None:
     case = prompted("llama")
     chosen = case.prepare(CacheBlend(share=0.3)).selection.recomputed
     stored = oracles.stored_entries("llama", case.plan)[1][0]
+    model, past = stock("llama"), DynamicCache()
     with torch.no_grad():
-        fresh = stock("llama")(torch.tensor([case.plan.token_ids]), use_cache=True).past_key_values.layers[1].keys
+        model(torch.tensor([case.plan.token_ids]), **handing(model, past))
+    fresh = past.layers[1].keys
     moved = (fresh - stored).square().sum((0, 1, 3))
     spots = torch.cat([torch.arange(chunk.start, chunk.stop) for chunk in case.plan.chunks])
     best = spots[moved[spots].topk(int(0.3 * len(spots))).indices].sort().values
@@ -125,7 +129,7 @@ def test_prophetkv_chooses_what_the_question_attends_to(wiring: str) -> None:
     with torch.no_grad():
         maps = model(
             torch.tensor([kept.ids]), position_ids=kept.positions[None], output_attentions=True,
-            past_key_values=oracles.frozen_cache(wiring, case.plan, kept),
+            **handing(model, oracles.frozen_cache(wiring, case.plan, kept)),
             attention_mask=oracles.hand_made_mask(model, visible, visible),
         ).attentions  # fmt: skip
     asking = kept.positions >= case.plan.question.start

@@ -13,6 +13,7 @@ from samkv_rag import parity
 from samkv_rag.errors import ParityError, UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.calling import handing
 from samkv_rag.model.observers import Observation
 from samkv_rag.model.rotary import _rotation_of
 from samkv_rag.parity import check_parity
@@ -186,7 +187,7 @@ def test_stored_keys_turned_to_their_own_positions_are_the_models_cached_keys(wi
     cached, seen = attached.ingest([""], [ids])[0], set()
     cache: Any = DynamicCache()
     with torch.no_grad():
-        stock(wiring).get_decoder()(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+        stock(wiring).get_decoder()(torch.tensor([ids]), **handing(stock(wiring), cache), use_cache=True)
     for stack, own in zip(attached.shape.stacks, cached.stacks, strict=True):
         keys, values = unblocked(own.kv)
         turned = attached.table(torch.arange(length)).rotate(keys[:, :, :length], stack.layers)
