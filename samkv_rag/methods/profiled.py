@@ -6,10 +6,10 @@ from samkv_rag.methods.run import Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store.profiles import ModelProfile
 
-WIDE, NEAR, VICINITY, ANSWER_WEIGHT = 0.5, 0, 0.0, 4.0
+WIDE, NEAR, VICINITY, ANSWER_WEIGHT = 0.5, 0, 0.0, 2.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, how many tokens
 before it it sees on the others, how much the place that a token stands in counts, and how many times what is looked at
-by what says the answer (as on two public models: docs/benchmarks.md)."""
+by what says the answer (more costs the bundled reader lists: docs/benchmarks.md)."""
 
 
 def noted(adapter: ModelAdapter) -> ModelProfile:

@@ -56,7 +56,7 @@ class SamKV(Options):
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
     `answer_weight`: how many times what the token that says the first of the answer looks at counts, beside what the
-    question's others look at; with `settle_at`, what the answer's own look at, too. None: as profiled, else 4 (1 where
+    question's others look at; with `settle_at`, what the answer's own look at, too. None: as profiled, else 2 (1 where
     the config notes layers).
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.

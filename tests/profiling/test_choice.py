@@ -106,7 +106,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
     rest: dict[str, Any] = {"layers": found.chosen, "near": 0, "wide": 0.5, "keep": KEEP}
-    rest |= {"answer_weight": 4.0, "vicinity": 0.0}
+    rest |= {"answer_weight": 2.0, "vicinity": 0.0}
     for option, outcomes, chosen in (
         ("near", found.nears, found.near),
         ("wide", found.widths, found.wide),
