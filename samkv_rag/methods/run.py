@@ -215,9 +215,7 @@ class Run:
         with self.stage("select"):
             looked_at = most_looked_at(self._of_chunks(maps.found, layout), answer_weight)
             if at:
-                late = LateSettling(
-                    at, self.adapter, ground, self.lengths, layers, again, looked_at, settle, answer_weight
-                )
+                late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, looked_at, settle)
                 return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
             settled = settle(looked_at)
             stays = ground.with_glue(settled.kept)

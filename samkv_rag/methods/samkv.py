@@ -56,8 +56,8 @@ class SamKV(Options):
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
     `answer_weight`: how many times what the token that says the first of the answer looks at counts, beside what the
-    question's others look at; with `settle_at`, what the answer's own look at, too. None: as profiled, else 2 (1 where
-    the config notes layers).
+    question's others look at. None: as profiled, else 2 (1 where the config notes layers). With `settle_at` all count
+    alike: the answer's tokens speak for themselves.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
@@ -117,6 +117,8 @@ class SamKV(Options):
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
         if self.settle_at and self.settle == "before":
             raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
+        if self.settle_at and self.answer_weight not in (None, 1):
+            raise SamKVError("With settle_at what every token looks at counts once: leave out answer_weight.")
         if self.block is not None and self.look != "keys":
             check_block(self.block)
 
@@ -183,13 +185,12 @@ class SamKV(Options):
         n_layers = run.adapter.shape.layers
         wide = self.wide_layers(n_layers, profile.wide)
         near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
-        weight = known(self.answer_weight, profile.answer_weight, ANSWER_WEIGHT)
-
         layers, at = range(n_layers // 2, n_layers), self.settle_at if budget < sum(run.lengths) else 0
         if at and run.adapter.rotary.depends_on_length:
             at, notes = 0, (*notes, "settle_at was left out: this model's keys turn with the length of the text")
         if at:
             run.notes, notes = (*run.notes, *notes), ()
+        weight = known(self.answer_weight, 1.0 if at else profile.answer_weight, ANSWER_WEIGHT)
 
         def settle(looked_at: Tensor) -> Settled:
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]

@@ -24,9 +24,9 @@ from samkv_rag.types import Selection
 class LateSettling:
     """When `after` tokens of an answer are there, `choose` says what stays of the prompt on `ground`.
 
-    It gets how much each of the T tokens of all chunks (of `lengths`) was looked at: before (`looked_at` `(T,)`), or
-    `answer_weight` times by these tokens on `layers`. They go through the model once more for it, together, in sight of
-    all, which says the next token as well. `again` are the chunks' tokens that were computed.
+    It gets how much each of the T tokens of all chunks (of `lengths`) was looked at: before (`looked_at` `(T,)`), or by
+    these tokens on `layers`. They go through the model once more for it, together, in sight of all, which says the next
+    token as well. `again` are the chunks' tokens that were computed.
     """
 
     after: int
@@ -37,7 +37,6 @@ class LateSettling:
     again: Picked
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
-    answer_weight: float
     _settled: Settled | None = None
     _short: bool = False
 
@@ -55,7 +54,7 @@ class LateSettling:
         maps = AttentionMaps(torch.arange(count, device=device), self.layers)
         cache.crop_to(prompt)
         logits = self.adapter.logits_of(tokens, cache, maps)
-        now = self.answer_weight * most_looked_at(maps.found).index_select(0, self.ground.spots)
+        now = most_looked_at(maps.found).index_select(0, self.ground.spots)
         settled = self.choose(torch.maximum(self.looked_at, now))
         written = torch.arange(prompt, prompt + count, device=device)
         cache.keep(torch.cat([self.ground.with_glue(settled.kept), written]))

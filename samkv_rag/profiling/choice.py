@@ -43,6 +43,11 @@ class Setting(NamedTuple):
     keep: float
     settle_at: int = 0
 
+    def method(self) -> SamKV:
+        """What is tried: when it is settled later what stays, how often what says the answer counts is left out."""
+        options = self._asdict()
+        return SamKV(**options | {"answer_weight": None} if self.settle_at else options)
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -202,7 +207,7 @@ class _Measured:
             self.left.update(zip(new, found, strict=True))
 
     def _leaving(self, setting: Setting) -> Measure[Left]:
-        method = SamKV(**setting._asdict())
+        method = setting.method()
         return lambda engine, plan, number: left_of(self.own[number], engine, plan, method)
 
     def varied(self, doing: str, best: Setting, option: str, values: Iterable[K]) -> dict[K, list[Left]]:
