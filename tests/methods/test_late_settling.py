@@ -231,7 +231,7 @@ def test_a_step_that_is_broken_off_is_taken_again(at: int, monkeypatch: pytest.M
     assert row.result() == want[1]
 
 
-def test_it_needs_a_recompute_to_settle_after() -> None:
+def test_what_says_nothing_beside_it_is_refused() -> None:
     with pytest.raises(SamKVError, match='settle_at .* needs settle="after"'):
         SamKV(settle="before", settle_at=4)
     with pytest.raises(SamKVError, match="counts once: leave out answer_weight"):
