@@ -23,9 +23,9 @@ def test_there_are_results() -> None:
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.parent.name)
 def test_they_are_the_shipped_readers(run: Path) -> None:
     found = json.loads(run.read_text())
-    if {one["transformers"] for one in found["environments"]} != {transformers.__version__}:
-        pytest.skip("fingerprints hold a configuration as transformers writes it, which versions do differently")
-    sink = found["arguments"]["sink_prefix"]
     assert is_bundled(found["model"]["name"])
-    source = ModelSource(found["model"]["name"], sink_text=sink_text(sink))
-    assert found["model"]["fingerprint"] == source.fingerprint
+    source = ModelSource(found["model"]["name"], sink_text=sink_text(found["arguments"]["sink_prefix"]))
+    same = found["model"]["fingerprint"] == source.fingerprint
+    if not same and {one["transformers"] for one in found["environments"]} != {transformers.__version__}:
+        pytest.skip("fingerprints hold a configuration as transformers writes it, which versions may do differently")
+    assert same
