@@ -8,9 +8,13 @@ from typing import Any, Self
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
+from samkv_rag.methods import SamKV
 
 Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
+FOR_ANSWERS = SamKV(settle_at=8)
+"""The method of a framework's model object that names none. People ask for lists and sentences: by their first token
+alone too little can be told of what they will need, by eight it can (docs/benchmarks.md)."""
 
 
 def require_namespace(engine: SamKVEngine, namespace: str) -> None:

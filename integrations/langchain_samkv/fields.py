@@ -10,7 +10,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import require_namespace
+from samkv_rag.engines import FOR_ANSWERS, require_namespace
 from samkv_rag.methods import Method, resolve_method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
@@ -40,8 +40,9 @@ class SamKVFields(BaseChatModel):
     streaming: bool = False
     kv_store: Any = "./kv"
     """Where chunk caches live: a folder, ":memory:" or a `ChunkKVStore`."""
-    method: Any = "samkv"
-    """How caches are used: "samkv", "full" (not at all), another method's name, or a method object."""
+    method: Any = None
+    """How caches are used: "samkv", "full" (not at all), another method's name, or a method object. None:
+    `SamKV(settle_at=8)`, or that of the engine that was given."""
     keep: float | None = None
     """Kept chunk tokens / chunk tokens; None is the method's own."""
     namespace: str = "default"
@@ -90,7 +91,7 @@ class SamKVFields(BaseChatModel):
         if name != self.model_name:
             other = {**self._settings, "model": name, "tokenizer": None, "store": self.engine.store}
             return self.shared_engines.get(other, self.engine.method)
-        return self.given_engine or self.shared_engines.get(self._settings, self.method)
+        return self.given_engine or self.shared_engines.get(self._settings, self.method or FOR_ANSWERS)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -103,4 +104,4 @@ class SamKVFields(BaseChatModel):
     @property
     def _own_method(self) -> str | Method | None:
         """The method of this object's calls: not that of its engine, which a copy with another one may have made."""
-        return self.method if self.given_engine is not None else resolve_method(self.method or "samkv")
+        return self.method if self.given_engine is not None else resolve_method(self.method or FOR_ANSWERS)

@@ -144,6 +144,17 @@ def test_the_fields_keep_belongs_to_the_fields_method(engine: SamKVEngine) -> No
     assert ratio(keep=0.6) == pytest.approx(0.6, abs=0.02)
 
 
+def test_what_stays_is_settled_within_the_answer_where_no_method_is_named() -> None:
+    llm = ChatSamKV(model=roomy_model(), tokenizer=byte_tokenizer(), kv_store=":memory:", min_kept_tokens=0)
+    llm.engine.precompute(CHUNKS)
+
+    def ratio(**keywords: Any) -> float:
+        return float(llm.invoke(ASKED, **keywords).response_metadata["samkv"]["kept_ratio"])
+
+    assert ratio(max_tokens=12, keep=0.3) == ratio(max_tokens=2, method=SamKV(keep=0.3)) == pytest.approx(0.3, abs=0.02)
+    assert ratio(max_tokens=2, keep=0.3) == 1.0, "an answer that is shorter keeps all"
+
+
 def test_stop_of_one_call_goes_before_the_fields(llm: ChatSamKV) -> None:
     text = llm.invoke("Hello", max_tokens=30).text
     stop = text[len(text) // 2]

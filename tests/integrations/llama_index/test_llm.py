@@ -130,6 +130,13 @@ def test_fields_are_the_defaults_and_keep_belongs_to_its_method() -> None:
     assert make_llm(engine, method=SamKV(keep=0.9)).complete("four").raw["samkv"]["method"] == "samkv"
 
 
+def test_what_stays_is_settled_within_the_answer_where_no_method_is_named() -> None:
+    assert SamKVLLM(kv_store=":memory:").engine.method == SamKV(settle_at=8)
+    assert SamKVLLM(kv_store=":memory:", method=SamKV()).engine.method == SamKV()
+    engine = make_engine()
+    assert make_llm(engine).engine.method is engine.method, "a given engine has its own"
+
+
 def test_complete_asks_a_chat_model_in_one_message() -> None:
     engine = make_engine()
     recorder = Recorder(engine)

@@ -13,6 +13,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms.samkv.holder import EngineHolder
 from llama_index.llms.samkv.tools import supports_tools
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.engines import FOR_ANSWERS
 
 
 class SamKVFields(FunctionCallingLLM):
@@ -20,7 +21,7 @@ class SamKVFields(FunctionCallingLLM):
 
     model_name: str = Field(default="bundled", description='"bundled", a hub id, a folder or a GGUF file.')
     kv_store: str = Field(default="./kv", description='Folder of the chunk caches, or ":memory:".')
-    method: Any = Field(default=None, description="A method's name or object; None is SamKV, or the engine's own.")
+    method: Any = Field(default=None, description="A name or an object; None: SamKV(settle_at=8), or the engine's.")
     keep: float | None = Field(default=None, description="Share of the chunk tokens that is kept; None: the method's.")
     namespace: str = Field(default="default", description="Caches of one namespace are unknown in all others.")
     max_new_tokens: int = Field(default=256, description="The most tokens of an answer.", gt=0)
@@ -71,7 +72,7 @@ class SamKVFields(FunctionCallingLLM):
     @property
     def engine(self) -> SamKVEngine:
         """The engine, made on first use; its model is loaded by the first answer, or by `load()`."""
-        return self._holder.get(self._settings, self.method)
+        return self._holder.get(self._settings, self.method or FOR_ANSWERS)
 
     @property
     def _settings(self) -> dict[str, Any]:
