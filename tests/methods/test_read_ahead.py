@@ -124,8 +124,8 @@ def test_the_first_layers_are_computed_before_the_last_ones_are_there(
         assert layers.start == 0 or computed.wait(SOON), "nothing runs while this is read"
         return read(key, blocks, layers, *how)
 
-    def told(self: SlotLayer, *args: Any) -> tuple[Tensor, Tensor]:
-        out = update(self, *args)
+    def told(self: SlotLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        out = update(self, *args, **kwargs)
         computed.set()
         return out
 
