@@ -34,11 +34,11 @@ class Engines:
         self._making = threading.RLock()
 
     def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The engine with these settings, made for who asks first, with its `method`."""
+        """The engine with these settings, made for who asks first, with its `method`; without one for answers."""
         with self._making:
             engine = next((engine for known, engine in self._made if known == settings), None)
             if engine is None:
-                engine = SamKVEngine.from_pretrained(**settings, method=method)
+                engine = SamKVEngine.from_pretrained(**settings, method=method or FOR_ANSWERS)
                 self._made.append((settings, engine))
             return engine
 

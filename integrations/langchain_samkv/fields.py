@@ -91,7 +91,7 @@ class SamKVFields(BaseChatModel):
         if name != self.model_name:
             other = {**self._settings, "model": name, "tokenizer": None, "store": self.engine.store}
             return self.shared_engines.get(other, self.engine.method)
-        return self.given_engine or self.shared_engines.get(self._settings, self.method or FOR_ANSWERS)
+        return self.given_engine or self.shared_engines.get(self._settings, self.method)
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from samkv_rag.methods.run import Run
-from samkv_rag.methods.scoring import (
-    attention_scores,
-    chunk_scores,
-    pass_scores,
-    personalised,
-    turned_to_chunks,
-)  # fmt: skip
+from samkv_rag.methods.scoring import attention_scores, chunk_scores, pass_scores, personalised, turned_to_chunks
 from samkv_rag.methods.selection import ChunkScores, shortlist
 
 Look = Literal["keys", "two_stage", "pooled", "mean", "bound"]

@@ -10,7 +10,7 @@ NAMES = ("cache", "past_key_values")
 
 
 def handing(model: Any, entries: Any) -> dict[str, Any]:
-    """The keyword that hands `entries`, or None, to a model's forward, or to its decoder's."""
+    """The keyword that hands `entries` to a model's forward, or to its decoder's."""
     return {cache_name(model): entries}
 
 

@@ -45,8 +45,7 @@ class Setting(NamedTuple):
 
     def method(self) -> SamKV:
         """What is tried: when it is settled later what stays, how often what says the answer counts is left out."""
-        options = self._asdict()
-        return SamKV(**options | {"answer_weight": None} if self.settle_at else options)
+        return SamKV(**self._asdict() | {"answer_weight": None if self.settle_at else self.answer_weight})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms.samkv.holder import EngineHolder
 from llama_index.llms.samkv.tools import supports_tools
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.engines import FOR_ANSWERS
 
 
 class SamKVFields(FunctionCallingLLM):
@@ -72,7 +71,7 @@ class SamKVFields(FunctionCallingLLM):
     @property
     def engine(self) -> SamKVEngine:
         """The engine, made on first use; its model is loaded by the first answer, or by `load()`."""
-        return self._holder.get(self._settings, self.method or FOR_ANSWERS)
+        return self._holder.get(self._settings, self.method)
 
     @property
     def _settings(self) -> dict[str, Any]:
