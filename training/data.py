@@ -22,6 +22,12 @@ from training.shelf import DRAWN, Shelf
 RESTING = {ANSWER: [0], SEEK: [0], NAME: [0]}
 """Where heads look from the end of a question that are not to answer it."""
 ROOM = 64  # points of a kind in a row, at most
+PLAIN = -1  # whose target a token of the context is
+
+
+def moved(part: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU fetches it from pinned memory, while it goes on."""
+    return part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part.to(device)
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,12 @@ class Points:
 
     def to(self, device: torch.device) -> Points:
         """The same on another device."""
-        return Points(*(part.to(device, non_blocking=True) for part in (self.at, self.meant, self.spots)), self.length)
+        return Points(*(moved(part, device) for part in (self.at, self.meant, self.spots)), self.length)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, positions, owner [B, T]; where, targets [N]; group: question number per target, or -1.
+    """ids, positions, owner [B, T]; where, targets [N]; group: question number per target, or `PLAIN`.
 
     The first `split` places of a row are its context. `owner` says whose a token is: 0 the context's, 1.. a question's
     of the row, -1 nobody's. `points` are by kind the tokens that should look at others, `pointed` which kinds have any.
@@ -71,10 +77,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        moved = {
-            name: part.to(device, non_blocking=True) for name, part in vars(self).items() if isinstance(part, Tensor)
-        }
-        return replace(self, **moved, points={kind: points.to(device) for kind, points in self.points.items()})
+        parts = {name: moved(part, device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **parts, points={kind: points.to(device) for kind, points in self.points.items()})
 
     @property
     def mask(self) -> Tensor:
@@ -101,10 +105,15 @@ def _positions(rng: random.Random, pieces: list[list[int]], reach: int) -> list[
 
 
 def make_batch(
-    rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | Shelf | None = None, reach: int = 3000
+    rng: random.Random,
+    encode: Encoder,
+    sizes: Sizes,
+    library: Library | Shelf | None = None,
+    reach: int = 3000,
+    pointing: bool = True,
 ) -> Batch:
-    """A batch of fresh rows, no wider than its widest row."""
-    rows = [_Row(rng, encode, sizes, reach, library) for _ in range(sizes.rows)]
+    """A batch of fresh rows, no wider than its widest row; without points where nobody is taught where to look."""
+    rows = [_Row(rng, encode, sizes, reach, library, pointing) for _ in range(sizes.rows)]
     split = sizes.context if sizes.exact else max(len(row.context) for row in rows)
     length = split + (sizes.asked if sizes.exact else max(len(row.asked) for row in rows))
     ids, positions = torch.full((sizes.rows, length), encode.pad), torch.zeros(sizes.rows, length, dtype=torch.long)
@@ -126,8 +135,8 @@ def make_batch(
         plain = rng.sample(plain, sizes.plain) if sizes.plain < len(plain) else plain
         where += [number * length + place for place in plain]
         targets += [row.context[place + 1] for place in plain]
-        group += [-1] * len(plain)
-    points = {kind: _points(rng, rows, kind, split, length) for kind in KINDS}
+        group += [PLAIN] * len(plain)
+    points = {kind: _points(rng, rows, kind, split, length) for kind in KINDS if pointing}
     pointed = {kind: bool(found.meant.any()) for kind, found in points.items()}
     targets_ = (torch.tensor(part) for part in (where, targets, group))
     return Batch(ids, positions, owner, split, *targets_, tasks, points, pointed)
@@ -151,8 +160,9 @@ class _Row:
     """One context and its questions as lists: ids, positions, which question a token belongs to, what is supervised."""
 
     def __init__(
-        self, rng: random.Random, encode: Encoder, sizes: Sizes, reach: int, library: Library | Shelf | None = None
-    ) -> None:
+        self, rng: random.Random, encode: Encoder, sizes: Sizes, reach: int, library: Library | Shelf | None,
+        pointing: bool,
+    ) -> None:  # fmt: skip
         drawn = _draw(rng, encode, sizes, library)
         pieces = [piece[: sizes.context] for piece in encode.context(drawn.chunks)]
         self.context = [i for piece in pieces for i in piece][: sizes.context]
@@ -161,12 +171,13 @@ class _Row:
         self.asked, self.asked_places, self.owner = list[int](), list[int](), list[int]()
         self.where, self.targets, self.tasks = list[int](), list[int](), list[str]()
         self.points = list[Point]()
-        for question in choose(rng, drawn.questions, sizes.two_hop):
+        for question in choose(rng, drawn.questions, sizes.two_hop, sizes.lists):
             before = prompt(rng, encode, question, sizes.cloze)
             answer = encode.answer(question.answer)
             if len(self.asked) + len(before) + len(answer) - 1 > sizes.asked:
                 break
-            self._point(question, drawn, encode, before, answer)
+            if pointing:
+                self._point(question, drawn, encode, before, answer)
             self._add(before, answer, question.task)
 
     def _point(

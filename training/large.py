@@ -13,7 +13,7 @@ import multiprocessing
 import pickle
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import LlamaForCausalLM
 
 from training.data import Batch, make_batch
 from training.export import save_reader
@@ -30,6 +32,7 @@ from training.model import Layer, Reader, Shape
 from training.optimiser import Optimiser, follow, rate_at
 from training.pack import CONFIG
 from training.passages import Encoder, Sizes, sizes_of
+from training.recording import Recorder, level
 from training.shelf import Shelf
 from training.train import Losses, exact_matches, losses, read_config, taught
 
@@ -50,8 +53,10 @@ class Batches(IterableDataset[tuple[int, bytes]]):
         while True:
             rng = random.Random(f"{self.config['seed']}-{number}")
             stage = choose_stage(rng, self.config, self.progress.value)
-            batch = make_batch(rng, self.encode, exact_sizes(self.config["stages"][stage]), self.shelf)
-            yield stage, pickle.dumps(batch)
+            pointing = rng.random() < self.config["optimiser"]["pointed"]
+            sizes = exact_sizes(self.config["stages"][stage])
+            batch = make_batch(rng, self.encode, sizes, self.shelf, pointing=pointing and sizes.asked > 0)
+            yield stage, pickle.dumps(level(batch))
             number += step
 
 
@@ -66,6 +71,12 @@ def share_at(mix: list[float], progress: float) -> float:
     place = min(max(progress, 0.0), 1.0) * (len(mix) - 1)
     left = min(int(place), len(mix) - 2)
     return mix[left] + (mix[left + 1] - mix[left]) * (place - left)
+
+
+def further(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run that begins with a reader: what `further` says instead."""
+    stages = [stage | {"mix": [stage["mix"][-1]] * 2} | stage.get("further", {}) for stage in config["stages"]]
+    return config | {"optimiser": config["optimiser"] | config["further"], "stages": stages}
 
 
 def exact_sizes(stage: dict[str, Any]) -> Sizes:
@@ -95,25 +106,40 @@ class Sums:
 class Run:
     """A reader in training."""
 
-    def __init__(self, config: dict[str, Any], encode: Encoder, device: torch.device) -> None:
+    def __init__(
+        self, config: dict[str, Any], encode: Encoder, device: torch.device, start: Path | None = None,
+        recorded: bool = True,
+    ) -> None:  # fmt: skip
         self.config, self.encode, self.device = config, encode, device
         self.reader = Reader(Shape(vocab=config["vocab"], **config["shape"]))
-        initialise(self.reader, [encode.tokenizer.decode([i]) for i in range(config["vocab"])], config["seed"])
+        if start is None:
+            initialise(self.reader, [encode.tokenizer.decode([i]) for i in range(config["vocab"])], config["seed"])
+        else:
+            self.reader.load_state_dict(LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
         self.reader.to(device)
         self.optimiser = Optimiser(self.reader, config["optimiser"]["weight_decay"])
         self.weights = list(self.reader.parameters())
         self.average = [weight.detach().clone() for weight in self.weights]
+        self.recorder = Recorder(self.weights, self.gradients) if device.type == "cuda" and recorded else None
         self.step, self.tokens, self.sums = 0, 0, Sums()
+
+    def gradients(self, batch: Batch, plain_weight: Tensor | float) -> tuple[Losses, Sequence[Tensor]]:
+        """The losses of a batch, and the gradients of what is minimised."""
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            found = losses(self.reader, batch, taught(self.config) if batch.points else {})
+        total = found.total(self.config["optimiser"] | {"plain_weight": plain_weight})
+        return found, torch.autograd.grad(total, self.weights)
 
     def update(self, stage: int, batch: Batch, progress: float) -> None:
         """One update from one batch."""
-        options, stages = self.config["optimiser"], self.config["stages"]
-        looking = self.step % options["point_every"] == 0
-        batch = (batch if looking else replace(batch, points={})).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            found = losses(self.reader, batch, taught(self.config) if looking else {})
-        total = found.total(options | {"plain_weight": stages[stage].get("plain_weight", options["plain_weight"])})
-        total.backward()
+        options, batch = self.config["optimiser"], batch.to(self.device)
+        weight = self.config["stages"][stage].get("plain_weight", options["plain_weight"])
+        if self.recorder is None:
+            found, grads = self.gradients(batch, weight)
+        else:
+            found, grads = self.recorder(batch, weight), self.recorder.grads
+        for one, grad in zip(self.weights, grads, strict=True):
+            one.grad = grad
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step(rate_at(progress, self.step, options))
         self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
@@ -171,10 +197,16 @@ def main() -> None:
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG)
     parser.add_argument("--seconds", type=float, required=True, help="how long to train")
     parser.add_argument("--workers", type=int, default=14, help="processes that make batches")
+    parser.add_argument(
+        "--start", type=Path, help="a reader's folder, to train further (`further` in the configuration)"
+    )
+    parser.add_argument("--unrecorded", action="store_true", help="launch every kernel of every update")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     config = read_config(options.config)
+    if options.start:
+        config = further(config)
     folder = Path(config["folder"])
     encode = Encoder(Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")))
     progress = multiprocessing.Value("d", 0.0)
@@ -185,7 +217,7 @@ def main() -> None:
     batches = iter(loader)  # forks the workers, before the GPU is touched
     if options.device == "cuda":
         compile_layers()
-    run = Run(config, encode, torch.device(options.device))
+    run = Run(config, encode, torch.device(options.device), options.start, not options.unrecorded)
     train(run, batches, progress, options.seconds)  # type: ignore[arg-type]
 
 

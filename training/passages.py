@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -35,15 +35,16 @@ SHARES = {
     "listing": 0.07,
     "unanswerable": 0.2,
 }
-NOT_SIZES = frozenset(("name", "mix", "pass", "weight", "plain_weight"))
+NOT_SIZES = frozenset(("name", "mix", "pass", "weight", "plain_weight", "further"))
 """What else a stage has: when it comes, and what it counts."""
 PAIRS = 6  # comparisons about one context, at most
+REMEMBERED = 4096  # texts whose ids are remembered: a chunk is measured before it is shown
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Limits of a batch: rows, context tokens, question tokens, context tokens that are supervised,
-    most chunks per context, a factor on the share of two-hop questions,
+    most chunks per context, factors on the shares of two-hop questions and of lists,
     the share of facts that are asked for by the beginning of a sentence, and the share of relations in a world
     (the smaller, the more things in a context are alike but for their names; with `alike` all of them, and every
     sentence names its subject unless `named` is False).
@@ -51,6 +52,7 @@ class Sizes:
     `filled` chunks are made as long as that many tokens by sentences of other worlds, each naming its subject.
     With `real` the rows are real text from a library instead of worlds.
     With `shelf` they are packed text: plain `text`, what `people` asked, or questions `made` from pages.
+    `swapped` is the share of people's passages in which another answer stands for one of theirs.
     With `exact` a batch has all the room that is given, so that all batches of a stage have the same shape."""
 
     rows: int
@@ -59,6 +61,7 @@ class Sizes:
     plain: int
     chunks: int
     two_hop: float = 1.0
+    lists: float = 1.0
     cloze: float = 0.0
     variety: float = 1.0
     alike: bool = False
@@ -68,6 +71,7 @@ class Sizes:
     filled: int = 0
     exact: bool = False
     shelf: str = ""
+    swapped: float = 0.0
 
 
 def sizes_of(stage: Mapping[str, Any]) -> Sizes:
@@ -80,12 +84,16 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self._ids = lru_cache(REMEMBERED)(self._encode)
         self.bos, self.eos, self.pad = (self.special(t) for t in ("<bos>", "<eos>", "<pad>"))
         self.head = [self.bos, *self(INSTRUCTION)]
         self.nothing = self.head.index(self(" " + worlds.NOT_FOUND)[0])  # where the head says `not`
         self.between = self("\n\n")
 
     def __call__(self, text: str) -> list[int]:
+        return list(self._ids(text))
+
+    def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def special(self, token: str) -> int:
@@ -218,10 +226,11 @@ def prompt(rng: random.Random, encode: Encoder, question: Question, cloze: float
     return encode.question(question.text, rng.random() < 0.7)
 
 
-def choose(rng: random.Random, questions: list[Question], two_hop: float) -> list[Question]:
+def choose(rng: random.Random, questions: list[Question], two_hop: float, lists: float = 1.0) -> list[Question]:
     """All questions, in an order whose beginning has the tasks in their shares."""
     pools: dict[str, list[Question]] = {}
-    shares = {task: share * (two_hop if task.startswith("two_hop") else 1.0) for task, share in SHARES.items()}
+    factors = {"two_hop": two_hop, "two_hop_near": two_hop, "listing": lists}
+    shares = {task: share * factors.get(task, 1.0) for task, share in SHARES.items()}
     for question in questions:
         if shares[question.task] == 0:
             continue

@@ -25,6 +25,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from tokenizers import Tokenizer
 
@@ -66,6 +67,7 @@ class Finder:
 
     def __init__(self, tokenizer: Tokenizer, chunks: Sequence[str], head: int, between: int) -> None:
         self.texts, self.starts, self.offsets = list(chunks), list[int](), list[list[int]]()
+        self._mentions = cache(self._search)  # one thing is asked about in many ways
         place = head
         for number, chunk in enumerate(chunks):
             place += between * (number > 0)
@@ -76,9 +78,12 @@ class Finder:
 
     def mentions(self, chunks: Iterable[int], names: Sequence[str]) -> list[Mention]:
         """Every whole-word mention of one of `names` in these chunks, in order."""
+        return list(self._mentions(tuple(sorted(chunks)), tuple(names)))
+
+    def _search(self, chunks: tuple[int, ...], names: tuple[str, ...]) -> list[Mention]:
         pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?!\w)", re.IGNORECASE)
         found = list[Mention]()
-        for chunk in sorted(chunks):
+        for chunk in chunks:
             for match in pattern.finditer(self.texts[chunk]):
                 first, last = (self._token(chunk, at) for at in (match.start(), match.end() - 1))
                 head = match.start() + len(ARTICLE) * match[0].lower().startswith(ARTICLE)

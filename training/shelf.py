@@ -7,7 +7,7 @@ import pickle
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from samkv_rag.eval.worlds import NOT_FOUND, Question
@@ -19,6 +19,7 @@ from training.passages import Encoder, Passage, Sizes, aim_at_text
 from training.pointing import Finder
 from training.real import Exclusion, Item, passage
 from training.recurring import recurring
+from training.swapping import Names, swapped
 
 ABSENT = 0.05  # share of questions whose passage is not shown
 CHARACTERS = 4.2  # of a token, so that enough is drawn
@@ -68,6 +69,11 @@ class Shelf:
         paragraphs, excluded = [Page(*page) for page in packed["paragraphs"]], Exclusion(set(packed["excluded"]))
         return cls(items, about, titled, pages, sorted(pages), links, paragraphs, excluded)
 
+    @cached_property
+    def names(self) -> Names:
+        """What can stand for the answers of people's questions."""
+        return Names(self.items)
+
     def passage(self, title: str) -> str:
         """A page as a chunk."""
         return passage(title, self.pages[title][0])
@@ -108,10 +114,15 @@ def draw_people(rng: random.Random, encode: Encoder, sizes: Sizes, shelf: Shelf)
             chunks |= dict.fromkeys(rng.sample(alike, min(len(alike), 3)))
         if rng.random() < 0.3:
             chunks[shelf.passage(rng.choice(shelf.titles))] = None
-    asked = [Asked(varied(rng, item.text), item.answer, text) for text in chunks for item in shelf.about.get(text, ())]
-    return _shown(
-        rng, encode, sizes, list(chunks), asked, [one.text for one in absent if one.passages[0] not in chunks]
-    )
+    shown = [_perhaps_swapped(rng, sizes.swapped, shelf, text) for text in chunks]
+    asked = [Asked(varied(rng, item.text), item.answer, text) for text, items in shown for item in items]
+    texts = list(dict.fromkeys(text for text, _ in shown))
+    return _shown(rng, encode, sizes, texts, asked, [one.text for one in absent if one.passages[0] not in chunks])
+
+
+def _perhaps_swapped(rng: random.Random, share: float, shelf: Shelf, text: str) -> tuple[str, list[Item]]:
+    items = shelf.about.get(text, [])
+    return swapped(rng, shelf.names, text, items) if items and rng.random() < share else (text, items)
 
 
 def varied(rng: random.Random, question: str) -> str:

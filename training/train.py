@@ -11,16 +11,16 @@ import random
 import sys
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from training.data import Batch, make_batch
+from training.data import PLAIN, Batch, make_batch
 from training.initial import initialise
 from training.model import Reader, Shape
 from training.optimiser import Optimiser, follow, rate_at
@@ -103,8 +103,15 @@ class Losses:
     def total(self, options: dict[str, Any]) -> Tensor:
         """The weighted sum that is minimised."""
         pointing = torch.stack([*self.points.values(), self.first.new_zeros(())]).sum()
-        texts = self.first + self.rest * float(options["rest_weight"]) + self.plain * float(options["plain_weight"])
-        return texts + pointing * float(options["point_weight"])
+        texts = self.first + self.rest * options["rest_weight"] + self.plain * options["plain_weight"]
+        return cast(Tensor, texts + pointing * options["point_weight"])
+
+    def detached(self) -> Losses:
+        """The same numbers, through which no gradient flows."""
+        points = {name: loss.detach() for name, loss in self.points.items()}
+        return replace(
+            self, first=self.first.detach(), rest=self.rest.detach(), plain=self.plain.detach(), points=points
+        )
 
 
 def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
@@ -118,7 +125,7 @@ def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
     return Losses(
         _mean(each, first),
         _mean(each, answer & ~first),
-        _mean(each, ~answer),
+        _mean(each, batch.group == PLAIN),
         {name: -_mean(mass, batch.points[heads[name][0]].meant) for name, mass in masses.items()},
         logits.argmax(-1) == batch.targets,
         {name: _mean(mass.detach().exp(), batch.points[heads[name][0]].meant) for name, mass in masses.items()},

@@ -1,0 +1,98 @@
+"""Gradients without the launches: forward and backward of all batches of one shape are one CUDA graph.
+
+A small reader's kernels are shorter than the time that Python takes to launch them. So batches are made level, with as
+many targets and points as others of their stage, and what is done with the first one is recorded and done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from training.data import ROOM, Batch, Points
+from training.train import Losses
+
+TARGETS = 16_384  # there is a multiple of so many targets
+SPOTS = 8_192  # and of so many places that the points of a kind look at
+NOBODY = -2  # whose target it is that counts for nothing
+
+Gradients = Callable[[Batch, Tensor], tuple[Losses, Sequence[Tensor]]]
+"""From a batch and the weight of plain text: its losses, and a gradient for every weight."""
+
+
+def level(batch: Batch) -> Batch:
+    """The batch with targets and points up to the next multiple; what is added counts for nothing."""
+    missing = -len(batch.where) % TARGETS
+    points = {kind: _level(found) for kind, found in batch.points.items()}
+    return replace(
+        batch,
+        where=pad(batch.where, (0, missing)),
+        targets=pad(batch.targets, (0, missing)),
+        group=pad(batch.group, (0, missing), value=NOBODY),
+        points=points,
+        pointed=dict.fromkeys(points, True),  # a kind that a batch has no points of is computed all the same
+    )
+
+
+def _level(points: Points) -> Points:
+    room = (0, ROOM + 1 - points.at.shape[1])
+    count = points.spots.shape[1]
+    added = torch.tensor([0, ROOM, 0])[:, None].expand(3, max(1, -(-count // SPOTS)) * SPOTS - count)
+    return Points(pad(points.at, room), pad(points.meant, room), torch.cat([points.spots, added], 1), points.length)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was recorded: the batch that it reads, and the losses that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    found: Losses
+
+
+class Recorder:
+    """Computes `gradients` on a GPU: losses are returned, the gradients lie in `grads`, until the next call."""
+
+    def __init__(self, weights: Sequence[Tensor], gradients: Gradients) -> None:
+        self.gradients = gradients
+        self.grads = [torch.zeros_like(weight) for weight in weights]
+        self.plain_weight = torch.zeros((), device=weights[0].device)
+        self.recordings = dict[tuple[object, ...], Recording]()
+
+    def __call__(self, batch: Batch, plain_weight: float) -> Losses:
+        """The losses of a level batch."""
+        key = (batch.split, *batch.points, *(part.shape for part in _tensors(batch)))
+        if key not in self.recordings:
+            self.recordings[key] = self._record(batch)
+        recording = self.recordings[key]
+        self.plain_weight.fill_(plain_weight)
+        torch._foreach_copy_(list(_tensors(recording.batch)), list(_tensors(batch)))
+        recording.graph.replay()
+        return recording.found
+
+    def _record(self, batch: Batch) -> Recording:
+        """Compute twice, so that everything is compiled and chosen, and record the third time."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                self._compute(batch)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph, first = torch.cuda.CUDAGraph(), next(iter(self.recordings.values()), None)
+        with torch.cuda.graph(graph, pool=first.graph.pool() if first else None):  # one after the other: one pool
+            found = self._compute(batch)
+        return Recording(graph, batch, found)
+
+    def _compute(self, batch: Batch) -> Losses:
+        found, grads = self.gradients(batch, self.plain_weight)
+        torch._foreach_copy_(self.grads, list(grads))
+        return found.detached()
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    for parts in (batch, *batch.points.values()):
+        yield from (part for part in vars(parts).values() if isinstance(part, Tensor))
