@@ -23,7 +23,9 @@ from triton.compiler import ASTSource
 from samkv_kernels.jit import block_scores, rope_gather, sparse_attention
 
 _TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_COUNTED = ("LDGSTS", "UTMALDG", "HGMMA", "HMMA", "STG", "STL", "LDL")
+_COUNTED = ("LDGSTS", "UTMALDG", "HGMMA", "HMMA", "STG")
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", re.MULTILINE)
+_JUMP = re.compile(r"\bBRA\S*\s.*?0x([0-9a-f]+)")
 _THREE, _FOUR, _FIVE = (("i32",) * count for count in (3, 4, 5))
 _HEADS, _REP, _DIM = 8, 4, 128  # an 8B Llama's
 
@@ -43,7 +45,20 @@ def compiled(kernel: Any, arguments: Mapping[str, Any], constants: Mapping[str, 
     counts = {name: len(re.findall(rf"\b{name}\b", sass)) for name in _COUNTED}
     wide = len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", sass))
     facts = {"registers": int(usage[1]), "stack": int(usage[2]), "shared": made.metadata.shared, "wide_stores": wide}
-    return {**facts, **counts}
+    return {**facts, **counts, "loops": [_counted(loop) for loop in loops(sass)]}
+
+
+def loops(sass: str) -> list[list[str]]:
+    """The instructions of every loop: those that a jump backwards leaps over."""
+    code = [(int(place, 16), text) for place, text in _INSTRUCTION.findall(sass)]
+    jumps = [(int(found[1], 16), place) for place, text in code if (found := _JUMP.search(text))]
+    return [[text for place, text in code if begin <= place <= end] for begin, end in jumps if begin < end]
+
+
+def _counted(loop: list[str]) -> dict[str, int]:
+    """Products, loads that run ahead, and what is kept in memory for want of registers, in a loop."""
+    kinds = {"products": r"\bHG?MMA\b", "ahead": r"\b(LDGSTS|UTMALDG)\b", "spilled": r"\b(STL|LDL)\b"}
+    return {name: sum(re.search(kind, text) is not None for text in loop) for name, kind in kinds.items()}
 
 
 def _aligned(names: list[str], signature: Mapping[str, Any]) -> dict[Any, Any]:

@@ -48,6 +48,7 @@ LARGEST = [
     )
     for sm in (80, 90)
 ]
+MOST_SPILLED = 64  # bytes of a thread's registers, once a program: none by Triton 3.7 on 9.0, 48 by 3.8, 64 by 3.9
 SCORES = [("logits", "bound", 90)]
 GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
 
@@ -66,18 +67,26 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
-@pytest.mark.parametrize("case", [*ATTENTION, *SCORES, *GATHER])
-def test_registers_suffice(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
-    code = codes[case]
-    # Nine registers of the largest tile do not fit on 8.0, outside the loops.
-    spilled = 40 if case == ("attend", "bf16", 80) else 0
-    assert code["stack"] <= spilled
-    assert code["registers"] <= 255
+def inner(code: dict[str, Any]) -> list[dict[str, int]]:
+    """The loops in which products are computed."""
+    return [loop for loop in code["loops"] if loop["products"]]
+
+
+@pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
+def test_registers_suffice_in_every_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    """What the largest tile wants to keep across a loop, of its beginning and its end, may lie in memory."""
+    assert inner(codes[case]) and not any(loop["spilled"] for loop in inner(codes[case]))
+    assert codes[case]["stack"] <= MOST_SPILLED and codes[case]["registers"] <= 255
+
+
+@pytest.mark.parametrize("case", GATHER)
+def test_registers_suffice_where_there_is_no_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
+    assert codes[case]["stack"] == 0 and not inner(codes[case])
 
 
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
 def test_loads_run_ahead_of_the_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
-    assert codes[case]["LDGSTS"] + codes[case]["UTMALDG"] > 0
+    assert all(loop["ahead"] for loop in inner(codes[case]))
 
 
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
