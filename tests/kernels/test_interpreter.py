@@ -62,8 +62,8 @@ print("same tokens")
 
 def interpreted(*command: str) -> str:
     """What a Python that interprets Triton kernels prints."""
-    roots = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": roots}
+    roots = (str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(roots)}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
