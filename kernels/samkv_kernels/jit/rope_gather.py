@@ -74,14 +74,15 @@ def gather_kernel(
     # kinds of blocks where they begin, and the step from a layer to the next, multiples of the hints.
     tile = tiles + tl.program_id(0) * 3
     piece = tl.load(tile).to(tl.int64)
-    some = piece >= 0
+    count = tl.load(tile + 2)
+    stored = tl.where(piece >= 0, count, 0)
     piece = tl.maximum(piece, 0)
     at = tl.arange(0, TOKENS)[:, None]
     slot = tl.load(tile + 1) + at
     head = tl.program_id(1).to(tl.int64)
     layer = tl.program_id(2).to(tl.int64)
-    inside = at < tl.load(tile + 2)
-    row = tl.load(rows + tl.load(pieces + piece * 11) + slot, mask=inside & some, other=-1).to(tl.int64)
+    inside = at < count
+    row = tl.load(rows + tl.load(pieces + piece * 11) + slot, mask=at < stored, other=-1).to(tl.int64)
     there = row >= 0
     row = tl.maximum(row, 0)
     block = row // SIZE
