@@ -16,6 +16,7 @@ from samkv_rag.methods.layout import Ground
 from samkv_rag.methods.picked import Picked, Settled, most_looked_at
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.observers import AttentionMaps
 from samkv_rag.types import Selection
 
@@ -44,8 +45,8 @@ class LateSettling:
         """See `Settling` of the model's floor."""
         try:
             return self._settle(cache, tokens)
-        except torch.OutOfMemoryError:
-            self._short = True
+        except Exception as error:
+            self._short = is_out_of_memory(error)
             raise
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import cache_name, handing
 from samkv_rag.model.decoding import Decoding, Hearer, Settling, take
+from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.rules import Rules
 from samkv_rag.model.steps import Recorder, recorder_of
 
@@ -119,11 +120,11 @@ class Loop:
         short for that everything stays, and the next step is an ordinary one."""
         try:
             logits = decoding.settle()
-        except torch.OutOfMemoryError:
-            decoding.keep_all()
-            return
         except Exception as error:
-            decoding.fail(error)
+            if is_out_of_memory(error):
+                decoding.keep_all()
+            else:
+                decoding.fail(error)
             return
         take([decoding], logits)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.rounding import apart
 
 ROWS, QUIET, PEAK, LOUD = 16, 0.05, 5.0, 100.0
@@ -77,9 +78,9 @@ def _mixing(layer: Any, like: Tensor) -> float:
         expected: Tensor = layer(alone).float()
         found: Tensor = layer(torch.cat([alone, company], 1))[:, :ROWS].float()
         off = apart(found, expected)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if _has_plain_weights(layer):
             return 0.0
         raise UnsupportedModel(f"A quantised {type(layer).__name__} could not be tried ({error}).") from error

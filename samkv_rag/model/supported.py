@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_rag.errors import SamKVError, UnsupportedModel
+from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.observers import Observation
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
@@ -57,7 +58,7 @@ def attaching(model: Any) -> Iterator[None]:
         yield
     except Exception as error:
         model.config._attn_implementation = before  # which takes parts of parts in every release, as the verb does not
-        if isinstance(error, UnsupportedModel | torch.OutOfMemoryError):
+        if isinstance(error, UnsupportedModel) or is_out_of_memory(error):
             raise
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be run on a cache of ours ({error}); use a model with plain rotary "

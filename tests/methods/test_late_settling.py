@@ -183,6 +183,10 @@ def test_an_error_is_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
 
 
+def allocate(count: int) -> None:
+    torch.empty(count, dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("where", ["logits_of", "keep"])
 def test_without_the_memory_to_settle_all_is_kept(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prompted("llama")
@@ -191,7 +195,7 @@ def test_without_the_memory_to_settle_all_is_kept(where: str, monkeypatch: pytes
     row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
 
     def short(*_: Any) -> None:
-        raise torch.OutOfMemoryError
+        allocate(1 << 62)  # of the host's memory: an error of another class than a GPU's
 
     with monkeypatch.context() as patch:
         patch.setattr(case.adapter if where == "logits_of" else SlotCache, where, short)
