@@ -8,6 +8,7 @@ import contextvars
 import functools
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NoReturn
 
@@ -34,6 +35,15 @@ def _stop_running() -> None:
         stream.cancel()
     for stream in left:
         stream.join(PATIENCE)
+
+
+def _let_go(error: BaseException) -> None:
+    """Drop what the frames of a finished answer hold: its keys and values must not live for as long as somebody keeps
+    its error."""
+    left: BaseException | None = error
+    while left is not None:
+        traceback.clear_frames(left.__traceback__)
+        left = left.__cause__ or left.__context__
 
 
 class AnswerStream:
@@ -66,6 +76,7 @@ class AnswerStream:
         try:
             self._finish(self._job(self._emit, self._cancelled.is_set, self._finish))
         except BaseException as error:  # handed to the consumer, who is in another thread
+            _let_go(error)
             self._error = error
             self._emit(None)
         finally:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.methods import Prepared, Run
@@ -100,6 +102,27 @@ def test_an_error_surfaces_and_leaves_the_engine_usable(engine: SamKVEngine) -> 
     with pytest.raises(RuntimeError, match="out of luck"):
         _ = stream.answer
     assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).token_ids
+
+
+class Heavy(Failing):
+    """Fails with something large at hand."""
+
+    def __init__(self) -> None:
+        self.seen: weakref.ref[torch.Tensor] | None = None
+
+    def prepare(self, run: Run) -> Prepared:
+        keys = torch.zeros(9)
+        self.seen = weakref.ref(keys)
+        raise RuntimeError(f"out of luck with {len(keys)}")
+
+
+def test_an_error_that_somebody_keeps_keeps_no_memory(engine: SamKVEngine) -> None:
+    failing = Heavy()
+    stream = engine.stream_answer(ASKED, CHUNKS, method=failing)
+    with pytest.raises(RuntimeError, match="out of luck") as kept:
+        list(stream)
+    assert kept.value is not None and failing.seen is not None
+    wait_until(lambda: failing.seen() is None)
 
 
 def test_an_answer_ends_before_its_stop_string(engine: SamKVEngine) -> None:
