@@ -39,6 +39,10 @@ class GenerationOptions(Options):
             raise SamKVError("top_p must be above 0.")
         if isinstance(self.stop, str):  # a string is a sequence too: of single letters
             object.__setattr__(self, "stop", (self.stop,))
+        if "" in self.stop:
+            raise SamKVError("A stop text is empty: every answer would end at once. Leave it out.")
+        if self.seed is not None and not -(1 << 63) <= self.seed < 1 << 64:
+            raise SamKVError(f"seed must be from -2**63 to 2**64 - 1, which torch can take, not {self.seed}.")
 
 
 class Listener(TextStreamer):
@@ -89,7 +93,7 @@ class StopCutter:
     """Passes text on up to the first stop string, holding back what may be the beginning of one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = [text for text in stop if text]
+        self._stop = list(stop)
         self._held = ""
         self._closed = False
 
