@@ -62,7 +62,7 @@ RUNS = {
     "needle": Asked("needle", 200, FEW, 17, chunks=8, chunk_tokens=256),
     "lists-long": Asked("listing", 100, FEW, 17, chunks=8, chunk_tokens=256),
     "lists-late": Asked("listing", 200, LATE, 37),
-    "late": Asked("earlier_chunk,two_hop,one_hop,unanswerable,comparison", 150, INTEGRATED, 37),
+    "late": Asked("earlier_chunk,two_hop,one_hop,unanswerable,comparison", 100, INTEGRATED, 37),
     "methods": Asked("earlier_chunk,two_hop,one_hop", 100, ALL, 31),
     "sweep": Asked("earlier_chunk,two_hop,listing", 60, "samkv,samkv:recompute=0.333", 23, SHARES),
     "ablation": Asked("two_hop", 50, ",".join([*OURS.values(), *PAPER.values()]), 9),
@@ -73,8 +73,8 @@ RUNS = {
 def wanted(names: list[str], real: Path | None) -> dict[str, Asked]:
     """The evaluations of these names, by default all; `real` is that of the question sets in a folder."""
     sets = [] if real is None else sorted(map(str, real.glob("*.jsonl")))
-    read = {"real": READ, "real-late": INTEGRATED} if sets else {}
-    runs = RUNS | {name: Asked(",".join(sets), 150, methods, 0, chunks=None) for name, methods in read.items()}
+    read = {"real": (150, READ), "real-late": (60, INTEGRATED)} if sets else {}
+    runs = RUNS | {name: Asked(",".join(sets), *asked, 0, chunks=None) for name, asked in read.items()}
     unknown = [name for name in names if name not in runs]
     if unknown:
         raise SystemExit(f"There is no evaluation {unknown[0]!r}; there are: {', '.join(runs)}.")
