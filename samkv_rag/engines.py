@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
-from samkv_rag.methods import SamKV
+from samkv_rag.methods import Method, SamKV, resolve_method
 
 Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
@@ -17,13 +17,35 @@ FOR_ANSWERS = SamKV(settle_at=8)
 alone too little can be told of what they will need, by eight it can (docs/benchmarks.md)."""
 
 
-def require_namespace(engine: SamKVEngine, namespace: str) -> None:
-    """Raises `SamKVError` where an engine that was given serves another namespace: tenants must not be mixed up."""
-    if engine.namespace != namespace:
-        raise SamKVError(
-            f"The engine that was given serves the namespace {engine.namespace!r}, not {namespace!r}; give one for "
-            "it, or name a model instead."
-        )
+def require_same(engine: SamKVEngine, **settings: Any) -> None:
+    """Raises `SamKVError` where an engine that was given has another of these settings: another namespace would mix up
+    tenants, and none is passed over in silence."""
+    for name, value in settings.items():
+        if getattr(engine, name) != value:
+            raise SamKVError(
+                f"The engine that was given has {name}={getattr(engine, name)!r}, not {value!r}; give one that has it, "
+                "or name a model instead."
+            )
+
+
+def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | Method | None:
+    """The method of a model object that names this one: `FOR_ANSWERS` by its bare name, too. With an engine that was
+    given, None and bare names are that engine's to read."""
+    if given is not None:
+        return named
+    return FOR_ANSWERS if named in (None, FOR_ANSWERS.name) else resolve_method(named)
+
+
+def meant(
+    keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None
+) -> dict[str, Any]:  # fmt: skip
+    """What a call's keywords say: None says nothing, and a method's bare name is the object's `own` method where that
+    is called so, with its options."""
+    said = {name: value for name, value in keywords.items() if value is not None}
+    if "method" in said:
+        same = isinstance(own, Method) and said["method"] == own.name
+        said["method"] = own if same else own_method(said["method"], given)
+    return said
 
 
 class Engines:
@@ -33,12 +55,12 @@ class Engines:
         self._made: list[tuple[Settings, SamKVEngine]] = []
         self._making = threading.RLock()
 
-    def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The engine with these settings, made for who asks first, with its `method`; without one for answers."""
+    def get(self, settings: Settings, method: str | Method | None) -> SamKVEngine:
+        """The engine with these settings, made with the `method` of who asks first: calls say theirs."""
         with self._making:
             engine = next((engine for known, engine in self._made if known == settings), None)
             if engine is None:
-                engine = SamKVEngine.from_pretrained(**settings, method=method or FOR_ANSWERS)
+                engine = SamKVEngine.from_pretrained(**settings, method=own_method(method, None))
                 self._made.append((settings, engine))
             return engine
 

@@ -52,8 +52,9 @@ def metadata_of(answer: Answer, model: str, called: bool) -> dict[str, object]:
 
 
 def result_of(answer: Answer, reading: Reading) -> ChatResult:
-    """A finished answer as LangChain's result."""
+    """A finished answer as LangChain's result; a turn of a conversation begins with a word."""
     thought, text = split(answer.text, reading.thoughts)
+    text = text.lstrip()
     if reading.may_call:
         message = _with_calls(answer, text, reading.name)
     else:
@@ -101,6 +102,7 @@ class ChunkWriter:
         self._model = reading.name
         self._thoughts = reading.thoughts
         self._calls = CallReader() if reading.may_call else None
+        self._spoke = False
 
     def write(self, piece: str) -> Iterator[ChatGenerationChunk]:
         """The chunks that a piece of text completes."""
@@ -110,8 +112,11 @@ class ChunkWriter:
         for said in pieces:
             if said.thought:
                 yield _thought(said.text)
-            else:
-                yield from map(_chunk, self._calls.feed(said.text) if self._calls else [said.text])
+                continue
+            text = said.text if self._spoke else said.text.lstrip()
+            if text:
+                self._spoke = True
+                yield from map(_chunk, self._calls.feed(text) if self._calls else [text])
 
     def finish(self, answer: Answer) -> Iterator[ChatGenerationChunk]:
         """What was held back, and the last chunk."""

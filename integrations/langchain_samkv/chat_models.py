@@ -21,6 +21,7 @@ from langchain_samkv.messages import converted
 from langchain_samkv.requests import Request, traced
 from langchain_samkv.structured import structured
 from samkv_rag import SamKVError
+from samkv_rag.engines import meant
 from samkv_rag.prompt.template import Conversation
 from samkv_rag.prompt.tools import choice_of, names_of
 from samkv_rag.stream import AnswerStream
@@ -115,7 +116,8 @@ class ChatSamKV(Described):
         if not isinstance(name, str):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
         defaults = {field: getattr(self, field) for field in DEFAULTS} | {"method": self._own_method}
-        request, engine = Request.of(defaults, stop, keywords), self._engine(name)
+        said = meant(keywords, self._own_method, self.given_engine)
+        request, engine = Request.of(defaults, stop, said), self._engine(name)
         thoughts, roles = request.reader(engine), self.shared_engines.roles(engine)
         reading = Reading(name, bool(request.form.tools), thoughts)
         return request.start(engine, roles, messages, thoughts), reading

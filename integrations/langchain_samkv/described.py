@@ -46,7 +46,8 @@ class Described(SamKVFields):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """What an answer depends on, as far as it is known without loading anything."""
-        objects = {name: repr(getattr(self, name)) for name in ("method", "device_map", "dtype")}
+        objects = {name: repr(getattr(self, name)) for name in ("device_map", "dtype")}
+        objects["method"] = repr(self._own_method)
         fields = (*DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs")
         return {"model": self.model_name, **objects, **{name: getattr(self, name) for name in fields}}
 

@@ -10,8 +10,8 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import FOR_ANSWERS, require_namespace
-from samkv_rag.methods import Method, resolve_method
+from samkv_rag.engines import own_method, require_same
+from samkv_rag.methods import Method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
 """The fields that a call may override, the method aside."""
@@ -62,11 +62,11 @@ class SamKVFields(BaseChatModel):
 
     @model_validator(mode="after")
     def _as_its_engine(self) -> Self:
-        """The fields say what a given engine is; a name and a method of this object's own stay. Another namespace is
-        refused."""
+        """The fields say what a given engine is; a name and a method of this object's own stay. Another namespace, or
+        another least number of kept tokens, is refused."""
         if self.given_engine is not None:
-            if "namespace" in self.model_fields_set:
-                require_namespace(self.given_engine, self.namespace)
+            said = self.model_fields_set & {"namespace", "min_kept_tokens"}
+            require_same(self.given_engine, **{name: getattr(self, name) for name in said})
             own = self.model_fields_set & {"model", "method"}
             for name, value in fields_of(self.given_engine).items():
                 if name not in own:
@@ -104,4 +104,4 @@ class SamKVFields(BaseChatModel):
     @property
     def _own_method(self) -> str | Method | None:
         """The method of this object's calls: not that of its engine, which a copy with another one may have made."""
-        return self.method if self.given_engine is not None else resolve_method(self.method or FOR_ANSWERS)
+        return own_method(self.method, self.given_engine)

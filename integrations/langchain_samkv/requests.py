@@ -60,11 +60,12 @@ class Request:
     ) -> AnswerStream:  # fmt: skip
         """Hand the call to the engine; the work starts in a thread of its own. `thoughts` may stand in the answer."""
         options = {name: self.fields[name] for name in _GENERATION if self.fields.get(name) is not None}
+        most = self.fields.get("max_tokens")
         return engine.stream(
             Conversation(converted(messages, roles, self.form.instructions), template=self.template),
             self.fields.get("question") or question_of(messages, roles),
             **{name: self.fields.get(name) for name in _CALL},
-            max_new_tokens=self.fields.get("max_tokens") or DEFAULT_MAX_TOKENS,
+            max_new_tokens=DEFAULT_MAX_TOKENS if most is None else most,
             stop=self.stop,
             grammar=self.form.grammar(thoughts),
             **options,

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import ConfigurableField
 
 from langchain_samkv import ChatSamKV
+from langchain_samkv.answers import ChunkWriter, Reading, result_of
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.methods.full import Full
 from tests.integrations.langchain.conftest import roomy_model
@@ -100,8 +102,12 @@ def test_a_configured_method_is_that_copys_alone() -> None:
     )
     full = configured(llm, method="full")
     full.engine.precompute(CHUNKS)
-    reports = [copy.invoke(ASKED).response_metadata["samkv"] for copy in (full, llm, configured(llm, method="samkv"))]
-    assert [report["method"] for report in reports] == ["full", "samkv", "samkv"]
+    copies = (full, llm, configured(llm, method="samkv"), configured(llm, method=SamKV()))
+    reports = [copy.invoke(ASKED).response_metadata["samkv"] for copy in copies]
+    assert [report["method"] for report in reports] == ["full", "samkv", "samkv", "samkv"]
+    assert [report["kept_ratio"] == 1 for report in reports] == [True, True, True, False], "the name is the default's"
+    assert full.invoke(ASKED, method="samkv").response_metadata["samkv"]["kept_ratio"] == 1
+    assert llm._identifying_params["method"] == repr(SamKV(settle_at=8)), "what an answer is remembered by"
 
 
 def test_a_configured_call_keeps_a_given_engines_method(engine: SamKVEngine) -> None:
@@ -130,6 +136,29 @@ def test_keywords_of_one_call(llm: ChatSamKV) -> None:
     sampled = [llm.invoke("Hello", temperature=1.5, seed=seed).text for seed in (1, 1, 2, 3)]
     assert sampled[0] == sampled[1] and len(set(sampled)) > 1
     assert llm.bind(max_tokens=2).invoke("Hello").response_metadata["finish_reason"] == "length"
+
+
+def test_none_says_nothing_in_a_call_and_no_tokens_are_none_too_many(engine: SamKVEngine) -> None:
+    engine.precompute(CHUNKS)
+    llm = ChatSamKV(engine=engine, method="full", max_tokens=3)
+    said = llm.invoke(ASKED, method=None, max_tokens=None, temperature=None)
+    assert said.response_metadata["samkv"]["method"] == "full" and said.usage_metadata["output_tokens"] <= 3
+    with pytest.raises(SamKVError, match="max_new_tokens must be"):
+        llm.invoke(ASKED, max_tokens=0)
+
+
+def test_a_given_engine_says_how_many_tokens_are_kept_at_least(engine: SamKVEngine) -> None:
+    assert ChatSamKV(engine=engine).min_kept_tokens == engine.min_kept_tokens
+    with pytest.raises(SamKVError, match=f"has min_kept_tokens={engine.min_kept_tokens}, not 5"):
+        ChatSamKV(engine=engine, min_kept_tokens=5)
+
+
+def test_an_answer_begins_with_a_word(engine: SamKVEngine) -> None:
+    reading, writer = Reading("tiny", False), ChunkWriter(Reading("tiny", False))
+    pieces = [chunk.message.content for piece in (" ", " Ola", " Brandt") for chunk in writer.write(piece)]
+    assert pieces == ["Ola", " Brandt"]
+    answer = replace(engine.generate("Hello", max_new_tokens=1), text="  Ola Brandt")
+    assert result_of(answer, reading).generations[0].message.content == "Ola Brandt"
 
 
 def test_the_fields_keep_belongs_to_the_fields_method(engine: SamKVEngine) -> None:
@@ -280,6 +309,6 @@ async def test_waiting_for_others_counts_for_a_time_out() -> None:
 
 
 def test_a_given_engine_serves_no_other_namespace(engine: SamKVEngine) -> None:
-    with pytest.raises(SamKVError, match="serves the namespace 'default', not 'other'"):
+    with pytest.raises(SamKVError, match="has namespace='default', not 'other'"):
         ChatSamKV(engine=engine, namespace="other")
     assert ChatSamKV(engine=engine, namespace="default").engine is engine

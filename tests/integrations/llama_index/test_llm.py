@@ -137,6 +137,30 @@ def test_what_stays_is_settled_within_the_answer_where_no_method_is_named() -> N
     assert make_llm(engine).engine.method is engine.method, "a given engine has its own"
 
 
+def test_a_method_is_its_objects_own_whoever_made_the_engine() -> None:
+    full = SamKVLLM(kv_store=":memory:", method="full")
+    assert full.engine.method.name == "full"
+    for llm in (full.model_copy(update={"method": None}), full.model_copy(update={"method": "samkv"})):
+        assert llm.engine is full.engine and llm._options({})["method"] == SamKV(settle_at=8)
+        assert llm._options({"method": "samkv"})["method"] == SamKV(settle_at=8)
+    own = full.model_copy(update={"method": SamKV(keep=0.3)})
+    assert own._options({"method": "samkv"})["method"] == own._options({"method": None})["method"] == SamKV(keep=0.3)
+    assert full._options({"method": "reuse"})["method"].name == "reuse"
+
+
+def test_a_given_engine_says_how_many_tokens_are_kept_at_least() -> None:
+    engine = make_engine(min_kept_tokens=7)
+    assert SamKVLLM(engine=engine).min_kept_tokens == make_llm(engine).min_kept_tokens == 7
+    with pytest.raises(SamKVError, match="has min_kept_tokens=7, not 0"):
+        _ = make_llm(engine, min_kept_tokens=0).engine
+
+
+def test_an_empty_question_is_none(llm: SamKVLLM) -> None:
+    recorder = Recorder(llm.engine)
+    llm.complete(QUESTION, question="")
+    assert "question" not in recorder.asked[0].options
+
+
 def test_complete_asks_a_chat_model_in_one_message() -> None:
     engine = make_engine()
     recorder = Recorder(engine)
@@ -260,7 +284,7 @@ def test_a_copy_with_another_namespace_has_an_engine_of_its_own() -> None:
 
 
 def test_a_given_engine_serves_no_other_namespace(llm: SamKVLLM) -> None:
-    with pytest.raises(SamKVError, match="serves the namespace 'default', not 'other'"):
+    with pytest.raises(SamKVError, match="has namespace='default', not 'other'"):
         _ = llm.model_copy(update={"namespace": "other"}).engine
-    with pytest.raises(SamKVError, match="serves the namespace 'default', not 'other'"):
+    with pytest.raises(SamKVError, match="has namespace='default', not 'other'"):
         _ = SamKVLLM.from_engine(llm.engine, namespace="other").engine

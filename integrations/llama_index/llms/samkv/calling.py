@@ -14,6 +14,7 @@ from llama_index.llms.samkv.fields import SamKVFields
 from llama_index.llms.samkv.messages import calls_in, convert
 from llama_index.llms.samkv.requests import TOOL_OPTIONS, ChatRequest, CompletionRequest, call_options
 from llama_index.llms.samkv.tools import arguments_of, form_of, specs_of
+from samkv_rag.engines import meant, own_method
 from samkv_rag.prompt.plan import Prompt
 from samkv_rag.prompt.reasoning import ReasoningReader
 from samkv_rag.prompt.template import THINKING, Conversation, variables
@@ -28,15 +29,20 @@ class SamKVCalling(SamKVFields):
     """
 
     def _defaults(self) -> dict[str, Any]:
-        names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "method", "keep")
-        return {name: getattr(self, name) for name in names}
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "keep")
+        return {name: getattr(self, name) for name in names} | {"method": own_method(self.method, self._holder.given)}
+
+    def _options(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """The engine's keywords for a call that has said so much."""
+        defaults = self._defaults()
+        return call_options(defaults, meant(said, defaults["method"], self._holder.given))
 
     # -- requests ----------------------------------------------------------------------------------------------
 
     def _completion_request(self, prompt: str, formatted: bool, given: Mapping[str, Any]) -> CompletionRequest:
         template, rest = self._template(given, forced=False)
         asked = self._completion_prompt(prompt, formatted, template)
-        return CompletionRequest(asked, call_options(self._defaults(), rest), self._thoughts(asked, Form()))
+        return CompletionRequest(asked, self._options(rest), self._thoughts(asked, Form()))
 
     def _completion_prompt(self, prompt: str, formatted: bool, template: Mapping[str, Any]) -> Prompt:
         """A chat model is asked in one message of the user, unless the prompt is in the model's own format already."""
@@ -51,7 +57,7 @@ class SamKVCalling(SamKVFields):
         asked = {name: given[name] for name in TOOL_OPTIONS if name in given}
         form = form_of(asked)
         template, rest = self._template(given, form.forced)
-        options = call_options(self._defaults(), {name: rest[name] for name in rest if name not in asked})
+        options = self._options({name: rest[name] for name in rest if name not in asked})
         if not form.tools:
             prompt = self._chat_prompt(messages, (), template)
             return ChatRequest(prompt, options, self._thoughts(prompt, form))

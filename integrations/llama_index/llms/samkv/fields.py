@@ -52,7 +52,7 @@ class SamKVFields(FunctionCallingLLM):
         if isinstance(fields.get("stop"), str):
             fields["stop"] = [fields["stop"]]
         if engine is not None:
-            fields.setdefault("namespace", engine.namespace)
+            fields = {"namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, **fields}
         super().__init__(**fields)
         self._holder = EngineHolder(engine)
 
@@ -60,7 +60,7 @@ class SamKVFields(FunctionCallingLLM):
     def from_engine(cls, engine: SamKVEngine, **fields: Any) -> Self:
         """An LLM over a ready-made engine, which may serve others too."""
         own = {"model_name": engine.source.name, "kv_store": engine.store.stats().path}
-        return cls(engine=engine, **{**own, "min_kept_tokens": engine.min_kept_tokens, **fields})
+        return cls(engine=engine, **{**own, **fields})
 
     @classmethod
     def class_name(cls) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llama_index.llms.samkv.reuse import Tally
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import Engines, Settings, require_namespace
+from samkv_rag.engines import Engines, Settings, require_same
 
 
 class EngineHolder(Engines):
@@ -22,9 +22,9 @@ class EngineHolder(Engines):
         self.read: set[SamKVEngine] = set()
 
     def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The given engine, else the one with these settings; raises `SamKVError` for another namespace than the given
-        engine's."""
+        """The given engine, else the one with these settings; raises `SamKVError` for another namespace or another
+        least number of kept tokens than the given engine's."""
         if self.given is None:
             return super().get(settings, method)
-        require_namespace(self.given, settings["namespace"])
+        require_same(self.given, **{name: settings[name] for name in ("namespace", "min_kept_tokens")})
         return self.given

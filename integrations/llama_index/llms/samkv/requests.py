@@ -29,11 +29,12 @@ TOOL_OPTIONS = ("tools", "tool_choice", "tool_required", "allow_parallel_tool_ca
 
 
 def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's keywords for one call: the LLM's own, overridden by those of the call that are not None."""
+    """The engine's keywords for one call: the LLM's own, overridden by those of the call. An empty question is none."""
     renamed = {ALIASES.get(name, name): value for name, value in given.items()}
     if unknown := sorted(set(renamed) - set(OPTIONS)):
         raise SamKVError(f"Unknown keywords: {', '.join(unknown)}. A call takes: {', '.join((*OPTIONS, *ALIASES))}.")
-    merged = overridden(defaults, {name: value for name, value in renamed.items() if value is not None})
+    merged = overridden(defaults, renamed)
+    merged["question"] = merged.get("question") or None
     if isinstance(merged.get("stop"), str):
         merged["stop"] = [merged["stop"]]
     return {name: value for name, value in merged.items() if value is not None}
