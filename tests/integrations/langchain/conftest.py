@@ -10,9 +10,16 @@ import pytest
 import pytest_socket
 import transformers as tf
 
+from langchain_samkv import ChatSamKV
 from samkv_rag import ChunkKVStore, SamKVEngine
 from tests.cases import SIZES
 from tests.models import build, byte_tokenizer
+
+CHUNKS = [
+    "Lumen Labs was founded in 1998 and has its office in Harrow, next to the old mill.",
+    "Orchid Freight carries timber from Vell to the southern ports and owns eleven ships.",
+]
+ASKED = [("system", "Answer from:\n\n" + "\n\n".join(CHUNKS)), ("human", "Where is the office?")]
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +48,10 @@ def roomy_model() -> Any:
 def engine() -> SamKVEngine:
     """An engine over a random model with a byte tokenizer and a chat template."""
     return SamKVEngine.from_pretrained(roomy_model(), byte_tokenizer(chat=True), ChunkKVStore(":memory:"))
+
+
+@pytest.fixture
+def llm(engine: SamKVEngine) -> ChatSamKV:
+    """A chat model over that engine, which knows the chunks."""
+    engine.precompute(CHUNKS)
+    return ChatSamKV(engine=engine, max_tokens=12)
