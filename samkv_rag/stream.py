@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import NoReturn
 
 from samkv_rag.errors import SamKVError
@@ -214,7 +215,7 @@ class _Waking:
         loop = asyncio.get_running_loop()
 
         def wake() -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # a loop that was closed meanwhile waits for nothing
                 loop.call_soon_threadsafe(event.set)
 
         self._wake = wake
