@@ -152,7 +152,9 @@ class Run:
         if batch.tasks:
             self.sums.add(f"{name} first", found.first.detach())
         if batch.tasks and self.step % 10 == 1:
-            for task, share in (exact_matches(batch, found.right) | found.hits).items():
+            kinds = {kind for kind, points in batch.points.items() if points.meant.any()}
+            hits = {head: hit for head, hit in found.hits.items() if head.split()[0] in kinds}
+            for task, share in (exact_matches(batch, found.right) | hits).items():
                 self.sums.add(f"{name} {task}", share)
 
     def record(self, seconds: float) -> None:
