@@ -15,8 +15,8 @@ DEMO_ARGS ?=
 BENCHMARKS ?= matcher ttft stages tiers reads scores decode serving memory ingestion integrations
 SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training notebooks)
 
-SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-find_python = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+find_python = $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	if $$p -c '$(SUITABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 PYTHON ?= $(find_python)
 
@@ -31,7 +31,7 @@ define venv
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 		python="$(PYTHON)"; \
 		if [ -z "$$python" ]; then \
-			echo "make: Python 3.11, 3.12 or 3.13 with the venv module is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+			echo "make: Python 3.11 to 3.14 with the venv module is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; \
 		fi; \
 		echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); \
 	fi
