@@ -83,7 +83,7 @@ notebooks: $(VENV)/dev.stamp  ## run the notebooks and keep what they show
 	$(PY) -m notebooks.execute
 
 results: $(VENV)/dev.stamp  ## write docs/results.md and its pictures from the records in benchmarks/results/eval
-	$(VENV)/bin/samkv-rag report $(sort $(dir $(wildcard benchmarks/results/eval/*/run.json))) --out docs/results.md
+	$(VENV)/bin/samkv-rag report $(sort $(patsubst %/run.json,%,$(wildcard benchmarks/results/eval/*/run.json))) --out docs/results.md
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
