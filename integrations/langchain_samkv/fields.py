@@ -41,7 +41,7 @@ class SamKVFields(BaseChatModel):
     kv_store: Any = "./kv"
     """Where chunk caches live: a folder, ":memory:" or a `ChunkKVStore`."""
     method: Any = None
-    """How caches are used: "samkv", "full" (not at all), another method's name, or a method object. None:
+    """How caches are used: "full" (not at all), another method's name, or a method object. None or "samkv":
     `SamKV(settle_at=8)`, or that of the engine that was given."""
     keep: float | None = None
     """Kept chunk tokens / chunk tokens; None is the method's own."""

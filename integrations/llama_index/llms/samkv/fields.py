@@ -20,7 +20,9 @@ class SamKVFields(FunctionCallingLLM):
 
     model_name: str = Field(default="bundled", description='"bundled", a hub id, a folder or a GGUF file.')
     kv_store: str = Field(default="./kv", description='Folder of the chunk caches, or ":memory:".')
-    method: Any = Field(default=None, description="A name or an object; None: SamKV(settle_at=8), or the engine's.")
+    method: Any = Field(
+        default=None, description='A name or an object; None or "samkv": SamKV(settle_at=8), or the given engine\'s.'
+    )
     keep: float | None = Field(default=None, description="Share of the chunk tokens that is kept; None: the method's.")
     namespace: str = Field(default="default", description="Caches of one namespace are unknown in all others.")
     max_new_tokens: int = Field(default=256, description="The most tokens of an answer.", gt=0)
