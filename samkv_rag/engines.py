@@ -36,9 +36,7 @@ def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | M
     return FOR_ANSWERS if named in (None, FOR_ANSWERS.name) else resolve_method(named)
 
 
-def meant(
-    keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None
-) -> dict[str, Any]:  # fmt: skip
+def meant(keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None) -> dict[str, Any]:
     """What a call's keywords say: None says nothing, and a method's bare name is the object's `own` method where that
     is called so, with its options."""
     said = {name: value for name, value in keywords.items() if value is not None}

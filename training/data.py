@@ -25,7 +25,7 @@ ROOM = 64  # points of a kind in a row, at most
 PLAIN = -1  # whose target a token of the context is
 
 
-def moved(part: Tensor, device: torch.device) -> Tensor:
+def _moved(part: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; a GPU fetches it from pinned memory, while it goes on."""
     return part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part.to(device)
 
@@ -53,7 +53,7 @@ class Points:
 
     def to(self, device: torch.device) -> Points:
         """The same on another device."""
-        return Points(*(moved(part, device) for part in (self.at, self.meant, self.spots)), self.length)
+        return Points(*(_moved(part, device) for part in (self.at, self.meant, self.spots)), self.length)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        parts = {name: moved(part, device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        parts = {name: _moved(part, device) for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(self, **parts, points={kind: points.to(device) for kind, points in self.points.items()})
 
     @property

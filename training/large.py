@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaForCausalLM
 
+from samkv_rag.model.graphs import Graphs
 from training.data import Batch, make_batch
 from training.export import save_reader
 from training.initial import initialise
@@ -120,7 +121,8 @@ class Run:
         self.optimiser = Optimiser(self.reader, config["optimiser"]["weight_decay"])
         self.weights = list(self.reader.parameters())
         self.average = [weight.detach().clone() for weight in self.weights]
-        self.recorder = Recorder(self.weights, self.gradients) if device.type == "cuda" and recorded else None
+        recorded = recorded and device.type == "cuda"
+        self.recorder = Recorder(self.weights, self.gradients, Graphs(device)) if recorded else None
         self.step, self.tokens, self.sums = 0, 0, Sums()
 
     def gradients(self, batch: Batch, plain_weight: Tensor | float) -> tuple[Losses, Sequence[Tensor]]:

@@ -22,6 +22,8 @@ NOBODY = -2  # whose target it is that counts for nothing
 
 Gradients = Callable[[Batch, Tensor], tuple[Losses, Sequence[Tensor]]]
 """From a batch and the weight of plain text: its losses, and a gradient for every weight."""
+Record = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], object]]
+"""Makes of what computes something what computes it again."""
 
 
 def level(batch: Batch) -> Batch:
@@ -47,18 +49,19 @@ def _level(points: Points) -> Points:
 
 @dataclass(frozen=True)
 class Recording:
-    """What was recorded: the batch that it reads, and the losses that it writes."""
+    """What was recorded: how it is played, the batch that it reads, and the losses that it writes."""
 
-    graph: torch.cuda.CUDAGraph
+    play: Callable[[], object]
     batch: Batch
     found: Losses
 
 
 class Recorder:
-    """Computes `gradients` on a GPU: losses are returned, the gradients lie in `grads`, until the next call."""
+    """Computes `gradients` by what `record` makes of it (`Graphs` of the model's floor): losses are returned, the
+    gradients lie in `grads`, until the next call."""
 
-    def __init__(self, weights: Sequence[Tensor], gradients: Gradients) -> None:
-        self.gradients = gradients
+    def __init__(self, weights: Sequence[Tensor], gradients: Gradients, record: Record) -> None:
+        self.gradients, self.record = gradients, record
         self.grads = [torch.zeros_like(weight) for weight in weights]
         self.plain_weight = torch.zeros((), device=weights[0].device)
         self.recordings = dict[tuple[object, ...], Recording]()
@@ -67,30 +70,24 @@ class Recorder:
         """The losses of a level batch."""
         key = (batch.split, *batch.points, *(part.shape for part in _tensors(batch)))
         if key not in self.recordings:
-            self.recordings[key] = self._record(batch)
+            self.recordings[key] = self._recorded(batch)
         recording = self.recordings[key]
         self.plain_weight.fill_(plain_weight)
         torch._foreach_copy_(list(_tensors(recording.batch)), list(_tensors(batch)))
-        recording.graph.replay()
+        recording.play()
         return recording.found
 
-    def _record(self, batch: Batch) -> Recording:
-        """Compute twice, so that everything is compiled and chosen, and record the third time."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                self._compute(batch)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph, first = torch.cuda.CUDAGraph(), next(iter(self.recordings.values()), None)
-        with torch.cuda.graph(graph, pool=first.graph.pool() if first else None):  # one after the other: one pool
-            found = self._compute(batch)
-        return Recording(graph, batch, found)
+    def _recorded(self, batch: Batch) -> Recording:
+        found = list[Losses]()
 
-    def _compute(self, batch: Batch) -> Losses:
-        found, grads = self.gradients(batch, self.plain_weight)
-        torch._foreach_copy_(self.grads, list(grads))
-        return found.detached()
+        def run() -> tuple[Tensor, ...]:
+            losses, grads = self.gradients(batch, self.plain_weight)
+            torch._foreach_copy_(self.grads, list(grads))
+            found.append(losses.detached())
+            return found[-1].first, found[-1].rest, found[-1].plain
+
+        play = self.record(run)
+        return Recording(play, batch, found[-1])  # the last run is the one that was recorded
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:

@@ -59,7 +59,8 @@ def swapped(rng: random.Random, names: Names, text: str, items: Sequence[Item]) 
     other = names.other(rng, item)
     if other is None or _whole(other).search(text):
         return text, list(items)
-    here, changed = _whole(item.answer), _whole(item.answer).sub(lambda _: other, text)
+    here = _whole(item.answer)
+    changed = here.sub(lambda _: other, text)
     left = [
         Item(here.sub(lambda _: other, one.text), here.sub(lambda _: other, one.answer), (changed,)) for one in items
     ]

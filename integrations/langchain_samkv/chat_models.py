@@ -115,8 +115,9 @@ class ChatSamKV(Described):
         name = keywords.get("model") or self.model_name
         if not isinstance(name, str):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
-        defaults = {field: getattr(self, field) for field in DEFAULTS} | {"method": self._own_method}
-        said = meant(keywords, self._own_method, self.given_engine)
+        own = self._own_method
+        defaults = {field: getattr(self, field) for field in DEFAULTS} | {"method": own}
+        said = meant(keywords, own, self.given_engine)
         request, engine = Request.of(defaults, stop, said), self._engine(name)
         thoughts, roles = request.reader(engine), self.shared_engines.roles(engine)
         reading = Reading(name, bool(request.form.tools), thoughts)
