@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,12 @@ LARGEST = [
     )
     for sm in (80, 90)
 ]
-MOST_SPILLED = 64  # bytes of a thread's registers, once a program: none by Triton 3.7 on 9.0, 48 by 3.8, 64 by 3.9
+# Bytes of a thread's registers that the largest tile keeps in memory across its loops, nothing else any.
+ACROSS = 64 if tuple(map(int, version("triton").split(".")[:2])) >= (3, 8) else 0
+SPILLED = {
+    ("attend", "bf16", 80): max(40, ACROSS),
+    **dict.fromkeys([case for case in ATTENTION if case[2] == 90], ACROSS),
+}
 SCORES = [("logits", "bound", 90)]
 GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
 
@@ -76,17 +82,17 @@ def inner(code: dict[str, Any]) -> list[dict[str, int]]:
 def test_registers_suffice_in_every_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
     """What the largest tile wants to keep across a loop, of its beginning and its end, may lie in memory."""
     assert inner(codes[case]) and not any(loop["spilled"] for loop in inner(codes[case]))
-    assert codes[case]["stack"] <= MOST_SPILLED and codes[case]["registers"] <= 255
+    assert codes[case]["stack"] <= SPILLED.get(case, 0) and codes[case]["registers"] <= 255
 
 
 @pytest.mark.parametrize("case", GATHER)
 def test_registers_suffice_where_there_is_no_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
-    assert codes[case]["stack"] == 0 and not inner(codes[case])
+    assert codes[case]["stack"] == 0 and not inner(codes[case]) and codes[case]["registers"] <= 255
 
 
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
 def test_loads_run_ahead_of_the_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
-    assert all(loop["ahead"] for loop in inner(codes[case]))
+    assert inner(codes[case]) and all(loop["ahead"] for loop in inner(codes[case]))
 
 
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES])

@@ -3,7 +3,7 @@ alone, in company, played, interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,19 +183,23 @@ def test_an_error_is_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
 
 
-def allocate(count: int) -> None:
-    torch.empty(count, dtype=torch.uint8)
+def on_a_gpu(*_: Any) -> None:
+    raise torch.OutOfMemoryError
 
 
+def on_the_host(*_: Any) -> None:
+    torch.empty(1 << 62, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("short", [on_a_gpu, on_the_host])
 @pytest.mark.parametrize("where", ["logits_of", "keep"])
-def test_without_the_memory_to_settle_all_is_kept(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_memory_to_settle_all_is_kept(
+    where: str, short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = prompted("llama")
     want = case.tokens(SamKV(keep=0.3, settle_at=99), COUNT)
     prepared = case.prepare(LATE)
     row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
-
-    def short(*_: Any) -> None:
-        allocate(1 << 62)  # of the host's memory: an error of another class than a GPU's
 
     with monkeypatch.context() as patch:
         patch.setattr(case.adapter if where == "logits_of" else SlotCache, where, short)
