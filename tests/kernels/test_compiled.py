@@ -49,11 +49,13 @@ LARGEST = [
     )
     for sm in (80, 90)
 ]
-# Bytes of a thread's registers that the largest tile keeps in memory across its loops, nothing else any.
-ACROSS = 64 if tuple(map(int, version("triton").split(".")[:2])) >= (3, 8) else 0
+# Bytes of a thread's registers that may lie in memory across its loops; of what is not named here, none.
+TRITON = tuple(map(int, version("triton").split(".")[:2]))
+ACROSS = 64 if TRITON >= (3, 8) else 0
 SPILLED = {
     ("attend", "bf16", 80): max(40, ACROSS),
     **dict.fromkeys([case for case in ATTENTION if case[2] == 90], ACROSS),
+    ("logits", "bound", 90): 24 if TRITON >= (3, 9) else 0,
 }
 SCORES = [("logits", "bound", 90)]
 GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
