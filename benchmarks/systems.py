@@ -17,7 +17,7 @@ METHODS: dict[str, Method] = {
     "samkv 1/3": SamKV(recompute=1 / 3),
     "samkv 1/10": SamKV(recompute=1 / 10),
     "samkv wide 1/4": SamKV(wide=0.25),
-    "samkv near 8": SamKV(near=8),
+    "samkv sees": SamKV(wide=0.25, sees=0.3),
     "samkv before": SamKV(settle="before"),
     "cacheblend": CacheBlend(),
 }

@@ -49,12 +49,12 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        chosen = {name: getattr(found, name) for name in ("near", "wide", "answer_weight", "vicinity")}
+        chosen = {name: getattr(found, name) for name in ("sees", "wide", "answer_weight", "vicinity")}
         print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
         return
     for table in TABLES:
         out.print(table(found))
-    wide = f"all is seen on {_share(found.wide)} of the layers, {counted(found.near, 'token')} nearby on the others"
+    wide = f"all is seen on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest on the others"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
         f"what says the answer counts {found.answer_weight:g} times; vicinity {found.vicinity:g}[/bold], "
@@ -98,9 +98,9 @@ def _layers_table(found: LayerProfile) -> Table:
     return table
 
 
-def _nears_table(found: LayerProfile) -> Table:
-    title = f"What is recomputed sees what stands before it, with layers {_named(found.chosen)}"
-    return _outcomes(title, "on the upper half", found.nears, found.near, lambda near: counted(int(near), "token"))
+def _sights_table(found: LayerProfile) -> Table:
+    title = f"What is recomputed sees itself and, with layers {_named(found.chosen)}"
+    return _outcomes(title, "of the rest, on the upper half", found.sights, found.sees, _share)
 
 
 def _widths_table(found: LayerProfile) -> Table:
@@ -146,7 +146,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 TABLES = (
-    _layers_table, _nears_table, _widths_table, _weights_table, _vicinities_table, _budgets_table, _waits_table,
+    _layers_table, _sights_table, _widths_table, _weights_table, _vicinities_table, _budgets_table, _waits_table,
 )  # fmt: skip
 """In the order in which it is measured."""
 

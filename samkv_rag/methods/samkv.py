@@ -18,7 +18,16 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.methods.looks import FirstLook, Look
 from samkv_rag.methods.picked import Picked, Settled, best_of, largest
 from samkv_rag.methods.prepared import Prepared
-from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE, profile_of
+from samkv_rag.methods.profiled import (
+    ANSWER_WEIGHT,
+    LATER_SEES,
+    LATER_WIDE,
+    SEES,
+    UNMEASURED,
+    VICINITY,
+    WIDE,
+    profile_of,
+)  # fmt: skip
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.scoring import check_block, followed_values, surrounded, vicinities
 from samkv_rag.methods.selection import (
@@ -61,9 +70,9 @@ class SamKV(Options):
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
-    there. Above, it sees what is recomputed with it, and the `near` tokens before each of those. What stands behind the
-    chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag profile`), else half, and 0 (our
-    choice).
+    there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
+    of that. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
+    profile`), else half of the layers and no more; with `settle_at` a quarter and 0.3 (our choice).
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -90,7 +99,7 @@ class SamKV(Options):
     answer_weight: Weight | None = None
     followed: Count = 16
     wide: Share | None = None
-    near: Count | None = None
+    sees: Share | None = None
     block: Positive | None = None
     initial: Count = 0
     local: Count = 0
@@ -143,8 +152,8 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        asked = None not in (self.layers, self.wide, self.near, self.vicinity, self.answer_weight)
-        profile, remarks = (ModelProfile(()), ()) if asked else profile_of(run)
+        asked = None not in (self.layers, self.wide, self.sees, self.vicinity, self.answer_weight)
+        profile, remarks = (UNMEASURED, ()) if asked else profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
@@ -183,8 +192,8 @@ class SamKV(Options):
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         n_layers = run.adapter.shape.layers
-        wide = self.wide_layers(n_layers, profile.wide)
-        near, vicinity = known(self.near, profile.near, NEAR), known(self.vicinity, profile.vicinity, VICINITY)
+        wide, sees = self._sight(n_layers, profile)
+        vicinity = known(self.vicinity, profile.vicinity, VICINITY)
         layers, at = range(n_layers // 2, n_layers), self.settle_at if budget < sum(run.lengths) else 0
         if at and run.adapter.rotary.depends_on_length:
             at, notes = 0, (*notes, "settle_at was left out: this model's keys turn with the length of the text")
@@ -196,7 +205,7 @@ class SamKV(Options):
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             return Settled(largest(worth, budget), again, worth, notes)
 
-        return run.recompute_and_settle(again, layers, settle, self.theta, wide, near, at, weight)
+        return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight)
 
     def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""
@@ -216,10 +225,11 @@ class SamKV(Options):
             raise SamKVError(f"layers must name layers of this model: 0 to {n_layers - 1}.")
         return tuple(sorted({layer % n_layers for layer in layers}))
 
-    def wide_layers(self, n_layers: int, measured: float | None = None) -> int:
-        """On how many layers what is recomputed sees all: by the caller's share, else that `measured` for the model,
-        else half of them."""
-        return int(known(self.wide, measured, WIDE) * n_layers + 1e-9)
+    def _sight(self, n_layers: int, measured: ModelProfile) -> tuple[int, float]:
+        """On how many layers what is recomputed sees all, and the share of the rest that it sees on the others: the
+        caller's, else what was `measured` for the model, else the usual."""
+        wide, sees = (LATER_WIDE, LATER_SEES) if self.settle_at else (WIDE, SEES)
+        return int(known(self.wide, measured.wide, wide) * n_layers + 1e-9), known(self.sees, measured.sees, sees)
 
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int

@@ -1,4 +1,4 @@
-"""A pass whose upper layers look at less: what is recomputed sees what is recomputed with it, and its neighbours."""
+"""A pass whose upper layers look at less: what is recomputed sees what is recomputed with it, and what is closest."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ class Narrow:
     seen: Tensor | None = None
 
     @classmethod
-    def of(cls, layer: int, own: Tensor, positions: Tensor, near: int) -> Narrow:
+    def of(cls, layer: int, own: Tensor, positions: Tensor, share: float = 0.0) -> Narrow:
         """The queries at the slots `own` of a cache of tokens at `positions` `(T,)`, both sorted, see one another and
-        what stands at most `near` positions before any of them."""
-        if not near or not len(own):
+        the `share` of all others that stands closest before any of them; of equals the first. How many that are is
+        known without asking."""
+        others = int(share * (len(positions) - len(own)) + 1e-9)
+        if not len(own) or not others:
             return cls(layer, len(own))
         own_at = positions[own]
         ahead = own_at[torch.searchsorted(own_at, positions).clamp_(max=len(own) - 1)] - positions
-        return cls(layer, len(own), ((ahead >= 0) & (ahead <= near)).nonzero()[:, 0])
+        ahead = torch.where(ahead < 0, positions[-1], ahead)  # what stands behind all of them none can see
+        return cls(layer, len(own), ahead.argsort(stable=True)[: len(own) + others].sort().values)
 
     def sees(self, slots: Tensor) -> Tensor:
         """The slots that the narrowed ones of a pass over `slots` see, sorted."""

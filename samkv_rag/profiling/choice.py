@@ -12,7 +12,7 @@ from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.methods.profiled import ANSWER_WEIGHT, NEAR, VICINITY, WIDE, noted
+from samkv_rag.methods.profiled import ANSWER_WEIGHT, SEES, VICINITY, WIDE, noted
 from samkv_rag.options import known
 from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
@@ -23,20 +23,20 @@ from samkv_rag.types import PromptPlan
 
 K = TypeVar("K")
 KEEPS = (0.1, 0.15, 0.25, 0.5)
-WIDTHS = (0.25, WIDE, 1.0)
-NEARS = (NEAR, 8, 32)
+SIGHTS = (SEES, 0.3, 0.5, 0.75)
+WIDTHS = (0.0, 0.25, WIDE, 1.0)
 WEIGHTS = (1.0, ANSWER_WEIGHT, 4.0, 8.0)
 VICINITIES = (VICINITY, 0.5, 1.0)
 WAITS = (0, 8, 16)
 
 
 class Setting(NamedTuple):
-    """What a method is tried with: the selection `layers`, how many tokens `near` what is recomputed it sees, the share
-    of all layers that are `wide`, how often what says the answer counts (`answer_weight`), how much the `vicinity` of a
-    token does, what to `keep`, and from which token on (`settle_at`)."""
+    """What a method is tried with: the selection `layers`, the share of the rest that what is recomputed `sees`, the
+    share of all layers that are `wide`, how often what says the answer counts (`answer_weight`), how much the
+    `vicinity` of a token does, what to `keep`, and from which token on (`settle_at`)."""
 
     layers: Layers
-    near: int
+    sees: float
     wide: float
     answer_weight: float
     vicinity: float
@@ -71,21 +71,21 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers, how many tokens are seen `near` what is recomputed, the share of layers that are `wide`, the
+    """The `chosen` layers, the share of the rest that what is recomputed `sees`, the share of layers that are `wide`, the
     `answer_weight`, and how much the `vicinity` counts, over how many `questions`; all sets of layers that were `tried`
-    with the share `keep` kept; the chosen one with several `nears`; that with several `widths`, `weights`, and
+    with the share `keep` kept; the chosen one with several `sights`; that with several `widths`, `weights`, and
     `vicinities` in turn; and all that is chosen at several `budgets`, and with several `waits` before it is settled
     what stays, each from the smallest on."""
 
     chosen: Layers
-    near: int
+    sees: float
     wide: float
     answer_weight: float
     vicinity: float
     questions: int
     keep: float
     tried: tuple[Tried, ...]
-    nears: tuple[Outcome, ...]
+    sights: tuple[Outcome, ...]
     widths: tuple[Outcome, ...]
     weights: tuple[Outcome, ...]
     vicinities: tuple[Outcome, ...]
@@ -98,14 +98,14 @@ class LayerProfile:
             "questions": self.questions,
             "keep": self.keep,
             "tried": [{**asdict(tried), "layers": list(tried.layers)} for tried in self.tried],
-            "nears": _told("near", self.nears),
+            "sights": _told("sees", self.sights),
             "widths": _told("wide", self.widths),
             "weights": _told("answer_weight", self.weights),
             "vicinities": _told("vicinity", self.vicinities),
             "budgets": _told("keep", self.budgets),
             "waits": _told("settle_at", self.waits),
         }
-        return ModelProfile(self.chosen, measured, self.wide, self.vicinity, self.near, self.answer_weight)
+        return ModelProfile(self.chosen, measured, self.wide, self.vicinity, self.sees, self.answer_weight)
 
 
 def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
@@ -115,13 +115,13 @@ def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
 def profile(
     engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose tokens, how many tokens before it what is recomputed needs to see,
-    on how many layers all entries, and how much what says the answer and a token's vicinity should count, by what
-    `SamKV(keep=keep, layers=..., near=..., wide=..., answer_weight=..., vicinity=...)` leaves of full prefill's own
+    """Measure on `items` which layers should choose tokens, what share of the rest what is recomputed needs to see, on how
+    many layers all, and how much what says the answer and a token's vicinity should count, by what
+    `SamKV(keep=keep, layers=..., sees=..., wide=..., answer_weight=..., vicinity=...)` leaves of full prefill's own
     answers; gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then the fewest tokens that are `as_good`, and the least width that is; then the weight and the
+    `cheapest` chooses; then the least share that is `as_good`, and the least width that is; then the weight and the
     vicinity in force, unless another leaves more (none costs more than another). What other budgets leave, and to
     settle later what stays, is measured for the user to choose. Each question's chunks are computed into a store of
     their own, which ends with it. Questions without passages, or too long for the model, are left out; raises
@@ -134,9 +134,9 @@ def profile(
     weight, vicinity = known(now.answer_weight, ANSWER_WEIGHT), known(now.vicinity, VICINITY)
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, measured.agreement, in_force)
-    best, tried = _best_layers(measured, Setting((), NEAR, WIDE, weight, vicinity, keep), sets)
-    by_near = measured.varied("Trying how much is seen nearby", best, "near", NEARS)
-    best = best._replace(near=min(as_good(by_near)))
+    best, tried = _best_layers(measured, Setting((), SEES, WIDE, weight, vicinity, keep), sets)
+    by_sight = measured.varied("Trying how much is seen", best, "sees", SIGHTS)
+    best = best._replace(sees=min(as_good(by_sight)))
     by_width = measured.varied("Trying other widths", best, "wide", WIDTHS)
     best = best._replace(wide=min(as_good(by_width)))
     by_weight = measured.varied("Trying other weights", best, "answer_weight", sorted({*WEIGHTS, weight}))
@@ -145,8 +145,8 @@ def profile(
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     by_keep = measured.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
     by_wait = measured.varied("Settling later what stays", best, "settle_at", WAITS)
-    columns: list[Mapping[Any, Sequence[Left]]] = [by_near, by_width, by_weight, by_vicinity, by_keep, by_wait]
-    chosen = best.layers, best.near, best.wide, best.answer_weight, best.vicinity
+    columns: list[Mapping[Any, Sequence[Left]]] = [by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait]
+    chosen = best.layers, best.sees, best.wide, best.answer_weight, best.vicinity
     return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))
 
 

@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.options import Count, Share, Vicinity, Weight, fits
+from samkv_rag.options import Share, Vicinity, Weight, fits
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
-VERSION = 1
-NUMBERS: dict[str, Any] = {"wide": Share, "vicinity": Vicinity, "near": Count, "answer_weight": Weight}
+VERSION = 2
+NUMBERS: dict[str, Any] = {"wide": Share, "vicinity": Vicinity, "sees": Share, "answer_weight": Weight}
 """What a profile may say beside the layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
     """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
-    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `near`: how many tokens
-    before it it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
+    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `sees`: the share of
+    the rest that it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
     is settled what stays, and `answer_weight`, how many times what is looked at by what says the answer; None: nobody
     has measured it."""
 
@@ -30,7 +30,7 @@ class ModelProfile:
     measured: Mapping[str, Any] = field(default_factory=dict)
     wide: float | None = None
     vicinity: float | None = None
-    near: int | None = None
+    sees: float | None = None
     answer_weight: float | None = None
 
 
@@ -67,7 +67,7 @@ class Profiles:
             raise ValueError(f"{self._path(fingerprint)} cannot be read ({error.strerror})") from error
         profile = _parsed(written, fingerprint)
         if profile is None:
-            raise ValueError(f"{self._path(fingerprint)} is damaged")
+            raise ValueError(f"{self._path(fingerprint)} is damaged or of another version")
         return profile
 
     def _path(self, fingerprint: str) -> Path:

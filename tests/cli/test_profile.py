@@ -17,7 +17,7 @@ ROWS = [
     for n in range(2)
 ]
 
-CHOSEN = ("model", "layers", "near", "wide", "answer_weight", "vicinity")
+CHOSEN = ("model", "layers", "sees", "wide", "answer_weight", "vicinity")
 
 
 def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     assert re.search(r": (\d+) of \1$", shown.stderr, re.MULTILINE), "where there is no terminal it tells how far it is"
     assert "2 questions, 40 % kept" in shown.stdout and "Selection layers: " in shown.stdout
     assert "vicinity " in shown.stdout
-    assert "25 % of the layers" in shown.stdout and "nearby on the others" in " ".join(shown.stdout.split())
+    assert "25 % of the layers" in shown.stdout and "on the others" in " ".join(shown.stdout.split())
     assert [f" {keep} % " in shown.stdout for keep in (10, 15, 25, 40, 50)] == [True] * 5
     assert "settle_at" in shown.stdout and " 16 tokens " in shown.stdout
     printed = CliRunner().invoke(app, [*args, "--json"])
@@ -41,8 +41,8 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     with SamKVEngine.from_pretrained("bundled", store=ChunkKVStore(store)) as engine:
         kept = engine.store.profiles.get(engine.model_fingerprint)
         assert kept is not None and list(kept.layers) == found["layers"]
-        assert kept.wide == found["wide"] in (0.25, 0.5, 1.0)
-        assert kept.near == found["near"] in (0, 8, 32)
+        assert kept.wide == found["wide"] in (0.0, 0.25, 0.5, 1.0)
+        assert kept.sees == found["sees"] in (0.0, 0.3, 0.5, 0.75)
         assert kept.answer_weight == found["answer_weight"] in (1, 2, 4, 8)
         assert kept.vicinity == found["vicinity"] in (0.0, 0.5, 1.0)
         assert kept.measured == {name: value for name, value in found.items() if name not in CHOSEN}

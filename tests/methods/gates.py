@@ -12,7 +12,7 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.methods import Prepared
-from samkv_rag.methods.profiled import NEAR
+from samkv_rag.methods.profiled import SEES
 from samkv_rag.types import PromptPlan, Selection
 from tests import oracles
 from tests.cases import WIRINGS
@@ -62,15 +62,18 @@ def distance(got: Tensor, want: Tensor) -> float:
 
 def whole_past(wiring: str, case: Prompted, recomputed: tuple[Tensor, ...], **how: Any) -> tuple[Tensor, Cache]:
     """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
-    `narrow` on, by default the upper half, is hidden from what stands before the question, but for `near` tokens before
-    each that is computed there. Returns the logits `(vocab,)` at its end, and the entries of all."""
+    `narrow` on, by default the upper half, is hidden from what stands before the question, but for what is computed
+    there, and the share `sees` of the rest that stands closest before that. Returns the logits `(vocab,)` at its end, and the
+    entries of all."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, recomputed))
-    narrow, near = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("near", NEAR)
+    narrow, sees = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("sees", SEES)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
     before = torch.arange(case.plan.n_tokens) < case.plan.question.start
+    own = (whole.fresh & before).nonzero()[:, 0].tolist()
+    ahead = {at: next(one for one in own if one >= at) - at for at in range(max(own, default=-1) + 1)}
+    closest = sorted(ahead, key=lambda at: (ahead[at], at))
     seen = whole.fresh.clone()
-    for own in (whole.fresh & before).nonzero()[:, 0].tolist():
-        seen[max(0, own - near) : own] = True
+    seen[closest[: len(own) + int(sees * (case.plan.n_tokens - len(own)) + 1e-9)]] = True
     hidden = ~seen & before[:, None]
     with oracles.hiding(stock(wiring), narrow, hidden):
         return stock_logits(stock(wiring), whole.ids, whole.positions, past)[-1], past

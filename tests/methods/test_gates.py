@@ -174,10 +174,10 @@ def test_every_method_in_the_case_list_is_the_forward_its_selection_says(
         return once(run, selection, rows, theta)
 
     def spy_on_two(
-        run: Run, again: Any, layers: Any, settle: Any, theta: Any, wide: int, near: int, *rest: Any
+        run: Run, again: Any, layers: Any, settle: Any, theta: Any, wide: int, sees: float, *rest: Any
     ) -> Prepared:  # fmt: skip
-        asked.update(rows=None, theta=theta, logits=partial(settled_logits, narrow=wide, near=near))
-        return twice(run, again, layers, settle, theta, wide, near, *rest)
+        asked.update(rows=None, theta=theta, logits=partial(settled_logits, narrow=wide, sees=sees))
+        return twice(run, again, layers, settle, theta, wide, sees, *rest)
 
     monkeypatch.setattr(Run, "recompute", spy)
     monkeypatch.setattr(Run, "recompute_and_settle", spy_on_two)

@@ -44,7 +44,9 @@ def by_hand(wiring: str, case: Prompted, prepared: Prepared, answer: Sequence[in
     following = case.plan.n_tokens + torch.arange(len(answer))
     oracles.stored_entries(wiring, case.plan)  # made now, so that this is not noted
     with noting(wiring, case) as maps:
-        first, past = whole_past(wiring, case, prepared.selection.recomputed)
+        first, past = whole_past(
+            wiring, case, prepared.selection.recomputed, narrow=case.adapter.shape.layers // 4, sees=0.3
+        )
         asked = torch.stack(maps)[:, case.plan.question.start :]
         maps.clear()
         seen = stock_logits(model, answer[:AT], following[:AT], past, before=at)

@@ -40,18 +40,26 @@ from tests.oracles import Kept, stock
 
 @every_wiring
 @pytest.mark.parametrize(
-    ("recompute", "wide", "near"),
-    [(0.0, 0.5, 3), (1 / 3, 0.5, 0), (1 / 3, 0.5, 1), (1.0, 0.0, 3), (1.0, 0.0, 0), (1.0, 0.5, 8), (1.0, 1.0, 8)],
+    ("recompute", "wide", "sees"),
+    [
+        (0.0, 0.5, 0.4),
+        (1 / 3, 0.5, 0.0),
+        (1 / 3, 0.5, 0.3),
+        (1.0, 0.0, 0.6),
+        (1.0, 0.0, 0.0),
+        (1.0, 0.0, 0.95),
+        (1.0, 0.5, 0.5),
+    ],
 )
-def test_what_stays_saw_everything_on_the_wide_layers_and_its_neighbours_above_while_it_was_recomputed(
-    wiring: str, recompute: float, wide: float, near: int
+def test_what_stays_saw_everything_on_the_wide_layers_and_what_is_closest_above_while_it_was_recomputed(
+    wiring: str, recompute: float, wide: float, sees: float
 ) -> None:
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute, wide=wide, near=near))
+    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute, wide=wide, sees=sees))
     assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
     assert len(prepared.ids) < case.plan.n_tokens
     got, first = spoken(case, prepared), int(wide * case.adapter.shape.layers)
-    assert distance(got, settled_logits(wiring, case, prepared, narrow=first, near=near)) < TOLERANCE
+    assert distance(got, settled_logits(wiring, case, prepared, narrow=first, sees=sees)) < TOLERANCE
 
 
 @some_wirings
@@ -63,11 +71,11 @@ def test_a_prompt_may_begin_with_a_chunk_of_which_nothing_is_recomputed(wiring: 
 
 
 @some_wirings
-@pytest.mark.parametrize("seeing", [{"wide": 1.0}, {"wide": 0.0, "near": 3, "recompute": 1 / 3}])
+@pytest.mark.parametrize("seeing", [{"wide": 1.0}, {"wide": 0.0, "sees": 0.5, "recompute": 1 / 3}])
 def test_what_is_hidden_on_the_upper_layers_would_have_been_seen(wiring: str, seeing: dict[str, Any]) -> None:
     case = prompted(wiring)
     prepared = case.prepare(SamKV(keep=0.3, **seeing))
-    assert distance(spoken(case, prepared), settled_logits(wiring, case, prepared, narrow=0, near=0)) > TOLERANCE
+    assert distance(spoken(case, prepared), settled_logits(wiring, case, prepared, narrow=0, sees=0.0)) > TOLERANCE
 
 
 @some_wirings

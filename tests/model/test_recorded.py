@@ -29,7 +29,7 @@ every_wiring = pytest.mark.parametrize("wiring", [name for name in WIRINGS if no
 @every_wiring
 @pytest.mark.parametrize(
     "method",
-    [SamKV(keep=0.3), SamKV(keep=0.3, near=2, recompute=1 / 3), SamKV(keep=0.3, wide=1.0, recompute=1 / 3)],
+    [SamKV(keep=0.3), SamKV(keep=0.3, sees=0.6, recompute=1 / 3), SamKV(keep=0.3, wide=1.0, recompute=1 / 3)],
     ids=["half", "neighbours", "whole"],
 )
 def test_fixed_passes_prepare_what_plain_ones_do(wiring: str, method: Method) -> None:

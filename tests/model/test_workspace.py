@@ -34,7 +34,7 @@ KEEP, LOOKS = [0.1, 0.3, 0.6, 0.9, 0.99], ["keys", "two_stage", "mean", "bound"]
     method=st.builds(
         SamKV, keep=st.sampled_from(KEEP), recompute=st.sampled_from([0.1, 0.5, 1.0]), look=st.sampled_from(LOOKS),
         settle=st.sampled_from(["before", "after"]), wide=st.sampled_from([None, 0.0, 1.0]),
-        followed=st.sampled_from([0, 16]), near=st.sampled_from([0, 2]),
+        followed=st.sampled_from([0, 16]), sees=st.sampled_from([0.0, 0.6]),
     ),
 )  # fmt: skip
 def test_prompts_of_any_sizes_are_prepared_alike_in_memory_without_room_to_spare(
