@@ -71,9 +71,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers, the share of the rest that what is recomputed `sees`, the share of layers that are `wide`, the
-    `answer_weight`, and how much the `vicinity` counts, over how many `questions`; all sets of layers that were `tried`
-    with the share `keep` kept; the chosen one with several `sights`; that with several `widths`, `weights`, and
+    """The `chosen` layers, the share of the rest that what is recomputed `sees`, the share of layers that are `wide`,
+    the `answer_weight`, and how much the `vicinity` counts, over how many `questions`; all sets of layers that were
+    `tried` with the share `keep` kept; the chosen one with several `sights`; that with several `widths`, `weights`, and
     `vicinities` in turn; and all that is chosen at several `budgets`, and with several `waits` before it is settled
     what stays, each from the smallest on."""
 
@@ -115,8 +115,8 @@ def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
 def profile(
     engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose tokens, what share of the rest what is recomputed needs to see, on how
-    many layers all, and how much what says the answer and a token's vicinity should count, by what
+    """Measure on `items` which layers should choose tokens, what share of the rest what is recomputed needs to see, on
+    how many layers all, and how much what says the answer and a token's vicinity should count, by what
     `SamKV(keep=keep, layers=..., sees=..., wide=..., answer_weight=..., vicinity=...)` leaves of full prefill's own
     answers; gold answers are not looked at.
 

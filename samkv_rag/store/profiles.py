@@ -21,8 +21,8 @@ NUMBERS: dict[str, Any] = {"wide": Share, "vicinity": Vicinity, "sees": Share, "
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
     """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
-    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `sees`: the share of
-    the rest that it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
+    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `sees`: the share of the
+    rest that it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
     is settled what stays, and `answer_weight`, how many times what is looked at by what says the answer; None: nobody
     has measured it."""
 

@@ -139,9 +139,9 @@ def test_an_engine_answers_as_on_a_cpu() -> None:
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="only of a GPU can be told who waits for it")
-@pytest.mark.parametrize("recompute", [1, 1 / 3])
-def test_the_host_waits_for_nothing_before_the_first_token(recompute: float) -> None:
-    case, method = prompted(attached(), device=DEVICE), SamKV(keep=0.5, recompute=recompute)
+@pytest.mark.parametrize(("recompute", "sees"), [(1, 0.0), (1 / 3, 0.0), (1 / 3, 0.5)])
+def test_the_host_waits_for_nothing_before_the_first_token(recompute: float, sees: float) -> None:
+    case, method = prompted(attached(), device=DEVICE), SamKV(keep=0.5, recompute=recompute, sees=sees)
     want = [case.prepare(method).ids for _ in range(3)]  # what is recorded is compared once, by the host
     torch.cuda.set_sync_debug_mode("error")
     try:

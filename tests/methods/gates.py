@@ -63,8 +63,8 @@ def distance(got: Tensor, want: Tensor) -> float:
 def whole_past(wiring: str, case: Prompted, recomputed: tuple[Tensor, ...], **how: Any) -> tuple[Tensor, Cache]:
     """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
     `narrow` on, by default the upper half, is hidden from what stands before the question, but for what is computed
-    there, and the share `sees` of the rest that stands closest before that. Returns the logits `(vocab,)` at its end, and the
-    entries of all."""
+    there and the share `sees` of the rest that stands closest before that. Returns the logits `(vocab,)` at its end,
+    and the entries of all."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, recomputed))
     narrow, sees = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("sees", SEES)
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
