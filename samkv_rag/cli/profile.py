@@ -99,12 +99,12 @@ def _layers_table(found: LayerProfile) -> Table:
 
 
 def _sights_table(found: LayerProfile) -> Table:
-    title = f"What is recomputed sees itself and, with layers {_named(found.chosen)}"
+    title = f"With all kept and layers {_named(found.chosen)}, what is recomputed sees itself and"
     return _outcomes(title, "of the rest, on the upper half", found.sights, found.sees, _share)
 
 
 def _widths_table(found: LayerProfile) -> Table:
-    title = "What is recomputed sees all entries"
+    title = "With all kept, what is recomputed sees all entries"
     return _outcomes(title, "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers")
 
 

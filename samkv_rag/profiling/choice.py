@@ -14,7 +14,7 @@ from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
 from samkv_rag.methods.profiled import ANSWER_WEIGHT, SEES, VICINITY, WIDE, noted
 from samkv_rag.options import known
-from samkv_rag.profiling.answers import Left, OwnAnswer, left_of, own_answer
+from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
 from samkv_rag.profiling.measure import Looked, look
@@ -42,6 +42,10 @@ class Setting(NamedTuple):
     vicinity: float
     keep: float
     settle_at: int = 0
+
+    def keeping_all(self) -> Setting:
+        """The same, but that everything stays to the end of an answer: what is lost is lost by the recompute."""
+        return self._replace(settle_at=ANSWER_TOKENS)
 
     def method(self) -> SamKV:
         """What is tried: when it is settled later what stays, how often what says the answer counts is left out."""
@@ -121,11 +125,11 @@ def profile(
     answers; gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then the least share that is `as_good`, and the least width that is; then the weight and the
-    vicinity in force, unless another leaves more (none costs more than another). What other budgets leave, and to
-    settle later what stays, is measured for the user to choose. Each question's chunks are computed into a store of
-    their own, which ends with it. Questions without passages, or too long for the model, are left out; raises
-    `SamKVError` when there are no others.
+    `cheapest` chooses; then, with everything kept, the least share that is `as_good`, and the least width that is (what
+    is dropped would hide the difference); then the weight and the vicinity in force, unless another leaves more (none
+    costs more than another). What other budgets leave, and to settle later what stays, is measured for the user to
+    choose. Each question's chunks are computed into a store of their own, which ends with it. Questions without
+    passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -135,9 +139,9 @@ def profile(
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, measured.agreement, in_force)
     best, tried = _best_layers(measured, Setting((), SEES, WIDE, weight, vicinity, keep), sets)
-    by_sight = measured.varied("Trying how much is seen", best, "sees", SIGHTS)
+    by_sight = measured.varied("Trying how much is seen", best.keeping_all(), "sees", SIGHTS)
     best = best._replace(sees=min(as_good(by_sight)))
-    by_width = measured.varied("Trying other widths", best, "wide", WIDTHS)
+    by_width = measured.varied("Trying other widths", best.keeping_all(), "wide", WIDTHS)
     best = best._replace(wide=min(as_good(by_width)))
     by_weight = measured.varied("Trying other weights", best, "answer_weight", sorted({*WEIGHTS, weight}))
     best = best._replace(answer_weight=kept_or_best(weight, by_weight))

@@ -116,7 +116,8 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         ("settle_at", found.waits, 0),
     ):
         for outcome in outcomes:
-            alike = {"answer_weight": None} if option == "settle_at" and outcome.value else {}
+            alike: dict[str, Any] = {"settle_at": 32} if option in ("sees", "wide") else {}
+            alike |= {"answer_weight": None} if alike or (option == "settle_at" and outcome.value) else {}
             assert (outcome.same, outcome.loss) == pytest.approx(means(**rest | {option: outcome.value} | alike))
         rest[option] = chosen
     assert [sight.value for sight in found.sights] == [0.0, 0.3, 0.5, 0.75]
@@ -189,6 +190,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     assert totals[steps[0]] == len(ITEMS)
     more = (found.sights, found.widths, found.weights, found.vicinities, found.budgets, found.waits)
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
+    others += 1 + ((found.sees, found.wide) != (0.0, 0.5))  # where everything is kept, and again where it is not
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 
 
