@@ -22,7 +22,7 @@ class Narrow:
     seen: Tensor | None = None
 
     @classmethod
-    def of(cls, layer: int, own: Tensor, positions: Tensor, share: float = 0.0) -> Narrow:
+    def of(cls, layer: int, own: Tensor, positions: Tensor, share: float) -> Narrow:
         """The queries at the slots `own` of a cache of tokens at `positions` `(T,)`, both sorted, see one another and
         the `share` of all others that stands closest before any of them; of equals the first. How many that are is
         known without asking."""

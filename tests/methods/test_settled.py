@@ -48,7 +48,9 @@ from tests.oracles import Kept, stock
         (1.0, 0.0, 0.6),
         (1.0, 0.0, 0.0),
         (1.0, 0.0, 0.95),
+        (1.0, 0.0, 1.0),
         (1.0, 0.5, 0.5),
+        (1.0, 1.0, 0.5),
     ],
 )
 def test_what_stays_saw_everything_on_the_wide_layers_and_what_is_closest_above_while_it_was_recomputed(
