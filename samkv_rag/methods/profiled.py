@@ -6,13 +6,10 @@ from samkv_rag.methods.run import Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store.profiles import ModelProfile
 
-WIDE, SEES, VICINITY, ANSWER_WEIGHT = 0.5, 0.0, 0.0, 2.0
+WIDE, SEES, VICINITY, ANSWER_WEIGHT = 0.25, 0.3, 0.0, 2.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, the share of
 the rest that it sees on the others, how much the place that a token stands in counts, and how many times what is looked
 at by what says the answer (more costs the bundled reader lists: docs/benchmarks.md)."""
-LATER_WIDE, LATER_SEES = 0.25, 0.3
-"""The same where it is settled later what stays (`settle_at`): then it shows how well all was recomputed, and sooner it
-does not (docs/benchmarks.md)."""
 
 
 UNMEASURED = ModelProfile(())

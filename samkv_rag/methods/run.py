@@ -189,7 +189,7 @@ class Run:
     def recompute_and_settle(
         self, again: Picked, layers: Sequence[int], settle: Callable[[Tensor], Settled],
         theta: float | Literal["cosine"] = 1.0, wide: int | None = None, sees: float = 0.0, at: int = 0,
-        answer_weight: float = 1.0,
+        answer_weight: float = 1.0, also: Picked | None = None,
     ) -> Prepared:  # fmt: skip
         """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
 
@@ -197,15 +197,16 @@ class Run:
         chunks, from the question on, attended to it on any of `layers` in this very pass, by the mean of heads; what
         the last of them attended to, which says the first new token in sight of all, counts `answer_weight` times. The
         rest is dropped before that is taken down. What stands before those tokens sees all on the first `wide` layers
-        only, by default on all; above, what is computed in this pass and the share `sees` of the rest, what is closest.
-        The host waits for nothing but to know which stays. With `at` that is settled when so many tokens of the answer
-        are there.
+        only, by default on all; above, what is computed in this pass, the tokens `also`, and of the rest the share
+        `sees`, what is closest. The host waits for nothing but to know which stays. With `at` that is settled when so
+        many tokens of the answer are there.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
         slots = ground.with_glue(again)
         fresh, asking = Fresh(slots, ground.here[slots], ground.chunked[slots], again.count), answering(self.plan)
-        narrow = None if wide is None else Narrow.of(wide, slots[:-asking], cache.positions[: len(layout.ids)], sees)
+        near, there = (None if also is None else ground.spots[also.at]), cache.positions[: len(layout.ids)]
+        narrow = None if wide is None else Narrow.of(wide, slots[:-asking], there, sees, near)
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(fresh)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
             self._pass(cache, layout, fresh, None, theta, None, narrow)

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
+from samkv_rag.methods.leading import computed_and_stored
 from samkv_rag.methods.looks import FirstLook, Look
 from samkv_rag.methods.picked import Picked, Settled, best_of, largest
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.profiled import (
     ANSWER_WEIGHT,
-    LATER_SEES,
-    LATER_WIDE,
     SEES,
     UNMEASURED,
     VICINITY,
@@ -58,7 +57,8 @@ class SamKV(Options):
     `keep`: kept chunk tokens / chunk tokens, a hard ceiling above the engine's `min_kept_tokens`. `recompute`:
     recomputed tokens / that number, chosen by rank ("score") or from the head of every chosen run (`recompute_by`).
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
-    then read once. "before" it (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
+    then read once, and a first chunk that is stored as the prompt computes it is left out of the recompute. "before" it
+    (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
     Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
@@ -72,7 +72,7 @@ class SamKV(Options):
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
     of that. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
-    profile`), else half of the layers and no more; with `settle_at` a quarter and 0.3 (our choice).
+    profile`), else a quarter of the layers and 0.3 of the rest (our choice).
     `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
     at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
     `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
@@ -167,27 +167,29 @@ class SamKV(Options):
             remarks += notes
         if self.settle == "after":
             device = run.adapter.device
-            again = self._followed(run, sent(choice.value, device), again.on(device), layers[-1])
-            return self._settle(run, again, budget, remarks, profile)
+            again, value = self._followed(run, sent(choice.value, device), again.on(device), layers[-1])
+            return self._settle(run, *computed_and_stored(run, again, value), budget, remarks, profile)
         rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         kept, computed = (picked.by_chunk(run.lengths) for picked in (choice.picked, again))
         return run.recompute(Selection(kept, computed, remarks, choice.ranking(self._block)), rows, self.theta)
 
-    def _followed(self, run: Run, value: Tensor, again: Picked, last_layer: int) -> Picked:
+    def _followed(self, run: Run, value: Tensor, again: Picked, last_layer: int) -> tuple[Picked, Tensor]:
         """As many tokens as `again`, among them what the best of these, by the value of every token `(T,)`, look at in
-        turn on the layers up to `last_layer`."""
+        turn on the layers up to `last_layer`; and every token's value then `(T,)`."""
         count = min(self.followed, again.count // 8)
         if not count:
-            return again
+            return again, value
         witnesses = best_of(again, value, count)
         seen = run.witnessed(witnesses, last_layer)
         with run.stage("select"):
-            return largest(followed_values(value, witnesses.at, seen), again.count)
+            value = followed_values(value, witnesses.at, seen)
+            return largest(value, again.count), value
 
     def _settle(
-        self, run: Run, again: Picked, budget: int, notes: tuple[str, ...], profile: ModelProfile
+        self, run: Run, again: Picked, also: Picked | None, budget: int, notes: tuple[str, ...], profile: ModelProfile
     ) -> Prepared:  # fmt: skip
-        """Recompute the tokens `again` among all stored ones; what the question then looks at stays, `budget` tokens.
+        """Recompute the tokens `again` among all stored ones, `also` in sight of them on every layer; what the question
+        then looks at stays, `budget` tokens.
 
         Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
@@ -205,7 +207,7 @@ class SamKV(Options):
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             return Settled(largest(worth, budget), again, worth, notes)
 
-        return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight)
+        return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
     def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
         """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""
@@ -228,8 +230,7 @@ class SamKV(Options):
     def _sight(self, n_layers: int, measured: ModelProfile) -> tuple[int, float]:
         """On how many layers what is recomputed sees all, and the share of the rest that it sees on the others: the
         caller's, else what was `measured` for the model, else the usual."""
-        wide, sees = (LATER_WIDE, LATER_SEES) if self.settle_at else (WIDE, SEES)
-        return int(known(self.wide, measured.wide, wide) * n_layers + 1e-9), known(self.sees, measured.sees, sees)
+        return int(known(self.wide, measured.wide, WIDE) * n_layers + 1e-9), known(self.sees, measured.sees, SEES)
 
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int

@@ -12,7 +12,7 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.methods import Prepared
-from samkv_rag.methods.profiled import SEES
+from samkv_rag.methods.profiled import SEES, WIDE
 from samkv_rag.types import PromptPlan, Selection
 from tests import oracles
 from tests.cases import WIRINGS
@@ -62,18 +62,19 @@ def distance(got: Tensor, want: Tensor) -> float:
 
 def whole_past(wiring: str, case: Prompted, recomputed: tuple[Tensor, ...], **how: Any) -> tuple[Tensor, Cache]:
     """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
-    `narrow` on, by default the upper half, is hidden from what stands before the question, but for what is computed
-    there and the share `sees` of the rest that stands closest before that. Returns the logits `(vocab,)` at its end,
-    and the entries of all."""
+    `narrow` on, by default all but the lower quarter, is hidden from what stands before the question, but for what is
+    computed there, what stands at positions `also` and the share `sees` of the rest that stands closest before what is
+    computed. Returns the logits `(vocab,)` at its end, and the entries of all."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, recomputed))
-    narrow, sees = how.pop("narrow", case.adapter.shape.layers // 2), how.pop("sees", SEES)
+    narrow, sees = how.pop("narrow", int(WIDE * case.adapter.shape.layers)), how.pop("sees", SEES)
+    also = how.pop("also", [])
     past = oracles.frozen_cache(wiring, case.plan, whole, **how)
     before = torch.arange(case.plan.n_tokens) < case.plan.question.start
     own = (whole.fresh & before).nonzero()[:, 0].tolist()
     ahead = {at: next(one for one in own if one >= at) - at for at in range(max(own, default=-1) + 1)}
-    closest = sorted(ahead, key=lambda at: (ahead[at], at))
+    closest = sorted(ahead.keys() - set(also), key=lambda at: (ahead[at], at))
     seen = whole.fresh.clone()
-    seen[closest[: len(own) + int(sees * (case.plan.n_tokens - len(own)) + 1e-9)]] = True
+    seen[[*also, *closest[: len(own) + int(sees * (case.plan.n_tokens - len(own) - len(also)) + 1e-9)]]] = True
     hidden = ~seen & before[:, None]
     with oracles.hiding(stock(wiring), narrow, hidden):
         return stock_logits(stock(wiring), whole.ids, whole.positions, past)[-1], past
