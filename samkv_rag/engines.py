@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods import Method, SamKV, resolve_method
+from samkv_rag.store import ChunkKVStore
 
 Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
@@ -16,16 +21,37 @@ FOR_ANSWERS = SamKV(settle_at=8)
 """The method of a framework's model object that names none. People ask for lists and sentences: by their first token
 alone too little can be told of what they will need, by eight it can (docs/benchmarks.md)."""
 
+ENGINES = ("namespace", "min_kept_tokens", "kv_store", "tokenizer", "device_map", "dtype", "model_kwargs")
+"""What a framework's model object may say that is its engine's, but for the model's name and the method."""
+
 
 def require_same(engine: SamKVEngine, **settings: Any) -> None:
     """Raises `SamKVError` where an engine that was given has another of these settings: another namespace would mix up
-    tenants, and none is passed over in silence."""
+    tenants, and none is passed over in silence. None says nothing."""
     for name, value in settings.items():
-        if getattr(engine, name) != value:
+        has = _settings_of(engine)[name]
+        if value is not None and not _alike(has, value):
             raise SamKVError(
-                f"The engine that was given has {name}={getattr(engine, name)!r}, not {value!r}; give one that has it, "
+                f"The engine that was given has {name}={has!r}, not {value!r}; give one that has it, "
                 "or name a model instead."
             )
+
+
+def _settings_of(engine: SamKVEngine) -> Settings:
+    """What is said of an engine beside it, as it has it."""
+    source = engine.source
+    own = engine.namespace, engine.min_kept_tokens, engine.store, source.tokenizer, source.device_map, source.dtype
+    return dict(zip(ENGINES, (*own, dict(source.model_kwargs)), strict=True))
+
+
+def _alike(has: Any, said: Any) -> bool:
+    """Whether two settings are the same: a store and its folder, a dtype and its name are."""
+    if isinstance(has, ChunkKVStore) and isinstance(said, str | PathLike):
+        path = has.stats().path
+        return str(said) == path or (Path(said).expanduser().absolute() == Path(path))
+    if isinstance(has, torch.dtype) or isinstance(said, torch.dtype):
+        return str(has).removeprefix("torch.") == str(said).removeprefix("torch.")
+    return bool(has == said)
 
 
 def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | Method | None:
@@ -34,6 +60,13 @@ def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | M
     if given is not None:
         return named
     return FOR_ANSWERS if named in (None, FOR_ANSWERS.name) else resolve_method(named)
+
+
+def require_keep(keep: float | None, named: str | Method | None, given: SamKVEngine | None) -> None:
+    """Raises `SamKVError` where a model object has a `keep` and the method that it names none to put it into."""
+    if keep is not None:
+        method = own_method(named, given)
+        resolve_method(given.method if method is None and given is not None else method or FOR_ANSWERS, keep)
 
 
 def meant(keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import own_method, require_same
+from samkv_rag.engines import ENGINES, own_method, require_keep, require_same
 from samkv_rag.methods import Method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
@@ -62,15 +62,16 @@ class SamKVFields(BaseChatModel):
 
     @model_validator(mode="after")
     def _as_its_engine(self) -> Self:
-        """The fields say what a given engine is; a name and a method of this object's own stay. Another namespace, or
-        another least number of kept tokens, is refused."""
+        """The fields say what a given engine is; a name and a method of this object's own stay. Anything else of an
+        engine that is said beside it and that it has otherwise is refused, and so is `keep` for a method without."""
         if self.given_engine is not None:
-            said = self.model_fields_set & {"namespace", "min_kept_tokens"}
+            said = self.model_fields_set & set(ENGINES)
             require_same(self.given_engine, **{name: getattr(self, name) for name in said})
             own = self.model_fields_set & {"model", "method"}
             for name, value in fields_of(self.given_engine).items():
                 if name not in own:
                     setattr(self, name, value)
+        require_keep(self.keep, self.method, self.given_engine)
         return self
 
     # -- the engine --------------------------------------------------------------------------------------------

@@ -148,13 +148,6 @@ def test_a_method_is_its_objects_own_whoever_made_the_engine() -> None:
     assert full._options({"method": "reuse"})["method"].name == "reuse"
 
 
-def test_a_given_engine_says_how_many_tokens_are_kept_at_least() -> None:
-    engine = make_engine(min_kept_tokens=7)
-    assert SamKVLLM(engine=engine).min_kept_tokens == make_llm(engine).min_kept_tokens == 7
-    with pytest.raises(SamKVError, match="has min_kept_tokens=7, not 0"):
-        _ = make_llm(engine, min_kept_tokens=0).engine
-
-
 def test_an_empty_question_is_none(llm: SamKVLLM) -> None:
     recorder = Recorder(llm.engine)
     llm.complete(QUESTION, question="")

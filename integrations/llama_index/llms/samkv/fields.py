@@ -13,6 +13,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms.samkv.holder import EngineHolder
 from llama_index.llms.samkv.tools import supports_tools
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.engines import ENGINES, require_keep, require_same
 
 
 class SamKVFields(FunctionCallingLLM):
@@ -55,8 +56,10 @@ class SamKVFields(FunctionCallingLLM):
             fields["stop"] = [fields["stop"]]
         if engine is not None:
             fields = {"namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, **fields}
+            require_same(engine, **{name: fields[name] for name in fields if name in ENGINES})
         super().__init__(**fields)
         self._holder = EngineHolder(engine)
+        require_keep(self.keep, self.method, engine)
 
     @classmethod
     def from_engine(cls, engine: SamKVEngine, **fields: Any) -> Self:
