@@ -29,15 +29,20 @@ LLAMA_8B = LlamaConfig(
 )  # fmt: skip
 
 
+HEAD = tuple(range(3, 11))
+"""What chunks of "random-head" are ingested behind, and its prompts begin with."""
+
+
 def random_model(
-    config: Any = CPU_LLAMA, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> ModelAdapter:
+    config: Any = CPU_LLAMA, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    sink_prefix: tuple[int, ...] = (),
+) -> ModelAdapter:  # fmt: skip
     """A random model of `config`'s shape, made where it runs, that never ends an answer by itself."""
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = None
-    return ModelAdapter(model)
+    return ModelAdapter(model, sink_prefix)
 
 
 NOISE = 0.1
@@ -58,7 +63,8 @@ def sharpened(model: Any, by: float = 4.0) -> Any:
 def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
-    "random" is 12 x 768 in float32, "random-bf16" the same in bfloat16, "random-int8" with linear layers in 8 bits,
+    "random" is 12 x 768 in float32, "random-head" the same, whose prompts begin with what chunks are ingested behind,
+    as those of `answer()` do, "random-bf16" in bfloat16, "random-int8" with linear layers in 8 bits,
     "8b" the shape of Llama-3.1-8B in bfloat16, "8b-compiled" the same with the parts of its layers compiled,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
@@ -75,7 +81,8 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
         return adapter
     if label == "tiny":
         return random_model(TINY_LLAMA, device=device)
-    adapter = random_model(dtype=torch.bfloat16 if label == "random-bf16" else torch.float32, device=device)
+    dtype = torch.bfloat16 if label == "random-bf16" else torch.float32
+    adapter = random_model(dtype=dtype, device=device, sink_prefix=HEAD if label == "random-head" else ())
     return in_int8(adapter) if label == "random-int8" else adapter
 
 
@@ -90,12 +97,14 @@ def in_int8(adapter: ModelAdapter) -> ModelAdapter:
 def random_prompt(
     adapter: ModelAdapter, store: ChunkKVStore, chunks: int, chunk_tokens: int, question: int = 32, seed: int = 0
 ) -> PromptPlan:
-    """A plan of `chunks` stored chunks of random ids, 8 glue tokens in front and a question behind."""
+    """A plan of `chunks` stored chunks of random ids, a question behind them, and in front what they are ingested
+    behind, or 8 random tokens."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [("glue", 8), *[("chunk", chunk_tokens)] * chunks, ("glue", question)]
     segments: list[Segment] = []
     for kind, size in sizes:
         ids = tuple(torch.randint(3, adapter.config.vocab_size, (size,), generator=generator).tolist())
+        ids = ids if segments else adapter.sink_prefix or ids
         key = chunk_key(ids, "benchmark", "benchmark") if kind == "chunk" else None
         segments.append(Segment(kind, "", ids, segments[-1].stop if segments else 0, key))  # type: ignore[arg-type]
         if key is not None and key not in store:
