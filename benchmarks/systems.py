@@ -16,8 +16,8 @@ METHODS: dict[str, Method] = {
     "samkv": SamKV(),
     "samkv 1/3": SamKV(recompute=1 / 3),
     "samkv 1/10": SamKV(recompute=1 / 10),
-    "samkv wide 1/4": SamKV(wide=0.25),
-    "samkv sees": SamKV(wide=0.25, sees=0.3),
+    "samkv wide 1/2": SamKV(wide=0.5, sees=0),
+    "samkv wide 1/4": SamKV(wide=0.25, sees=0),
     "samkv before": SamKV(settle="before"),
     "cacheblend": CacheBlend(),
 }
