@@ -19,7 +19,8 @@ from samkv_rag.model.loading import ModelSource
 from samkv_rag.parity import ParityReport, check_parity
 from samkv_rag.prompt.checks import require_text, require_texts
 from samkv_rag.prompt.plan import Planner, Prompt
-from samkv_rag.prompt.template import sink_text, variables
+from samkv_rag.prompt.sinks import sink_of
+from samkv_rag.prompt.template import variables
 from samkv_rag.reader import BUNDLED
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.stream import AnswerStream
@@ -60,14 +61,14 @@ class SamKVEngine:
         `store` is a folder, ":memory:" or a `ChunkKVStore`, which its maker closes; `method` a name or a method object
         (default `SamKV()`). A method with `keep` keeps `min_kept_tokens` chunk tokens of a prompt at least: with 512,
         15 % is reached from 3,414 chunk tokens on, and of a prompt with fewer than 512 `SamKV()` computes all anew.
-        `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", the first lines of the
-        prompt of `answer`; "bos", a BOS token; or "none" (the paper). `kv_dtype` is how caches are stored: "model",
+        `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", what a prompt of `answer`
+        begins with, chat template and all; "bos", a BOS token; or "none" (the paper). `kv_dtype` is how caches are stored: "model",
         "bf16", "fp16", "int8" or "fp8"; caches stored otherwise are not used. Up to `max_batch` answers are decoded
         together, each with its cache in memory. `chat_template_kwargs` are more variables of the model's chat template:
         `{"enable_thinking": False}` has a model answer at once that thinks first (Qwen3), as `answer` has it do anyway.
         Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
         """
-        sink = sink_text(sink_prefix)
+        sink = sink_of(sink_prefix)
         source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink, kv_dtype)
         return cls(source, store, method or SamKV(), namespace, min_kept_tokens, max_batch, chat_template_kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,8 +49,8 @@ class ModelSource:
     `tokenizer` a name, an object or None.
     `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
     GPU if there is one. `model_kwargs` go to transformers; of a hub id their `revision`, `token` and the like also say
-    which files are downloaded. Chunks are ingested behind `sink_text`, whose own entries are dropped ("": behind BOS;
-    None: behind nothing). `kv_dtype` is how caches are stored.
+    which files are downloaded. Chunks are ingested behind what `sink` says of the tokenizer, by default nothing; the
+    entries of that are dropped. `kv_dtype` is how caches are stored.
     """
 
     model: Any = reader.BUNDLED
@@ -58,7 +58,7 @@ class ModelSource:
     device_map: Any = None
     dtype: str | torch.dtype = "auto"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    sink_text: str | None = None
+    sink: Callable[[Any], Sequence[int]] | None = None
     kv_dtype: str = "model"
 
     def __post_init__(self) -> None:
@@ -165,14 +165,8 @@ class ModelSource:
 
     @cached_property
     def sink_ids(self) -> tuple[int, ...]:
-        """The tokens that chunks are ingested behind: `sink_text` as a prompt begins with it; of no text, BOS alone."""
-        if self.sink_text is None:
-            return ()
-        tokenizer = self.loaded_tokenizer
-        text: list[int] = tokenizer(self.sink_text, add_special_tokens=False)["input_ids"] if self.sink_text else []
-        bos = tokenizer.bos_token_id
-        begins = bos is not None and (not text or tokenizer(self.sink_text)["input_ids"][:1] == [bos])
-        return (int(bos), *text) if begins else tuple(text)
+        """The tokens that chunks are ingested behind."""
+        return () if self.sink is None else tuple(self.sink(self.loaded_tokenizer))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -23,8 +23,8 @@ from samkv_rag.types import PromptPlan
 
 K = TypeVar("K")
 KEEPS = (0.1, 0.15, 0.25, 0.5)
-SIGHTS = (SEES, 0.3, 0.5, 0.75)
-WIDTHS = (0.0, 0.25, WIDE, 1.0)
+SIGHTS = (0.0, SEES, 0.5, 0.75)
+WIDTHS = (0.0, WIDE, 0.5, 1.0)
 WEIGHTS = (1.0, ANSWER_WEIGHT, 4.0, 8.0)
 VICINITIES = (VICINITY, 0.5, 1.0)
 WAITS = (0, 8, 16)

@@ -19,9 +19,6 @@ SEPARATOR = "\n\n"
 QUESTION = "\n\nQuestion: "
 TAIL = "\nAnswer:"
 
-# What chunks are ingested behind, so that their first tokens do not become attention sinks and begin as in a prompt.
-SINK_PREFIXES: Mapping[str, str | None] = {"none": None, "bos": "", "head": HEAD}
-
 THINKING = "enable_thinking"
 """The variable by which chat templates let thinking be turned off; those of models that do not think ignore it."""
 
@@ -55,13 +52,6 @@ def answer_pieces(question: str, chunks: Sequence[str]) -> list[Piece]:
         pieces += [Piece(SEPARATOR)] if index else []
         pieces.append(Piece(chunk, is_chunk=True))
     return [*pieces, Piece(QUESTION + question + TAIL)]
-
-
-def sink_text(sink_prefix: str) -> str | None:
-    """The text that a sink prefix stands for; None for no prefix at all. Raises `SamKVError` on an unknown one."""
-    if sink_prefix not in SINK_PREFIXES:
-        raise SamKVError(f"sink_prefix is one of {', '.join(SINK_PREFIXES)}, not {sink_prefix!r}.")
-    return SINK_PREFIXES[sink_prefix]
 
 
 def content_of(message: Message) -> str:

@@ -75,7 +75,9 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
     assert len(set(others.values())) == len(others)
     half = build(WIRINGS["llama"](), torch.bfloat16)
     assert fingerprint(half, kv_dtype="bf16") == others["dtype"], "stored as the model computes, by either name"
-    assert fingerprint(method="reuse") == fingerprint(tokenizer=tokenizer) == base, "never method or chat template"
+    assert fingerprint(method="reuse") == base, "never the method"
+    assert fingerprint(tokenizer=tokenizer) not in {base, *others.values()}, "a chat template: prompts begin otherwise"
+    assert fingerprint(tokenizer=tokenizer, sink_prefix="bos") == others["bos"], "and by itself never that"
 
 
 def _with_one_token_more() -> Any:

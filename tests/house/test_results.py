@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from samkv_rag.model.loading import ModelSource
-from samkv_rag.prompt.template import sink_text
+from samkv_rag.prompt.sinks import sink_of
 from samkv_rag.reader import is_bundled
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def test_there_are_results() -> None:
 def test_they_are_the_shipped_readers(run: Path) -> None:
     found = json.loads(run.read_text())
     assert is_bundled(found["model"]["name"])
-    source = ModelSource(found["model"]["name"], sink_text=sink_text(found["arguments"]["sink_prefix"]))
+    source = ModelSource(found["model"]["name"], sink=sink_of(found["arguments"]["sink_prefix"]))
     same = found["model"]["fingerprint"] == source.fingerprint
     if not same and {one["transformers"] for one in found["environments"]} != {transformers.__version__}:
         pytest.skip("fingerprints hold a configuration as transformers writes it, which versions may do differently")

@@ -105,7 +105,7 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
 
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
-    rest: dict[str, Any] = {"layers": found.chosen, "sees": 0.0, "wide": 0.5, "keep": KEEP}
+    rest: dict[str, Any] = {"layers": found.chosen, "sees": 0.3, "wide": 0.25, "keep": KEEP}
     rest |= {"answer_weight": 2.0, "vicinity": 0.0}
     for option, outcomes, chosen in (
         ("sees", found.sights, found.sees),
@@ -165,7 +165,9 @@ def test_all_is_tried_with_the_vicinity_in_force() -> None:
     assert [outcome.value for outcome in found.vicinities] == [0.0, 0.5, 1.0, 3.0]
     plan = planned(engine, ITEM)
     first = found.tried[0]
-    left = left_of(own_answer(engine, plan), engine, plan, SamKV(layers=first.layers, wide=0.5, vicinity=3.0))
+    left = left_of(
+        own_answer(engine, plan), engine, plan, SamKV(layers=first.layers, wide=0.25, sees=0.3, vicinity=3.0)
+    )
     assert first.loss == pytest.approx(left.loss)
 
 

@@ -44,7 +44,7 @@ def flops(engine: SamKVEngine, **options: Any) -> float:
 
 @pytest.mark.parametrize(
     ("option", "values", "default", "rest"),
-    [("wide", (0.25, 0.5, 1.0), 0.5, {}), ("sees", (0.0, 0.7, 0.9), 0.0, {"wide": 0.0})],
+    [("wide", (0.25, 0.5, 1.0), 0.25, {}), ("sees", (0.0, 0.3, 0.9), 0.3, {"wide": 0.0})],
 )
 def test_what_is_seen_is_as_stored_and_without_it_the_default(
     tmp_path: Path, option: str, values: tuple[float, ...], default: float, rest: dict[str, Any]

@@ -1,0 +1,50 @@
+"""What chunks are ingested behind: their first tokens do not become attention sinks, and begin as in a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from samkv_rag.errors import SamKVError
+from samkv_rag.prompt.encoding import Encoder
+from samkv_rag.prompt.template import HEAD, THINKING, answer_pieces, has_template, render
+
+Sink = Callable[[Any], tuple[int, ...]]
+"""The tokens that a tokenizer's chunks are ingested behind."""
+
+DAY = "26 Jul 2024"
+_ON_A_DAY = {THINKING: False, "date_string": DAY, "strftime_now": ""}
+"""Some templates write the date, and caches must not depend on it: one that asks for it all the same is not rendered,
+since what it asks is no function here."""
+LONGEST = 128
+"""Tokens. What a template writes in front is left out where it is longer: every chunk's ingestion would pay for it."""
+
+
+def _head(tokenizer: Any) -> tuple[int, ...]:
+    """What a prompt of `answer` begins with, up to the first passage."""
+    encoder = Encoder(tokenizer)
+    began = encoder.glue(_rendered(tokenizer)) if has_template(tokenizer) else []
+    return tuple(began if 0 < len(began) <= LONGEST else [*encoder.prefix, *encoder.glue(HEAD)])
+
+
+def _rendered(tokenizer: Any) -> str:
+    """What the chat template writes up to the first passage; nothing, if it refuses such a prompt: `answer` says so."""
+    try:
+        pieces = render(tokenizer, [{"role": "user"}], [answer_pieces("?", ["passage"])], options=_ON_A_DAY)
+    except SamKVError:
+        return ""
+    return pieces[0].text if pieces and not pieces[0].is_chunk else ""
+
+
+def _bos(tokenizer: Any) -> tuple[int, ...]:
+    return () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
+
+
+SINK_PREFIXES: Mapping[str, Sink] = {"none": lambda tokenizer: (), "bos": _bos, "head": _head}
+
+
+def sink_of(sink_prefix: str) -> Sink:
+    """What a sink prefix of this name is; raises `SamKVError` on an unknown one."""
+    if sink_prefix not in SINK_PREFIXES:
+        raise SamKVError(f"sink_prefix is one of {', '.join(SINK_PREFIXES)}, not {sink_prefix!r}.")
+    return SINK_PREFIXES[sink_prefix]
