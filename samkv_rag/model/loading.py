@@ -172,8 +172,8 @@ class ModelSource:
     def fingerprint(self) -> str:
         """What a cached key or value depends on besides its token ids, as a hex digest.
 
-        Weights, config, tokenizer, dtype (the caches' too), sink prefix and format version; never the method, the
-        device or the chat template.
+        Weights, config, tokenizer, dtype (the caches' too), sink prefix and format version; never the method or the
+        device, and the chat template only by what it writes before a prompt's first chunk.
         """
         parts = {
             **self._of_model,
