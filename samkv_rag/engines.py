@@ -21,34 +21,33 @@ FOR_ANSWERS = SamKV(settle_at=8)
 """The method of a framework's model object that names none. People ask for lists and sentences: by their first token
 alone too little can be told of what they will need, by eight it can (docs/benchmarks.md)."""
 
-ENGINES = ("namespace", "min_kept_tokens", "kv_store", "tokenizer", "device_map", "dtype", "model_kwargs")
-"""What a framework's model object may say that is its engine's, but for the model's name and the method."""
+
+def settings_of(engine: SamKVEngine) -> dict[str, Any]:
+    """What a framework's model object may say that is its engine's, as it has it: all but the model and the method."""
+    source = engine.source
+    return {
+        "namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, "kv_store": engine.store,
+        "tokenizer": source.tokenizer, "device_map": source.device_map, "dtype": source.dtype,
+        "model_kwargs": dict(source.model_kwargs),
+    }  # fmt: skip
 
 
-def require_same(engine: SamKVEngine, **settings: Any) -> None:
-    """Raises `SamKVError` where an engine that was given has another of these settings: another namespace would mix up
-    tenants, and none is passed over in silence. None says nothing."""
-    for name, value in settings.items():
-        has = _settings_of(engine)[name]
-        if value is not None and not _alike(has, value):
+def require_same(engine: SamKVEngine, **said: Any) -> None:
+    """Raises `SamKVError` where what is said beside an engine that was given is one of its settings, and another:
+    another namespace would mix up tenants, and none is passed over in silence."""
+    for name, has in settings_of(engine).items():
+        if name in said and not _alike(has, said[name]):
             raise SamKVError(
-                f"The engine that was given has {name}={has!r}, not {value!r}; give one that has it, "
+                f"The engine that was given has {name}={has!r}, not {said[name]!r}; give one that has it, "
                 "or name a model instead."
             )
-
-
-def _settings_of(engine: SamKVEngine) -> Settings:
-    """What is said of an engine beside it, as it has it."""
-    source = engine.source
-    own = engine.namespace, engine.min_kept_tokens, engine.store, source.tokenizer, source.device_map, source.dtype
-    return dict(zip(ENGINES, (*own, dict(source.model_kwargs)), strict=True))
 
 
 def _alike(has: Any, said: Any) -> bool:
     """Whether two settings are the same: a store and its folder, a dtype and its name are."""
     if isinstance(has, ChunkKVStore) and isinstance(said, str | PathLike):
         path = has.stats().path
-        return str(said) == path or (Path(said).expanduser().absolute() == Path(path))
+        return str(said) == path or Path(said).expanduser().absolute() == Path(path)
     if isinstance(has, torch.dtype) or isinstance(said, torch.dtype):
         return str(has).removeprefix("torch.") == str(said).removeprefix("torch.")
     return bool(has == said)
@@ -65,8 +64,8 @@ def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | M
 def require_keep(keep: float | None, named: str | Method | None, given: SamKVEngine | None) -> None:
     """Raises `SamKVError` where a model object has a `keep` and the method that it names none to put it into."""
     if keep is not None:
-        method = own_method(named, given)
-        resolve_method(given.method if method is None and given is not None else method or FOR_ANSWERS, keep)
+        standing = FOR_ANSWERS if given is None else given.method
+        resolve_method(own_method(named, given) or standing, keep)
 
 
 def meant(keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_samkv.messages import Roles
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import Engines
+from samkv_rag.engines import Engines, settings_of
 
 
 class ChatEngines(Engines):
@@ -26,9 +26,4 @@ class ChatEngines(Engines):
 
 def fields_of(engine: SamKVEngine) -> dict[str, Any]:
     """What the fields of a chat model over this engine are."""
-    source = engine.source
-    return {
-        "model": source.name, "tokenizer": source.tokenizer, "kv_store": engine.store, "method": engine.method,
-        "namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, "device_map": source.device_map,
-        "dtype": source.dtype, "model_kwargs": dict(source.model_kwargs),
-    }  # fmt: skip
+    return {**settings_of(engine), "model": engine.source.name, "method": engine.method}

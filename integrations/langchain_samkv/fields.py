@@ -10,7 +10,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
 from samkv_rag import SamKVEngine
-from samkv_rag.engines import ENGINES, own_method, require_keep, require_same
+from samkv_rag.engines import own_method, require_keep, require_same
 from samkv_rag.methods import Method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
@@ -65,8 +65,8 @@ class SamKVFields(BaseChatModel):
         """The fields say what a given engine is; a name and a method of this object's own stay. Anything else of an
         engine that is said beside it and that it has otherwise is refused, and so is `keep` for a method without."""
         if self.given_engine is not None:
-            said = self.model_fields_set & set(ENGINES)
-            require_same(self.given_engine, **{name: getattr(self, name) for name in said})
+            said = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
+            require_same(self.given_engine, **said)
             own = self.model_fields_set & {"model", "method"}
             for name, value in fields_of(self.given_engine).items():
                 if name not in own:

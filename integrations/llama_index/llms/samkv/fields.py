@@ -13,7 +13,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms.samkv.holder import EngineHolder
 from llama_index.llms.samkv.tools import supports_tools
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.engines import ENGINES, require_keep, require_same
+from samkv_rag.engines import require_keep, require_same
 
 
 class SamKVFields(FunctionCallingLLM):
@@ -56,7 +56,7 @@ class SamKVFields(FunctionCallingLLM):
             fields["stop"] = [fields["stop"]]
         if engine is not None:
             fields = {"namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, **fields}
-            require_same(engine, **{name: fields[name] for name in fields if name in ENGINES})
+            require_same(engine, **{name: value for name, value in fields.items() if value is not None})
         super().__init__(**fields)
         self._holder = EngineHolder(engine)
         require_keep(self.keep, self.method, engine)
