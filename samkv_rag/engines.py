@@ -19,7 +19,7 @@ Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
 FOR_ANSWERS = SamKV(settle_at=8)
 """The method of a framework's model object that names none. People ask for lists and sentences: by their first token
-alone too little can be told of what they will need, by eight it can (docs/benchmarks.md)."""
+alone too little can be told of what they will need, by eight it can (docs/fidelity.md)."""
 
 
 def settings_of(engine: SamKVEngine) -> dict[str, Any]:

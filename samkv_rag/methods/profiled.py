@@ -9,7 +9,7 @@ from samkv_rag.store.profiles import ModelProfile
 WIDE, SEES, VICINITY, ANSWER_WEIGHT = 0.25, 0.3, 0.0, 2.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, the share of
 the rest that it sees on the others, how much the place that a token stands in counts, and how many times what is looked
-at by what says the answer (more costs the bundled reader lists: docs/benchmarks.md)."""
+at by what says the answer (more costs the bundled reader lists: docs/fidelity.md)."""
 
 
 UNMEASURED = ModelProfile(())

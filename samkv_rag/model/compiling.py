@@ -2,7 +2,7 @@
 up to ten. `SAMKV_COMPILE=on`.
 
 Of an 8B model's recompute of 830 tokens on an H200 products take 16 of 28 ms, norms, rotation and gating 10
-(docs/benchmarks.md). Compiling takes seconds at the first prompts, which is why nobody gets it unasked.
+(docs/gpu.md). Compiling takes seconds at the first prompts, which is why nobody gets it unasked.
 
 What stores entries and attends is never looked into (`torch.compiler.disable`, where it is defined): it asks for the
 pass's plan, which no two passes share. Layers of a kind share what is compiled.

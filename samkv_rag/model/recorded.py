@@ -1,7 +1,7 @@
 """Passes over a prompt, of fixed sizes, recorded as CUDA graphs: the host makes their launches once.
 
 Of an 8B model's answer over 16,384 tokens a GPU was busy for 118 ms of 226; the rest went into 5,242 launches
-(docs/benchmarks.md). Prompts are prepared in one memory (`Workspace`), and a pass is filled up with rows that nobody
+(docs/gpu.md). Prompts are prepared in one memory (`Workspace`), and a pass is filled up with rows that nobody
 sees, to sizes that many prompts share: a token at the first free slot, behind all that is asked for. What runs and
 where it stands is read from tensors, so that the same launches serve the next prompt. `SAMKV_GRAPHS=off` does without.
 
