@@ -18,7 +18,6 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
-from samkv_rag.model.blocks import blocked, summarised
 from samkv_rag.model.buffers import Buffers, room_for
 from samkv_rag.model.cache import Blend, GrowingCache, SlotCache
 from samkv_rag.model.calling import handing
@@ -26,13 +25,12 @@ from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
 from samkv_rag.model.observers import AttentionMaps, Observation, Observer
+from samkv_rag.model.prefill import chunk_caches
 from samkv_rag.model.recorded import Passes, PromptPass
 from samkv_rag.model.rotary import Rotary, RotaryTable
-from samkv_rag.model.shape import KVShape, Stack
+from samkv_rag.model.shape import KVShape
 from samkv_rag.model.workspace import Workspace
 from samkv_rag.types import ChunkKV
-
-LOCAL_QUERY_TOKENS = 32
 
 
 class ModelAdapter:
@@ -128,39 +126,9 @@ class ModelAdapter:
 
     # -- ingestion ---------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def ingest(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
-        """The caches of chunks prefilled alone, one batch, right-padded (causal attention never sees the padding)."""
-        prefix, longest = len(self.sink_prefix), max(map(len, token_ids))
-        batch = torch.zeros(len(token_ids), prefix + longest, dtype=torch.long)
-        for row, ids in enumerate(token_ids):
-            batch[row, : prefix + len(ids)] = torch.tensor([*self.sink_prefix, *ids])
-        positions = torch.arange(prefix + longest, device=self.device)
-        cache: Any = GrowingCache()
-        queries: dict[int, Tensor] = {}
-        plan = AttentionPlan(
-            positions, None, lambda seen: queries.update({seen.layer: seen.query}), self.shape.layers - 1
-        )
-        self.forward(batch, positions, cache, plan)
-        table = self.rotary.table(positions)
-        own = self.rotary.table(torch.arange(longest, device=self.device))
-
-        def stacked(stack: Stack, row: int, text: str, ids: Sequence[int]) -> ChunkKV:
-            """What the chunk in a row of the batch has in the layers of a stack."""
-            layers, readers = stack.layers, stack.readers
-            keys = table.unrotate(torch.stack([cache.layers[layer].keys[row] for layer in layers]), layers)
-            values = torch.stack([cache.layers[layer].values[row] for layer in layers])
-            query = table.unrotate(torch.stack([queries[layer][row] for layer in readers]), readers)
-            window = slice(prefix, prefix + len(ids))
-            last = slice(prefix + max(0, len(ids) - LOCAL_QUERY_TOKENS), prefix + len(ids))
-            kv = blocked(keys[:, :, window].to(self.dtype), values[:, :, window])
-            frame = own.rotate(keys[:, :, prefix:], layers)
-            return ChunkKV(summarised(text, ids, frame, query[:, :, last].mean(2), self.dtype), kv)
-
-        return [
-            ChunkKV.of([stacked(stack, row, *chunk) for stack in self.shape.stacks])
-            for row, chunk in enumerate(zip(texts, token_ids, strict=True))
-        ]
+        """The caches of chunks prefilled alone, one batch."""
+        return chunk_caches(self, texts, token_ids)
 
     # -- query time --------------------------------------------------------------------------------------------
 
@@ -264,7 +232,7 @@ class ModelAdapter:
         Else the last token goes through the model once more, alone. That reads all weights (and launches all kernels)
         again; going on takes all rows through the rest of the last layer. By what was measured they cost the same at
         some 15 rows a layer on a CPU (108 GFLOP/s and 18 GB/s a thread, fp32), and at 1,700 on an H100, where a step of
-        one token takes 27 ms (docs/benchmarks.md). Layers without a cache of their own are left out else.
+        one token takes 27 ms (docs/gpu.md). Layers without a cache of their own are left out else.
         """
         more = 1 + self.shape.layers - self.shape.cached().stop
         return more * rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)

@@ -233,9 +233,14 @@ def test_layers_without_a_cache_attend_to_the_last_of_their_kind_that_has_one() 
 # -- ingestion -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sink", [0, 7], ids=["behind nothing", "behind a head"])
 @pytest.mark.parametrize("wiring", [name for name in WIRINGS if "longrope" not in name])
-def test_a_chunks_cache_does_not_depend_on_its_batch(wiring: str) -> None:
+def test_a_chunks_cache_does_not_depend_on_its_batch(
+    wiring: str, sink: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Of several chunks what they stand behind is read once for all, of one with the chunk."""
     attached, chunks = adapter(wiring), [random_ids(length, length) for length in (1, 16, 17, 45)]
+    monkeypatch.setattr(attached, "sink_prefix", tuple(random_ids(sink, 3)))
     together = attached.ingest([""] * 4, chunks)
     for cached, ids in zip(together, chunks, strict=True):
         alone = attached.ingest([""], [ids])[0]
@@ -243,6 +248,20 @@ def test_a_chunks_cache_does_not_depend_on_its_batch(wiring: str) -> None:
             assert torch.allclose(one.kv, other.kv, atol=2e-5)
             assert torch.allclose(one.summary.local_query, other.summary.local_query, atol=2e-5)
             assert torch.allclose(one.summary.mean, other.summary.mean, atol=2e-5)
+
+
+@pytest.mark.parametrize("wiring", ["llama", "phi3-longrope"])
+def test_what_chunks_stand_behind_is_read_once_where_that_is_exact(
+    wiring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    attached, read = adapter(wiring), list[tuple[int, ...]]()
+    forward = attached.forward
+    monkeypatch.setattr(attached, "sink_prefix", tuple(random_ids(7, 3)))
+    monkeypatch.setattr(attached, "forward", lambda ids, *how: (read.append(tuple(ids.shape)), forward(ids, *how)))
+    attached.ingest([""] * 3, [random_ids(length, length) for length in (4, 9, 20)])
+    attached.ingest([""], [random_ids(20, 20)])
+    whole = attached.rotary.depends_on_length
+    assert read == ([(3, 27)] if whole else [(1, 7), (3, 20)]) + [(1, 27)]
 
 
 @every_wiring
