@@ -114,7 +114,7 @@ def rows(
 
 
 def main() -> None:
-    parser = options_of(__doc__, rounds=3, devices=True, models=["bundled", "random", "8b"])
+    parser = options_of(__doc__, rounds=3, devices=True, models=["bundled", "random", "random-head", "8b"])
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--chunk-tokens", type=int, default=512)
     parser.add_argument("--folder", type=Path, help="on the disk to write to; default: the temporary folder")

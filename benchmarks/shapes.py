@@ -29,7 +29,7 @@ LLAMA_8B = LlamaConfig(
 )  # fmt: skip
 
 
-HEAD = tuple(range(3, 11))
+HEAD = tuple(range(3, 35))
 """What chunks of "random-head" are ingested behind, and its prompts begin with."""
 
 

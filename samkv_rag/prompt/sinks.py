@@ -17,7 +17,7 @@ _ON_A_DAY = {THINKING: False, "date_string": DAY, "strftime_now": ""}
 """Some templates write the date, and caches must not depend on it: one that asks for it all the same is not rendered,
 since what it asks is no function here."""
 LONGEST = 128
-"""Tokens. What a template writes in front is left out where it is longer: every chunk's ingestion would pay for it."""
+"""Tokens. What a template writes in front is left out where it is longer: every batch of chunks would pay for it."""
 
 
 def _head(tokenizer: Any) -> tuple[int, ...]:
