@@ -22,6 +22,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     marks = [run.caches.ground.marked(tokens) for tokens in (selection.kept, selection.recomputed)]
     reused = kept - int((marks[0] & marks[1]).sum())
     glue = plan.n_tokens - plan.chunk_tokens
+    head = run.caches.ground.head if recomputed < plan.chunk_tokens else 0
     per_token = run.adapter.shape.bytes_per_token
     resident = (glue + kept) * per_token
     return Report(
@@ -34,7 +35,8 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         reused_tokens=reused,
         recomputed_tokens=recomputed,
         recomputed_dropped_tokens=recomputed + reused - kept,
-        fresh_tokens=glue + recomputed,
+        head_tokens=head,
+        fresh_tokens=glue - head + recomputed,
         question_pass_tokens=run.costs.question_pass_tokens,
         kept_ratio=_share(kept, plan.chunk_tokens, empty=1.0),
         recompute_ratio=_share(recomputed, kept),

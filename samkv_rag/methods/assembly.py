@@ -9,10 +9,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from samkv_kernels.rope_gather import Stored
 from samkv_kernels.sending import sent
 from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries, blocks_of
-from samkv_rag.methods.layout import Ground, Layout
+from samkv_rag.methods.layout import Ground, Layout, head_tokens
 from samkv_rag.methods.picked import Picked
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
@@ -44,7 +45,8 @@ class Assembly:
     has in the store."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
-        self._plan, self.ground = plan, Ground(plan, adapter.device)
+        head = 0 if adapter.rotary.depends_on_length else head_tokens(plan, adapter.sink_prefix)
+        self._plan, self.ground = plan, Ground(plan, adapter.device, head)
         self.blocks = [-(-len(chunk.token_ids) // BLOCK) for chunk in plan.chunks]
         self._adapter = adapter
         self._entries = entries
@@ -71,7 +73,8 @@ class Assembly:
         self, kept: Sequence[Tensor], layout: Layout, layers: range | None = None,
         replaced: Picked | None = None,
     ) -> SlotCache:  # fmt: skip
-        """A cache of the layout's tokens at their true positions: chunk tokens from the store, glue still empty.
+        """A cache of the layout's tokens at their true positions: chunk tokens from the store, the head as it is known,
+        glue still empty.
 
         It has `layers`, a run of them, by default all. Chunk tokens `replaced` are about to be computed and written
         over before anybody looks: they are not read, and stay empty too.
@@ -107,7 +110,11 @@ class Assembly:
                 self._entries.ask(index, own, step)
 
     def _parts(self, wanted: Wanted, layers: range) -> Iterator[Part]:
-        """What each chunk gives to the layers of a cache."""
+        """What the head and each chunk give to the layers of a cache."""
+        if self.ground.head:
+            own, cuts = self._adapter.head.stacks, self._adapter.shape.cuts(layers)
+            known = [Stored.of(own[cut.index].kv[cut.places.start : cut.places.stop]) for cut in cuts]
+            yield Part(0, known, torch.arange(self.ground.head, device=self._adapter.device))
         for index, (start, count) in enumerate(wanted.runs):
             if wanted.blocks[index]:
                 stored = self._entries.blocks(index, wanted.blocks[index], layers)

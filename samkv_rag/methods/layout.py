@@ -15,10 +15,13 @@ from samkv_kernels.sending import sent
 from samkv_rag.methods.picked import Picked, places
 from samkv_rag.types import PromptPlan
 
+GLUE, HEAD = -1, -2
+"""What owns a token that is no chunk's. The head is what chunks are ingested behind, where a prompt begins with it."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The kept tokens of a prompt in order: position, token id, and the index of the owning chunk (-1: glue)."""
+    """The kept tokens of a prompt in order: position, token id, and the index of the owning chunk, `GLUE` or `HEAD`."""
 
     positions: Tensor
     ids: Tensor
@@ -27,7 +30,7 @@ class Layout:
     @cached_property
     def glue(self) -> Tensor:
         """Slots of the glue, always computed fresh."""
-        return (self.owner < 0).nonzero()[:, 0]
+        return (self.owner == GLUE).nonzero()[:, 0]
 
     @cached_property
     def owned(self) -> Tensor:
@@ -36,7 +39,7 @@ class Layout:
 
     def counts(self, chunks: int) -> list[int]:
         """How many tokens each chunk has here."""
-        counts: list[int] = torch.bincount(self.owner + 1, minlength=chunks + 1)[1:].tolist()
+        counts: list[int] = torch.bincount(self.owned_by, minlength=chunks).tolist()
         return counts
 
     def runs(self, chunks: int) -> list[tuple[int, int]]:
@@ -55,25 +58,35 @@ class Layout:
         return list(torch.arange(len(self.owned)).split(self.counts(chunks)))
 
 
+def head_tokens(plan: PromptPlan, sink_prefix: Sequence[int]) -> int:
+    """How many tokens of the plan are as chunks have them before them when they are ingested: all of the `sink_prefix`,
+    where the glue before its first chunk begins with that, or none."""
+    count, question = len(sink_prefix), plan.question
+    if not plan.chunks or (question.in_prompt and question.start < count):
+        return 0
+    return count if plan.segments[0].token_ids[:count] == tuple(sink_prefix) and plan.chunks[0].start >= count else 0
+
+
 class Ground:
     """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks.
 
     `here` are their ids `(n,)`, `spots` where the tokens of chunks stand `(T,)`, all on the `device` where the model
-    runs.
+    runs. The first `head` of them are as they are known beforehand; they are kept, and not computed.
     """
 
-    def __init__(self, plan: PromptPlan, device: torch.device) -> None:
+    def __init__(self, plan: PromptPlan, device: torch.device, head: int = 0) -> None:
         starts, owners, sizes, ids = list[int](), list[int](), list[int](), array("q")
         for segment in plan.segments:
             chunk = segment.kind == "chunk"
-            owners.append(len(starts) if chunk else -1)
+            owners.append(len(starts) if chunk else GLUE)
             starts += [segment.start] if chunk else []
             sizes.append(len(segment.token_ids))
             ids.extend(segment.token_ids)  # torch takes a list ten times as long
         self.ids = torch.frombuffer(ids, dtype=torch.long) if ids else torch.empty(0, dtype=torch.long)
         self.owner = repeated(*(torch.tensor(each, dtype=torch.long) for each in (owners, sizes)))
+        self.owner[:head] = HEAD
         self.starts = torch.tensor(starts, dtype=torch.long)
-        self.device = device
+        self.device, self.head = device, head
 
     @cached_property
     def here(self) -> Tensor:
@@ -112,6 +125,15 @@ class Ground:
 
     def with_glue(self, picked: Picked) -> Tensor:
         """Where the glue and what was picked stand, sorted `(Q,)`, where the model runs; nobody waits for it."""
+        return self.staying(picked)[self.head :]
+
+    def known(self, also: Picked | None) -> Tensor:
+        """Where the head stands, and the tokens `also`, which are not computed either, where the model runs."""
+        head = torch.arange(self.head, device=self.device)
+        return head if also is None else torch.cat([head, self.spots[also.at]])
+
+    def staying(self, picked: Picked) -> Tensor:
+        """The same, and the head before it."""
         marks = (~self.chunked).index_copy_(0, self.spots, picked.on(self.device).marks)
         return places(marks, len(self.owner) - len(self._owned) + picked.count)
 

@@ -14,7 +14,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
-from samkv_rag.methods.layout import Layout, with_question
+from samkv_rag.methods.layout import GLUE, Layout, with_question
 from samkv_rag.methods.picked import Picked, Settled, most_looked_at
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.rows import Fresh, answering, asking_rows, stored_rows
@@ -205,8 +205,8 @@ class Run:
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
         slots = ground.with_glue(again)
         fresh, asking = Fresh(slots, ground.here[slots], ground.chunked[slots], again.count), answering(self.plan)
-        near, there = (None if also is None else ground.spots[also.at]), cache.positions[: len(layout.ids)]
-        narrow = None if wide is None else Narrow.of(wide, slots[:-asking], there, sees, near)
+        there = cache.positions[: len(layout.ids)]
+        narrow = None if wide is None else Narrow.of(wide, slots[:-asking], there, sees, ground.known(also))
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(fresh)):
             # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
             self._pass(cache, layout, fresh, None, theta, None, narrow)
@@ -220,8 +220,7 @@ class Run:
                 late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, looked_at, settle)
                 return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
             settled = settle(looked_at)
-            stays = ground.with_glue(settled.kept)
-            cache.keep(stays)
+            cache.keep(stays := ground.staying(settled.kept))
         told = partial(settled.selection, self.lengths)
         return Prepared(self.adapter.release(cache), ground.here[stays], told, logits)
 
@@ -288,9 +287,10 @@ class Run:
         return found.flatten(0, -2).index_select(1, owned).view(*found.shape[:-1], len(owned))
 
     def _fresh(self, layout: Layout, selection: Selection) -> Fresh:
-        """What is computed: the glue and what is recomputed."""
+        """What is computed: the glue and what is recomputed; where that is all, the head too, as in any prefill."""
+        whole = sum(map(len, selection.recomputed)) == self.plan.chunk_tokens
         again = self.caches.ground.marked(selection.recomputed)[layout.positions]
-        return Fresh.of(layout, ((layout.owner < 0) | again).nonzero()[:, 0])
+        return Fresh.of(layout, ((layout.owner < 0 if whole else layout.owner == GLUE) | again).nonzero()[:, 0])
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""

@@ -58,7 +58,7 @@ class LateSettling:
         now = most_looked_at(maps.found).index_select(0, self.ground.spots)
         settled = self.choose(torch.maximum(self.looked_at, now))
         written = torch.arange(prompt, prompt + count, device=device)
-        cache.keep(torch.cat([self.ground.with_glue(settled.kept), written]))
+        cache.keep(torch.cat([self.ground.staying(settled.kept), written]))
         self._settled = settled
         return logits[-1]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -128,7 +128,12 @@ class ModelAdapter:
 
     def ingest(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
         """The caches of chunks prefilled alone, one batch."""
-        return chunk_caches(self, texts, token_ids)
+        return chunk_caches(self, texts, token_ids, self.sink_prefix)
+
+    @cached_property
+    def head(self) -> ChunkKV:
+        """The cache of the sink prefix itself, which begins the prompts that are made like it."""
+        return chunk_caches(self, [""], [self.sink_prefix], ())[0]
 
     # -- query time --------------------------------------------------------------------------------------------
 

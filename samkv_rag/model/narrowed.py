@@ -22,20 +22,18 @@ class Narrow:
     seen: Tensor | None = None
 
     @classmethod
-    def of(cls, layer: int, own: Tensor, positions: Tensor, share: float, also: Tensor | None = None) -> Narrow:
+    def of(cls, layer: int, own: Tensor, positions: Tensor, share: float, also: Tensor) -> Narrow:
         """The queries at the slots `own` of a cache of tokens at `positions` `(T,)`, both sorted, see one another, the
         slots `also`, which are none of theirs, and the `share` of all others that stands closest before any of them; of
         equals the first. How many that are is known without asking."""
-        first = 0 if also is None else len(also)
-        others = int(share * (len(positions) - len(own) - first) + 1e-9)
-        if not len(own) or not first + others:
+        others = int(share * (len(positions) - len(own) - len(also)) + 1e-9)
+        if not len(own) or not len(also) + others:
             return cls(layer, len(own))
         own_at = positions[own]
         ahead = own_at[torch.searchsorted(own_at, positions).clamp_(max=len(own) - 1)] - positions
         ahead = torch.where(ahead < 0, positions[-1], ahead)  # what stands behind all of them none can see
-        if also is not None:
-            ahead[also] = -1
-        return cls(layer, len(own), ahead.argsort(stable=True)[: len(own) + first + others].sort().values)
+        ahead[also] = -1
+        return cls(layer, len(own), ahead.argsort(stable=True)[: len(own) + len(also) + others].sort().values)
 
     def sees(self, slots: Tensor) -> Tensor:
         """The slots that the narrowed ones of a pass over `slots` see, sorted."""

@@ -22,12 +22,15 @@ LOCAL_QUERY_TOKENS = 32
 
 
 @torch.inference_mode()
-def chunk_caches(adapter: ModelAdapter, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
-    """The caches of chunks prefilled alone, one batch, right-padded (causal attention never sees the padding)."""
-    prefix, longest = len(adapter.sink_prefix), max(map(len, token_ids))
-    positions = torch.arange(prefix + longest, device=adapter.device)
-    cache, queries = _prefilled(adapter, token_ids, positions)
-    table = adapter.rotary.table(positions).at(positions[prefix:])
+def chunk_caches(
+    adapter: ModelAdapter, texts: Sequence[str], token_ids: Sequence[Sequence[int]], prefix: Sequence[int]
+) -> list[ChunkKV]:  # fmt: skip
+    """The caches of chunks prefilled alone, behind the tokens `prefix`, one batch, right-padded (causal attention never
+    sees the padding)."""
+    longest = max(map(len, token_ids))
+    positions = torch.arange(len(prefix) + longest, device=adapter.device)
+    cache, queries = _prefilled(adapter, token_ids, prefix, positions)
+    table = adapter.rotary.table(positions).at(positions[len(prefix) :])
     own = adapter.rotary.table(torch.arange(longest, device=adapter.device))
 
     def stacked(stack: Stack, row: int, text: str, ids: Sequence[int]) -> ChunkKV:
@@ -50,7 +53,7 @@ def chunk_caches(adapter: ModelAdapter, texts: Sequence[str], token_ids: Sequenc
 
 
 def _prefilled(
-    adapter: ModelAdapter, token_ids: Sequence[Sequence[int]], positions: Tensor
+    adapter: ModelAdapter, token_ids: Sequence[Sequence[int]], prefix: Sequence[int], positions: Tensor
 ) -> tuple[Any, dict[int, Tensor]]:  # fmt: skip
     """The cache of the prefix and the chunks at `positions`, and every layer's queries `(B, H, Q, D)` of its last pass.
 
@@ -59,7 +62,7 @@ def _prefilled(
     """
     cache: Any = GrowingCache()
     queries: dict[int, Tensor] = {}
-    apart = len(adapter.sink_prefix) if len(token_ids) > 1 and not adapter.rotary.depends_on_length else 0
+    apart = len(prefix) if len(token_ids) > 1 and not adapter.rotary.depends_on_length else 0
 
     def note(seen: Observation) -> None:
         queries[seen.layer] = seen.query
@@ -69,10 +72,10 @@ def _prefilled(
         adapter.forward(_padded(rows, stop - start), positions[start:stop], cache, plan)
 
     if apart:
-        read([adapter.sink_prefix], 0, apart)
+        read([prefix], 0, apart)
         for layer in cache.layers:
             layer.keys, layer.values = (each.expand(len(token_ids), -1, -1, -1) for each in (layer.keys, layer.values))
-    read([[*adapter.sink_prefix[apart:], *ids] for ids in token_ids], apart, len(positions))
+    read([[*prefix[apart:], *ids] for ids in token_ids], apart, len(positions))
     return cache, queries
 
 

@@ -63,6 +63,7 @@ def counting_pairs() -> Iterator[list[int]]:
 @pytest.mark.parametrize("wiring", WIRED)
 def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(wiring: str, name: str) -> None:
     engine = engine_of(wiring)
+    assert engine.adapter.head, "read once, not for each prompt"
     counter = FlopCounterMode(display=False)
     with counting_pairs() as pairs, counter:
         report = engine.answer(ASKED, CHUNKS, method=SOME[name], max_new_tokens=1).report

@@ -52,7 +52,7 @@ def adds_up(report: Report) -> bool:
         report.prompt_tokens == report.glue_tokens + report.chunk_tokens
         and report.chunk_tokens == report.dropped_tokens + report.kept_tokens
         and report.kept_tokens == report.reused_tokens + report.recomputed_tokens - report.recomputed_dropped_tokens
-        and report.fresh_tokens == report.glue_tokens + report.recomputed_tokens
+        and report.fresh_tokens == report.glue_tokens - report.head_tokens + report.recomputed_tokens
     )
 
 
