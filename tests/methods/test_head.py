@@ -16,6 +16,7 @@ from tests import oracles
 from tests.cases import METHODS
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, every_wiring, spoken
 from tests.methods.test_leading import PREFIX, plan_of
+from tests.model.recording import assert_same, recording
 from tests.models import adapter
 from tests.oracles import Prompted
 
@@ -61,6 +62,16 @@ def test_every_method_makes_of_it_what_it_makes_of_a_head_that_is_computed(
     for mine, other in zip(known.selection.kept, computed.selection.kept, strict=True):
         assert torch.equal(mine, other)
     assert distance(case.logits(known), case.logits(computed)) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", [SamKV(keep=0.4), SamKV(keep=0.4, wide=0.0, sees=0.0)], ids=["usual", "narrow"])
+def test_passes_of_fixed_sizes_do_without_it_too(method: SamKV) -> None:
+    case = begun("llama")
+    plain = case.prepare(method)
+    with recording(case.adapter) as passes:
+        for _ in range(3):
+            assert_same(case.prepare(method), plain)
+        assert passes.recordings
 
 
 def test_where_everything_is_computed_the_head_is_too() -> None:
