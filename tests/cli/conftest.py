@@ -43,9 +43,10 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A terminal in an empty folder."""
-    from samkv_rag.cli import ask, check, demo, ingest
+    """A terminal in an empty folder. All that open an engine are imported first: what is patched, nobody keeps."""
+    from samkv_rag.cli import ask, check, demo, evaluate, ingest, profile
 
+    assert evaluate.open_engine and profile.open_engine
     monkeypatch.chdir(tmp_path)
     terminal = Terminal()
     for module in (cli_engine, ask, check, demo, ingest):
