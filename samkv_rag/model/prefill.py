@@ -68,7 +68,9 @@ def _prefilled(
         queries[seen.layer] = seen.query
 
     def read(rows: Sequence[Sequence[int]], start: int, stop: int) -> None:
-        plan = AttentionPlan(positions[:stop], None, note, adapter.shape.layers - 1)
+        # Behind something it is no plain causal pass: for a mask SDPA gives up its fast way on a GPU.
+        backend = adapter.backend if start else "torch"
+        plan = AttentionPlan(positions[:stop], None, note, adapter.shape.layers - 1, backend)
         adapter.forward(_padded(rows, stop - start), positions[start:stop], cache, plan)
 
     if apart:
