@@ -20,7 +20,7 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.parity import check_parity
 from tests.cases import METHODS, WIRINGS
 from tests.models import build, byte_tokenizer
-from tests.oracles import Prompted, stored_plan
+from tests.oracles import Prompted, random_ids, stored_plan
 
 DEVICE = os.environ.get("SAMKV_TEST_DEVICE", "cuda")
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -111,6 +111,17 @@ def test_caches_on_a_disk_and_in_memory_are_the_same(kv_dtype: str, tmp_path: Pa
             assert torch.equal(*(case.logits(case.prepare(method)) for case in (near, far)))
         read = folder.read_stored(str(near.plan.chunks[0].key), pinned=True)
         assert read.data.is_pinned() == (DEVICE == "cuda"), "a GPU reads it by itself"
+
+
+@pytest.mark.parametrize("wiring", ["llama", "gemma2"])
+def test_behind_what_prompts_begin_with_all_is_as_on_a_cpu(wiring: str) -> None:
+    """Chunks of a batch, which have it read once, and a prompt, of which it is kept."""
+    here, there = (ModelAdapter(attached(wiring, device).model, random_ids(3, 1)) for device in (DEVICE, "cpu"))
+    chunks = [random_ids(length, length) for length in (5, 40, 17)]
+    for mine, theirs in zip(here.ingest([""] * 3, chunks), there.ingest([""] * 3, chunks), strict=True):
+        assert differ(mine.kv, theirs.kv) < 1e-3
+    cases = [prompted(adapter) for adapter in (here, there)]
+    assert differ(*(case.logits(case.prepare(SamKV(keep=0.4))) for case in cases)) < 1e-3
 
 
 def test_answers_decoded_together_are_those_decoded_alone() -> None:
