@@ -29,13 +29,12 @@ ANSWERED = {
     "epic@0.15": "epic", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
 }  # fmt: skip
 LEFT = {
-    "random_rest@0.15": "a random 15 %", "samkv@0.15": "samkv: 15 %", "samkv:near=8@0.15": "near=8: 15 %",
-    "samkv:settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens",
-    "samkv:near=8,settle_at=16@0.15": "near=8, settle_at=16: 15 % after 16 tokens",
-    "reuse": "reuse: 100 %", "cacheblend@0.15": "cacheblend: 100 %",
-    "samkv:near=8,settle_at=32@0.15": "samkv, near=8, keep=1: 100 %",
+    "random_rest@0.15": "a random 15 %", "samkv@0.15": "samkv: 15 %", "samkv:keep=0.3": "keep=0.3: 30 %",
+    "samkv:settle_at=8@0.15": "settle_at=8: 15 % after 8 tokens",
+    "samkv:settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens", "reuse": "reuse: 100 %",
+    "cacheblend@0.15": "cacheblend: 100 %", "samkv:settle_at=64@0.15": "samkv, all kept: 100 %",
 }  # fmt: skip
-LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "30", "32")
+LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
 """Of which model, by how many questions of a set, with how many tokens of an answer at most."""
 TASK = RESULTS / "eval" / "methods"
 Row = Mapping[str, str]
@@ -128,8 +127,7 @@ def draw_gpu(path: Path) -> None:
 
 
 def draw_fidelity(path: Path) -> None:
-    """Bars of what methods lose of a public model's own answers, over four question sets, each a dot; measured when
-    every look counted alike."""
+    """Bars of what methods lose of a public model's own answers, over four question sets, each a dot."""
     figure, axes = plt.subplots(figsize=(9, 3.4), dpi=110)
     found = latest("fidelity", "model", "questions", "most_tokens", "method", "source")
     rows = {key[3:]: row for key, row in found.items() if key[:3] == LEFT_OF}
@@ -141,8 +139,8 @@ def draw_fidelity(path: Path) -> None:
         axes.plot(losses, [place] * len(losses), "o", color="#444444", markersize=3)
     axes.set_yticks(range(len(LEFT)), LEFT.values(), fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("nats lost of full prefill's own answer (30 questions of each of four sets, dots; less is better)")
-    axes.set_title("SmolLM2-135M-Instruct, and what is kept (answer_weight=1)", fontsize=10)
+    axes.set_xlabel("nats lost of full prefill's own answer (10 questions of each of four sets, dots; less is better)")
+    axes.set_title("SmolLM2-135M-Instruct, and what is kept", fontsize=10)
     save(figure, path)
 
 
