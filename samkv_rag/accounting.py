@@ -22,7 +22,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     marks = [run.caches.ground.marked(tokens) for tokens in (selection.kept, selection.recomputed)]
     reused = kept - int((marks[0] & marks[1]).sum())
     glue = plan.n_tokens - plan.chunk_tokens
-    head = run.caches.ground.head if recomputed < plan.chunk_tokens else 0
+    head = run.caches.ground.uncomputed(recomputed)
     per_token = run.adapter.shape.bytes_per_token
     resident = (glue + kept) * per_token
     return Report(

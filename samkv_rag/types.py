@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -165,6 +166,12 @@ class PromptPlan:
     @property
     def chunks(self) -> tuple[Segment, ...]:
         return tuple(segment for segment in self.segments if segment.kind == "chunk")
+
+    @property
+    def before_chunks(self) -> tuple[int, ...]:
+        """The tokens in front of the first chunk; all, where there is none."""
+        glue = takewhile(lambda segment: segment.kind == "glue", self.segments)
+        return tuple(token for segment in glue for token in segment.token_ids)
 
     @property
     def n_tokens(self) -> int:

@@ -64,7 +64,7 @@ def head_tokens(plan: PromptPlan, sink_prefix: Sequence[int]) -> int:
     count, question = len(sink_prefix), plan.question
     if not plan.chunks or (question.in_prompt and question.start < count):
         return 0
-    return count if plan.segments[0].token_ids[:count] == tuple(sink_prefix) and plan.chunks[0].start >= count else 0
+    return count if plan.before_chunks[:count] == tuple(sink_prefix) else 0
 
 
 class Ground:
@@ -126,6 +126,11 @@ class Ground:
     def with_glue(self, picked: Picked) -> Tensor:
         """Where the glue and what was picked stand, sorted `(Q,)`, where the model runs; nobody waits for it."""
         return self.staying(picked)[self.head :]
+
+    def uncomputed(self, recomputed: int) -> int:
+        """How many tokens of the head are not computed where so many of chunks are: where those are all, every token
+        is, as in any prefill."""
+        return self.head if recomputed < len(self._owned) else 0
 
     def known(self, also: Picked | None) -> Tensor:
         """Where the head stands, and the tokens `also`, which are not computed either, where the model runs."""

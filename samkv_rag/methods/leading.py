@@ -15,12 +15,8 @@ from samkv_rag.types import PromptPlan
 def exact_tokens(plan: PromptPlan, sink_prefix: Sequence[int]) -> int:
     """How many chunk tokens, from the first on, are stored as a prefill of the plan would make them: the first chunk's,
     where nothing stands before it but what chunks are ingested behind. (Rounded as the store rounds.)"""
-    before: list[int] = []
-    for segment in plan.segments:
-        if segment.kind == "chunk":
-            return len(segment.token_ids) if before == list(sink_prefix) else 0
-        before += segment.token_ids
-    return 0
+    exact = plan.chunks and plan.before_chunks == tuple(sink_prefix)
+    return len(plan.chunks[0].token_ids) if exact else 0
 
 
 def computed_and_stored(run: Run, again: Picked, value: Tensor) -> tuple[Picked, Picked | None]:

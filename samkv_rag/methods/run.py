@@ -14,7 +14,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
-from samkv_rag.methods.layout import GLUE, Layout, with_question
+from samkv_rag.methods.layout import Layout, with_question
 from samkv_rag.methods.picked import Picked, Settled, most_looked_at
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.rows import Fresh, answering, asking_rows, stored_rows
@@ -287,10 +287,10 @@ class Run:
         return found.flatten(0, -2).index_select(1, owned).view(*found.shape[:-1], len(owned))
 
     def _fresh(self, layout: Layout, selection: Selection) -> Fresh:
-        """What is computed: the glue and what is recomputed; where that is all, the head too, as in any prefill."""
-        whole = sum(map(len, selection.recomputed)) == self.plan.chunk_tokens
-        again = self.caches.ground.marked(selection.recomputed)[layout.positions]
-        return Fresh.of(layout, ((layout.owner < 0 if whole else layout.owner == GLUE) | again).nonzero()[:, 0])
+        """What is computed: the glue and what is recomputed; where that is all, the head too."""
+        ground, again = self.caches.ground, self.caches.ground.marked(selection.recomputed)
+        known = layout.positions < ground.uncomputed(int(again.sum()))
+        return Fresh.of(layout, ((layout.owner < 0) & ~known | again[layout.positions]).nonzero()[:, 0])
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
