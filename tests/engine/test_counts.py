@@ -29,6 +29,7 @@ ASKED = "Where is Lumen Labs based?"
 def engine() -> SamKVEngine:
     engine = tiny_engine()
     engine.precompute(CHUNKS)
+    assert engine.adapter.head, "read once, not for each prompt"
     return engine
 
 
