@@ -32,6 +32,9 @@ LLAMA_8B = LlamaConfig(
 HEAD = tuple(range(3, 35))
 """What chunks of "random-head" are ingested behind, and its prompts begin with."""
 
+FRONT = 8
+"""Tokens in front of other prompts: so few that they are computed every time."""
+
 
 def random_model(
     config: Any = CPU_LLAMA, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
@@ -95,12 +98,13 @@ def in_int8(adapter: ModelAdapter) -> ModelAdapter:
 
 
 def random_prompt(
-    adapter: ModelAdapter, store: ChunkKVStore, chunks: int, chunk_tokens: int, question: int = 32, seed: int = 0
-) -> PromptPlan:
+    adapter: ModelAdapter, store: ChunkKVStore, chunks: int, chunk_tokens: int, question: int = 32, seed: int = 0,
+    front: int = FRONT,
+) -> PromptPlan:  # fmt: skip
     """A plan of `chunks` stored chunks of random ids, a question behind them, and in front what they are ingested
-    behind, or 8 random tokens."""
+    behind, or `front` random tokens."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = [("glue", 8), *[("chunk", chunk_tokens)] * chunks, ("glue", question)]
+    sizes = [("glue", front), *[("chunk", chunk_tokens)] * chunks, ("glue", question)]
     segments: list[Segment] = []
     for kind, size in sizes:
         ids = tuple(torch.randint(3, adapter.config.vocab_size, (size,), generator=generator).tolist())

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.harness import gated, in_turns, options_of, publish
 from benchmarks.rows import spread, where
-from benchmarks.shapes import model_named, random_prompt
+from benchmarks.shapes import FRONT, model_named, random_prompt
 from benchmarks.systems import METHODS, first_token
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore
@@ -39,11 +39,12 @@ def stock(adapter: ModelAdapter, plan: PromptPlan) -> float:
 
 
 def measure(
-    adapter: ModelAdapter, chunks: int, chunk_tokens: int, rounds: int, systems: Sequence[str] = tuple(METHODS)
-) -> Seen:
+    adapter: ModelAdapter, chunks: int, chunk_tokens: int, rounds: int, systems: Sequence[str] = tuple(METHODS),
+    front: int = FRONT,
+) -> Seen:  # fmt: skip
     """Reports of every system (and stock seconds), `rounds` interleaved rounds after one that warms up."""
     store = ChunkKVStore(":memory:")
-    plan = random_prompt(adapter, store, chunks, chunk_tokens)
+    plan = random_prompt(adapter, store, chunks, chunk_tokens, front=front)
     ways: dict[str, Callable[[], Report | float]] = {"stock": lambda: stock(adapter, plan)}
     for name in systems:
         ways[name] = partial(first_token, adapter, store, plan, METHODS[name])
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=labels[:3], choices=labels)
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--front", type=int, default=FRONT, help="tokens in front of the chunks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     systems = [name for name in METHODS if name == "full" or name in options.systems]
@@ -94,8 +96,9 @@ def main() -> None:
             if tokens + 64 > adapter.config.max_position_embeddings:
                 print(f"{label} has too few positions for {tokens} tokens, skipped")
                 continue
-            seen = measure(adapter, 8, tokens // 8, options.rounds, systems)
-            publish("ttft", rows(label, tokens, seen, options.device), 14, options.dry)
+            seen = measure(adapter, 8, tokens // 8, options.rounds, systems, options.front)
+            name = label if options.front == FRONT else f"{label}, {options.front} in front"
+            publish("ttft", rows(name, tokens, seen, options.device), 14, options.dry)
 
 
 if __name__ == "__main__":

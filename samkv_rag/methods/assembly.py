@@ -9,11 +9,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from samkv_kernels.rope_gather import Stored
 from samkv_kernels.sending import sent
 from samkv_rag.methods.costs import Costs
 from samkv_rag.methods.entries import Entries, blocks_of
-from samkv_rag.methods.layout import Ground, Layout, head_tokens
+from samkv_rag.methods.layout import Ground, Layout, beginning
 from samkv_rag.methods.picked import Picked
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
@@ -45,8 +44,9 @@ class Assembly:
     has in the store."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
-        head = 0 if adapter.rotary.depends_on_length else head_tokens(plan, adapter.sink_prefix)
-        self._plan, self.ground = plan, Ground(plan, adapter.device, head)
+        self._beginning = () if adapter.rotary.depends_on_length else beginning(plan)
+        self._head = adapter.beginnings.head_of(self._beginning)
+        self._plan, self.ground = plan, Ground(plan, adapter.device, self._head.count)
         self.blocks = [-(-len(chunk.token_ids) // BLOCK) for chunk in plan.chunks]
         self._adapter = adapter
         self._entries = entries
@@ -84,7 +84,8 @@ class Assembly:
             steps = self._entries.steps(self._adapter.shape.cached(layers))
             self._ask(wanted.blocks, steps)
             loading = partial(self._costs.stage, "load")
-            cache = self._adapter.assemble(partial(self._parts, wanted), layout.positions, self._room, steps, loading)
+            parts = partial(self._parts, wanted)
+            cache = self._adapter.assemble(parts, layout.positions, self._room, steps, loading, self._head)
             self._costs.held(cache.nbytes)
             return cache
 
@@ -110,11 +111,7 @@ class Assembly:
                 self._entries.ask(index, own, step)
 
     def _parts(self, wanted: Wanted, layers: range) -> Iterator[Part]:
-        """What the head and each chunk give to the layers of a cache."""
-        if self.ground.head:
-            own, cuts = self._adapter.head.stacks, self._adapter.shape.cuts(layers)
-            known = [Stored.of(own[cut.index].kv[cut.places.start : cut.places.stop]) for cut in cuts]
-            yield Part(0, known, torch.arange(self.ground.head, device=self._adapter.device))
+        """What each chunk gives to the layers of a cache."""
         for index, (start, count) in enumerate(wanted.runs):
             if wanted.blocks[index]:
                 stored = self._entries.blocks(index, wanted.blocks[index], layers)
@@ -140,6 +137,12 @@ class Assembly:
             blocks, rows = blocks_of(owner, rows, chunks)
         spread = torch.full((len(layout.owner),), -1).index_copy_(0, slots, rows)
         return Wanted(blocks, sent(spread, self._adapter.device), layout.runs(chunks))
+
+    def finish(self, cache: SlotCache) -> SlotCache:
+        """A prepared cache, in memory of its own; what the prompt begins with is kept for others."""
+        cache = self._adapter.release(cache)
+        self._adapter.beginnings.learn(self._beginning, cache)
+        return cache
 
     def hold(self, layout: Layout, cache: SlotCache) -> None:
         """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""

@@ -16,7 +16,7 @@ from samkv_rag.methods.picked import Picked, places
 from samkv_rag.types import PromptPlan
 
 GLUE, HEAD = -1, -2
-"""What owns a token that is no chunk's. The head is what chunks are ingested behind, where a prompt begins with it."""
+"""What owns a token that is no chunk's. The head is what a prompt begins with, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,12 @@ class Layout:
         return list(torch.arange(len(self.owned)).split(self.counts(chunks)))
 
 
-def head_tokens(plan: PromptPlan, sink_prefix: Sequence[int]) -> int:
-    """How many tokens of the plan are as chunks have them before them when they are ingested: all of the `sink_prefix`,
-    where the glue before its first chunk begins with that, or none."""
-    count, question = len(sink_prefix), plan.question
-    if not plan.chunks or (question.in_prompt and question.start < count):
-        return 0
-    return count if plan.before_chunks[:count] == tuple(sink_prefix) else 0
+def beginning(plan: PromptPlan) -> tuple[int, ...]:
+    """The tokens that the plan begins with, as others may: up to its first chunk, or to the question, which must be
+    read. None, where it has no chunk."""
+    question = plan.question
+    stop = question.start if question.in_prompt else None
+    return plan.before_chunks[:stop] if plan.chunks else ()
 
 
 class Ground:

@@ -184,7 +184,7 @@ class Run:
             stored = [None if row is None else stored_rows(row, layout, fresh.slots) for row in rows]
             masks = [None if row is None else row.to(self.adapter.device, non_blocking=True) for row in stored]
         logits = self._recompute_into(cache, layout, fresh, masks, theta)
-        return Prepared.of(self.adapter.release(cache), layout.ids, selection, logits)
+        return Prepared.of(self.caches.finish(cache), layout.ids, selection, logits)
 
     def recompute_and_settle(
         self, again: Picked, layers: Sequence[int], settle: Callable[[Tensor], Settled],
@@ -218,11 +218,11 @@ class Run:
             looked_at = most_looked_at(self._of_chunks(maps.found, layout), answer_weight)
             if at:
                 late = LateSettling(at, self.adapter, ground, self.lengths, layers, again, looked_at, settle)
-                return Prepared(self.adapter.release(cache), ground.here, late.selection, logits, late)
+                return Prepared(self.caches.finish(cache), ground.here, late.selection, logits, late)
             settled = settle(looked_at)
             cache.keep(stays := ground.staying(settled.kept))
         told = partial(settled.selection, self.lengths)
-        return Prepared(self.adapter.release(cache), ground.here[stays], told, logits)
+        return Prepared(self.caches.finish(cache), ground.here[stays], told, logits)
 
     def _recompute_into(
         self, cache: SlotCache, layout: Layout, fresh: Fresh, rows: Sequence[Tensor | None] | None = None,
@@ -278,7 +278,7 @@ class Run:
             self.costs.passes.append(Pass(layout.positions, torch.arange(len(layout.ids)), check + 1, ended=True))
             self.costs.scored_bytes += stored[0].nbytes // len(layout.ids) * self.plan.chunk_tokens
         logits = self._recompute_into(cache, layout, self._fresh(layout, selection))
-        return Prepared.of(self.adapter.release(cache), layout.ids, selection, logits)
+        return Prepared.of(self.caches.finish(cache), layout.ids, selection, logits)
 
     def _of_chunks(self, found: Tensor, layout: Layout) -> Tensor:
         """What was found about chunk tokens `(..., T)`, of what was about all slots. In two dimensions: in three a CPU

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
+from samkv_rag.model.beginnings import UNKNOWN, Beginnings, Head
 from samkv_rag.model.buffers import Buffers, room_for
 from samkv_rag.model.cache import Blend, GrowingCache, SlotCache
 from samkv_rag.model.calling import handing
@@ -63,6 +64,7 @@ class ModelAdapter:
         self.rotary = Rotary(model)
         self.sink_prefix = tuple(sink_prefix)
         self.shape = self._measure()
+        self.beginnings = Beginnings(self.shape)
         self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length, backend=self.backend)
         self.passes: Passes | None = None
         if graphs.wanted(self.backend, self.device, self.rotary.depends_on_length):
@@ -130,11 +132,6 @@ class ModelAdapter:
         """The caches of chunks prefilled alone, one batch."""
         return chunk_caches(self, texts, token_ids, self.sink_prefix)
 
-    @cached_property
-    def head(self) -> ChunkKV:
-        """The cache of the sink prefix itself, which begins the prompts that are made like it."""
-        return chunk_caches(self, [""], [self.sink_prefix], ())[0]
-
     # -- query time --------------------------------------------------------------------------------------------
 
     def table(self, positions: Tensor) -> RotaryTable:
@@ -143,12 +140,13 @@ class ModelAdapter:
 
     def assemble(
         self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] | None = None,
-        loading: Loading = contextlib.nullcontext,
+        loading: Loading = contextlib.nullcontext, head: Head = UNKNOWN,
     ) -> SlotCache:  # fmt: skip
         """A cache for tokens at `positions` `(T,)` and `room` more, of the layers of `steps`, runs that make up one run
         (by default a single step of all layers).
 
-        `parts` fill it from the store, keys turned to their positions; what none of them holds is zeros. A single step
+        `head` is what the first of them are; `parts` fill it from the store, keys turned to their positions; what none
+        of them holds is zeros. A single step
         is filled now, of several each one before anybody sees its layers, within `loading`.
         """
         steps = [self.shape.cached()] if steps is None else steps
@@ -157,7 +155,8 @@ class ModelAdapter:
         stacks = self._buffers(slots, layers) if lent is None else lent
         cache = SlotCache(stacks, positions, self.shape.sources)
         angles = self.rotary.turning(positions, cache.positions[: len(positions)])
-        Filling(stacks, layers, self.shape, len(positions), angles, self.backend, loading).come(cache, parts, steps)
+        filling = Filling(stacks, layers, self.shape, len(positions), angles, self.backend, head, loading)
+        filling.come(cache, parts, steps)
         return cache
 
     def _buffers(self, slots: int, layers: range) -> list[Buffers]:

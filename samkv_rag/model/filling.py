@@ -13,6 +13,7 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather_pieces_into
+from samkv_rag.model.beginnings import Head
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.shape import Cut, KVShape
@@ -37,7 +38,8 @@ Loading = Callable[[], AbstractContextManager[None]]
 @dataclass(frozen=True, slots=True)
 class Filling:
     """Fills the first `slots` of the `stacks` of a cache that has `layers`, a run of a model's of this `shape`; keys
-    are turned by the `angles` of their layers, and what no part holds is zeros. It is done within `loading`."""
+    are turned by the `angles` of their layers, and what no part holds is zeros, but for the `head`. It is done within
+    `loading`."""
 
     stacks: Sequence[Buffers]
     layers: range
@@ -45,6 +47,7 @@ class Filling:
     slots: int
     angles: Callable[[Sequence[int]], Angles]
     backend: Backend
+    head: Head
     loading: Loading = nullcontext
 
     def come(self, cache: SlotCache, parts: Parts, steps: Sequence[range]) -> None:
@@ -63,6 +66,10 @@ class Filling:
                 keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
                 pieces = map(partial(_piece, place, keys.device), found)
                 rope_gather_pieces_into(keys, values, pieces, self.angles(cut.layers), self.backend)
+                if self.head.count:
+                    known = self.head.entries[cut.index].layers(cut.places, 0)
+                    for buffer, entries in zip((keys, values), known.both, strict=True):
+                        buffer[:, :, : self.head.count] = entries[:, :, : self.head.count]
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
         """The layers of a cut among all that its stack has here."""

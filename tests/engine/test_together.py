@@ -32,8 +32,13 @@ LONG = 600
 
 @pytest.fixture(scope="module")
 def engine() -> SamKVEngine:
-    engine = tiny_engine()
+    return met(tiny_engine())
+
+
+def met(engine: SamKVEngine) -> SamKVEngine:
+    """The engine, with the chunks, and with a prompt behind it: what its prompts begin with is known."""
     engine.precompute(CHUNKS)
+    engine.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=1)
     return engine
 
 
@@ -162,8 +167,7 @@ def test_answers_asked_for_together_share_their_steps(engine: SamKVEngine) -> No
 
 
 def test_one_at_a_time_shares_nothing() -> None:
-    engine = tiny_engine(max_batch=1)
-    engine.precompute(CHUNKS)
+    engine = met(tiny_engine(max_batch=1))
     with passes(engine) as sizes:
         at_once(*[lambda: engine.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=10)] * 3)
     assert [size for size in sizes if size <= 6] == [1] * 27, "the pass over a prompt says the first token"

@@ -1,69 +1,91 @@
-"""What a prompt begins with is known where chunks are ingested behind it: it is kept, and not computed."""
+"""What a prompt begins with is known where another one has begun so: it is kept, and not computed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from samkv_rag import ChunkKVStore, Reuse, SamKV
-from samkv_rag.methods import Run, assembly
-from samkv_rag.methods.layout import head_tokens
+from samkv_rag.methods import Run
+from samkv_rag.methods.layout import beginning
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.beginnings import Beginnings
 from samkv_rag.types import Question
 from tests import oracles
 from tests.cases import METHODS
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, every_wiring, spoken
-from tests.methods.test_leading import PREFIX, plan_of
+from tests.methods.test_leading import plan_of
 from tests.model.recording import assert_same, recording
 from tests.models import adapter
 from tests.oracles import Prompted
 
-HEAD = oracles.random_ids(3, 1)
-"""What prompts of `stored_plan` begin with."""
+GLUE = 20
+"""Tokens that stand in front of every chunk; those in front of the first one are the same for all plans here."""
+ANOTHER = (9, 20)
+"""Chunks of another prompt that begins alike."""
+CHUNK, QUESTION = ("chunk", (1, 2)), ("glue", (9,))
 
 
 @cache
 def begun(wiring: str) -> Prompted:
-    """A prompt that begins with what its chunks are ingested behind."""
-    model, store = ModelAdapter(adapter(wiring).model, HEAD), ChunkKVStore(":memory:")
-    return Prompted(oracles.stored_plan(model, store), model, store)
+    """A prompt for a model that has met none yet."""
+    model, store = ModelAdapter(adapter(wiring).model), ChunkKVStore(":memory:")
+    oracles.stored_plan(model, store, ANOTHER, GLUE)
+    return Prompted(oracles.stored_plan(model, store, glue=GLUE), model, store)
+
+
+def forget(case: Prompted) -> None:
+    case.adapter.beginnings = Beginnings(case.adapter.shape)
+
+
+def meet(case: Prompted) -> None:
+    """Have a prompt answered that begins as the case's."""
+    forget(case)
+    plan = oracles.stored_plan(case.adapter, case.store, ANOTHER, GLUE)
+    Reuse().prepare(Run(plan, case.adapter, case.store, oracles.ROOM))
 
 
 def run_of(case: Prompted) -> Run:
     return Run(case.plan, case.adapter, case.store, oracles.ROOM)
 
 
+def known_of(case: Prompted) -> int:
+    return run_of(case).caches.ground.head
+
+
 @every_wiring
 @pytest.mark.parametrize(("wide", "sees"), [(1.0, 0.0), (0.0, 0.0), (0.25, 0.3)])
-def test_the_answer_is_that_of_a_pass_that_computes_it(
-    wiring: str, wide: float, sees: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_answer_is_that_of_a_pass_that_computes_it(wiring: str, wide: float, sees: float) -> None:
     """Also where less is in sight: what is computed sees it on every layer."""
     case, method = begun(wiring), SamKV(keep=0.4, wide=wide, sees=sees)
-    known = case.prepare(method)
-    assert run_of(case).caches.ground.head == (0 if case.adapter.rotary.depends_on_length else len(HEAD))
-    monkeypatch.setattr(assembly, "head_tokens", lambda *_: 0)
+    forget(case)
+    assert known_of(case) == 0
     computed = case.prepare(method)
+    meet(case)
+    assert known_of(case) == (0 if case.adapter.rotary.depends_on_length else GLUE)
+    known = case.prepare(method)
     assert_same(known, computed)
     assert distance(spoken(case, known), spoken(case, computed)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_makes_of_it_what_it_makes_of_a_head_that_is_computed(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = begun("llama")
-    known = case.prepare(METHODS[name])
-    monkeypatch.setattr(assembly, "head_tokens", lambda *_: 0)
-    computed = case.prepare(METHODS[name])
+def test_every_method_leaves_it_for_others_and_makes_of_it_what_it_makes_of_one_that_is_computed(name: str) -> None:
+    case, method = begun("llama"), METHODS[name]
+    forget(case)
+    computed = case.prepare(method)
+    assert known_of(case) == (0 if computed.cache is None else GLUE)
+    want = case.logits(computed)
+    known = case.prepare(method)
     assert_same(known, computed)
-    assert distance(case.logits(known), case.logits(computed)) < TOLERANCE
+    assert distance(case.logits(known), want) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", [SamKV(keep=0.4), SamKV(keep=0.4, wide=0.0, sees=0.0)], ids=["usual", "narrow"])
 def test_passes_of_fixed_sizes_do_without_it_too(method: SamKV) -> None:
     case = begun("llama")
+    meet(case)
     plain = case.prepare(method)
     with recording(case.adapter) as passes:
         for _ in range(3):
@@ -71,44 +93,58 @@ def test_passes_of_fixed_sizes_do_without_it_too(method: SamKV) -> None:
         assert passes.recordings
 
 
-def test_where_everything_is_computed_the_head_is_too() -> None:
+def test_where_everything_is_computed_it_is_too() -> None:
     """An ordinary prefill, in half precision, too: by the same operations."""
     case = begun("llama")
+    meet(case)
     run = run_of(case)
     SamKV(keep=1.0).prepare(run)
     whole, *_ = run.costs.passes
     assert len(whole.slots) == case.plan.n_tokens
 
 
-def test_another_head_would_be_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_behind_it_in_the_other_prompt_is_not_seen() -> None:
+    """Two prompts that part before the first chunk: only what they have in common is known."""
+    case = begun("llama")
+    forget(case)
+    want = case.logits(case.prepare(Reuse()))
+    first, *rest = case.plan.segments
+    other = replace(first, token_ids=(*first.token_ids[:-3], 5, 6, 7))
+    forget(case)
+    Reuse().prepare(Run(replace(case.plan, segments=(other, *rest)), case.adapter, case.store, oracles.ROOM))
+    assert known_of(case) == GLUE - 3
+    assert distance(case.logits(case.prepare(Reuse())), want) < TOLERANCE
+
+
+def test_another_head_would_be_visible() -> None:
     """Negative control: entries of other tokens in its place."""
     case = begun("llama")
+    meet(case)
     want = case.logits(case.prepare(Reuse()))
-    other = ModelAdapter(adapter("llama").model, oracles.random_ids(3, 2)).head
-    monkeypatch.setitem(vars(case.adapter), "head", other)
+    known = case.adapter.beginnings.head_of(beginning(case.plan))
+    for one in known.entries:
+        one.values.mul_(-1)
     assert distance(case.logits(case.prepare(Reuse())), want) > VISIBLE
 
 
 @pytest.mark.parametrize(
-    ("parts", "prefix", "known"),
+    ("parts", "want"),
     [
-        ((("glue", PREFIX), ("chunk", (1, 2)), ("glue", (9,))), PREFIX, 3),
-        ((("glue", (*PREFIX, 8)), ("chunk", (1, 2)), ("glue", (9,))), PREFIX, 3),
-        ((("glue", PREFIX), ("glue", (4, 4)), ("chunk", (1, 2)), ("glue", (9,))), PREFIX, 3),
-        ((("chunk", (1, 2)), ("glue", (9,))), (), 0),
-        ((("chunk", (*PREFIX, 2)), ("glue", (9,))), PREFIX, 0),
-        ((("chunk", (1, 2)), ("glue", PREFIX), ("glue", (9,))), PREFIX, 0),
-        ((("glue", (8, *PREFIX)), ("chunk", (1, 2)), ("glue", (9,))), PREFIX, 0),
-        ((("glue", PREFIX), ("glue", (9,))), PREFIX, 0),
+        ((("glue", (5, 6)), CHUNK, QUESTION), (5, 6)),
+        ((("glue", (5, 6)), ("glue", (7,)), CHUNK, ("glue", (8,)), CHUNK, QUESTION), (5, 6, 7)),
+        ((CHUNK, ("glue", (5, 6)), QUESTION), ()),
+        ((("glue", (5, 6)), QUESTION), ()),
     ],
 )
-def test_a_prompt_begins_with_all_of_it_or_it_is_glue(
-    parts: tuple[tuple[str, tuple[int, ...]], ...], prefix: tuple[int, ...], known: int
+def test_a_prompt_begins_with_what_stands_in_front_of_its_chunks(
+    parts: tuple[tuple[str, tuple[int, ...]], ...], want: tuple[int, ...]
 ) -> None:
-    assert head_tokens(plan_of(*parts), prefix) == known
+    assert beginning(plan_of(*parts)) == want
 
 
-def test_a_question_that_stands_in_it_is_read() -> None:
-    plan = plan_of(("glue", PREFIX), ("chunk", (1, 2)), ("glue", (9,)))
-    asking = type(plan)(plan.segments, Question("", PREFIX[1:], 1))
-    assert head_tokens(asking, PREFIX) == 0
+def test_a_question_that_stands_there_is_read() -> None:
+    plan = plan_of(("glue", (5, 6, 7, 8)), CHUNK, QUESTION)
+    asking = type(plan)(plan.segments, Question("", (7, 8), 2))
+    assert beginning(asking) == (5, 6)
+    apart = type(plan)(plan.segments, Question("", (7, 8), 2, in_prompt=False))
+    assert beginning(apart) == (5, 6, 7, 8)

@@ -1,0 +1,84 @@
+"""What prompts begin with, kept: instructions, tools and whatever else stands in front of the first chunk.
+
+It sees nothing behind it, so that its entries are the same in every prompt that begins with it, at the same positions;
+and an application's prompts begin alike.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.shape import KVShape
+
+LEAST = 16
+"""Tokens. What is shorter is computed with the rest of a prompt."""
+ROOM = 1024
+"""Tokens that are kept at most, all beginnings together: 128 MiB of an 8B Llama in bf16."""
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first `count` tokens of a prompt, which are known: their `entries`, and maybe some behind them, by stack."""
+
+    count: int = 0
+    entries: Sequence[Buffers] = ()
+
+
+UNKNOWN = Head()
+
+
+class Beginnings:
+    """The entries of what prompts have begun with, those used last, for a model whose caches have a `shape`."""
+
+    def __init__(self, shape: KVShape) -> None:
+        self._shape = shape
+        self._kept: OrderedDict[Tokens, list[Buffers]] = OrderedDict()
+
+    def head_of(self, beginning: Sequence[int]) -> Head:
+        """What is known of a prompt that begins with these tokens: as many as one has had in common with it."""
+        known, count = _longest(self._kept, tuple(beginning))
+        if count < LEAST:
+            return UNKNOWN
+        self._kept.move_to_end(known)
+        return Head(count, self._kept[known])
+
+    def learn(self, beginning: Sequence[int], cache: SlotCache) -> None:
+        """Keep the entries of what a prompt begins with, of which `cache` has all in its first slots, if much of it is
+        new."""
+        ids = tuple(beginning[:ROOM])
+        known, count = _longest(self._kept, ids)
+        if len(ids) < count + LEAST:
+            return
+        if count == len(known):  # the new one says the same
+            self._kept.pop(known, None)
+        self._kept[ids] = self._copied(cache, len(ids))
+        while sum(map(len, self._kept)) > ROOM:
+            self._kept.popitem(last=False)
+
+    def _copied(self, cache: SlotCache, count: int) -> list[Buffers]:
+        """The first slots of a cache of all layers, by stack."""
+        copies = []
+        for cut in self._shape.cuts(self._shape.cached()):
+            own = zip(*(cache.slot_layers[layer].buffers for layer in cut.layers), strict=True)
+            keys, values = (torch.stack([buffer[0, :, :count] for buffer in buffers]) for buffers in own)
+            copies.append(Buffers(keys, values, cut.layers))
+        return copies
+
+
+def _longest(known: Iterable[Tokens], ids: Tokens) -> tuple[Tokens, int]:
+    """Which of them has the most first tokens in common with `ids`, and how many."""
+    return max(((one, _common(one, ids)) for one in known), key=lambda found: found[1], default=((), 0))
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """How many first tokens both have in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
