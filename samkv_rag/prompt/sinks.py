@@ -12,27 +12,22 @@ from samkv_rag.prompt.template import HEAD, THINKING, answer_pieces, has_templat
 Sink = Callable[[Any], tuple[int, ...]]
 """The tokens that a tokenizer's chunks are ingested behind."""
 
-DAY = "26 Jul 2024"
-_ON_A_DAY = {THINKING: False, "date_string": DAY, "strftime_now": ""}
-"""Some templates write the date, and caches must not depend on it: one that asks for it all the same is not rendered,
-since what it asks is no function here."""
-LONGEST = 128
-"""Tokens. What a template writes in front is left out where it is longer: every batch of chunks would pay for it."""
-
 
 def _head(tokenizer: Any) -> tuple[int, ...]:
-    """What a prompt of `answer` begins with, up to the first passage."""
+    """The first lines of a prompt of `answer`, behind a BOS where prompts begin with one. What else a chat template
+    writes in front would make every chunk one that opens a talk, which few are (docs/fidelity.md)."""
     encoder = Encoder(tokenizer)
-    began = encoder.glue(_rendered(tokenizer)) if has_template(tokenizer) else []
-    return tuple(began if 0 < len(began) <= LONGEST else [*encoder.prefix, *encoder.glue(HEAD)])
+    began = encoder.glue(_rendered(tokenizer)) if has_template(tokenizer) else encoder.prefix
+    bos = [token for token in began[:1] if token == tokenizer.bos_token_id]
+    return (*bos, *encoder.glue(HEAD))
 
 
 def _rendered(tokenizer: Any) -> str:
-    """What the chat template writes up to the first passage; nothing, if it refuses such a prompt: `answer` says so."""
+    """What the chat template writes up to the first passage; a BOS, if it refuses such a prompt: `answer` says so."""
     try:
-        pieces = render(tokenizer, [{"role": "user"}], [answer_pieces("?", ["passage"])], options=_ON_A_DAY)
+        pieces = render(tokenizer, [{"role": "user"}], [answer_pieces("?", ["passage"])], options={THINKING: False})
     except SamKVError:
-        return ""
+        return tokenizer.bos_token or ""
     return pieces[0].text if pieces and not pieces[0].is_chunk else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
         bent.get_decoder().layers[2].mlp.up_proj.weight[3, 5] += 1e-3
     scaled = build(WIRINGS["llama-linear"]())
     assert scaled.state_dict().keys() == bent.state_dict().keys(), "only the config differs"
-    tokenizer = byte_tokenizer(chat=True)
+    chat, begins = byte_tokenizer(chat=True), copy.deepcopy(byte_tokenizer())
+    begins.chat_template = "{{ bos_token }}{{ messages[0].content }}"
     others = {
         "weights": fingerprint(bent), "rope": fingerprint(scaled),
         "dtype": fingerprint(build(WIRINGS["llama"](), torch.bfloat16)),
@@ -76,13 +78,12 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
     half = build(WIRINGS["llama"](), torch.bfloat16)
     assert fingerprint(half, kv_dtype="bf16") == others["dtype"], "stored as the model computes, by either name"
     assert fingerprint(method="reuse") == base, "never the method"
-    assert fingerprint(tokenizer=tokenizer) not in {base, *others.values()}, "a chat template: prompts begin otherwise"
-    assert fingerprint(tokenizer=tokenizer, sink_prefix="bos") == others["bos"], "and by itself never that"
+    assert fingerprint(tokenizer=begins) not in {base, *others.values()}, "a chat template: prompts begin with a BOS"
+    assert fingerprint(tokenizer=begins, sink_prefix="bos") == others["bos"], "and by itself never that"
+    assert fingerprint(tokenizer=chat) == base, "nor what else it writes"
 
 
 def _with_one_token_more() -> Any:
-    import copy
-
     tokenizer = copy.deepcopy(byte_tokenizer())
     tokenizer.add_tokens(["Lumen"])
     return tokenizer

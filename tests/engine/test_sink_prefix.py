@@ -60,44 +60,48 @@ def beginning(engine: SamKVEngine) -> tuple[int, ...]:
     return tuple(plan.token_ids[: plan.chunks[0].start])
 
 
-@pytest.mark.parametrize("chat", [False, True])
-def test_behind_the_head_of_answer_its_first_chunk_is_exact_and_not_computed_again(chat: bool) -> None:
-    engine = tiny_engine(chat=chat)
+BEGINS = "{{ bos_token }}{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize("template", [None, BEGINS])
+def test_behind_the_head_of_answer_its_first_chunk_is_exact_and_not_computed_again(template: str | None) -> None:
+    engine = written_by(template)
     assert engine.adapter.sink_prefix == beginning(engine)
-    recomputed = engine.answer(ASKED, CHUNKS, method=SamKV(keep=0.5), max_new_tokens=1).report.recomputed_tokens
-    behind = tiny_engine(chat=chat, sink_prefix="none")
+    behind = written_by(template, sink_prefix="none")
     behind.precompute(CHUNKS)
-    more = behind.answer(ASKED, CHUNKS, method=SamKV(keep=0.5), max_new_tokens=1).report.recomputed_tokens
-    assert 0 < recomputed < more
-
-
-USER = "{{ messages[0].content }}"
+    assert 0 < recomputed(engine) < recomputed(behind)
 
 
 @pytest.mark.parametrize(
-    ("template", "written"),
+    ("template", "bos"),
     [
-        ("{{ bos_token }}" + USER, "<bos>"),
-        ("A system of few words. " + USER, "A system of few words. "),
-        ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-         "It is {{ date_string }}. " + USER, "It is 26 Jul 2024. "),
-        ("It is {{ strftime_now('%d %b %Y') }}. " + USER, ""),
-        ("A system of many words. " * 4 + USER, ""),
+        (BEGINS, "<bos>"),
+        ("{{ bos_token }}It is {{ strftime_now('%d %b %Y') }}. {{ messages[0].content }}", "<bos>"),
+        ("A system of few words. {{ messages[0].content }}", ""),
+        ("{{ raise_exception('A system message, please') }}", "<bos>"),
     ],
-)  # fmt: skip
-def test_caches_begin_as_the_chat_template_does_but_for_the_date_and_long_ones(template: str, written: str) -> None:
-    tokenizer = copy.deepcopy(byte_tokenizer(chat=True))
-    tokenizer.chat_template = template
-    engine = SamKVEngine.from_pretrained(adapter("llama").model, tokenizer=tokenizer, store=":memory:")
-    assert tokenizer.decode(list(engine.adapter.sink_prefix)) == written + HEAD
-    assert (engine.adapter.sink_prefix == beginning(engine)) == (written != "" and "26" not in written)
+)
+def test_of_what_a_chat_template_writes_in_front_chunks_stand_behind_a_bos_alone(template: str, bos: str) -> None:
+    engine = written_by(template)
+    assert engine.tokenizer.decode(list(engine.adapter.sink_prefix)) == bos + HEAD
+
+
+def test_behind_more_than_that_the_first_chunk_is_like_any_other() -> None:
+    engine, behind = (written_by("A system. {{ messages[0].content }}", sink) for sink in ("head", "none"))
+    for each in (engine, behind):
+        each.precompute(CHUNKS)
+    assert recomputed(engine) == recomputed(behind)
     assert list(engine.answer(ASKED, CHUNKS, method=EVERYTHING, max_new_tokens=8).token_ids) == stock_answer(
         engine, stock("llama")
     )
 
 
-def test_a_template_that_refuses_the_prompt_of_answer_leaves_its_first_lines() -> None:
-    tokenizer = copy.deepcopy(byte_tokenizer(chat=True))
-    tokenizer.chat_template = "{{ raise_exception('A system message, please') }}"
-    engine = SamKVEngine.from_pretrained(adapter("llama").model, tokenizer=tokenizer, store=":memory:")
-    assert engine.adapter.sink_prefix == tuple(tokenizer(HEAD)["input_ids"])
+def written_by(template: str | None, sink_prefix: str = "head") -> SamKVEngine:
+    """An engine whose chat template is this one."""
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = template
+    return SamKVEngine.from_pretrained(adapter("llama").model, tokenizer, ":memory:", sink_prefix=sink_prefix)
+
+
+def recomputed(engine: SamKVEngine) -> int:
+    return engine.answer(ASKED, CHUNKS, method=SamKV(keep=0.5), max_new_tokens=1).report.recomputed_tokens
