@@ -14,6 +14,7 @@ import torch
 
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.shape import KVShape
 
 LEAST = 16
@@ -52,14 +53,20 @@ class Beginnings:
 
     def learn(self, beginning: Sequence[int], cache: SlotCache) -> None:
         """Keep the entries of what a prompt begins with, of which `cache` has all in its first slots, if much of it is
-        new."""
+        new, and there is memory."""
         ids = tuple(beginning[:ROOM])
         known, count = _longest(self._kept, ids)
         if len(ids) < count + LEAST:
             return
+        try:
+            copies = self._copied(cache, len(ids))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return
         if count == len(known):  # the new one says the same
             self._kept.pop(known, None)
-        self._kept[ids] = self._copied(cache, len(ids))
+        self._kept[ids] = copies
         while sum(map(len, self._kept)) > ROOM:
             self._kept.popitem(last=False)
 

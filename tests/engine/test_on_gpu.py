@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
-from samkv_rag.methods import Reuse
+from samkv_rag.methods import Reuse, Run
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.beginnings import LEAST
 from samkv_rag.parity import check_parity
 from tests.cases import METHODS, WIRINGS
 from tests.models import build, byte_tokenizer
@@ -41,9 +42,9 @@ def attached(
     return ModelAdapter(build(WIRINGS[wiring](), dtype).to(device), wanted=wanted)
 
 
-def prompted(adapter: ModelAdapter, **options: Any) -> Prompted:
+def prompted(adapter: ModelAdapter, glue: int = 3, **options: Any) -> Prompted:
     store = ChunkKVStore(":memory:", **options)
-    return Prompted(stored_plan(adapter, store), adapter, store)
+    return Prompted(stored_plan(adapter, store, glue=glue), adapter, store)
 
 
 def differ(got: Tensor, want: Tensor) -> float:
@@ -115,13 +116,15 @@ def test_caches_on_a_disk_and_in_memory_are_the_same(kv_dtype: str, tmp_path: Pa
 
 @pytest.mark.parametrize("wiring", ["llama", "gemma2"])
 def test_behind_what_prompts_begin_with_all_is_as_on_a_cpu(wiring: str) -> None:
-    """Chunks of a batch, which have it read once, and a prompt, of which it is kept."""
+    """Chunks of a batch, which have it read once, and a prompt, of which it is known from the first time on."""
     here, there = (ModelAdapter(attached(wiring, device).model, random_ids(3, 1)) for device in (DEVICE, "cpu"))
     chunks = [random_ids(length, length) for length in (5, 40, 17)]
     for mine, theirs in zip(here.ingest([""] * 3, chunks), there.ingest([""] * 3, chunks), strict=True):
         assert differ(mine.kv, theirs.kv) < 1e-3
-    cases = [prompted(adapter) for adapter in (here, there)]
-    assert differ(*(case.logits(case.prepare(SamKV(keep=0.4))) for case in cases)) < 1e-3
+    cases = [prompted(adapter, LEAST) for adapter in (here, there)]
+    for known in (0, LEAST):
+        assert all(Run(case.plan, case.adapter, case.store).caches.ground.head == known for case in cases)
+        assert differ(*(case.logits(case.prepare(SamKV(keep=0.4))) for case in cases)) < 1e-3
 
 
 def test_answers_decoded_together_are_those_decoded_alone() -> None:
@@ -152,7 +155,7 @@ def test_an_engine_answers_as_on_a_cpu() -> None:
 @pytest.mark.skipif(DEVICE != "cuda", reason="only of a GPU can be told who waits for it")
 @pytest.mark.parametrize(("recompute", "sees"), [(1, 0.0), (1 / 3, 0.0), (1 / 3, 0.5)])
 def test_the_host_waits_for_nothing_before_the_first_token(recompute: float, sees: float) -> None:
-    case, method = prompted(attached(), device=DEVICE), SamKV(keep=0.5, recompute=recompute, sees=sees)
+    case, method = prompted(attached(), LEAST, device=DEVICE), SamKV(keep=0.5, recompute=recompute, sees=sees)
     want = [case.prepare(method).ids for _ in range(3)]  # what is recorded is compared once, by the host
     torch.cuda.set_sync_debug_mode("error")
     try:

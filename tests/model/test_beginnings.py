@@ -92,6 +92,17 @@ def test_what_was_not_used_for_the_longest_time_goes_first() -> None:
     assert [bool(known(beginnings, one)) for one in many] == [True, False, True, True, True]
 
 
+def test_where_there_is_no_memory_for_one_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    beginnings = after(A[:50])
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "stack", short)
+        beginnings.learn(A, cache_of(A))
+    assert known(beginnings, A) == 50
+
+
 def test_of_a_long_one_as_much_is_kept_as_there_is_room_for() -> None:
     long = tuple(range(ROOM + 50))
     beginnings = after(A, long)
