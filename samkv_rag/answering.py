@@ -111,7 +111,7 @@ class Answering:
         ended = finished_by_model(self.adapter.model, ids) or text != whole
         full = len(ids) >= call.options.max_new_tokens and not ended
         reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
-        usage = Usage(report.prompt_tokens, len(ids), report.chunk_tokens - report.recomputed_tokens)
+        usage = Usage(report.prompt_tokens, len(ids), report.prompt_tokens - report.fresh_tokens)
         thought, text = split(text, self._reader(call))
         return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason, thought)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from samkv_rag.errors import ParityError
 from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.beginnings import LEAST, Beginnings
 from samkv_rag.model.quantised import is_quantised
 from samkv_rag.model.rounding import apart
 from samkv_rag.store import ChunkKVStore, chunk_key
@@ -31,7 +32,8 @@ HALF = " Some models round to more in half precision: dtype='float32' shows what
 @dataclass(frozen=True, slots=True)
 class ParityReport:
     """Relative RMS differences of next-token logits. `recompute_error`: keep 1, recompute 1 against plain prefill.
-    `reuse_error`: one chunk reused where it was cached, against plain prefill. Both must be within `tolerance`.
+    `reuse_error`: one chunk reused where it was cached, against plain prefill, and a prompt whose beginning is known,
+    against one whose is computed; the larger one. Both must be within `tolerance`.
     `control_error`: the same reuse with keys left at wrong positions; it must be visibly larger."""
 
     model: str
@@ -52,16 +54,26 @@ class ParityReport:
 
 def check_parity(adapter: ModelAdapter, seed: int = 0) -> ParityReport:
     """Run the gate on random token ids; returns the report, raises `ParityError` when it fails."""
+    kept, adapter.beginnings = adapter.beginnings, Beginnings(adapter.shape)
+    try:
+        return _checked(adapter, seed)
+    finally:
+        adapter.beginnings = kept
+
+
+def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
+    """The gate, on a model that has met no prompt."""
     store = ChunkKVStore(":memory:")
     several = _random_plan(adapter, store, lengths=(3 * BLOCK, BLOCK + 5, 2 * BLOCK), glue=3, seed=seed)
     single = _random_plan(adapter, store, lengths=(3 * BLOCK,), glue=0, seed=seed + 1, head=adapter.sink_prefix)
+    begun = _random_plan(adapter, store, lengths=(BLOCK + 5, 2 * BLOCK), glue=LEAST, seed=seed + 2)
     shifted = _shifted(adapter, store, single)
     report = ParityReport(
         model=type(adapter.model).__name__,
         dtype=str(adapter.dtype).removeprefix("torch."),
         tolerance=QUANTISED if is_quantised(adapter.model) else TOLERANCE.get(adapter.dtype, 1e-4),
         recompute_error=_error(adapter, store, several, SamKV(keep=1.0)),
-        reuse_error=_error(adapter, store, single, Reuse()),
+        reuse_error=max(_error(adapter, store, single, Reuse()), _known_error(adapter, store, begun)),
         control_error=_error(adapter, store, shifted, Reuse(), reference=single),
     )
     if not report.passed:
@@ -89,6 +101,12 @@ def _error(
     got = next_logits(adapter, method.prepare(Run(plan, adapter, store, room=1)))
     want = next_logits(adapter, Full().prepare(Run(reference or plan, adapter, store)))
     return apart(got, want)
+
+
+def _known_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:
+    """What it changes that the plan's beginning has been met."""
+    first, second = (next_logits(adapter, Reuse().prepare(Run(plan, adapter, store, room=1))) for _ in range(2))
+    return apart(second, first)
 
 
 def _random_plan(

@@ -233,10 +233,9 @@ class Report:
     `recomputed_dropped_tokens`, which were computed for what others see in them and did not stay.
 
     `fresh_tokens` are glue tokens, missed chunks among them, less `head_tokens`, plus recomputed ones: all that entered
-    layer 0 for the answer itself (the question pass is counted apart). The head is what the prompt begins with,
-    as far as other
-    prompts have begun with it before. `recomputed_layers_ratio`: chunk tokens times layers that were
-    computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype:
+    layer 0 for the answer itself (the question pass is counted apart). The head is what the prompt begins with, as far
+    as it is known from others that began so. `recomputed_layers_ratio`: chunk tokens times layers that were computed /
+    chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype:
     `kv_bytes_resident` once it is settled what stays, `kv_bytes_peak` the most of one pass before it, `kv_bytes_read`
     as stored (what is read ahead, from a disk or for a GPU, counts even where all of a block's tokens are recomputed);
     seconds are wall clock. `scored_bytes` are what choosing read: the block summaries of the chunks it scored, the

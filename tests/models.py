@@ -27,7 +27,7 @@ def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0)
 
 @cache
 def adapter(wiring: str) -> ModelAdapter:
-    """The attached model of a wiring; shared by the tests, which never write to it."""
+    """The attached model of a wiring; shared by the tests: it keeps what their prompts begin with, else nothing."""
     return ModelAdapter(build(WIRINGS[wiring]()))
 
 

@@ -15,6 +15,7 @@ from samkv_rag.methods.entries import Entries, blocks_of
 from samkv_rag.methods.layout import Ground, Layout, beginning
 from samkv_rag.methods.picked import Picked
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.beginnings import UNKNOWN
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.filling import Part
 from samkv_rag.types import BLOCK, PromptPlan, Selection
@@ -149,8 +150,8 @@ class Assembly:
         self._held = Held(layout.positions, cache)
 
     def release(self) -> None:
-        """Keep no cache."""
-        self._held = self._known = None
+        """Keep no cache, nor what is known."""
+        self._held, self._known, self._head = None, None, UNKNOWN
 
     def holds(self, layout: Layout) -> bool:
         """True if an earlier pass has left a cache that has all tokens of the layout, the glue computed."""

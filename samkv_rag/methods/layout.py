@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -59,11 +60,13 @@ class Layout:
 
 
 def beginning(plan: PromptPlan) -> tuple[int, ...]:
-    """The tokens that the plan begins with, as others may: up to its first chunk, or to the question, which must be
-    read. None, where it has no chunk."""
+    """The tokens that the plan begins with, as others may: up to its first chunk, stored or missed, or to the question,
+    which must be read. None, where it has no stored chunk."""
     question = plan.question
     stop = question.start if question.in_prompt else None
-    return plan.before_chunks[:stop] if plan.chunks else ()
+    begun = takewhile(lambda segment: segment.kind == "glue" and segment.text not in plan.misses, plan.segments)
+    tokens = tuple(token for segment in begun for token in segment.token_ids)
+    return tokens[:stop] if plan.chunks else ()
 
 
 class Ground:

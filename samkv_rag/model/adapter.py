@@ -130,7 +130,7 @@ class ModelAdapter:
 
     def ingest(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
         """The caches of chunks prefilled alone, one batch."""
-        return chunk_caches(self, texts, token_ids, self.sink_prefix)
+        return chunk_caches(self, texts, token_ids)
 
     # -- query time --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What prompts begin with, kept: instructions, tools and whatever else stands in front of the first chunk.
 
-It sees nothing behind it, so that its entries are the same in every prompt that begins with it, at the same positions;
-and an application's prompts begin alike.
+It sees nothing behind it, so that its entries are the same in every prompt that begins with it, at the same positions,
+but for rounding: what is computed of a prompt then are fewer rows. And an application's prompts begin alike.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ class Beginnings:
         """Keep the entries of what a prompt begins with, of which `cache` has all in its first slots, if much of it is
         new, and there is memory."""
         ids = tuple(beginning[:ROOM])
-        known, count = _longest(self._kept, ids)
-        if len(ids) < count + LEAST:
+        if len(ids) < _longest(self._kept, ids)[1] + LEAST:
             return
         try:
             copies = self._copied(cache, len(ids))
@@ -64,8 +63,8 @@ class Beginnings:
             if not is_out_of_memory(error):
                 raise
             return
-        if count == len(known):  # the new one says the same
-            self._kept.pop(known, None)
+        for shorter in [one for one in self._kept if ids[: len(one)] == one]:
+            del self._kept[shorter]
         self._kept[ids] = copies
         while sum(map(len, self._kept)) > ROOM:
             self._kept.popitem(last=False)

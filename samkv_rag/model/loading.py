@@ -173,7 +173,7 @@ class ModelSource:
         """What a cached key or value depends on besides its token ids, as a hex digest.
 
         Weights, config, tokenizer, dtype (the caches' too), sink prefix and format version; never the method or the
-        device, and the chat template only by what it writes before a prompt's first chunk.
+        device, and the chat template only by whether it begins prompts with a BOS.
         """
         parts = {
             **self._of_model,

@@ -23,10 +23,11 @@ LOCAL_QUERY_TOKENS = 32
 
 @torch.inference_mode()
 def chunk_caches(
-    adapter: ModelAdapter, texts: Sequence[str], token_ids: Sequence[Sequence[int]], prefix: Sequence[int]
+    adapter: ModelAdapter, texts: Sequence[str], token_ids: Sequence[Sequence[int]]
 ) -> list[ChunkKV]:  # fmt: skip
-    """The caches of chunks prefilled alone, behind the tokens `prefix`, one batch, right-padded (causal attention never
+    """The caches of chunks prefilled alone, behind the sink prefix, one batch, right-padded (causal attention never
     sees the padding)."""
+    prefix = adapter.sink_prefix
     longest = max(map(len, token_ids))
     positions = torch.arange(len(prefix) + longest, device=adapter.device)
     cache, queries = _prefilled(adapter, token_ids, prefix, positions)

@@ -1,8 +1,9 @@
-"""What chunks are ingested behind: their first tokens do not become attention sinks, and begin as in a prompt."""
+"""What chunks are ingested behind, so that their first tokens do not become attention sinks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from samkv_rag.errors import SamKVError
@@ -23,12 +24,13 @@ def _head(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _rendered(tokenizer: Any) -> str:
-    """What the chat template writes up to the first passage; a BOS, if it refuses such a prompt: `answer` says so."""
-    try:
+    """What the chat template writes up to the first passage; a BOS, where it refuses or loses that."""
+    pieces = None
+    with suppress(SamKVError):
         pieces = render(tokenizer, [{"role": "user"}], [answer_pieces("?", ["passage"])], options={THINKING: False})
-    except SamKVError:
+    if not pieces:
         return tokenizer.bos_token or ""
-    return pieces[0].text if pieces and not pieces[0].is_chunk else ""
+    return "" if pieces[0].is_chunk else pieces[0].text
 
 
 def _bos(tokenizer: Any) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ def test_every_report_adds_up(engine: SamKVEngine, name: str, known: bool) -> No
     assert report.kv_bytes_full == report.prompt_tokens * engine.bytes_per_token
     assert report.kv_bytes_resident == (report.prompt_tokens - report.dropped_tokens) * engine.bytes_per_token
     assert usage.prompt_tokens == report.prompt_tokens
-    assert usage.cache_read == report.chunk_tokens - report.recomputed_tokens
+    assert usage.cache_read == report.chunk_tokens - report.recomputed_tokens + report.head_tokens
     assert usage.completion_tokens == len(answer.token_ids) == 3
     assert report.ttft_seconds > 0
     assert set(report.stage_seconds) == {"plan", "load", "select", "recompute", "first_token"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -127,6 +128,17 @@ def test_another_head_would_be_visible() -> None:
     assert distance(case.logits(case.prepare(Reuse())), want) > VISIBLE
 
 
+def test_nothing_of_it_is_held_once_the_answer_has_begun() -> None:
+    case = begun("llama")
+    meet(case)
+    run = run_of(case)
+    entries = weakref.ref(case.adapter.beginnings.head_of(beginning(case.plan)).entries[0].keys)
+    Reuse().prepare(run)
+    run.release()
+    forget(case)
+    assert run.caches.ground.head == GLUE and entries() is None
+
+
 @pytest.mark.parametrize(
     ("parts", "want"),
     [
@@ -140,6 +152,14 @@ def test_a_prompt_begins_with_what_stands_in_front_of_its_chunks(
     parts: tuple[tuple[str, tuple[int, ...]], ...], want: tuple[int, ...]
 ) -> None:
     assert beginning(plan_of(*parts)) == want
+
+
+def test_a_chunk_that_was_missed_is_none_of_it() -> None:
+    """It will be a stored one in the next prompt."""
+    plan = plan_of(("glue", (5, 6)), ("glue", (7, 8)), ("glue", (9,)), CHUNK, QUESTION)
+    before, missed, *rest = plan.segments
+    text = "A missed chunk."
+    assert beginning(replace(plan, segments=(before, replace(missed, text=text), *rest), misses=(text,))) == (5, 6)
 
 
 def test_a_question_that_stands_there_is_read() -> None:

@@ -73,6 +73,8 @@ def test_a_longer_one_takes_the_place_of_what_it_begins_with() -> None:
     beginnings.learn(A[:70], cache_of(A[:70]))
     beginnings.learn((*A, 1, 2, 3), cache_of((*A, 1, 2, 3)))
     assert list(beginnings._kept) == [A]
+    beginnings = after((*A[:40], 7), A[:60], (*A[:60], 8, *range(20)))
+    assert list(beginnings._kept) == [(*A[:40], 7), (*A[:60], 8, *range(20))]
 
 
 def test_the_copy_is_its_own() -> None:

@@ -13,6 +13,9 @@ from samkv_rag import parity
 from samkv_rag.errors import ParityError, UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.beginnings import Beginnings
+from samkv_rag.model.buffers import Buffers
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import handing
 from samkv_rag.model.observers import Observation
 from samkv_rag.model.rotary import _rotation_of
@@ -56,6 +59,23 @@ def test_sixteen_bits_pass_the_parity_gate_where_layers_share_keys() -> None:
 def test_the_parity_gate_holds_behind_a_sink_prefix() -> None:
     """Chunks are then cached behind a BOS, so the gate must put one in front of its prompt."""
     assert check_parity(ModelAdapter(build(WIRINGS["llama"]()), sink_prefix=(1,))).passed
+
+
+def test_the_parity_gate_sees_wrong_entries_of_what_prompts_begin_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it keeps its own random prompts out of what the model has met."""
+    attached, copied = ModelAdapter(build(WIRINGS["llama"]())), Beginnings._copied
+    met = attached.beginnings
+    assert check_parity(attached).passed and attached.beginnings is met and not met._kept
+
+    def wrong(self: Beginnings, cache: SlotCache, count: int) -> list[Buffers]:
+        (one,) = copied(self, cache, count)
+        one.values.mul_(-1)
+        return [one]
+
+    monkeypatch.setattr(Beginnings, "_copied", wrong)
+    with pytest.raises(ParityError, match="reuse by"):
+        check_parity(attached)
+    assert attached.beginnings is met
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

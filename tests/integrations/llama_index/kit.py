@@ -101,6 +101,6 @@ def adds_up(answer: Answer) -> bool:
         report.prompt_tokens == report.glue_tokens + report.chunk_tokens
         and report.chunk_tokens == report.dropped_tokens + report.kept_tokens
         and report.kept_tokens == report.reused_tokens + report.recomputed_tokens
-        and answer.usage.cache_read == report.chunk_tokens - report.recomputed_tokens
+        and answer.usage.cache_read == report.chunk_tokens - report.recomputed_tokens + report.head_tokens
         and answer.usage.prompt_tokens == report.prompt_tokens
     )
