@@ -146,8 +146,8 @@ class ModelAdapter:
         (by default a single step of all layers).
 
         `head` is what the first of them are; `parts` fill it from the store, keys turned to their positions; what none
-        of them holds is zeros. A single step
-        is filled now, of several each one before anybody sees its layers, within `loading`.
+        of them holds is zeros. A single step is filled now, of several each one before anybody sees its layers, within
+        `loading`.
         """
         steps = [self.shape.cached()] if steps is None else steps
         layers, slots = range(steps[0].start, steps[-1].stop), len(positions) + room
