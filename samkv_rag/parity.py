@@ -10,7 +10,7 @@ from torch import Tensor
 from samkv_rag.errors import ParityError
 from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.beginnings import LEAST, Beginnings
+from samkv_rag.model.beginnings import LEAST
 from samkv_rag.model.quantised import is_quantised
 from samkv_rag.model.rounding import apart
 from samkv_rag.store import ChunkKVStore, chunk_key
@@ -54,15 +54,11 @@ class ParityReport:
 
 def check_parity(adapter: ModelAdapter, seed: int = 0) -> ParityReport:
     """Run the gate on random token ids; returns the report, raises `ParityError` when it fails."""
-    kept, adapter.beginnings = adapter.beginnings, Beginnings(adapter.shape)
-    try:
+    with adapter.unacquainted():
         return _checked(adapter, seed)
-    finally:
-        adapter.beginnings = kept
 
 
 def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
-    """The gate, on a model that has met no prompt."""
     store = ChunkKVStore(":memory:")
     several = _random_plan(adapter, store, lengths=(3 * BLOCK, BLOCK + 5, 2 * BLOCK), glue=3, seed=seed)
     single = _random_plan(adapter, store, lengths=(3 * BLOCK,), glue=0, seed=seed + 1, head=adapter.sink_prefix)

@@ -7,7 +7,7 @@ The model is driven through three public seams of transformers (a Cache, a regis
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
-from samkv_rag.model.beginnings import UNKNOWN, Beginnings, Head
+from samkv_rag.model.beginnings import ROOM, UNKNOWN, Beginnings, Head
 from samkv_rag.model.buffers import Buffers, room_for
 from samkv_rag.model.cache import Blend, GrowingCache, SlotCache
 from samkv_rag.model.calling import handing
@@ -131,6 +131,18 @@ class ModelAdapter:
     def ingest(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
         """The caches of chunks prefilled alone, one batch."""
         return chunk_caches(self, texts, token_ids)
+
+    # -- what prompts begin with ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def unacquainted(self, room: int = ROOM) -> Iterator[None]:
+        """Within the block no prompt has been met, and what those that are met begin with is forgotten behind it.
+        Without `room` it is at once: every prompt is computed as the first one."""
+        known, self.beginnings = self.beginnings, Beginnings(self.shape, room)
+        try:
+            yield
+        finally:
+            self.beginnings = known
 
     # -- query time --------------------------------------------------------------------------------------------
 

@@ -37,10 +37,11 @@ UNKNOWN = Head()
 
 
 class Beginnings:
-    """The entries of what prompts have begun with, those used last, for a model whose caches have a `shape`."""
+    """The entries of what prompts have begun with, those used last, for a model whose caches have a `shape`. There is
+    `room` for so many tokens."""
 
-    def __init__(self, shape: KVShape) -> None:
-        self._shape = shape
+    def __init__(self, shape: KVShape, room: int = ROOM) -> None:
+        self._shape, self._room = shape, room
         self._kept: OrderedDict[Tokens, list[Buffers]] = OrderedDict()
 
     def head_of(self, beginning: Sequence[int]) -> Head:
@@ -54,7 +55,7 @@ class Beginnings:
     def learn(self, beginning: Sequence[int], cache: SlotCache) -> None:
         """Keep the entries of what a prompt begins with, of which `cache` has all in its first slots, if much of it is
         new, and there is memory."""
-        ids = tuple(beginning[:ROOM])
+        ids = tuple(beginning[: self._room])
         if len(ids) < _longest(self._kept, ids)[1] + LEAST:
             return
         try:
@@ -66,7 +67,7 @@ class Beginnings:
         for shorter in [one for one in self._kept if ids[: len(one)] == one]:
             del self._kept[shorter]
         self._kept[ids] = copies
-        while sum(map(len, self._kept)) > ROOM:
+        while sum(map(len, self._kept)) > self._room:
             self._kept.popitem(last=False)
 
     def _copied(self, cache: SlotCache, count: int) -> list[Buffers]:

@@ -46,8 +46,12 @@ class Asking:
         """For every one of the `measures`, what it found for every question.
 
         A question's chunks are computed into a store of their own, which ends before the next question's begins: those
-        of many would not fit into memory together.
+        of many would not fit into memory together. What is found does not depend on what was asked before.
         """
+        with self.engine.adapter.unacquainted(room=0):
+            return self._each(doing, measures)
+
+    def _each(self, doing: str, measures: Sequence[Measure[T]]) -> list[list[T]]:
         found: list[list[T]] = [[] for _ in measures]
         done, total = 0, len(measures) * len(self.items)
         for number, item in enumerate(self.items):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.beginnings import LEAST, ROOM, UNKNOWN, Beginnings
 from samkv_rag.model.cache import SlotCache
 from tests.models import adapter
@@ -111,6 +112,21 @@ def test_of_a_long_one_as_much_is_kept_as_there_is_room_for() -> None:
     assert known(beginnings, long) == ROOM
     beginnings.learn(long, cache_of(long))
     assert list(beginnings._kept) == [long[:ROOM]]
+
+
+def test_without_room_nothing_is_known() -> None:
+    beginnings = Beginnings(SHAPE, room=0)
+    beginnings.learn(A, cache_of(A))
+    assert beginnings.head_of(A) is UNKNOWN
+
+
+def test_a_model_can_be_unacquainted_for_a_while() -> None:
+    attached = ModelAdapter(adapter("llama").model)
+    known_before = attached.beginnings
+    with pytest.raises(ValueError, match="over"), attached.unacquainted():
+        attached.beginnings.learn(A, cache_of(A))
+        raise ValueError("over")
+    assert attached.beginnings is known_before and attached.beginnings.head_of(A) is UNKNOWN
 
 
 @given(st.lists(st.lists(st.integers(0, 1), max_size=60), max_size=8), st.lists(st.integers(0, 1), max_size=60))

@@ -100,7 +100,8 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     def means(**options: Any) -> tuple[float, float]:
         plans = [planned(engine, item) for item in ITEMS]
         own = [own_answer(engine, plan) for plan in plans]
-        left = [left_of(*pair, SamKV(**options)) for pair in zip(own, [engine] * 2, plans, strict=True)]
+        with engine.adapter.unacquainted(room=0):
+            left = [left_of(*pair, SamKV(**options)) for pair in zip(own, [engine] * 2, plans, strict=True)]
         return fmean(one.same for one in left), fmean(one.loss for one in left)
 
     for tried in found.tried:
