@@ -97,7 +97,7 @@ def main() -> None:
                 print(f"{label} has too few positions for {tokens} tokens, skipped")
                 continue
             seen = measure(adapter, 8, tokens // 8, options.rounds, systems, options.front)
-            name = label if options.front == FRONT else f"{label}, {options.front} in front"
+            name = label if adapter.sink_prefix or options.front == FRONT else f"{label}, {options.front} in front"
             publish("ttft", rows(name, tokens, seen, options.device), 14, options.dry)
 
 

@@ -53,6 +53,17 @@ def byte_tokenizer(chat: bool = False) -> Any:
     return tokenizer
 
 
+BEGINS = "{{ bos_token }}{{ messages[0].content }}"
+"""A chat template that writes nothing but a BOS in front."""
+
+
+def templated(template: str | None) -> Any:
+    """The byte tokenizer with this chat template."""
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 def thinking_tokenizer(opens: bool = False) -> Any:
     """A chat template as Qwen3's: `enable_thinking=False` gives the answer an empty thought. With `opens` as
     DeepSeek-R1's: the prompt ends in the middle of one."""

@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -62,11 +61,9 @@ class Layout:
 def beginning(plan: PromptPlan) -> tuple[int, ...]:
     """The tokens that the plan begins with, as others may: up to its first chunk, stored or missed, or to the question,
     which must be read. None, where it has no stored chunk."""
-    question = plan.question
-    stop = question.start if question.in_prompt else None
-    begun = takewhile(lambda segment: segment.kind == "glue" and segment.text not in plan.misses, plan.segments)
-    tokens = tuple(token for segment in begun for token in segment.token_ids)
-    return tokens[:stop] if plan.chunks else ()
+    stops = [segment.start for segment in plan.segments if segment.text in plan.misses]
+    stops += [plan.question.start] if plan.question.in_prompt else []
+    return plan.before_chunks[: min(stops, default=None)] if plan.chunks else ()
 
 
 class Ground:

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.memory import is_out_of_memory
-from samkv_rag.model.shape import KVShape
+from samkv_rag.model.shape import Cut, KVShape
 
 LEAST = 16
 """Tokens. What is shorter is computed with the rest of a prompt."""
@@ -31,6 +32,12 @@ class Head:
 
     count: int = 0
     entries: Sequence[Buffers] = ()
+
+    def put(self, cut: Cut, keys: Tensor, values: Tensor) -> None:
+        """Copy what it has of a cut into the first slots of its `keys` and `values` `(L, G, T, D)`."""
+        if self.count:
+            known = self.entries[cut.index].layers(cut.places, 0).slots(0, self.count)
+            keys[:, :, : self.count], values[:, :, : self.count] = known.both
 
 
 UNKNOWN = Head()

@@ -66,10 +66,7 @@ class Filling:
                 keys, values = self._of(cut, own[cut.index]).slots(0, self.slots).both
                 pieces = map(partial(_piece, place, keys.device), found)
                 rope_gather_pieces_into(keys, values, pieces, self.angles(cut.layers), self.backend)
-                if self.head.count:
-                    known = self.head.entries[cut.index].layers(cut.places, 0)
-                    for buffer, entries in zip((keys, values), known.both, strict=True):
-                        buffer[:, :, : self.head.count] = entries[:, :, : self.head.count]
+                self.head.put(cut, keys, values)
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
         """The layers of a cut among all that its stack has here."""

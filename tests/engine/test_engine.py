@@ -14,7 +14,7 @@ from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.prompt.matcher import MIN_CHARS
 from tests.cases import WIRINGS
-from tests.models import adapter, build, byte_tokenizer, tiny_engine
+from tests.models import BEGINS, adapter, build, byte_tokenizer, templated, tiny_engine
 from tests.oracles import stock
 
 CHUNKS = [
@@ -63,8 +63,7 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
         bent.get_decoder().layers[2].mlp.up_proj.weight[3, 5] += 1e-3
     scaled = build(WIRINGS["llama-linear"]())
     assert scaled.state_dict().keys() == bent.state_dict().keys(), "only the config differs"
-    chat, begins = byte_tokenizer(chat=True), copy.deepcopy(byte_tokenizer())
-    begins.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    chat, begins = byte_tokenizer(chat=True), templated(BEGINS)
     others = {
         "weights": fingerprint(bent), "rope": fingerprint(scaled),
         "dtype": fingerprint(build(WIRINGS["llama"](), torch.bfloat16)),

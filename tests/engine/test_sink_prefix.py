@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from transformers import DynamicCache
@@ -12,7 +10,7 @@ from samkv_rag import SamKV, SamKVEngine, SamKVError
 from samkv_rag.model.calling import handing
 from samkv_rag.prompt.template import HEAD
 from tests.engine.test_engine import ASKED, CHUNKS, EVERYTHING, stock_answer
-from tests.models import adapter, byte_tokenizer, tiny_engine
+from tests.models import BEGINS, adapter, byte_tokenizer, templated, tiny_engine
 from tests.oracles import stock, unblocked
 
 BOS = byte_tokenizer().bos_token_id
@@ -60,9 +58,6 @@ def beginning(engine: SamKVEngine) -> tuple[int, ...]:
     return tuple(plan.token_ids[: plan.chunks[0].start])
 
 
-BEGINS = "{{ bos_token }}{{ messages[0].content }}"
-
-
 @pytest.mark.parametrize("template", [None, BEGINS])
 def test_behind_the_head_of_answer_its_first_chunk_is_exact_and_not_computed_again(template: str | None) -> None:
     engine = written_by(template)
@@ -98,9 +93,8 @@ def test_behind_more_than_that_the_first_chunk_is_like_any_other() -> None:
 
 def written_by(template: str | None, sink_prefix: str = "head") -> SamKVEngine:
     """An engine whose chat template is this one."""
-    tokenizer = copy.deepcopy(byte_tokenizer())
-    tokenizer.chat_template = template
-    return SamKVEngine.from_pretrained(adapter("llama").model, tokenizer, ":memory:", sink_prefix=sink_prefix)
+    model = adapter("llama").model
+    return SamKVEngine.from_pretrained(model, templated(template), ":memory:", sink_prefix=sink_prefix)
 
 
 def recomputed(engine: SamKVEngine) -> int:
