@@ -97,3 +97,13 @@ def best_of(picked: Picked, values: Tensor, count: int) -> Picked:
         return picked
     values = values.nan_to_num(float("inf"), float("inf"), torch.finfo(values.dtype).min)
     return largest(values.masked_fill(~picked.marks, float("-inf")), count)
+
+
+def exchanged(picked: Picked, order: Tensor, before: Tensor, after: Tensor) -> Picked:
+    """As many as `picked`, the last of which by their `order` `(T,)` give way to tokens whose value rose from `before`
+    to `after` `(T,)`, up to among the `picked.count` largest. What is infinite in the order stays in any case.
+
+    Of what was picked by its value alone, what has the largest values then comes of it."""
+    rose = (after > before) & largest(after, picked.count).marks
+    risen = torch.full_like(order, float("-inf")).masked_fill(rose, torch.finfo(order.dtype).max)
+    return largest(torch.maximum(order.masked_fill(~picked.marks, float("-inf")), risen), picked.count)

@@ -17,7 +17,7 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.leading import computed_and_stored
 from samkv_rag.methods.looks import FirstLook, Look
-from samkv_rag.methods.picked import Picked, Settled, best_of, largest
+from samkv_rag.methods.picked import Picked, Settled, best_of, exchanged, largest
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.profiled import (
     ANSWER_WEIGHT,
@@ -36,7 +36,7 @@ from samkv_rag.methods.selection import (
     anchor_masks,
     choose,
     dynamic_share,
-    split_recompute,
+    recompute_order,
     standardised,
 )  # fmt: skip
 from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Weight, Within, known
@@ -161,29 +161,30 @@ class SamKV(Options):
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
-            again = choice.picked
-            if self.recompute < 1:
-                again = split_recompute(choice, self.recompute, self.recompute_by)
+            order = recompute_order(choice, self.recompute, self.recompute_by)
+            again = best_of(choice.picked, order, int(self.recompute * choice.picked.count))
             remarks += notes
         if self.settle == "after":
-            device = run.adapter.device
-            again, value = self._followed(run, sent(choice.value, device), again.on(device), layers[-1])
+            again, value = self._followed(run, again, choice.value, order, layers[-1])
             return self._settle(run, *computed_and_stored(run, again, value), budget, remarks, profile)
         rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         kept, computed = (picked.by_chunk(run.lengths) for picked in (choice.picked, again))
         return run.recompute(Selection(kept, computed, remarks, choice.ranking(self._block)), rows, self.theta)
 
-    def _followed(self, run: Run, value: Tensor, again: Picked, last_layer: int) -> tuple[Picked, Tensor]:
-        """As many tokens as `again`, among them what the best of these, by the value of every token `(T,)`, look at in
-        turn on the layers up to `last_layer`; and every token's value then `(T,)`."""
-        count = min(self.followed, again.count // 8)
+    def _followed(
+        self, run: Run, again: Picked, value: Tensor, order: Tensor, last_layer: int
+    ) -> tuple[Picked, Tensor]:  # fmt: skip
+        """As many tokens as `again`, the last of which by their `order` give way to what the best of them by their
+        `value` look at in turn on the layers up to `last_layer`; and every token's value then, each `(T,)`."""
+        value, order = (sent(each, run.adapter.device) for each in (value, order))
+        again, count = again.on(run.adapter.device), min(self.followed, again.count // 8)
         if not count:
             return again, value
         witnesses = best_of(again, value, count)
         seen = run.witnessed(witnesses, last_layer)
         with run.stage("select"):
-            value = followed_values(value, witnesses.at, seen)
-            return largest(value, again.count), value
+            followed = followed_values(value, witnesses.at, seen)
+            return exchanged(again, order, value - value.min(), followed), followed
 
     def _settle(
         self, run: Run, again: Picked, also: Picked | None, budget: int, notes: tuple[str, ...], profile: ModelProfile

@@ -239,15 +239,16 @@ def _taken(places: Tensor, anchors: Tensor, budget: int) -> Picked:
     return Picked(marks, int(marks.sum()))
 
 
-def split_recompute(choice: Choice, share: float, by: str) -> Picked:
-    """The recomputed tokens: `floor(share * kept)` in all, the best-ranked blocks' first (`by` "score") or the first
-    tokens of every kept run (`by` "head")."""
-    count = int(share * choice.picked.count)
-    if by == "score":
-        return best_of(choice.picked, choice.value, count)
-    return best_of(
-        Picked(torch.cat(choice.kept), choice.picked.count), -torch.cat(list(map(_depth, choice.kept))), count
-    )
+def recompute_order(choice: Choice, share: float, by: str) -> Tensor:
+    """What of the chosen is recomputed first `(T,)`, where scores lie: the best-ranked blocks' tokens (`by` "score")
+    or the first tokens of every kept run (`by` "head"). If all is, anchors come before all: nothing replaces them."""
+    order = choice.value
+    if by == "head":
+        order = sent(-torch.cat(list(map(_depth, choice.kept))), order.device)
+    anchors = torch.cat(choice.anchors)
+    if share == 1 and bool(anchors.any()):
+        order = order.masked_fill(sent(anchors, order.device), float("inf"))
+    return order
 
 
 def _depth(kept: Tensor) -> Tensor:

@@ -91,6 +91,14 @@ def test_what_is_recomputed_follows_what_was_looked_at(monkeypatch: pytest.Monke
     assert sum(map(len, followed)) == sum(map(len, plain))
 
 
+def test_anchors_are_recomputed_whatever_is_followed() -> None:
+    case = prompted("llama")
+    recomputed = case.prepare(SamKV(keep=0.4, initial=2, local=1)).selection.recomputed
+    for chunk, tokens in zip(case.plan.chunks, recomputed, strict=True):
+        last = len(chunk.token_ids) - 1
+        assert {0, 1, last} <= set(tokens.tolist())
+
+
 def test_less_than_none_is_refused() -> None:
     with pytest.raises(SamKVError, match="followed"):
         SamKV(followed=-1)

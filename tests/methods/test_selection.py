@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samkv_rag import SamKV, SamKVError
-from samkv_rag.methods.picked import Picked, best_of, best_tokens, largest
+from samkv_rag.methods.picked import Picked, best_of, best_tokens, exchanged, largest
 from samkv_rag.methods.scoring import personalised
 from samkv_rag.methods.selection import (
     Choice,
@@ -22,7 +22,7 @@ from samkv_rag.methods.selection import (
     anchor_masks,
     choose,
     dynamic_share,
-    split_recompute,
+    recompute_order,
 )
 
 LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=8)
@@ -156,7 +156,7 @@ def test_what_is_not_a_number_leaves_no_budget_unused() -> None:
             anchors = [torch.zeros(4 * block, dtype=torch.bool)]
             choice = choose(scores, anchors, 3, block, shares=[1.0], per_chunk=False, fill=True)
             assert int(choice.kept[0].sum()) == 3
-            assert int(split_recompute(choice, 0.7, "score").marks.sum()) == 2
+            assert int(best_of(choice.picked, recompute_order(choice, 0.7, "score"), 2).marks.sum()) == 2
         assert best_tokens([torch.tensor(row)], 3)[0].tolist() == best
 
 
@@ -214,7 +214,7 @@ def test_the_dynamic_share_is_equation_two_averaged_over_layers() -> None:
 @given(cases(), st.floats(0, 1), st.sampled_from(["score", "head"]))
 def test_what_is_recomputed_is_a_share_of_what_is_kept(case: Case, share: float, by: str) -> None:
     choice = case.choose()
-    picked = split_recompute(choice, share, by)
+    picked = best_of(choice.picked, recompute_order(choice, share, by), int(share * choice.picked.count))
     again = picked.by_chunk(case.lengths)
     assert sum(map(len, again)) == picked.count == int(share * total(choice.kept))
     for kept, tokens in zip(choice.kept, again, strict=True):
@@ -227,7 +227,42 @@ def test_recompute_by_head_takes_the_first_tokens_of_every_run() -> None:
     kept[5:15], kept[20:30] = True, True
     none = [kept & False]
     choice = Choice(Picked(kept, 20), none, torch.ones(1, 40).bool(), torch.arange(40), torch.zeros(40))
-    assert split_recompute(choice, 0.4, "head").at.tolist() == [5, 6, 7, 8, 20, 21, 22, 23]
+    order = recompute_order(choice, 0.4, "head")
+    assert best_of(choice.picked, order, 8).at.tolist() == [5, 6, 7, 8, 20, 21, 22, 23]
+
+
+VALUES = st.lists(st.integers(0, 6).map(float), min_size=2, max_size=40)
+
+
+@given(VALUES, st.integers(1, 40), st.data())
+def test_what_was_picked_by_value_is_exchanged_for_the_largest_values(
+    values: list[float], count: int, data: st.DataObject
+) -> None:  # fmt: skip
+    """The default: a choice by rank, no anchors. Of equals the first, as everywhere."""
+    before = torch.tensor(values)
+    rises = data.draw(st.lists(st.integers(0, 4), min_size=len(values), max_size=len(values)))
+    after = before + torch.tensor(rises)
+    picked = largest(before, count)
+    assert torch.equal(exchanged(picked, before, before, after).marks, largest(after, picked.count).marks)
+
+
+@given(VALUES, st.data())
+def test_only_what_has_risen_takes_a_place_and_nothing_that_must_stay_gives_way(
+    values: list[float], data: st.DataObject
+) -> None:  # fmt: skip
+    """Whatever the order was in which the tokens were picked, and whatever they were."""
+    of_all = st.lists(st.booleans(), min_size=len(values), max_size=len(values))
+    marks, fixed, rose = (torch.tensor(data.draw(of_all)) for _ in range(3))
+    before, order = torch.tensor(values), torch.tensor(values).flip(0)
+    after = before + 3.0 * rose
+    picked, fixed = Picked(marks, int(marks.sum())), fixed & marks
+    got = exchanged(picked, order.masked_fill(fixed, float("inf")), before, after)
+    assert int(got.marks.sum()) == got.count == picked.count
+    assert bool((got.marks | ~fixed).all()), "what must stay stays"
+    assert bool((rose | ~(got.marks & ~marks)).all()), "nothing comes that did not rise"
+    gone, left = marks & ~got.marks, marks & got.marks & ~fixed & ~rose
+    if gone.any() and left.any():
+        assert order[gone & ~rose].tolist() == [] or order[gone & ~rose].max() <= order[left].min()
 
 
 @given(cases())
