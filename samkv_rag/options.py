@@ -32,6 +32,7 @@ Share = Annotated[float, Within(0, 1)]
 Count = Annotated[int, Within(0)]
 Positive = Annotated[int, Within(1)]
 Vicinity = Annotated[float, Within(0, 100)]
+Exponent = Annotated[float, Within(0, 10)]
 Weight = Annotated[float, Within(1, 100)]
 
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {

@@ -6,10 +6,11 @@ from samkv_rag.methods.run import Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store.profiles import ModelProfile
 
-WIDE, SEES, VICINITY, ANSWER_WEIGHT = 0.25, 0.3, 0.0, 2.0
+WIDE, SEES, EARLY, VICINITY, ANSWER_WEIGHT = 0.25, 0.3, 0.5, 0.0, 2.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, the share of
-the rest that it sees on the others, how much the place that a token stands in counts, and how many times what is looked
-at by what says the answer (more costs the bundled reader lists: docs/fidelity.md)."""
+the rest that it sees on the others, how much what stands early in a chunk is recomputed before the rest, how much the
+place that a token stands in counts, and how many times what is looked at by what says the answer (more costs the
+bundled reader lists: docs/fidelity.md)."""
 
 
 UNMEASURED = ModelProfile(())
@@ -17,10 +18,10 @@ UNMEASURED = ModelProfile(())
 
 
 def noted(adapter: ModelAdapter) -> ModelProfile:
-    """What a model's config notes of it: selection layers, which were measured while every token's look counted alike;
-    nothing where nobody has measured."""
+    """What a model's config notes of it: selection layers, which were measured while every token's look counted alike,
+    wherever what it looked at stands; nothing where nobody has measured."""
     layers = adapter.selection_layers
-    return ModelProfile(layers, answer_weight=1.0) if layers else UNMEASURED
+    return ModelProfile(layers, answer_weight=1.0, early=0.0) if layers else UNMEASURED
 
 
 def profile_of(run: Run) -> tuple[ModelProfile, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from samkv_rag.methods.picked import Picked, Settled, best_of, exchanged, larges
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.profiled import (
     ANSWER_WEIGHT,
+    EARLY,
     SEES,
     UNMEASURED,
     VICINITY,
@@ -36,10 +37,11 @@ from samkv_rag.methods.selection import (
     anchor_masks,
     choose,
     dynamic_share,
+    early_first,
     recompute_order,
     standardised,
 )  # fmt: skip
-from samkv_rag.options import Count, Options, Positive, Share, Vicinity, Weight, Within, known
+from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinity, Weight, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
@@ -69,6 +71,10 @@ class SamKV(Options):
     alike: the answer's tokens speak for themselves.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
+    `early`: what the question attends to is recomputed the sooner, the earlier in its chunk it stands, where it was
+    stored with the least before it: attention is divided by the place (1, 2, ...) to this power; 0: it alone decides.
+    None: as profiled, else 0.5 (0 where the config notes layers). For looks by attention that settle after the
+    recompute.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
     of that. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
@@ -98,6 +104,7 @@ class SamKV(Options):
     vicinity: Vicinity | None = None
     answer_weight: Weight | None = None
     followed: Count = 16
+    early: Exponent | None = None
     wide: Share | None = None
     sees: Share | None = None
     block: Positive | None = None
@@ -152,12 +159,12 @@ class SamKV(Options):
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
         limit = budget // 2 if self.middle else budget
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
-        asked = None not in (self.layers, self.wide, self.sees, self.vicinity, self.answer_weight)
+        asked = None not in (self.layers, self.wide, self.sees, self.vicinity, self.answer_weight, self.early)
         profile, remarks = (UNMEASURED, ()) if asked else profile_of(run)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
-        scores = self._scores(run, layers, anchors, budget)
+        scores = self._favoured(self._scores(run, layers, anchors, budget), profile)
         with run.stage("select"):
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
@@ -240,6 +247,13 @@ class SamKV(Options):
         sizes, candidates = (self._block, self.initial, self.local), int(self.candidates * budget)
         looking = FirstLook(run, layers, anchors, *sizes, candidates, self.bias, self.partner, self.frame)
         return looking.scores(self.look)
+
+    def _favoured(self, scores: list[ChunkScores], measured: ModelProfile) -> list[ChunkScores]:
+        """Scores by which it is chosen what is recomputed: by the place in a chunk, too, where nothing but that is."""
+        early = known(self.early, measured.early, EARLY)
+        if self.settle == "before" or self.look == "pooled" or not early:
+            return scores
+        return early_first(scores, self._block, early)
 
     def _rank_anchors(
         self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int

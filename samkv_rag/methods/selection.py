@@ -97,6 +97,16 @@ def _even_quota(wanted: Sequence[int], limit: int, order: Sequence[int]) -> list
     return quota
 
 
+def early_first(scores: Sequence[ChunkScores], block: int, early: float) -> list[ChunkScores]:
+    """Scores of which those of a token's block are divided by `place ** early`, the place of the first token of the
+    chunk being 1: what stands there was stored with the least before it, and is changed most by the other chunks."""
+    counts = [chunk.blocks.shape[1] for chunk in scores]
+    places = torch.cat([torch.arange(1, count * block + 1, block) for count in counts])
+    joined = torch.cat([chunk.blocks for chunk in scores], 1)
+    joined = joined * sent(places**-early, joined.device)
+    return [ChunkScores(part, chunk.anchor) for part, chunk in zip(joined.split(counts, 1), scores, strict=True)]
+
+
 def dynamic_share(scores: ChunkScores) -> float:
     """P of one chunk (SamKV, eq. 2 as re-implemented): the part of the middle blocks' score range that lies above the
     anchors' score, clamped to [0, 1], 1 when all middle blocks score alike; averaged over the selection layers."""

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.options import Share, Vicinity, Weight, fits
+from samkv_rag.options import Exponent, Share, Vicinity, Weight, fits
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
 
 FOLDER = "models"
 VERSION = 2
-NUMBERS: dict[str, Any] = {"wide": Share, "vicinity": Vicinity, "sees": Share, "answer_weight": Weight}
+NUMBERS: dict[str, Any] = {
+    "wide": Share, "vicinity": Vicinity, "sees": Share, "answer_weight": Weight, "early": Exponent
+}  # fmt: skip
 """What a profile may say beside the layers."""
 
 
@@ -23,8 +25,8 @@ class ModelProfile:
     """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
     read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `sees`: the share of the
     rest that it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
-    is settled what stays, and `answer_weight`, how many times what is looked at by what says the answer; None: nobody
-    has measured it."""
+    is settled what stays, and `answer_weight`, how many times what is looked at by what says the answer; `early`: how
+    much what stands early in a chunk is to be recomputed before the rest; None: nobody has measured it."""
 
     layers: tuple[int, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class ModelProfile:
     vicinity: float | None = None
     sees: float | None = None
     answer_weight: float | None = None
+    early: float | None = None
 
 
 class Profiles:
