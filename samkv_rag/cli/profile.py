@@ -49,7 +49,7 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        chosen = {name: getattr(found, name) for name in ("sees", "wide", "answer_weight", "vicinity")}
+        chosen = {name: getattr(found, name) for name in ("early", "sees", "wide", "answer_weight", "vicinity")}
         print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
         return
     for table in TABLES:
@@ -57,6 +57,7 @@ def run(request: Request) -> None:
     wide = f"all is seen on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest on the others"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
+        f"early {found.early:g}; "
         f"what says the answer counts {found.answer_weight:g} times; vicinity {found.vicinity:g}[/bold], "
         f"for this model in {escape(str(request.store))}."
     )
@@ -98,8 +99,13 @@ def _layers_table(found: LayerProfile) -> Table:
     return table
 
 
+def _earlies_table(found: LayerProfile) -> Table:
+    title = f"With all kept and layers {_named(found.chosen)}, what stands early in a chunk is recomputed sooner by"
+    return _outcomes(title, "its place to the power", found.earlies, found.early, "{:g}".format)
+
+
 def _sights_table(found: LayerProfile) -> Table:
-    title = f"With all kept and layers {_named(found.chosen)}, what is recomputed sees itself and"
+    title = "With all kept, what is recomputed sees itself and"
     return _outcomes(title, "of the rest, on the upper half", found.sights, found.sees, _share)
 
 
@@ -146,7 +152,8 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 TABLES = (
-    _layers_table, _sights_table, _widths_table, _weights_table, _vicinities_table, _budgets_table, _waits_table,
+    _layers_table, _earlies_table, _sights_table, _widths_table, _weights_table, _vicinities_table, _budgets_table,
+    _waits_table,
 )  # fmt: skip
 """In the order in which it is measured."""
 

@@ -12,7 +12,7 @@ from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
 from samkv_rag.methods import SamKV
-from samkv_rag.methods.profiled import ANSWER_WEIGHT, SEES, VICINITY, WIDE, noted
+from samkv_rag.methods.profiled import ANSWER_WEIGHT, EARLY, SEES, VICINITY, WIDE, noted
 from samkv_rag.options import known
 from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
@@ -23,6 +23,7 @@ from samkv_rag.types import PromptPlan
 
 K = TypeVar("K")
 KEEPS = (0.1, 0.15, 0.25, 0.5)
+EARLIES = (0.0, EARLY, 1.0)
 SIGHTS = (0.0, SEES, 0.5, 0.75)
 WIDTHS = (0.0, WIDE, 0.5, 1.0)
 WEIGHTS = (1.0, ANSWER_WEIGHT, 4.0, 8.0)
@@ -31,11 +32,13 @@ WAITS = (0, 8, 16)
 
 
 class Setting(NamedTuple):
-    """What a method is tried with: the selection `layers`, the share of the rest that what is recomputed `sees`, the
-    share of all layers that are `wide`, how often what says the answer counts (`answer_weight`), how much the
-    `vicinity` of a token does, what to `keep`, and from which token on (`settle_at`)."""
+    """What a method is tried with: the selection `layers`, how much sooner what stands `early` in a chunk is
+    recomputed, the share of the rest that what is recomputed `sees`, the share of all layers that are `wide`, how often
+    what says the answer counts (`answer_weight`), how much the `vicinity` of a token does, what to `keep`, and from
+    which token on (`settle_at`)."""
 
     layers: Layers
+    early: float
     sees: float
     wide: float
     answer_weight: float
@@ -75,13 +78,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers, the share of the rest that what is recomputed `sees`, the share of layers that are `wide`,
-    the `answer_weight`, and how much the `vicinity` counts, over how many `questions`; all sets of layers that were
-    `tried` with the share `keep` kept; the chosen one with several `sights`; that with several `widths`, `weights`, and
-    `vicinities` in turn; and all that is chosen at several `budgets`, and with several `waits` before it is settled
-    what stays, each from the smallest on."""
+    """The `chosen` layers, how much sooner what stands `early` in a chunk is recomputed, the share of the rest that
+    what is recomputed `sees`, the share of layers that are `wide`, the `answer_weight`, and how much the `vicinity`
+    counts, over how many `questions`; all sets of layers that were `tried` with the share `keep` kept; the chosen one
+    with several `earlies`, `sights`, `widths`, `weights`, and `vicinities` in turn; and all that is chosen at several
+    `budgets`, and with several `waits` before it is settled what stays, each from the smallest on."""
 
     chosen: Layers
+    early: float
     sees: float
     wide: float
     answer_weight: float
@@ -89,6 +93,7 @@ class LayerProfile:
     questions: int
     keep: float
     tried: tuple[Tried, ...]
+    earlies: tuple[Outcome, ...]
     sights: tuple[Outcome, ...]
     widths: tuple[Outcome, ...]
     weights: tuple[Outcome, ...]
@@ -102,6 +107,7 @@ class LayerProfile:
             "questions": self.questions,
             "keep": self.keep,
             "tried": [{**asdict(tried), "layers": list(tried.layers)} for tried in self.tried],
+            "earlies": _told("early", self.earlies),
             "sights": _told("sees", self.sights),
             "widths": _told("wide", self.widths),
             "weights": _told("answer_weight", self.weights),
@@ -109,7 +115,8 @@ class LayerProfile:
             "budgets": _told("keep", self.budgets),
             "waits": _told("settle_at", self.waits),
         }
-        return ModelProfile(self.chosen, measured, self.wide, self.vicinity, self.sees, self.answer_weight)
+        chosen = self.wide, self.vicinity, self.sees, self.answer_weight, self.early
+        return ModelProfile(self.chosen, measured, *chosen)
 
 
 def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
@@ -119,26 +126,30 @@ def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
 def profile(
     engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose tokens, what share of the rest what is recomputed needs to see, on
-    how many layers all, and how much what says the answer and a token's vicinity should count, by what
-    `SamKV(keep=keep, layers=..., sees=..., wide=..., answer_weight=..., vicinity=...)` leaves of full prefill's own
-    answers; gold answers are not looked at.
+    """Measure on `items` which layers should choose tokens, how much sooner what stands early in a chunk should be
+    recomputed, what share of the rest what is recomputed needs to see, on how many layers all, and how much what says
+    the answer and a token's vicinity should count, by what `SamKV(keep=keep, layers=..., early=..., sees=..., wide=...,
+    answer_weight=..., vicinity=...)` leaves of full prefill's own answers; gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then, with everything kept, the least share that is `as_good`, and the least width that is (what
-    is dropped would hide the difference); then the weight and the vicinity in force, unless another leaves more (none
-    costs more than another). What other budgets leave, and to settle later what stays, is measured for the user to
-    choose. Each question's chunks are computed into a store of their own, which ends with it. Questions without
-    passages, or too long for the model, are left out; raises `SamKVError` when there are no others.
+    `cheapest` chooses; then, with everything kept (what is dropped would hide the difference), what is early, and the
+    least share that is `as_good`, and the least width that is; then the weight and the vicinity. Of what costs no more
+    than another, that which is in force stays, unless another leaves more. What other budgets leave, and to settle
+    later what stays, is measured for the user to choose. Each question's chunks are computed into a store of their own,
+    which ends with it. Questions without passages, or too long for the model, are left out; raises `SamKVError` when
+    there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
         raise SamKVError("There are no questions with passages that fit the model; give others with --data.")
     measured, now = _Measured.of(Asking(engine, asked, progress), keep), _stored(engine) or noted(engine.adapter)
     weight, vicinity = known(now.answer_weight, ANSWER_WEIGHT), known(now.vicinity, VICINITY)
+    early = known(now.early, EARLY)
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, measured.agreement, in_force)
-    best, tried = _best_layers(measured, Setting((), SEES, WIDE, weight, vicinity, keep), sets)
+    best, tried = _best_layers(measured, Setting((), early, SEES, WIDE, weight, vicinity, keep), sets)
+    by_early = measured.varied("Trying what comes first", best.keeping_all(), "early", sorted({*EARLIES, early}))
+    best = best._replace(early=kept_or_best(early, by_early))
     by_sight = measured.varied("Trying how much is seen", best.keeping_all(), "sees", SIGHTS)
     best = best._replace(sees=min(as_good(by_sight)))
     by_width = measured.varied("Trying other widths", best.keeping_all(), "wide", WIDTHS)
@@ -149,8 +160,10 @@ def profile(
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     by_keep = measured.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
     by_wait = measured.varied("Settling later what stays", best, "settle_at", WAITS)
-    columns: list[Mapping[Any, Sequence[Left]]] = [by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait]
-    chosen = best.layers, best.sees, best.wide, best.answer_weight, best.vicinity
+    columns: list[Mapping[Any, Sequence[Left]]] = [
+        by_early, by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait
+    ]  # fmt: skip
+    chosen = best.layers, best.early, best.sees, best.wide, best.answer_weight, best.vicinity
     return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))
 
 

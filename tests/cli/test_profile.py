@@ -17,7 +17,7 @@ ROWS = [
     for n in range(2)
 ]
 
-CHOSEN = ("model", "layers", "sees", "wide", "answer_weight", "vicinity")
+CHOSEN = ("model", "layers", "early", "sees", "wide", "answer_weight", "vicinity")
 
 
 def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> None:
@@ -42,6 +42,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
         kept = engine.store.profiles.get(engine.model_fingerprint)
         assert kept is not None and list(kept.layers) == found["layers"]
         assert kept.wide == found["wide"] in (0.0, 0.25, 0.5, 1.0)
+        assert kept.early == found["early"] in (0.0, 0.5, 1.0)
         assert kept.sees == found["sees"] in (0.0, 0.3, 0.5, 0.75)
         assert kept.answer_weight == found["answer_weight"] in (1, 2, 4, 8)
         assert kept.vicinity == found["vicinity"] in (0.0, 0.5, 1.0)

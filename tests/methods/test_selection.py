@@ -22,6 +22,7 @@ from samkv_rag.methods.selection import (
     anchor_masks,
     choose,
     dynamic_share,
+    early_first,
     recompute_order,
 )
 
@@ -276,6 +277,18 @@ def test_alignment_stores_more_the_lower_the_layer_and_all_choices_at_the_bottom
     assert torch.equal(rows[-1], anchors), "above the last selection layer only anchors are stored"
     union = [own.any(0)[kept] for own, kept in zip(choice.per_layer, choice.kept, strict=True)]
     assert torch.equal(rows[0], torch.cat(union) | anchors)
+
+
+@pytest.mark.parametrize(("block", "lengths"), [(1, [3, 2]), (16, [40, 20])])
+def test_what_stands_early_in_its_chunk_is_divided_by_least(block: int, lengths: list[int]) -> None:
+    """By the place of a block's first token, counted from 1, to the power; every layer and chunk alike."""
+    counts = [-(-length // block) for length in lengths]
+    scores = [ChunkScores(torch.rand(2, count), torch.zeros(count, dtype=torch.bool)) for count in counts]
+    for early in (0.0, 0.5, 1.0):
+        for new, old, count in zip(early_first(scores, block, early), scores, counts, strict=True):
+            places = torch.tensor([1 + block * index for index in range(count)])
+            assert torch.allclose(new.blocks, old.blocks / places**early)
+            assert torch.equal(new.anchor, old.anchor)
 
 
 # -- queries and scores --------------------------------------------------------------------------------------------

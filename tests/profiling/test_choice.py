@@ -107,8 +107,9 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     for tried in found.tried:
         assert (tried.same, tried.loss) == pytest.approx(means(layers=tried.layers, keep=KEEP))
     rest: dict[str, Any] = {"layers": found.chosen, "sees": 0.3, "wide": 0.25, "keep": KEEP}
-    rest |= {"answer_weight": 2.0, "vicinity": 0.0}
+    rest |= {"early": 0.5, "answer_weight": 2.0, "vicinity": 0.0}
     for option, outcomes, chosen in (
+        ("early", found.earlies, found.early),
         ("sees", found.sights, found.sees),
         ("wide", found.widths, found.wide),
         ("answer_weight", found.weights, found.answer_weight),
@@ -117,10 +118,11 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
         ("settle_at", found.waits, 0),
     ):
         for outcome in outcomes:
-            alike: dict[str, Any] = {"settle_at": 32} if option in ("sees", "wide") else {}
+            alike: dict[str, Any] = {"settle_at": 32} if option in ("early", "sees", "wide") else {}
             alike |= {"answer_weight": None} if alike or (option == "settle_at" and outcome.value) else {}
             assert (outcome.same, outcome.loss) == pytest.approx(means(**rest | {option: outcome.value} | alike))
         rest[option] = chosen
+    assert [early.value for early in found.earlies] == [0.0, 0.5, 1.0]
     assert [sight.value for sight in found.sights] == [0.0, 0.3, 0.5, 0.75]
     assert [width.value for width in found.widths] == [0.0, 0.25, 0.5, 1.0]
     assert [weight.value for weight in found.weights] == [1.0, 2.0, 4.0, 8.0]
@@ -148,10 +150,12 @@ def test_gold_answers_and_questions_that_cannot_be_asked_change_nothing(
 def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) -> None:
     kept = found.as_profile()
     assert (kept.layers, kept.sees, kept.wide, kept.vicinity) == (found.chosen, found.sees, found.wide, found.vicinity)
+    assert (kept.early, kept.answer_weight) == (found.early, found.answer_weight)
     assert (kept.measured["questions"], kept.measured["keep"]) == (2, KEEP)
     first, last = found.tried[0], found.budgets[-1]
     row = {"layers": list(first.layers), "same": first.same, "loss": first.loss, "agreement": first.agreement}
     assert kept.measured["tried"][0] == row
+    assert [early["early"] for early in kept.measured["earlies"]] == [0.0, 0.5, 1.0]
     assert [sight["sees"] for sight in kept.measured["sights"]] == [0.0, 0.3, 0.5, 0.75]
     assert [width["wide"] for width in kept.measured["widths"]] == [0.0, 0.25, 0.5, 1.0]
     assert [vicinity["vicinity"] for vicinity in kept.measured["vicinities"]] == [0.0, 0.5, 1.0]
@@ -191,7 +195,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
     for step in steps:
         assert [done for name, done, _ in ticks if name == step] == list(range(totals[step] + 1))
     assert totals[steps[0]] == len(ITEMS)
-    more = (found.sights, found.widths, found.weights, found.vicinities, found.budgets, found.waits)
+    more = (found.earlies, found.sights, found.widths, found.weights, found.vicinities, found.budgets, found.waits)
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
     others += 1 + ((found.sees, found.wide) != (0.0, 0.5))  # where everything is kept, and again where it is not
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,24 @@ from samkv_rag import ChunkKVStore, SamKV, SamKVEngine
 from samkv_rag.explain.recording import Recording
 from samkv_rag.methods import Method
 from samkv_rag.store.profiles import ModelProfile
+from samkv_rag.types import Selection
 from tests.models import tiny_engine
 from tests.profiling.questions import CHUNKS, ITEM
 
 
-def kept_by(engine: SamKVEngine, method: Method) -> list[list[int]]:
+def selected_by(engine: SamKVEngine, method: Method) -> Selection:
     engine.precompute(CHUNKS)
     recording = Recording(method)
     engine.answer(ITEM.question, CHUNKS, method=recording, max_new_tokens=1)
-    return [tokens.tolist() for tokens in recording.selection.kept]
+    return recording.selection
+
+
+def kept_by(engine: SamKVEngine, method: Method) -> list[list[int]]:
+    return [tokens.tolist() for tokens in selected_by(engine, method).kept]
+
+
+def recomputed_by(engine: SamKVEngine, method: Method) -> list[list[int]]:
+    return [tokens.tolist() for tokens in selected_by(engine, method).recomputed]
 
 
 def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path) -> None:
@@ -63,25 +73,32 @@ def test_what_is_seen_is_as_stored_and_without_it_the_default(
         assert flops(engine, **rest, **{option: values[-1]}) == costs[values[-1]], "the caller's comes first"
 
 
-@pytest.mark.parametrize(("option", "values"), [("vicinity", (0.0, 1.0, 9.0)), ("answer_weight", (2.0, 1.0, 1.2))])
+@pytest.mark.parametrize(
+    ("option", "values", "chosen"),
+    [
+        ("vicinity", (0.0, 1.0, 9.0), kept_by),
+        ("answer_weight", (2.0, 1.0, 1.2), kept_by),
+        ("early", (0.5, 0.0, 4.0), recomputed_by),
+    ],
+)
 def test_what_a_store_says_counts_is_used_and_without_it_the_default(
-    tmp_path: Path, option: str, values: tuple[float, ...]
+    tmp_path: Path, option: str, values: tuple[float, ...], chosen: Callable[[SamKVEngine, Method], list[list[int]]]
 ) -> None:
-    def kept(engine: SamKVEngine, **options: Any) -> list[list[int]]:
-        return kept_by(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **options))
+    def found(engine: SamKVEngine, **options: Any) -> list[list[int]]:
+        return chosen(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **options))
 
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
-        default, other, most = [kept(engine, **{option: value}) for value in values]
+        default, other, most = [found(engine, **{option: value}) for value in values]
         assert len({str(tokens) for tokens in (default, other, most)}) == 3
-        assert kept(engine) == default
+        assert found(engine) == default
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,)))
-        assert kept(engine) == default, "a profile from before it was measured"
+        assert found(engine) == default, "a profile from before it was measured"
         engine.store.profiles.put(engine.model_fingerprint, ModelProfile((3,), **{option: values[2]}))
-        assert kept(engine) == most
-        assert kept(engine, **{option: values[1]}) == other, "the caller's comes first"
+        assert found(engine) == most
+        assert found(engine, **{option: values[1]}) == other, "the caller's comes first"
 
 
-def test_a_config_that_notes_layers_was_measured_with_every_look_counting_alike(
+def test_a_config_that_notes_layers_was_measured_with_every_look_counting_alike_wherever_it_falls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     engine = tiny_engine()
@@ -89,6 +106,8 @@ def test_a_config_that_notes_layers_was_measured_with_every_look_counting_alike(
     monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [3], raising=False)
     alike, others = (kept_by(engine, SamKV(keep=0.3, answer_weight=weight)) for weight in (1.0, 2.0))
     assert kept_by(engine, SamKV(keep=0.3)) == alike != others == before
+    anywhere, early = (recomputed_by(engine, SamKV(keep=0.3, early=power)) for power in (0.0, 0.5))
+    assert recomputed_by(engine, SamKV(keep=0.3)) == anywhere != early
 
 
 def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
@@ -140,7 +159,7 @@ def test_a_profile_in_memory_is_gone_with_its_store() -> None:
     assert ChunkKVStore().profiles.get("model") is None
 
 
-@pytest.mark.parametrize("option", ["vicinity", "answer_weight"])
+@pytest.mark.parametrize("option", ["vicinity", "answer_weight", "early"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", True])
 def test_a_stored_number_that_is_none_is_damage(tmp_path: Path, option: str, value: Any) -> None:
     profiles = ChunkKVStore(tmp_path).profiles
