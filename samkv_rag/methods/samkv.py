@@ -73,8 +73,8 @@ class SamKV(Options):
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `early`: what the question attends to is recomputed the sooner, the earlier in its chunk it stands, where it was
     stored with the least before it: attention is divided by the place (1, 2, ...) to this power; 0: it alone decides.
-    None: as profiled, else 0.5 (0 where the config notes layers). For looks by attention that settle after the
-    recompute.
+    None: with `settle_at` as profiled, else 0.5 (0 where the config notes layers); without 0: what stays of a prompt at
+    once had better be what was recomputed. For looks by attention that settle after the recompute.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
     of that. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
@@ -250,7 +250,7 @@ class SamKV(Options):
 
     def _favoured(self, scores: list[ChunkScores], measured: ModelProfile) -> list[ChunkScores]:
         """Scores by which it is chosen what is recomputed: by the place in a chunk, too, where nothing but that is."""
-        early = known(self.early, measured.early, EARLY)
+        early = known(self.early, measured.early if self.settle_at else 0.0, EARLY)
         if self.settle == "before" or self.look == "pooled" or not early:
             return scores
         return early_first(scores, self._block, early)

@@ -51,8 +51,10 @@ class Setting(NamedTuple):
         return self._replace(settle_at=ANSWER_TOKENS)
 
     def method(self) -> SamKV:
-        """What is tried: when it is settled later what stays, how often what says the answer counts is left out."""
-        return SamKV(**self._asdict() | {"answer_weight": None if self.settle_at else self.answer_weight})
+        """What is tried: when it is settled later what stays, how often what says the answer counts is left out, and
+        where it is with the first token, what is early."""
+        left_out: dict[str, Any] = {"answer_weight": None} if self.settle_at else {"early": None}
+        return SamKV(**self._asdict() | left_out)
 
 
 @dataclass(frozen=True, slots=True)

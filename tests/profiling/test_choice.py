@@ -119,7 +119,8 @@ def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers
     ):
         for outcome in outcomes:
             alike: dict[str, Any] = {"settle_at": 32} if option in ("early", "sees", "wide") else {}
-            alike |= {"answer_weight": None} if alike or (option == "settle_at" and outcome.value) else {}
+            late = bool(alike) or (option == "settle_at" and outcome.value > 0)
+            alike |= {"answer_weight": None} if late else {"early": 0.0}
             assert (outcome.same, outcome.loss) == pytest.approx(means(**rest | {option: outcome.value} | alike))
         rest[option] = chosen
     assert [early.value for early in found.earlies] == [0.0, 0.5, 1.0]

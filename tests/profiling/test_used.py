@@ -74,18 +74,19 @@ def test_what_is_seen_is_as_stored_and_without_it_the_default(
 
 
 @pytest.mark.parametrize(
-    ("option", "values", "chosen"),
+    ("option", "values", "chosen", "rest"),
     [
-        ("vicinity", (0.0, 1.0, 9.0), kept_by),
-        ("answer_weight", (2.0, 1.0, 1.2), kept_by),
-        ("early", (0.5, 0.0, 4.0), recomputed_by),
+        ("vicinity", (0.0, 1.0, 9.0), kept_by, {}),
+        ("answer_weight", (2.0, 1.0, 1.2), kept_by, {}),
+        ("early", (0.5, 0.0, 4.0), recomputed_by, {"settle_at": 4}),
     ],
 )
 def test_what_a_store_says_counts_is_used_and_without_it_the_default(
-    tmp_path: Path, option: str, values: tuple[float, ...], chosen: Callable[[SamKVEngine, Method], list[list[int]]]
-) -> None:
+    tmp_path: Path, option: str, values: tuple[float, ...], chosen: Callable[[SamKVEngine, Method], list[list[int]]],
+    rest: dict[str, Any],
+) -> None:  # fmt: skip
     def found(engine: SamKVEngine, **options: Any) -> list[list[int]]:
-        return chosen(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **options))
+        return chosen(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **rest, **options))
 
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         default, other, most = [found(engine, **{option: value}) for value in values]
@@ -106,8 +107,16 @@ def test_a_config_that_notes_layers_was_measured_with_every_look_counting_alike_
     monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [3], raising=False)
     alike, others = (kept_by(engine, SamKV(keep=0.3, answer_weight=weight)) for weight in (1.0, 2.0))
     assert kept_by(engine, SamKV(keep=0.3)) == alike != others == before
-    anywhere, early = (recomputed_by(engine, SamKV(keep=0.3, early=power)) for power in (0.0, 0.5))
-    assert recomputed_by(engine, SamKV(keep=0.3)) == anywhere != early
+    anywhere, early = (recomputed_by(engine, SamKV(keep=0.3, settle_at=4, early=power)) for power in (0.0, 0.5))
+    assert recomputed_by(engine, SamKV(keep=0.3, settle_at=4)) == anywhere != early
+
+
+def test_what_stays_at_once_is_recomputed_wherever_it_stands() -> None:
+    engine = tiny_engine()
+    at_once, anywhere, early = (
+        recomputed_by(engine, SamKV(keep=0.3, layers=(3,), early=power)) for power in (None, 0.0, 0.5)
+    )
+    assert at_once == anywhere != early
 
 
 def test_a_profile_is_the_models_however_its_caches_are_made_and_stored(tmp_path: Path) -> None:
