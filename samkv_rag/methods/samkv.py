@@ -164,8 +164,9 @@ class SamKV(Options):
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
-        scores = self._favoured(self._scores(run, layers, anchors, budget), profile)
+        scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
+            scores = self._favoured(scores, profile)
             anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
             choice = self._choose(scores, anchors, budget)
             order = recompute_order(choice, self.recompute, self.recompute_by)
@@ -249,7 +250,7 @@ class SamKV(Options):
         return looking.scores(self.look)
 
     def _favoured(self, scores: list[ChunkScores], measured: ModelProfile) -> list[ChunkScores]:
-        """Scores by which it is chosen what is recomputed: by the place in a chunk, too, where nothing but that is."""
+        """By what it is chosen what is recomputed: by the place in a chunk, too, where not what stays hangs on it."""
         early = known(self.early, measured.early if self.settle_at else 0.0, EARLY)
         if self.settle == "before" or self.look == "pooled" or not early:
             return scores
