@@ -17,6 +17,7 @@ from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source
 from samkv_rag.profiling import LayerProfile, Outcome, profile
 from samkv_rag.reader import BUNDLED
+from samkv_rag.store.profiles import NUMBERS
 
 DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop", "listing")
 SAME = "same answer as full prefill"
@@ -49,17 +50,17 @@ def run(request: Request) -> None:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
         engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
     if request.as_json:
-        chosen = {name: getattr(found, name) for name in ("early", "sees", "wide", "answer_weight", "vicinity")}
-        print_json({"model": model, "layers": list(found.chosen), **chosen, **found.as_profile().measured})
+        kept = found.as_profile()
+        numbers = {name: getattr(kept, name) for name in NUMBERS}
+        print_json({"model": model, "layers": list(kept.layers), **numbers, **kept.measured})
         return
     for table in TABLES:
         out.print(table(found))
     wide = f"all is seen on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest on the others"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
-        f"early {found.early:g}; "
-        f"what says the answer counts {found.answer_weight:g} times; vicinity {found.vicinity:g}[/bold], "
-        f"for this model in {escape(str(request.store))}."
+        f"early {found.early:g}; what says the answer counts {found.answer_weight:g} times; "
+        f"vicinity {found.vicinity:g}[/bold], for this model in {escape(str(request.store))}."
     )
 
 

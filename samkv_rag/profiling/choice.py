@@ -18,7 +18,7 @@ from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of,
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
 from samkv_rag.profiling.measure import Looked, look
-from samkv_rag.store.profiles import ModelProfile
+from samkv_rag.store.profiles import NUMBERS, ModelProfile
 from samkv_rag.types import PromptPlan
 
 K = TypeVar("K")
@@ -117,8 +117,7 @@ class LayerProfile:
             "budgets": _told("keep", self.budgets),
             "waits": _told("settle_at", self.waits),
         }
-        chosen = self.wide, self.vicinity, self.sees, self.answer_weight, self.early
-        return ModelProfile(self.chosen, measured, *chosen)
+        return ModelProfile(self.chosen, measured, **{name: getattr(self, name) for name in NUMBERS})
 
 
 def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
@@ -198,13 +197,13 @@ def _stored(engine: SamKVEngine) -> ModelProfile | None:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What is known of the questions: full prefill's `own` answers, what a look saw, and what settings have `left` of
-    the answers."""
+    """What is known of the questions: full prefill's `own` answers, what a look saw, and what methods have `left` of
+    the answers: settings that differ in nothing that is used are one."""
 
     asking: Asking
     own: Sequence[OwnAnswer]
     looked: Sequence[Looked]
-    left: dict[Setting, list[Left]] = field(default_factory=dict)
+    left: dict[SamKV, list[Left]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, asking: Asking, keep: float) -> _Measured:
@@ -217,23 +216,22 @@ class _Measured:
         found = asking.each("Answering with full prefill", [seen])[0]
         return cls(asking, [own for own, _ in found], [looked for _, looked in found])
 
-    def measure(self, doing: str, settings: Sequence[Setting]) -> None:
-        """Find out about those `settings` of which nothing is known."""
-        new = [setting for setting in dict.fromkeys(settings) if setting not in self.left]
+    def measure(self, doing: str, methods: Iterable[SamKV]) -> None:
+        """Find out about those `methods` of which nothing is known."""
+        new = [method for method in dict.fromkeys(methods) if method not in self.left]
         if new:
-            found = self.asking.each(doing, [self._leaving(setting) for setting in new])
+            found = self.asking.each(doing, [self._leaving(method) for method in new])
             self.left.update(zip(new, found, strict=True))
 
-    def _leaving(self, setting: Setting) -> Measure[Left]:
-        method = setting.method()
+    def _leaving(self, method: SamKV) -> Measure[Left]:
         return lambda engine, plan, number: left_of(self.own[number], engine, plan, method)
 
     def varied(self, doing: str, best: Setting, option: str, values: Iterable[K]) -> dict[K, list[Left]]:
         """What several values of an option leave, the rest being as in `best`."""
         others: list[dict[str, Any]] = [{option: value} for value in values]
-        settings = {other[option]: best._replace(**other) for other in others}
-        self.measure(doing, list(settings.values()))
-        return {value: self.left[setting] for value, setting in settings.items()}
+        methods = {other[option]: best._replace(**other).method() for other in others}
+        self.measure(doing, methods.values())
+        return {value: self.left[method] for value, method in methods.items()}
 
     def agreement(self, layers: Layers) -> float:
         """The questions' mean agreement of a look on `layers` with full attention."""

@@ -15,7 +15,7 @@ from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_fold
 FOLDER = "models"
 VERSION = 2
 NUMBERS: dict[str, Any] = {
-    "wide": Share, "vicinity": Vicinity, "sees": Share, "answer_weight": Weight, "early": Exponent
+    "early": Exponent, "sees": Share, "wide": Share, "answer_weight": Weight, "vicinity": Vicinity
 }  # fmt: skip
 """What a profile may say beside the layers."""
 
