@@ -48,9 +48,9 @@ def run(request: Request) -> None:
         engine.load()
         with _bar() as bar:
             found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
-        engine.store.profiles.put(engine.model_fingerprint, found.as_profile())
-    if request.as_json:
         kept = found.as_profile()
+        engine.store.profiles.put(engine.model_fingerprint, kept)
+    if request.as_json:
         numbers = {name: getattr(kept, name) for name in NUMBERS}
         print_json({"model": model, "layers": list(kept.layers), **numbers, **kept.measured})
         return
