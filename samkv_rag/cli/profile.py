@@ -107,7 +107,7 @@ def _earlies_table(found: LayerProfile) -> Table:
 
 def _sights_table(found: LayerProfile) -> Table:
     title = "With all kept, what is recomputed sees itself and"
-    return _outcomes(title, "of the rest, on the upper half", found.sights, found.sees, _share)
+    return _outcomes(title, "of the rest, above the wide layers", found.sights, found.sees, _share)
 
 
 def _widths_table(found: LayerProfile) -> Table:
