@@ -1,0 +1,94 @@
+"""Attention over entries of four bits against plain attention over what they stand for, and how far off those are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samkv_kernels.packed import GROUP, MOST, Packed, packed_attention
+from samkv_kernels.softmax import Softmax
+from samkv_kernels.sparse_attention import masked_attention
+from tests.kernels.inputs import TOLERANCE, far
+
+
+def drawn(groups: int, tokens: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values `(G, N, D)`, some channels of the keys large in every token, as in real models."""
+    keys, values = torch.randn(2, groups, tokens, dim)
+    keys[..., : dim // 4] += 20 * torch.randn(groups, 1, dim // 4)
+    return keys, values
+
+
+@given(
+    st.integers(1, 3), st.sampled_from([1, 2, 7]), st.integers(1, 9), st.integers(1, 12), st.integers(1, 70),
+    st.sampled_from([4, 6]), st.none() | st.just(3.0), st.booleans(), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=120, deadline=None)
+def test_it_is_attention_over_what_the_numbers_stand_for(
+    groups: int, shared: int, asked: int, kept: int, count: int, dim: int, softcap: float | None, sunk: bool,
+    masked: bool, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    query = torch.randn(1, groups * shared, asked, dim)
+    keys, values = drawn(groups, count + kept, dim)
+    packed = Packed.of(keys[:, :count], values[:, :count])
+    live = keys[None, :, count:], values[None, :, count:]
+    softmax = Softmax(softcap=softcap, sinks=torch.randn(groups * shared) if sunk else None)
+    seen, also = torch.rand(asked, kept) < 0.5, torch.rand(asked, count) < 0.5
+    seen[:, 0] = True
+    got = packed_attention(query, *live, packed, *((seen, also) if masked else (None, None)), softmax)
+    mask = torch.cat([also, seen], 1)[None, None] if masked else None
+    whole = [torch.cat([old[None], new], 2) for old, new in zip(packed.entries(), live, strict=True)]
+    torch.testing.assert_close(got, masked_attention(query, *whole, mask, softmax), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(1, heads, tokens, 64).to(dtype) for heads, tokens in ((6, 1), (2, 90), (2, 90)))
+    packed = Packed.of(keys[0, :, :70], values[0, :, :70])
+    got = packed_attention(query, keys[:, :, 70:], values[:, :, 70:], packed)
+    old = [each[None] for each in packed.entries()]
+    whole = [torch.cat([one, new[:, :, 70:].float()], 2) for one, new in zip(old, (keys, values), strict=True)]
+    assert got.dtype == dtype
+    assert far(got, masked_attention(query.float(), *whole, None)) < TOLERANCE[dtype]
+
+
+@given(st.integers(1, 3), st.integers(1, 100), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 1e4]), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_no_number_is_off_by_more_than_half_a_step(
+    groups: int, tokens: int, dim: int, size: float, seed: int
+) -> None:  # fmt: skip
+    """A step of a key's channel in 32 neighbouring tokens, or of a token's value; fp16 rounds both ends of it."""
+    torch.manual_seed(seed)
+    keys, values = (size * each for each in drawn(groups, tokens, dim))
+    for entries, found, by_channel in zip(
+        (keys, values), Packed.of(keys, values).entries(), (True, False), strict=True
+    ):
+        dim_of, size = (-2, GROUP) if by_channel else (-1, 1)
+        for old, new in zip(entries.split(size, 1), found.split(size, 1), strict=True):
+            step = (old.amax(dim_of, keepdim=True) - old.amin(dim_of, keepdim=True)) / MOST
+            slack = 2e-3 * old.abs().amax() + 1e-4
+            assert ((new - old).abs() <= step / 2 + slack).all()
+
+
+def test_numbers_too_large_for_half_precision_are_none_the_worse() -> None:
+    keys, values = (1e6 * each for each in drawn(1, 40, 8))
+    found = Packed.of(keys, values).entries()
+    assert all(each.isfinite().all() for each in found)
+    assert (found[1] - values).abs().max() < values.abs().max() / 10
+
+
+def test_what_is_alike_everywhere_is_exact_and_what_is_not_is_rounded() -> None:
+    alike = torch.full((2, 50, 8), 3.25)
+    assert all(torch.equal(each, alike) for each in Packed.of(alike, alike).entries())
+    keys, values = drawn(2, 50, 8)
+    assert (Packed.of(keys, values).entries()[0] - keys).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("dim", "bits"), [(64, 4.75), (128, 4.625)])
+def test_a_number_takes_less_than_five_bits(dim: int, bits: float) -> None:
+    keys, values = drawn(2, 32 * GROUP, dim)
+    assert 8 * Packed.of(keys, values).nbytes == bits * (keys.numel() + values.numel())
