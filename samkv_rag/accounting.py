@@ -24,7 +24,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     glue = plan.n_tokens - plan.chunk_tokens
     head = run.caches.ground.uncomputed(recomputed)
     per_token = run.adapter.shape.bytes_per_token
-    resident = (glue + kept) * per_token
+    resident = glue * per_token + (selection.packed_bytes or kept * per_token)
     return Report(
         method=method,
         prompt_tokens=plan.n_tokens,

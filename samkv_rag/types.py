@@ -198,14 +198,15 @@ class Selection:
     """Which tokens of each chunk stay, and which of those are computed again: sorted indices into the chunk.
 
     `recomputed` is a subset of `kept`, chunk by chunk, unless what is kept was settled after recomputing. `notes` says
-    what the user should know (an anchor that was trimmed, a chunk that got nothing). `ranking` says why, where the
-    method ranks blocks.
+    what the user should know (an anchor that was trimmed, a chunk that got nothing). `ranking` says why, where blocks
+    are ranked. `packed_bytes` are those of what is kept, where some of it is in fewer bits than the model's.
     """
 
     kept: tuple[Tensor, ...]
     recomputed: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()
     ranking: Ranking | None = None
+    packed_bytes: int = 0
 
     @classmethod
     def all_of(cls, plan: PromptPlan, recompute: bool = True) -> Selection:

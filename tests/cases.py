@@ -162,6 +162,7 @@ METHODS: dict[str, Method] = {
     "samkv": SamKV(),
     "samkv-paper": SamKV.paper(),
     "samkv-late": SamKV(settle_at=3),
+    "samkv-int4": SamKV(rest="int4"),
     "samkv-before": SamKV(settle="before"),
     "samkv-before-third": SamKV(settle="before", recompute=1 / 3),
     "samkv-third": SamKV(recompute=1 / 3),

@@ -44,12 +44,14 @@ class Picked:
 
 @dataclass(frozen=True)
 class Settled:
-    """What stays of a prompt, after a pass that computed `again`: `kept`, by what every token was `worth` `(T,)`."""
+    """What stays of a prompt, after a pass that computed `again`: `kept`, by what every token was `worth` `(T,)`. With
+    `exact` these stay as they are, and all others in fewer bits."""
 
     kept: Picked
     again: Picked
     worth: Tensor
     notes: tuple[str, ...] = ()
+    exact: Picked | None = None
 
     def selection(self, lengths: Sequence[int]) -> Selection:
         """The same for every chunk, of `lengths`, as a report tells it; the host waits for it."""

@@ -20,7 +20,8 @@ from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.rows import Fresh, answering, asking_rows, stored_rows
 from samkv_rag.methods.settling import LateSettling
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.cache import Blend, SlotCache
+from samkv_rag.model.blending import Blend
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import AttentionMaps, MeanAttention, Observer
 from samkv_rag.store import ChunkKVStore
@@ -95,16 +96,14 @@ class Run:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
 
         Returns the question tokens' position-free queries by stack, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
-        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question cannot change
-        them: not run.
+        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question is not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
         with self._scoring():
             return self._queries(*self._asking(kept, last), last)[0]
 
     def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[list[Tensor], Tensor]:
-        """As `question_pass`, but to the prompt's end: by stack queries `(L, H, Q, D)` of the question and of the glue
-        behind the chunks, and their positions `(Q,)`."""
+        """As `question_pass`, to the prompt's end: queries of the glue behind the chunks, too, and positions `(Q,)`."""
         with self._scoring():
             return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
 
@@ -172,8 +171,8 @@ class Run:
     ) -> Prepared:
         """ONE forward over the glue and `selection.recomputed` at true positions; the rest of what is kept is reused.
 
-        `rows[layer]` gives for every kept chunk token (in prompt order) whether that layer stores it; `theta` below 1
-        or "cosine" fuses chunk entries instead of overwriting them. What every layer overwrites is not read.
+        `rows[layer]` gives for every kept chunk token (in order) whether that layer stores it; `theta` below 1 or
+        "cosine" fuses chunk entries instead of overwriting them. What every layer overwrites is not read.
         """
         layout = self.caches.layout(selection.kept)
         replaced = self.caches.ground.picked(selection.recomputed) if rows is None and theta == 1.0 else None
@@ -196,10 +195,9 @@ class Run:
         It gets how much every chunk token was looked at `(T,)`, where the model runs: the most that a token behind the
         chunks, from the question on, attended to it on any of `layers` in this very pass, by the mean of heads; what
         the last of them attended to, which says the first new token in sight of all, counts `answer_weight` times. The
-        rest is dropped before that is taken down. What stands before those tokens sees all on the first `wide` layers
-        only, by default on all; above, what is computed in this pass, the tokens `also`, and of the rest the share
-        `sees`, what is closest. The host waits for nothing but to know which stays. With `at` that is settled when so
-        many tokens of the answer are there.
+        rest is dropped before that is taken down, or when `at` tokens of the answer are there. What stands before those
+        tokens sees all on the first `wide` layers only, by default on all; above, what is computed in this pass, the
+        tokens `also`, and of the rest the share `sees`, what is closest.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
@@ -228,8 +226,7 @@ class Run:
         self, cache: SlotCache, layout: Layout, fresh: Fresh, rows: Sequence[Tensor | None] | None = None,
         theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
     ) -> Tensor:  # fmt: skip
-        """Compute what is `fresh`, the last token among it (a plan ends with glue); returns the logits of the first new
-        token, in sight of all: `(vocab,)`."""
+        """Compute what is `fresh`, the last token (glue) among it; returns the first new token's logits `(vocab,)`."""
         speak = self.adapter.speaks_at_once(len(fresh))
         logits = self._pass(cache, layout, fresh, rows, theta, observer, narrow, speak)
         return self._first(cache, layout) if logits is None else logits

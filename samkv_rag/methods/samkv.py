@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 
 from samkv_kernels.sending import sent
@@ -29,7 +28,7 @@ from samkv_rag.methods.profiled import (
     profile_of,
 )  # fmt: skip
 from samkv_rag.methods.run import Run
-from samkv_rag.methods.scoring import check_block, followed_values, surrounded, vicinities
+from samkv_rag.methods.scoring import check_block, followed_values, worth_keeping
 from samkv_rag.methods.selection import (
     Choice,
     ChunkScores,
@@ -38,12 +37,16 @@ from samkv_rag.methods.selection import (
     choose,
     dynamic_share,
     early_first,
+    ranked_anchors,
     recompute_order,
-    standardised,
 )  # fmt: skip
 from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinity, Weight, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
+
+EXACT = 0.125
+"""What stays as it is where the rest is packed, as a share of what was chosen: with none packing loses twice as much
+(docs/fidelity.md)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class SamKV(Options):
     (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
     Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
+    `rest`: what becomes of what was not chosen. "drop" (our default); "int4": nothing is dropped, and from the answer's
+    second token on the chunks are held in four bits a number, in 15 % of fp32's bytes or 30 % of bf16's, but for what
+    was looked at most, an eighth of `keep`. With `settle_at` all stays as it is until then.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
@@ -73,8 +79,8 @@ class SamKV(Options):
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `early`: what the question attends to is recomputed the sooner, the earlier in its chunk it stands, where it was
     stored with the least before it: attention is divided by the place (1, 2, ...) to this power; 0: it alone decides.
-    None: with `settle_at` as profiled, else 0.5 (0 where the config notes layers); without 0: what stays of a prompt at
-    once had better be what was recomputed. For looks by attention that settle after the recompute.
+    None: with `settle_at`, or where all stays, as profiled, else 0.5 (0 where the config notes layers); else 0: what
+    stays of a prompt at once had better be what was recomputed. For looks by attention that settle after the recompute.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
     of that. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
@@ -100,6 +106,7 @@ class SamKV(Options):
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
     settle_at: Count = 0
+    rest: Literal["drop", "int4"] = "drop"
     around: tuple[Count, Count] = (0, 8)
     vicinity: Vicinity | None = None
     answer_weight: Weight | None = None
@@ -133,10 +140,16 @@ class SamKV(Options):
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
         if self.settle_at and self.settle == "before":
             raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
+        if self._packs and self.settle == "before":
+            raise SamKVError('rest="int4" packs after the recompute what was not chosen: it needs settle="after".')
         if self.settle_at and self.answer_weight not in (None, 1):
             raise SamKVError("With settle_at what every token looks at counts once: leave out answer_weight.")
         if self.block is not None and self.look != "keys":
             check_block(self.block)
+
+    @property
+    def _packs(self) -> bool:
+        return self.rest == "int4"
 
     @property
     def _block(self) -> int:
@@ -167,7 +180,7 @@ class SamKV(Options):
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
             scores = self._favoured(scores, profile)
-            anchors, notes = self._rank_anchors(run.lengths, scores, anchors, limit)
+            anchors, notes = ranked_anchors(run.lengths, self.initial, self.local, limit, scores, anchors)
             choice = self._choose(scores, anchors, budget)
             order = recompute_order(choice, self.recompute, self.recompute_by)
             again = best_of(choice.picked, order, int(self.recompute * choice.picked.count))
@@ -205,26 +218,27 @@ class SamKV(Options):
         n_layers = run.adapter.shape.layers
         wide, sees = self._sight(n_layers, profile)
         vicinity = known(self.vicinity, profile.vicinity, VICINITY)
-        layers, at = range(n_layers // 2, n_layers), self.settle_at if budget < sum(run.lengths) else 0
-        if at and run.adapter.rotary.depends_on_length:
-            at, notes = 0, (*notes, "settle_at was left out: this model's keys turn with the length of the text")
+        layers, (at, told) = range(n_layers // 2, n_layers), self._when(run, budget)
+        notes += told
         if at:
-            run.notes, notes = (*run.notes, *notes), ()
+            run.notes, notes = run.notes + notes, ()
         weight = known(self.answer_weight, 1.0 if at else profile.answer_weight, ANSWER_WEIGHT)
 
         def settle(looked_at: Tensor) -> Settled:
-            worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
+            worth = worth_keeping(looked_at, self.around, vicinity, run.lengths)
+            if at and self._packs:
+                return Settled(largest(worth, len(worth)), again, worth, notes, largest(worth, int(EXACT * budget)))
             return Settled(largest(worth, budget), again, worth, notes)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
-    def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
-        """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""
-        near = surrounded(looked_at, *self.around, run.lengths)
-        if not vicinity:
-            return near
-        both = standardised(torch.stack([near, vicinities(looked_at, run.lengths)]))
-        return both[0] + vicinity * both[1]
+    def _when(self, run: Run, budget: int) -> tuple[int, tuple[str, ...]]:
+        """Behind how many tokens of the answer it is settled what stays, or packed, and what is to be said of that."""
+        at = max(self.settle_at, int(self._packs)) if budget < sum(run.lengths) else 0
+        if not at or not run.adapter.rotary.depends_on_length:
+            return at, ()
+        left_out = "rest" if self._packs else "settle_at"
+        return 0, (f"{left_out} was left out: this model's keys turn with the length of the text",)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -251,23 +265,11 @@ class SamKV(Options):
 
     def _favoured(self, scores: list[ChunkScores], measured: ModelProfile) -> list[ChunkScores]:
         """By what it is chosen what is recomputed: by the place in a chunk, too, where not what stays hangs on it."""
-        early = known(self.early, measured.early if self.settle_at else 0.0, EARLY)
+        stays = self.settle_at > 0 or self._packs or self.keep == 1
+        early = known(self.early, measured.early if stays else 0.0, EARLY)
         if self.settle == "before" or self.look == "pooled" or not early:
             return scores
         return early_first(scores, self._block, early)
-
-    def _rank_anchors(
-        self, lengths: Sequence[int], scores: Sequence[ChunkScores], anchors: list[Tensor], limit: int
-    ) -> tuple[list[Tensor], tuple[str, ...]]:
-        """With fewer anchor tokens than chunks the lowest-scored chunks get none, and the report says so."""
-        wanted = sum(min(length, self.initial + self.local) for length in lengths)
-        if wanted <= limit:
-            return anchors, ()
-        if limit >= len(lengths):
-            return anchors, (f"anchors were trimmed from {wanted} to {limit} tokens to leave room for selection",)
-        order = sorted(range(len(lengths)), key=lambda index: -float(scores[index].blocks.max()))
-        note = f"only {limit} anchor tokens for {len(lengths)} chunks: the lowest-scored chunks have none"
-        return anchor_masks(lengths, self.initial, self.local, limit, order), (note,)
 
     def _choose(self, scores: Sequence[ChunkScores], anchors: Sequence[Tensor], budget: int) -> Choice:
         if not self.middle:

@@ -14,7 +14,7 @@ from samkv_kernels.repeating import repeated
 from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
-from samkv_rag.methods.selection import ChunkScores, block_sizes
+from samkv_rag.methods.selection import ChunkScores, block_sizes, standardised
 from samkv_rag.types import BLOCK
 
 GAIN = 4.0
@@ -166,6 +166,16 @@ def vicinities(values: Tensor, lengths: Sequence[int], window: int = 9, reach: i
     `reach` tokens, in its own chunk. One token that is looked at by chance makes no place a good one."""
     means = [avg_pool1d(own[None], window, 1, window // 2, count_include_pad=False)[0] for own in values.split(lengths)]
     return surrounded(torch.cat(means), reach, reach, lengths)
+
+
+def worth_keeping(looked_at: Tensor, around: tuple[int, int], vicinity: float, lengths: Sequence[int]) -> Tensor:
+    """What it is worth to keep each token of chunks of `lengths`, by how much it was looked at, `(T,)` both: as much as
+    one `around` it, and `vicinity` times as much its neighbourhood; standardised."""
+    worth = surrounded(looked_at, *around, lengths)
+    if vicinity:
+        near, wider = standardised(torch.stack([worth, vicinities(looked_at, lengths)]))
+        worth = near + vicinity * wider
+    return standardised(worth[None])[0]
 
 
 def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:

@@ -83,6 +83,20 @@ def anchor_masks(
     return masks
 
 
+def ranked_anchors(
+    lengths: Sequence[int], initial: int, local: int, limit: int, scores: Sequence[ChunkScores], anchors: list[Tensor]
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """With fewer anchor tokens than chunks the lowest-scored chunks get none, as a note says; else the `anchors`."""
+    wanted = sum(min(length, initial + local) for length in lengths)
+    if wanted <= limit:
+        return anchors, ()
+    if limit >= len(lengths):
+        return anchors, (f"anchors were trimmed from {wanted} to {limit} tokens to leave room for selection",)
+    order = sorted(range(len(lengths)), key=lambda index: -float(scores[index].blocks.max()))
+    note = f"only {limit} anchor tokens for {len(lengths)} chunks: the lowest-scored chunks have none"
+    return anchor_masks(lengths, initial, local, limit, order), (note,)
+
+
 def _even_quota(wanted: Sequence[int], limit: int, order: Sequence[int]) -> list[int]:
     """The largest even shares of `limit`: who wants less leaves the rest to the others."""
     quota = [0] * len(wanted)

@@ -7,7 +7,7 @@ entries. (Lookahead Q-Cache and SpecKV choose by tokens of a draft; these are th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class LateSettling:
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
     _settled: Settled | None = None
+    _bytes: int = 0
     _short: bool = False
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
@@ -59,13 +60,21 @@ class LateSettling:
         settled = self.choose(torch.maximum(self.looked_at, now))
         written = torch.arange(prompt, prompt + count, device=device)
         cache.keep(torch.cat([self.ground.staying(settled.kept), written]))
+        if settled.exact is not None:
+            self._pack(cache, settled.exact)
         self._settled = settled
         return logits[-1]
+
+    def _pack(self, cache: SlotCache, exact: Picked) -> None:
+        """Pack the chunks' tokens but those that stay as they are: nothing was dropped."""
+        cache.pack(self.ground.spots[~exact.marks])
+        packed = 0 if cache.packed is None else cache.packed.nbytes
+        self._bytes = packed + exact.count * self.adapter.shape.bytes_per_token
 
     def selection(self) -> Selection:
         """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
         if self._settled is not None:
-            return self._settled.selection(self.lengths)
+            return replace(self._settled.selection(self.lengths), packed_bytes=self._bytes)
         everything = tuple(torch.arange(length) for length in self.lengths)
         note = f"the answer ended before its token {self.after + 1}: all was kept to its end"
         if self._short:

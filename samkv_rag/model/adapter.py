@@ -19,8 +19,9 @@ from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.beginnings import ROOM, UNKNOWN, Beginnings, Head
+from samkv_rag.model.blending import Blend
 from samkv_rag.model.buffers import Buffers, room_for
-from samkv_rag.model.cache import Blend, GrowingCache, SlotCache
+from samkv_rag.model.cache import GrowingCache, SlotCache
 from samkv_rag.model.calling import handing
 from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
@@ -272,7 +273,7 @@ class ModelAdapter:
     def logits_of(self, tokens: Sequence[int] | Tensor, cache: SlotCache, observer: Observer | None = None) -> Tensor:
         """The same behind each of some `tokens`, which come behind what `cache` holds; `observer` sees every layer."""
         start, count = cache.get_seq_length(), len(tokens)
-        plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend)
+        plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend, packed=cache.packed)
         with without_cudnn:
             logits = self.forward(tokens, cache.positions[start : start + count], cache, plan, count)
         return logits[0]  # type: ignore[index]

@@ -22,11 +22,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.packed import packed_attention
 from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, masked_attention, sparse_attention
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.observers import Observation, Observer, Watcher
+from samkv_rag.model.packing import PackedTokens
 
 NAME = "samkv"
 
@@ -44,12 +46,13 @@ class Plan(Protocol):
 @dataclass(slots=True)
 class Sight:
     """What the queries of a pass see: `spans`. `plain` says that SDPA needs no mask: every query sees all keys, or with
-    `causal` those up to its own index."""
+    `causal` those up to its own index. `packed` is what they see of packed tokens, bool `(Q, N)`; None: all."""
 
     spans: Spans
     keys: int
     plain: bool
     causal: bool
+    packed: Tensor | None = None
     _mask: Tensor | None = None
     _pieces: dict[int, list[list[Piece]]] = field(default_factory=dict)
 
@@ -73,6 +76,7 @@ class AttentionPlan:
 
     `slots` None means the queries are the last live slots (ingestion, decoding). `observer` sees every layer's query
     and keys. With `last_layer` the pass ends there (`PassEnded`), once that layer's keys are stored and observed.
+    What is `packed` all queries see beside the slots, which stand behind it or around it.
     """
 
     positions: Tensor
@@ -80,6 +84,7 @@ class AttentionPlan:
     observer: Observer | None = None
     last_layer: int | None = None
     backend: Backend = "torch"
+    packed: PackedTokens | None = None
     seen: set[int] = field(default_factory=set)
     _shape: tuple[int, int] = (0, 0)
     _sights: dict[int | None, Sight] = field(default_factory=dict)
@@ -101,9 +106,10 @@ class AttentionPlan:
     def _make_sight(self, n_query: int, n_key: int, window: int | None) -> Sight:
         queries = self.positions[n_key - n_query : n_key] if self.slots is None else self.positions[self.slots]
         spans = Spans.causal(queries[None], self.positions[None, :n_key], window)
-        causal = window is None and self.slots is None and n_query == n_key and n_query > 1
+        causal = window is None and self.slots is None and n_query == n_key and n_query > 1 and self.packed is None
         plain = causal or (window is None and n_query == 1 and (self.slots is None or n_key == 1))
-        return Sight(spans, n_key, plain, causal)
+        packed = None if self.packed is None else self.packed.seen(queries, window)
+        return Sight(spans, n_key, plain, causal, packed)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
@@ -147,6 +153,9 @@ class AttentionPlan:
     ) -> Tensor:  # fmt: skip
         """The attention itself, carried out the fastest way; the weights of all queries are added to `shares`."""
         sight = self.sight(query.shape[2], key.shape[2], window)
+        if self.packed is not None:
+            own = self.packed.of_layer(layer)
+            return packed_attention(query, key, value, own, sight.mask(), sight.packed, softmax)
         if self._in_pieces(query, sight, softmax):
             pieces = sight.pieces(query.shape[1] // key.shape[1])
             return piecewise_attention(query, key, value, pieces, softmax, None if shares is None else shares[None])

@@ -8,38 +8,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from samkv_kernels.sending import sent
+from samkv_rag.model.blending import Blend
 from samkv_rag.model.buffers import Buffers
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """How recomputed entries replace stored ones (SamKV, "fusion"): theta * new + (1 - theta) * old.
-
-    `theta` is a weight in (0, 1], or "cosine": per token and head, the cosine similarity of new and old (clamped at
-    0) weighs the OLD entry, so that what changed most is replaced most (our choice; the paper's formula is not
-    published). `fused` `(Q,)` marks the query tokens that are fused; the others (glue, question) are overwritten.
-    """
-
-    theta: float | Literal["cosine"]
-    fused: Tensor
-
-    def mix(self, new: Tensor, old: Tensor) -> Tensor:
-        """`new` and `old` `(1, G, Q, D)` -> what is stored."""
-        if self.theta == "cosine":
-            like = torch.cosine_similarity(new.float(), old.float(), dim=-1).clamp(min=0)[..., None]
-            theta: Tensor | float = (1 - like / 2).to(new.dtype)
-        else:
-            theta = self.theta
-        mixed = theta * new + (1 - theta) * old
-        return torch.where(self.fused[None, None, :, None], mixed, new)
+from samkv_rag.model.packing import PackedTokens
 
 
 class GrowingCache(DynamicCache):
@@ -169,6 +148,7 @@ class SlotCache(Cache):
         reaching = torch.cat([positions, torch.arange(last, last + room, device=positions.device)])
         self.positions = sent(reaching, keys.device)
         self._buffers, self._sources = list(buffers), sources
+        self.packed: PackedTokens | None = None
         self._coming = deque[tuple[int, Callable[[], None]]]()
         self._bind()
         self.crop_to(len(positions))
@@ -255,6 +235,15 @@ class SlotCache(Cache):
         self._bind()
         self.crop_to(len(slots))
 
+    def pack(self, slots: Tensor) -> None:
+        """Keep the tokens at `slots` `(N,)`, sorted, one at least, in four bits a number; they are no slots from then
+        on."""
+        self.arrive()
+        stays = torch.ones(self.get_seq_length(), dtype=torch.bool, device=slots.device).index_fill_(0, slots, False)
+        packed = PackedTokens.of(self._buffers, slots, self.positions[slots], self._sources)
+        self.keep(stays.nonzero()[:, 0])
+        self.packed = packed
+
     def move(self) -> None:
         """Go on in memory of its own, away from what was lent."""
         self.arrive()
@@ -288,5 +277,6 @@ class SlotCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the live keys and values."""
-        return sum(x.nbytes for one in self._buffers for x in one.slots(0, self.get_seq_length()).both)
+        """Bytes of the live keys and values, and of packed ones."""
+        live = sum(x.nbytes for one in self._buffers for x in one.slots(0, self.get_seq_length()).both)
+        return live + (self.packed.nbytes if self.packed is not None else 0)

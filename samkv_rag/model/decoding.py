@@ -134,7 +134,7 @@ class Decoding:
         assert self._settling is not None
         logits = self._settling.settle(self.cache, self.tokens)
         self._dropped = self._length - self.cache.get_seq_length()
-        self.plan = AttentionPlan(self.cache.positions)
+        self.plan = AttentionPlan(self.cache.positions, packed=self.cache.packed)
         return logits
 
     def choose(self, logits: Tensor) -> Tensor:

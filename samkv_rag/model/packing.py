@@ -1,0 +1,48 @@
+"""What stays of a prompt in four bits a number, beside a cache of what stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from samkv_kernels.packed import Packed
+from samkv_kernels.sparse_attention import Spans
+from samkv_rag.model.buffers import Buffers
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """Tokens at `positions` `(N,)`, sorted, by layer of a cache. `sources` names for every layer of the model the one
+    whose entries it attends to, mostly itself."""
+
+    positions: Tensor
+    layers: Sequence[Packed]
+    sources: Sequence[int]
+
+    @classmethod
+    def of(cls, buffers: Iterable[Buffers], slots: Tensor, positions: Tensor, sources: Sequence[int]) -> PackedTokens:
+        """Those at `slots` `(N,)` of a cache, one layer after another: a copy of one is all that it takes."""
+        layers = {
+            place: Packed.of(*(entries[0].index_select(1, slots) for entries in both))
+            for one in buffers
+            for place, *both in one.by_layer()
+        }
+        return cls(positions, [layers[place] for place in sorted(layers)], sources)
+
+    def of_layer(self, layer: int) -> Packed:
+        """What a layer of the model attends to."""
+        return self.layers[self.sources[layer]]
+
+    def seen(self, queries: Tensor, window: int | None) -> Tensor | None:
+        """What queries at positions `(Q,)`, behind all of it, see in a layer with this sliding window: bool `(Q, N)`;
+        None: all."""
+        if window is None:
+            return None
+        return Spans.causal(queries[None], self.positions[None], window).mask(len(self.positions))[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, and of what they are rounded by."""
+        return sum(layer.nbytes for layer in self.layers)

@@ -1,0 +1,195 @@
+"""With `rest="int4"` nothing is dropped: behind the answer's first token all of the chunks is seen in four bits a
+number. Against stock forwards over what these stand for, alone, in company, and where there is nothing to pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from samkv_rag import ChunkKVStore, SamKV, SamKVError
+from samkv_rag.methods import Prepared, Run
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.decoding import Decoding
+from samkv_rag.profiling.answers import forced_logits
+from tests import oracles
+from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
+from tests.model import test_loop as loops
+from tests.model.test_steps import recording
+from tests.models import adapter, tiny_engine
+from tests.oracles import Prompted, stock, stock_logits
+
+COUNT = 8
+ANSWER = (9, 250, 77, 31, 12, 140)
+PACKED = SamKV(keep=0.3, rest="int4")
+LATER = SamKV(keep=0.3, rest="int4", settle_at=3)
+EVERYTHING = SamKV(keep=0.3, settle_at=99)
+CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harrow Lane, above a bakery.") * 2
+
+
+def packed_entries(case: Prompted, prepared: Prepared) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The positions `(N,)` of what is packed, all of the chunks but an eighth of what was chosen; and by layer what it
+    stands for, keys and values `(G, N, D)`."""
+    assert prepared.cache is not None and prepared.cache.packed is not None
+    packed, of_chunks = prepared.cache.packed, set[int]()
+    for chunk in case.plan.chunks:
+        of_chunks |= set(range(chunk.start, chunk.stop))
+    assert of_chunks >= set(packed.positions.tolist())
+    assert len(of_chunks) - len(packed.positions) == int(0.3 * case.plan.chunk_tokens) // 8
+    return packed.positions, [layer.entries() for layer in packed.layers]
+
+
+def with_entries(past: Cache, slots: Tensor, entries: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for layer, (keys, values) in zip(past.layers, entries, strict=True):
+        layer.keys[:, :, slots], layer.values[:, :, slots] = keys, values
+
+
+# -- against stock forwards ----------------------------------------------------------------------------------------
+
+
+@loops.every_wiring
+@pytest.mark.parametrize("method", [PACKED, LATER], ids=["second token", "fourth token"])
+def test_the_first_tokens_see_all_as_it_is_and_the_others_see_what_is_packed(wiring: str, method: SamKV) -> None:
+    if adapter(wiring).rotary.depends_on_length:
+        pytest.skip("nothing is packed where keys turn with the length of the text")
+    case, at = prompted(wiring), max(method.settle_at, 1)
+    prepared = case.prepare(method)
+    got = forced_logits(case.adapter, prepared, ANSWER)
+
+    slots, packed = packed_entries(case, prepared)
+    following, narrow = case.plan.n_tokens + torch.arange(len(ANSWER)), case.adapter.shape.layers // 4
+    first, past = whole_past(wiring, case, prepared.selection.recomputed, narrow=narrow, sees=0.3)
+    prompt = torch.arange(case.plan.n_tokens)
+    seen = stock_logits(stock(wiring), ANSWER[:at], following[:at], past, before=prompt)
+    for layer, entries in zip(past.layers, packed, strict=True):
+        for exact, rounded in zip((layer.keys, layer.values), entries, strict=True):
+            spread = exact[0][:, slots].amax() - exact[0][:, slots].amin()
+            assert (exact[0][:, slots] - rounded).abs().max() < spread / 15, "every number is the nearest of sixteen"
+    with_entries(past, slots, packed)
+    before = torch.cat([prompt, following[:at]])
+    rest = stock_logits(stock(wiring), ANSWER[at:-1], following[at:-1], past, before=before)
+    assert distance(got, torch.cat([first[None], seen, rest])) < TOLERANCE
+
+
+def test_it_differs_from_what_is_as_it_was_and_less_than_what_is_dropped() -> None:
+    case = prompted("llama")
+    everything, packed, dropped = (
+        forced_logits(case.adapter, case.prepare(method), ANSWER) for method in (EVERYTHING, PACKED, SamKV(keep=0.3))
+    )
+    assert distance(packed[:2], everything[:2]) < TOLERANCE
+    assert VISIBLE / 10 < distance(packed[2:], everything[2:]) < distance(dropped[2:], everything[2:])
+
+
+@loops.every_wiring
+def test_what_is_decoded_is_what_is_likeliest(wiring: str) -> None:
+    case = prompted(wiring)
+    tokens = case.tokens(PACKED, COUNT)
+    logits = forced_logits(case.adapter, case.prepare(PACKED), tokens)
+    assert logits.argmax(-1).tolist() == tokens and len(tokens) == COUNT
+
+
+# -- in company ----------------------------------------------------------------------------------------------------
+
+
+def begun(wiring: str) -> list[Decoding]:
+    """Answers of four prompts: packed behind the first token and the third, dropped, and all kept."""
+    methods = [PACKED, LATER, SamKV(keep=0.4), EVERYTHING]
+    return [loops.begin(*pair) for pair in zip(loops.prompted(wiring), methods, strict=True)]
+
+
+def alone(wiring: str) -> list[list[int]]:
+    rows = begun(wiring)
+    for row in rows:
+        loops.together(wiring, [row])
+    return [row.result() for row in rows]
+
+
+@loops.every_wiring
+def test_in_company_the_tokens_are_those_of_each_alone(wiring: str) -> None:
+    rows = begun(wiring)
+    adapter(wiring).loop.step(rows[1:3])
+    loops.together(wiring, rows)
+    assert [row.result() for row in rows] == alone(wiring)
+
+
+@pytest.mark.parametrize("wiring", ["llama", "gemma3"])
+def test_what_is_recorded_goes_on_beside_it(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = alone(wiring)
+    recorder = recording(monkeypatch, wiring)
+    rows = begun(wiring)
+    loops.together(wiring, rows)
+    assert [row.result() for row in rows] == want and recorder.recordings > 0 and recorder.reason is None
+
+
+# -- where there is nothing to pack --------------------------------------------------------------------------------
+
+
+def test_where_all_is_chosen_it_stays_as_it_is() -> None:
+    prepared = prompted("llama").prepare(SamKV(keep=1.0, recompute=0.5, rest="int4"))
+    assert prepared.settling is None and not prepared.selection.packed_bytes
+
+
+def test_an_answer_that_ends_before_keeps_all_as_it_is() -> None:
+    case = prompted("llama")
+    prepared = case.prepare(LATER)
+    prepared.generate(case.adapter.loop, max_new_tokens=2, do_sample=False)
+    assert not prepared.selection.packed_bytes and "ended before" in prepared.selection.notes[0]
+
+
+def test_a_prompt_without_chunks_has_nothing_to_pack() -> None:
+    store = ChunkKVStore(":memory:")
+    plan = oracles.stored_plan(adapter("llama"), store, ())
+    prepared = PACKED.prepare(Run(plan, adapter("llama"), store, 12))
+    tokens = prepared.generate(adapter("llama").loop, max_new_tokens=4, do_sample=False)
+    assert len(tokens) == 4 and not prepared.selection.packed_bytes
+
+
+def test_where_keys_turn_with_the_texts_length_it_is_left_out_and_said() -> None:
+    case = prompted("llama-longrope-crossed")
+    prepared = case.prepare(PACKED)
+    assert prepared.settling is None and "rest was left out" in prepared.selection.notes[0]
+
+
+def on_a_gpu(*_: Any) -> None:
+    raise torch.OutOfMemoryError
+
+
+def on_the_host(*_: Any) -> None:
+    torch.empty(1 << 62, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("short", [on_a_gpu, on_the_host])
+def test_without_the_memory_to_pack_all_stays_as_it_is(
+    short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = prompted("llama")
+    want = case.tokens(EVERYTHING, COUNT)
+    prepared = case.prepare(PACKED)
+    row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotCache, "pack", short)
+        loops.together("llama", [row])
+    assert row.result() == want and "memory was too short" in prepared.selection.notes[0]
+
+
+def test_what_says_nothing_beside_it_is_refused() -> None:
+    with pytest.raises(SamKVError, match='rest="int4" .* needs settle="after"'):
+        SamKV(settle="before", rest="int4")
+
+
+# -- what it costs -------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_the_bytes_that_are_held() -> None:
+    engine = tiny_engine(method=PACKED)
+    engine.precompute(list(CHUNKS))
+    answer = engine.answer("Where is Lumen Labs based?", chunks=list(CHUNKS), max_new_tokens=6)
+    report, per_token = answer.report, engine.adapter.shape.bytes_per_token
+    assert report.kept_ratio == 1 and 0 < report.recomputed_tokens <= int(0.3 * report.chunk_tokens)
+    chunks = report.kv_bytes_resident - report.glue_tokens * per_token
+    assert int(0.3 * report.chunk_tokens) // 8 * per_token < chunks < 0.4 * report.chunk_tokens * per_token
+    assert report.kv_bytes_full == report.prompt_tokens * per_token
