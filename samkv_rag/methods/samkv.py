@@ -44,8 +44,8 @@ from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinit
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
-EXACT = 0.125
-"""What stays as it is where the rest is packed, as a share of what was chosen: with none packing loses twice as much
+EXACT = 0.25
+"""What stays as it is where the rest is packed, as a share of what was chosen: with none packing loses three times as much
 (docs/fidelity.md)."""
 
 
@@ -67,8 +67,8 @@ class SamKV(Options):
     `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
     Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
     `rest`: what becomes of what was not chosen. "drop" (our default); "int4": nothing is dropped, and from the answer's
-    second token on the chunks are held in four bits a number, in 15 % of fp32's bytes or 30 % of bf16's, but for what
-    was looked at most, an eighth of `keep`. With `settle_at` all stays as it is until then.
+    second token on the chunks are held in four bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what
+    was looked at most, a quarter of `keep`. With `settle_at` all stays as it is until then.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.

@@ -32,14 +32,14 @@ CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harr
 
 
 def packed_entries(case: Prompted, prepared: Prepared) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The positions `(N,)` of what is packed, all of the chunks but an eighth of what was chosen; and by layer what it
+    """The positions `(N,)` of what is packed, all of the chunks but a quarter of what was chosen; and by layer what it
     stands for, keys and values `(G, N, D)`."""
     assert prepared.cache is not None and prepared.cache.packed is not None
     packed, of_chunks = prepared.cache.packed, set[int]()
     for chunk in case.plan.chunks:
         of_chunks |= set(range(chunk.start, chunk.stop))
     assert of_chunks >= set(packed.positions.tolist())
-    assert len(of_chunks) - len(packed.positions) == int(0.3 * case.plan.chunk_tokens) // 8
+    assert len(of_chunks) - len(packed.positions) == int(0.3 * case.plan.chunk_tokens) // 4
     return packed.positions, [layer.entries() for layer in packed.layers]
 
 
@@ -191,5 +191,5 @@ def test_the_report_counts_the_bytes_that_are_held() -> None:
     report, per_token = answer.report, engine.adapter.shape.bytes_per_token
     assert report.kept_ratio == 1 and 0 < report.recomputed_tokens <= int(0.3 * report.chunk_tokens)
     chunks = report.kv_bytes_resident - report.glue_tokens * per_token
-    assert int(0.3 * report.chunk_tokens) // 8 * per_token < chunks < 0.4 * report.chunk_tokens * per_token
+    assert int(0.3 * report.chunk_tokens) // 4 * per_token < chunks < 0.4 * report.chunk_tokens * per_token
     assert report.kv_bytes_full == report.prompt_tokens * per_token
