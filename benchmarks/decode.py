@@ -1,5 +1,5 @@
 """Decoding: milliseconds per token and tokens per second of 1, 4 and 8 answers, together and one after another, over
-whole caches and over kept ones. `python -m benchmarks.decode`
+whole caches, over kept ones, and over whole ones in four bits a number. `python -m benchmarks.decode`
 
 On a random 12 x 768 Llama, over caches of random keys and values of a prompt's size: what stands in them does not
 change the time. All variants take turns in one process. Nothing is reported when the exactness gate is red, or when
@@ -13,9 +13,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import gated, options_of, publish
 from benchmarks.rows import spread, where
@@ -23,17 +25,37 @@ from benchmarks.shapes import model_named
 from samkv_kernels.rope_gather import Stored
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.model.filling import Part
 
 KEPT = {"full cache": 1.0, "kept 15 %": 0.15}
+PACKED = "all, int4"
 ORDERS = ("together", "one after another")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 Seen = dict[tuple[str, str], list[float]]
 
 
-def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) -> Decoding:
-    """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`."""
+@dataclass(frozen=True)
+class Packing:
+    """Packs the first `tokens` of a cache behind the first token of an answer."""
+
+    adapter: ModelAdapter
+    tokens: int
+    after: int = 1
+
+    def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
+        """See `Settling`."""
+        logits = self.adapter.logits_of(tokens, cache)
+        cache.pack(torch.arange(self.tokens))
+        return logits[-1]
+
+
+def begin(adapter: ModelAdapter, tokens: int, kept: float | None, new: int, seed: int) -> Decoding:
+    """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`; or
+    over all of it in four bits a number, but for its last 96 tokens, and then of two more that have been."""
+    packed = kept is None
+    kept = 1.0 if kept is None else kept
     generator, count = torch.Generator().manual_seed(seed), round(kept * tokens)
     ids = torch.randint(3, adapter.config.vocab_size, (count,), generator=generator).tolist()
     positions = torch.linspace(0, tokens - 1, count).long()[:-1]
@@ -41,8 +63,12 @@ def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int) 
     shape = (2, len(stack.layers), stack.kv_heads, count - 1, stack.head_dim)
     keys, values = torch.randn(shape, generator=generator)
     stored = Stored(keys[:, None], values[:, None])  # one block that holds all tokens
-    cache = adapter.assemble(lambda _: [Part(0, [stored], torch.arange(count - 1))], positions, room=new + 2)
-    return adapter.loop.begin(ids, cache, max_new_tokens=new + 1, do_sample=False)
+    cache = adapter.assemble(lambda _: [Part(0, [stored], torch.arange(count - 1))], positions, room=new + 3)
+    settling = Packing(adapter, max(count - 96, 1)) if packed else None
+    decoding = adapter.loop.begin(ids, cache, settling=settling, max_new_tokens=new + 1 + packed, do_sample=False)
+    if packed:
+        adapter.loop.step([decoding])
+    return decoding
 
 
 def finish(adapter: ModelAdapter, groups: Sequence[Sequence[Decoding]], clock: Callable[[], float]) -> float:
@@ -63,7 +89,7 @@ def alike(some: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int
 def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock: Callable[[], float]) -> Seen:
     """Seconds of every variant (cache, order). Raises `SamKVError` when what is decoded depends on the company."""
     seen: Seen = {}
-    for cache, kept in KEPT.items():
+    for cache, kept in {**KEPT, PACKED: None}.items():
         said = []
         for order in ORDERS[: 1 if answers == 1 else 2]:
             made = [begin(adapter, tokens, kept, new, seed) for seed in range(answers)]

@@ -48,8 +48,9 @@ class Asked:
         )  # fmt: skip
 
 
-LATE = "samkv,samkv:settle_at=4,samkv:settle_at=8,samkv:settle_at=64,cacheblend"
-INTEGRATED = "samkv:settle_at=8,samkv,cacheblend"  # what the integrations do where no method is named, and by its side
+INTEGRATED = "samkv:settle_at=8,rest=int4,samkv:settle_at=8,samkv,cacheblend"
+"""What the integrations do where no method is named, and by its side what else they might."""
+LATE = f"{INTEGRATED},samkv:settle_at=4,samkv:settle_at=64,samkv:rest=int4"
 SINKS = ("head", "bos", "none")
 SHARES = "0.05,0.1,0.15,0.25,0.5,1"
 RUNS = {

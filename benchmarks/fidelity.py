@@ -39,7 +39,9 @@ from samkv_rag.profiling.asking import Asking, can_be_asked
 from samkv_rag.types import PromptPlan
 
 MEANS = ("prompt_tokens", "answer_tokens", "told", "tells", "kept")
-METHODS = "reuse,cacheblend,samkv,samkv:settle_at=8,samkv:vicinity=1,samkv:keep=0.3,vicinity=1,random_rest"
+METHODS = (
+    "reuse,cacheblend,samkv,samkv:settle_at=8,samkv:rest=int4,samkv:vicinity=1,samkv:keep=0.3,vicinity=1,random_rest"
+)
 Row = dict[str, Any]
 
 

@@ -42,7 +42,7 @@ class SamKVFields(BaseChatModel):
     """Where chunk caches live: a folder, ":memory:" or a `ChunkKVStore`."""
     method: Any = None
     """How caches are used: "full" (not at all), another method's name, or a method object. None or "samkv":
-    `SamKV(settle_at=8)`, or that of the engine that was given."""
+    `SamKV(settle_at=8, rest="int4")`, or that of the engine that was given."""
     keep: float | None = None
     """Kept chunk tokens / chunk tokens; None is the method's own."""
     namespace: str = "default"

@@ -45,8 +45,12 @@ from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
 EXACT = 0.25
-"""What stays as it is where the rest is packed, as a share of what was chosen: with none packing loses three times as much
-(docs/fidelity.md)."""
+"""What stays as it is where the rest is packed, as a share of what was chosen. With none, three times as much is lost by
+packing (docs/fidelity.md)."""
+RECORDED = (
+    'rest="int4" was left out: decoding steps that are recorded (CUDA graphs) do not know it yet; '
+    "SAMKV_GRAPHS=off records none"
+)
 
 
 @dataclass(frozen=True)
@@ -140,16 +144,12 @@ class SamKV(Options):
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
         if self.settle_at and self.settle == "before":
             raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
-        if self._packs and self.settle == "before":
+        if self.rest != "drop" and self.settle == "before":
             raise SamKVError('rest="int4" packs after the recompute what was not chosen: it needs settle="after".')
         if self.settle_at and self.answer_weight not in (None, 1):
             raise SamKVError("With settle_at what every token looks at counts once: leave out answer_weight.")
         if self.block is not None and self.look != "keys":
             check_block(self.block)
-
-    @property
-    def _packs(self) -> bool:
-        return self.rest == "int4"
 
     @property
     def _block(self) -> int:
@@ -218,7 +218,7 @@ class SamKV(Options):
         n_layers = run.adapter.shape.layers
         wide, sees = self._sight(n_layers, profile)
         vicinity = known(self.vicinity, profile.vicinity, VICINITY)
-        layers, (at, told) = range(n_layers // 2, n_layers), self._when(run, budget)
+        layers, (at, packs, told) = range(n_layers // 2, n_layers), self._late(run, budget)
         notes += told
         if at:
             run.notes, notes = run.notes + notes, ()
@@ -226,19 +226,24 @@ class SamKV(Options):
 
         def settle(looked_at: Tensor) -> Settled:
             worth = worth_keeping(looked_at, self.around, vicinity, run.lengths)
-            if at and self._packs:
+            if packs:
                 return Settled(largest(worth, len(worth)), again, worth, notes, largest(worth, int(EXACT * budget)))
             return Settled(largest(worth, budget), again, worth, notes)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
-    def _when(self, run: Run, budget: int) -> tuple[int, tuple[str, ...]]:
-        """Behind how many tokens of the answer it is settled what stays, or packed, and what is to be said of that."""
-        at = max(self.settle_at, int(self._packs)) if budget < sum(run.lengths) else 0
-        if not at or not run.adapter.rotary.depends_on_length:
-            return at, ()
-        left_out = "rest" if self._packs else "settle_at"
-        return 0, (f"{left_out} was left out: this model's keys turn with the length of the text",)
+    def _late(self, run: Run, budget: int) -> tuple[int, bool, tuple[str, ...]]:
+        """Behind how many tokens of the answer it is settled what stays; whether that is all, packed; and what was left
+        out."""
+        packs = self.rest == "int4"
+        if budget == sum(run.lengths) or not (packs or self.settle_at):
+            return 0, False, ()
+        if run.adapter.rotary.depends_on_length:
+            left_out = "settle_at" if self.settle_at else "rest"
+            return 0, False, (f"{left_out} was left out: this model's keys turn with the length of the text",)
+        if packs and run.adapter.loop.recorder is not None:
+            return self.settle_at, False, (RECORDED,)
+        return max(self.settle_at, int(packs)), packs, ()
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -265,7 +270,7 @@ class SamKV(Options):
 
     def _favoured(self, scores: list[ChunkScores], measured: ModelProfile) -> list[ChunkScores]:
         """By what it is chosen what is recomputed: by the place in a chunk, too, where not what stays hangs on it."""
-        stays = self.settle_at > 0 or self._packs or self.keep == 1
+        stays = self.settle_at > 0 or self.rest != "drop" or self.keep == 1
         early = known(self.early, measured.early if stays else 0.0, EARLY)
         if self.settle == "before" or self.look == "pooled" or not early:
             return scores

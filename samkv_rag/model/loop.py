@@ -106,20 +106,14 @@ class Loop:
         others = [decoding for decoding in decodings if not decoding.due]
         for decoding in due:
             self._settle(decoding)
-        for company in self._companies(others):
-            try:
-                logits = self._forward(company)
-            except Exception as error:
-                self._blame(company, error)
-            else:
-                take(company, logits)
-
-    def _companies(self, decodings: Sequence[Decoding]) -> list[Sequence[Decoding]]:
-        """Those that share a forward: all, but what is recorded has no part in what is packed."""
-        if self.recorder is None:
-            return [decodings] if decodings else []
-        packed = [decoding for decoding in decodings if decoding.cache.packed is not None]
-        return [company for company in ([one for one in decodings if one not in packed], packed) if company]
+        if not others:
+            return
+        try:
+            logits = self._forward(others)
+        except Exception as error:
+            self._blame(others, error)
+            return
+        take(others, logits)
 
     def _settle(self, decoding: Decoding) -> None:
         """The step of an answer in which it is settled what stays of its prompt: a pass of its own. Where memory is too
@@ -143,7 +137,7 @@ class Loop:
             self.step([decoding])
 
     def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
-        if self.recorder is not None and decodings[0].cache.packed is None:
+        if self.recorder is not None:
             return self.recorder.take(decodings)
         if self._apart or len(decodings) == 1:
             return torch.cat([self._alone(decoding) for decoding in decodings])

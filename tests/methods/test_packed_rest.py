@@ -4,6 +4,7 @@ number. Against stock forwards over what these stand for, alone, in company, and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
+from samkv_rag.methods.samkv import RECORDED
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.profiling.answers import forced_logits
@@ -116,15 +118,6 @@ def test_in_company_the_tokens_are_those_of_each_alone(wiring: str) -> None:
     assert [row.result() for row in rows] == alone(wiring)
 
 
-@pytest.mark.parametrize("wiring", ["llama", "gemma3"])
-def test_what_is_recorded_goes_on_beside_it(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = alone(wiring)
-    recorder = recording(monkeypatch, wiring)
-    rows = begun(wiring)
-    loops.together(wiring, rows)
-    assert [row.result() for row in rows] == want and recorder.recordings > 0 and recorder.reason is None
-
-
 # -- where there is nothing to pack --------------------------------------------------------------------------------
 
 
@@ -152,6 +145,19 @@ def test_where_keys_turn_with_the_texts_length_it_is_left_out_and_said() -> None
     case = prompted("llama-longrope-crossed")
     prepared = case.prepare(PACKED)
     assert prepared.settling is None and "rest was left out" in prepared.selection.notes[0]
+
+
+@pytest.mark.parametrize(("asked", "instead"), [(PACKED, SamKV(keep=0.3)), (LATER, SamKV(keep=0.3, settle_at=3))])
+def test_where_steps_are_recorded_it_is_left_out_and_said(
+    asked: SamKV, instead: SamKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = prompted("llama")
+    recorder = recording(monkeypatch, "llama")
+    want = case.tokens(replace(instead, early=0.5), COUNT)
+    prepared, run = case.prepare(asked), Run(case.plan, case.adapter, case.store, 12)
+    assert prepared.generate(case.adapter.loop, max_new_tokens=COUNT, do_sample=False) == want
+    asked.prepare(run)
+    assert RECORDED in (*run.notes, *prepared.selection.notes) and recorder.recordings > 0
 
 
 def on_a_gpu(*_: Any) -> None:

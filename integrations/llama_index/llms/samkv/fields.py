@@ -22,7 +22,8 @@ class SamKVFields(FunctionCallingLLM):
     model_name: str = Field(default="bundled", description='"bundled", a hub id, a folder or a GGUF file.')
     kv_store: str = Field(default="./kv", description='Folder of the chunk caches, or ":memory:".')
     method: Any = Field(
-        default=None, description='A name or an object; None or "samkv": SamKV(settle_at=8), or the given engine\'s.'
+        default=None,
+        description="A name or an object; None or 'samkv': SamKV(settle_at=8, rest='int4'), or the given engine's.",
     )
     keep: float | None = Field(default=None, description="Share of the chunk tokens that is kept; None: the method's.")
     namespace: str = Field(default="default", description="Caches of one namespace are unknown in all others.")
