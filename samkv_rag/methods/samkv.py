@@ -45,8 +45,8 @@ from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
 EXACT = 0.25
-"""What stays as it is where the rest is packed, as a share of what was chosen. With none, three times as much is lost by
-packing (docs/fidelity.md)."""
+"""What stays as it is where the rest is packed, as a share of what was chosen: with none, packing costs three times as
+much (docs/fidelity.md)."""
 RECORDED = (
     'rest="int4" was left out: decoding steps that are recorded (CUDA graphs) do not know it yet; '
     "SAMKV_GRAPHS=off records none"
