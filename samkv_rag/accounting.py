@@ -24,7 +24,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     glue = plan.n_tokens - plan.chunk_tokens
     head = run.caches.ground.uncomputed(recomputed)
     per_token = run.adapter.shape.bytes_per_token
-    resident = glue * per_token + (selection.packed_bytes or kept * per_token)
+    resident = (glue + kept - selection.packed_tokens) * per_token + selection.packed_bytes
     return Report(
         method=method,
         prompt_tokens=plan.n_tokens,
@@ -36,6 +36,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         recomputed_tokens=recomputed,
         recomputed_dropped_tokens=recomputed + reused - kept,
         head_tokens=head,
+        packed_tokens=selection.packed_tokens,
         fresh_tokens=glue - head + recomputed,
         question_pass_tokens=run.costs.question_pass_tokens,
         kept_ratio=_share(kept, plan.chunk_tokens, empty=1.0),

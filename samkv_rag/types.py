@@ -199,13 +199,14 @@ class Selection:
 
     `recomputed` is a subset of `kept`, chunk by chunk, unless what is kept was settled after recomputing. `notes` says
     what the user should know (an anchor that was trimmed, a chunk that got nothing). `ranking` says why, where blocks
-    are ranked. `packed_bytes` are those of what is kept, where some of it is in fewer bits than the model's.
+    are ranked. `packed_tokens` of those kept are held in four bits a number, in `packed_bytes`.
     """
 
     kept: tuple[Tensor, ...]
     recomputed: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()
     ranking: Ranking | None = None
+    packed_tokens: int = 0
     packed_bytes: int = 0
 
     @classmethod
@@ -237,11 +238,12 @@ class Report:
     layer 0 for the answer itself (the question pass is counted apart). The head is what the prompt begins with, as far
     as it is known from others that began so. `recomputed_layers_ratio`: chunk tokens times layers that were computed /
     chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype:
-    `kv_bytes_resident` once it is settled what stays, `kv_bytes_peak` the most of one pass before it, `kv_bytes_read`
-    as stored (what is read ahead, from a disk or for a GPU, counts even where all of a block's tokens are recomputed);
-    seconds are wall clock. `scored_bytes` are what choosing read: the block summaries of the chunks it scored, the
-    entries that the question's pass ran over, the keys that CacheBlend compared. `flops` are the operations up to the
-    first new token (`samkv_rag.flops`). `prompt_digest` is that of the prompt's token ids, the same for every method.
+    `kv_bytes_resident` once it is settled what stays, where `packed_tokens` are held in four bits a number;
+    `kv_bytes_peak` the most of one pass before it; `kv_bytes_read` as stored (what is read ahead, from a disk or for a
+    GPU, counts even where all of a block's tokens are recomputed); seconds are wall clock. `scored_bytes` are what
+    choosing read: the block summaries of the chunks it scored, the entries that the question's pass ran over, the keys
+    that CacheBlend compared. `flops` are the operations up to the first new token (`samkv_rag.flops`). `prompt_digest`
+    is that of the prompt's token ids, the same for every method.
     """
 
     method: str
@@ -266,6 +268,7 @@ class Report:
     flops: int
     ttft_seconds: float
     head_tokens: int = 0
+    packed_tokens: int = 0
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     backend: str = "torch"
     misses: tuple[str, ...] = ()

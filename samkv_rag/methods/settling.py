@@ -39,7 +39,7 @@ class LateSettling:
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
     _settled: Settled | None = None
-    _bytes: int = 0
+    _packed: tuple[int, int] = (0, 0)
     _short: bool = False
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
@@ -61,20 +61,17 @@ class LateSettling:
         written = torch.arange(prompt, prompt + count, device=device)
         cache.keep(torch.cat([self.ground.staying(settled.kept), written]))
         if settled.exact is not None:
-            self._pack(cache, settled.exact)
+            cache.pack(self.ground.spots[~settled.exact.marks])  # of chunks: nothing was dropped
+        if cache.packed is not None:
+            self._packed = len(cache.packed.positions), cache.packed.nbytes
         self._settled = settled
         return logits[-1]
-
-    def _pack(self, cache: SlotCache, exact: Picked) -> None:
-        """Pack the chunks' tokens but those that stay as they are: nothing was dropped."""
-        cache.pack(self.ground.spots[~exact.marks])
-        packed = 0 if cache.packed is None else cache.packed.nbytes
-        self._bytes = packed + exact.count * self.adapter.shape.bytes_per_token
 
     def selection(self) -> Selection:
         """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
         if self._settled is not None:
-            return replace(self._settled.selection(self.lengths), packed_bytes=self._bytes)
+            tokens, size = self._packed
+            return replace(self._settled.selection(self.lengths), packed_tokens=tokens, packed_bytes=size)
         everything = tuple(torch.arange(length) for length in self.lengths)
         note = f"the answer ended before its token {self.after + 1}: all was kept to its end"
         if self._short:

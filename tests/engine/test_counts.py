@@ -67,7 +67,10 @@ def test_every_report_adds_up(engine: SamKVEngine, name: str, known: bool) -> No
     assert report.chunk_tokens == (sum(map(len, CHUNKS)) if known else 0)
     assert len(report.misses) == (0 if known else len(CHUNKS))
     assert report.kv_bytes_full == report.prompt_tokens * engine.bytes_per_token
-    assert report.kv_bytes_resident == (report.prompt_tokens - report.dropped_tokens) * engine.bytes_per_token
+    as_it_is = (report.prompt_tokens - report.dropped_tokens - report.packed_tokens) * engine.bytes_per_token
+    assert bool(report.packed_tokens) == (known and name == "samkv-int4")
+    packed = (report.kv_bytes_resident - as_it_is) / (report.packed_tokens * engine.bytes_per_token or 1)
+    assert 4 / 32 < packed < 8 / 32 if report.packed_tokens else packed == 0
     assert usage.prompt_tokens == report.prompt_tokens
     assert usage.cache_read == report.chunk_tokens - report.recomputed_tokens + report.head_tokens
     assert usage.completion_tokens == len(answer.token_ids) == 3

@@ -123,14 +123,14 @@ def test_in_company_the_tokens_are_those_of_each_alone(wiring: str) -> None:
 
 def test_where_all_is_chosen_it_stays_as_it_is() -> None:
     prepared = prompted("llama").prepare(SamKV(keep=1.0, recompute=0.5, rest="int4"))
-    assert prepared.settling is None and not prepared.selection.packed_bytes
+    assert prepared.settling is None and not prepared.selection.packed_tokens
 
 
 def test_an_answer_that_ends_before_keeps_all_as_it_is() -> None:
     case = prompted("llama")
     prepared = case.prepare(LATER)
     prepared.generate(case.adapter.loop, max_new_tokens=2, do_sample=False)
-    assert not prepared.selection.packed_bytes and "ended before" in prepared.selection.notes[0]
+    assert not prepared.selection.packed_tokens and "ended before" in prepared.selection.notes[0]
 
 
 def test_a_prompt_without_chunks_has_nothing_to_pack() -> None:
@@ -138,7 +138,7 @@ def test_a_prompt_without_chunks_has_nothing_to_pack() -> None:
     plan = oracles.stored_plan(adapter("llama"), store, ())
     prepared = PACKED.prepare(Run(plan, adapter("llama"), store, 12))
     tokens = prepared.generate(adapter("llama").loop, max_new_tokens=4, do_sample=False)
-    assert len(tokens) == 4 and not prepared.selection.packed_bytes
+    assert len(tokens) == 4 and not prepared.selection.packed_tokens
 
 
 def test_where_keys_turn_with_the_texts_length_it_is_left_out_and_said() -> None:

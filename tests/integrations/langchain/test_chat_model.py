@@ -146,15 +146,21 @@ def test_the_fields_keep_belongs_to_the_fields_method(engine: SamKVEngine) -> No
     assert ratio(keep=0.6) == pytest.approx(0.6, abs=0.02)
 
 
-def test_what_stays_is_settled_within_the_answer_where_no_method_is_named() -> None:
+def test_all_stays_in_four_bits_from_the_ninth_token_on_where_no_method_is_named() -> None:
     llm = ChatSamKV(model=roomy_model(), tokenizer=byte_tokenizer(), kv_store=":memory:", min_kept_tokens=0)
     llm.engine.precompute(CHUNKS)
 
-    def ratio(**keywords: Any) -> float:
-        return float(llm.invoke(ASKED, **keywords).response_metadata["samkv"]["kept_ratio"])
+    def told(**keywords: Any) -> dict[str, Any]:
+        return dict(llm.invoke(ASKED, **keywords).response_metadata["samkv"])
 
-    assert ratio(max_tokens=12, keep=0.3) == ratio(max_tokens=2, method=SamKV(keep=0.3)) == pytest.approx(0.3, abs=0.02)
-    assert ratio(max_tokens=2, keep=0.3) == 1.0, "an answer that is shorter keeps all"
+    longer, shorter = told(max_tokens=12, keep=0.3), told(max_tokens=2, keep=0.3)
+    assert longer["kept_ratio"] == shorter["kept_ratio"] == 1
+    assert shorter["packed_tokens"] == 0, "an answer that is shorter keeps all as it is"
+    exact = longer["kept_tokens"] - longer["packed_tokens"]
+    assert exact == int(0.3 * longer["chunk_tokens"]) // 4
+    dropped = told(max_tokens=12, method=SamKV(keep=0.3, settle_at=8))
+    assert dropped["kept_ratio"] == pytest.approx(0.3, abs=0.02)
+    assert longer["recomputed_tokens"] == dropped["recomputed_tokens"]
 
 
 def test_stop_of_one_call_goes_before_the_fields(llm: ChatSamKV) -> None:
