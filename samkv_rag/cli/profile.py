@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -133,8 +134,13 @@ def _waits_table(found: LayerProfile) -> Table:
     return _outcomes(title, "of the answer", found.waits, 0, lambda wait: counted(int(wait), "token"))
 
 
+def _rests_table(found: LayerProfile) -> Table:
+    title = "What becomes of the rest of the chunks (rest)"
+    return _outcomes(title, "rest", found.rests, "drop", str)
+
+
 def _outcomes(
-    title: str, first: str, outcomes: Sequence[Outcome], in_force: float, label: Callable[[float], str]
+    title: str, first: str, outcomes: Sequence[Outcome], in_force: float | str, label: Callable[[Any], str]
 ) -> Table:  # fmt: skip
     """What became of full prefill's answers, the row marked that is in force."""
     table = _table(title, first, SAME, LOSS)
@@ -154,7 +160,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 TABLES = (
     _layers_table, _earlies_table, _sights_table, _widths_table, _weights_table, _vicinities_table, _budgets_table,
-    _waits_table,
+    _waits_table, _rests_table,
 )  # fmt: skip
 """In the order in which it is measured."""
 

@@ -29,13 +29,14 @@ WIDTHS = (0.0, WIDE, 0.5, 1.0)
 WEIGHTS = (1.0, ANSWER_WEIGHT, 4.0, 8.0)
 VICINITIES = (VICINITY, 0.5, 1.0)
 WAITS = (0, 8, 16)
+RESTS = ("drop", "int4")
 
 
 class Setting(NamedTuple):
     """What a method is tried with: the selection `layers`, how much sooner what stands `early` in a chunk is
     recomputed, the share of the rest that what is recomputed `sees`, the share of all layers that are `wide`, how often
-    what says the answer counts (`answer_weight`), how much the `vicinity` of a token does, what to `keep`, and from
-    which token on (`settle_at`)."""
+    what says the answer counts (`answer_weight`), how much the `vicinity` of a token does, what to `keep`, from which
+    token on (`settle_at`), and what becomes of the `rest`."""
 
     layers: Layers
     early: float
@@ -45,6 +46,7 @@ class Setting(NamedTuple):
     vicinity: float
     keep: float
     settle_at: int = 0
+    rest: str = "drop"
 
     def keeping_all(self) -> Setting:
         """The same, but that everything stays to the end of an answer: what is lost is lost by the recompute."""
@@ -53,7 +55,8 @@ class Setting(NamedTuple):
     def method(self) -> SamKV:
         """What is tried: when it is settled later what stays, how often what says the answer counts is left out, and
         where it is with the first token, what is early."""
-        left_out: dict[str, Any] = {"answer_weight": None} if self.settle_at else {"early": None}
+        late = self.settle_at > 0 or self.rest != "drop"
+        left_out: dict[str, Any] = {"answer_weight": None} if late else {"early": None}
         return SamKV(**self._asdict() | left_out)
 
 
@@ -73,7 +76,7 @@ class Tried:
 class Outcome:
     """What one `value` of an option comes to beside the chosen layers: `same` and `loss` as above."""
 
-    value: float
+    value: float | str
     same: float
     loss: float
 
@@ -84,7 +87,8 @@ class LayerProfile:
     what is recomputed `sees`, the share of layers that are `wide`, the `answer_weight`, and how much the `vicinity`
     counts, over how many `questions`; all sets of layers that were `tried` with the share `keep` kept; the chosen one
     with several `earlies`, `sights`, `widths`, `weights`, and `vicinities` in turn; and all that is chosen at several
-    `budgets`, and with several `waits` before it is settled what stays, each from the smallest on."""
+    `budgets`, with several `waits` before it is settled what stays, each from the smallest on, and with the `rests`
+    dropped or held in four bits."""
 
     chosen: Layers
     early: float
@@ -102,6 +106,7 @@ class LayerProfile:
     vicinities: tuple[Outcome, ...]
     budgets: tuple[Outcome, ...]
     waits: tuple[Outcome, ...]
+    rests: tuple[Outcome, ...]
 
     def as_profile(self) -> ModelProfile:
         """What a store keeps of it."""
@@ -116,11 +121,12 @@ class LayerProfile:
             "vicinities": _told("vicinity", self.vicinities),
             "budgets": _told("keep", self.budgets),
             "waits": _told("settle_at", self.waits),
+            "rests": _told("rest", self.rests),
         }
         return ModelProfile(self.chosen, measured, **{name: getattr(self, name) for name in NUMBERS})
 
 
-def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
+def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return [{option: one.value, "same": one.same, "loss": one.loss} for one in outcomes]
 
 
@@ -135,10 +141,10 @@ def profile(
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
     `cheapest` chooses; then, with everything kept (what is dropped would hide the difference), what is early, and the
     least share that is `as_good`, and the least width that is; then the weight and the vicinity. Of what costs no more
-    than another, that which is in force stays, unless another leaves more. What other budgets leave, and to settle
-    later what stays, is measured for the user to choose. Each question's chunks are computed into a store of their own,
-    which ends with it. Questions without passages, or too long for the model, are left out; raises `SamKVError` when
-    there are no others.
+    than another, that which is in force stays, unless another leaves more. What other budgets leave, to settle later
+    what stays, and to hold the rest in four bits, is measured for the user to choose. Each question's chunks are
+    computed into a store of their own, which ends with it. Questions without passages, or too long for the model, are
+    left out; raises `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -161,8 +167,9 @@ def profile(
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     by_keep = measured.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
     by_wait = measured.varied("Settling later what stays", best, "settle_at", WAITS)
+    by_rest = measured.varied("Holding the rest in four bits", best, "rest", RESTS)
     columns: list[Mapping[Any, Sequence[Left]]] = [
-        by_early, by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait
+        by_early, by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait, by_rest
     ]  # fmt: skip
     chosen = best.layers, best.early, best.sees, best.wide, best.answer_weight, best.vicinity
     return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))

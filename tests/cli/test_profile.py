@@ -32,11 +32,13 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     assert "25 % of the layers" in shown.stdout and "of the rest on the others" in " ".join(shown.stdout.split())
     assert [f" {keep} % " in shown.stdout for keep in (10, 15, 25, 40, 50)] == [True] * 5
     assert "settle_at" in shown.stdout and " 16 tokens " in shown.stdout
+    assert "(rest)" in shown.stdout and " int4 " in shown.stdout
     printed = CliRunner().invoke(app, [*args, "--json"])
     found = json.loads(printed.stdout)
     assert found["questions"] == 2 and found["keep"] == 0.4
     assert [budget["keep"] for budget in found["budgets"]] == [0.1, 0.15, 0.25, 0.4, 0.5]
     assert [wait["settle_at"] for wait in found["waits"]] == [0, 8, 16]
+    assert [one["rest"] for one in found["rests"]] == ["drop", "int4"]
     assert found["layers"] in [tried["layers"] for tried in found["tried"]]
     with SamKVEngine.from_pretrained("bundled", store=ChunkKVStore(store)) as engine:
         kept = engine.store.profiles.get(engine.model_fingerprint)
