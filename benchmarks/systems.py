@@ -19,6 +19,7 @@ METHODS: dict[str, Method] = {
     "samkv wide 1/2": SamKV(wide=0.5, sees=0),
     "samkv wide 1/4": SamKV(wide=0.25, sees=0),
     "samkv before": SamKV(settle="before"),
+    "samkv int4": SamKV(rest="int4"),
     "cacheblend": CacheBlend(),
 }
 
