@@ -82,28 +82,30 @@ class Packed:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def scores(self, rows: Tensor, heads: slice, room: Tensor | None = None) -> Tensor:
-        """Products of `rows` `(g, R, D)` with the keys of as many heads: `(g, R, N)`."""
+    def scores(self, rows: Tensor) -> Tensor:
+        """Products of `rows` `(G, R, D)` with the keys of every head: `(G, R, N)`."""
         rows = rows[:, None]
-        scale, low = (each[heads].float() for each in (self.keys.scale, self.keys.low))
-        found = (rows * scale) @ self.keys.numbers(heads, room).mT + rows @ low.mT
-        return found.transpose(1, 2).flatten(2)[..., : self.count]
+        scaled, found = rows * self.keys.scale.float(), rows @ self.keys.low.float().mT
+        products = [scaled[heads] @ numbers.mT for heads, numbers in self._by_head(self.keys)]
+        return (torch.cat(products) + found).transpose(1, 2).flatten(2)[..., : self.count]
 
-    def mixed(self, weights: Tensor, heads: slice, room: Tensor | None = None) -> Tensor:
-        """Sums of the values of some heads by `weights` `(g, R, N)`: `(g, R, D)`."""
-        scale, low = (each[heads].float().flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
-        numbers = self.values.numbers(heads, room).flatten(1, 2)[:, : self.count]
-        out: Tensor = (weights * scale[:, None]) @ numbers + weights @ low[..., None]
-        return out
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Sums of the values of every head by `weights` `(G, R, N)`: `(G, R, D)`."""
+        scale, low = (each.float().flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
+        scaled, found = weights * scale[:, None], weights @ low[..., None]
+        numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self._by_head(self.values))
+        return torch.cat([scaled[heads] @ own for heads, own in numbers]) + found
 
-    def parts(self, device: torch.device) -> Iterator[tuple[slice, Tensor | None]]:
-        """Which heads are computed together, and room for their numbers: on a CPU they stay in its cache."""
-        if device.type != "cpu":
-            yield slice(None), None
+    @staticmethod
+    def _by_head(rounded: Rounded) -> Iterator[tuple[slice, Tensor]]:
+        """The whole numbers of some heads, to be used before the next ones: on a CPU they stay in its cache."""
+        codes = rounded.codes
+        if codes.device.type != "cpu":
+            yield slice(None), rounded.numbers()
             return
-        _, blocks, half, dim = self.keys.codes.shape
-        room = torch.empty(1, blocks, 2, half, dim)
-        yield from ((slice(head, head + 1), room) for head in range(len(self.keys.codes)))
+        room = torch.empty(1, codes.shape[1], 2, *codes.shape[2:])
+        for head in range(len(codes)):
+            yield slice(head, head + 1), rounded.numbers(slice(head, head + 1), room)
 
 
 def packed_attention(
@@ -115,18 +117,12 @@ def packed_attention(
 
     `seen` `(Q, T)` and `packed_seen` `(Q, N)` say what a query sees, by default all; one thing at least.
     """
-    groups, dim = key.shape[1], query.shape[3]
-    shared = query.shape[1] // groups
+    groups, (asked, dim) = key.shape[1], query.shape[2:]
     rows: Tensor = (query[0].float() * softmax.scale_for(dim)).reshape(groups, -1, dim)
-    out, count = torch.empty_like(rows), packed.count
-    for heads, room in packed.parts(query.device):
-        own = slice(0, len(rows) * shared) if room is None else slice(heads.start * shared, heads.stop * shared)
-        parts = packed.scores(rows[heads], heads, room), rows[heads] @ key[0, heads].float().mT
-        masks = packed_seen, seen
-        scores = torch.cat([_capped(*each, softmax.softcap) for each in zip(parts, masks, strict=True)], -1)
-        by_head = scores.view(-1, query.shape[2], scores.shape[2])
-        weights = softmax.of_heads(own).weights(by_head).view(scores.shape)
-        out[heads] = packed.mixed(weights[..., :count], heads, room) + weights[..., count:] @ value[0, heads].float()
+    parts = (packed.scores(rows), packed_seen), (rows @ key[0].float().mT, seen)
+    scores = torch.cat([_capped(*part, softmax.softcap) for part in parts], -1)
+    weights = softmax.weights(scores.view(-1, asked, scores.shape[2])).view_as(scores)
+    out = packed.mixed(weights[..., : packed.count]) + weights[..., packed.count :] @ value[0].float()
     return out.view_as(query).to(query.dtype)
 
 
