@@ -19,6 +19,7 @@ from samkv_rag.methods import Reuse, Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.beginnings import LEAST
 from samkv_rag.parity import check_parity
+from samkv_rag.profiling.answers import forced_logits
 from tests.cases import METHODS, WIRINGS
 from tests.models import build, byte_tokenizer
 from tests.oracles import Prompted, random_ids, stored_plan
@@ -51,6 +52,21 @@ def differ(got: Tensor, want: Tensor) -> float:
     return float((got.cpu() - want.cpu()).abs().max() / want.abs().max())
 
 
+@pytest.mark.parametrize("wiring", ["llama", "gemma3"])
+def test_what_is_held_in_four_bits_gives_the_logits_of_a_cpu(wiring: str) -> None:
+    """By the backend torch: the other records its steps, and leaves that out."""
+    method, answer = SamKV(keep=0.3, rest="int4"), random_ids(6, 1)
+    there, here = (prompted(attached(wiring, device, wanted="torch")) for device in (DEVICE, "cpu"))
+    prepared = there.prepare(method)
+    got, want = (
+        forced_logits(case.adapter, one, answer) for case, one in ((there, prepared), (here, here.prepare(method)))
+    )
+    assert prepared.cache is not None and prepared.cache.packed is not None
+    assert differ(got, want) < 1e-2, "a number in the middle of two may be rounded either way"
+    exact = forced_logits(here.adapter, here.prepare(SamKV(keep=0.3, settle_at=9)), answer)
+    assert differ(want, exact) > 2 * differ(got, want), "and what is packed can be told from what is not"
+
+
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_everything_recomputed_is_a_plain_generate(wiring: str) -> None:
     case = prompted(attached(wiring))
@@ -65,7 +81,9 @@ def test_the_parity_gate_is_green(dtype: torch.dtype) -> None:
     assert check_parity(attached(dtype=dtype)).passed
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name != "samkv-int4"]
+)  # left out where steps are recorded
 def test_every_method_says_what_it_says_on_a_cpu(method: str) -> None:
     here, there = (prompted(attached(device=device)) for device in (DEVICE, "cpu"))
     got, want = (case.prepare(METHODS[method]) for case in (here, there))
