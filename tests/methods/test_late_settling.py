@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harr
 AT, COUNT = 3, 8
 ANSWER = (9, 250, 77, 31, 12, 140)
 LATE = SamKV(keep=0.3, settle_at=AT)
+DROPPED = (SamKV(keep=0.3, settle_at=1), LATE, LATE, SamKV(keep=0.4))
+PACKED = (SamKV(keep=0.3, rest="int4"), replace(LATE, rest="int4"), LATE, SamKV(keep=0.3, settle_at=99))
 SOME = pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2", "gemma4-sharing", "cohere2"])
 
 
@@ -131,25 +134,22 @@ def test_where_keys_turn_with_the_texts_length_it_is_settled_with_the_first_toke
 # -- in company ----------------------------------------------------------------------------------------------------
 
 
-def begun(wiring: str) -> list[Decoding]:
-    """Answers of four prompts, settled after 1, 3, 3 and never."""
-    methods = [SamKV(keep=0.3, settle_at=1), LATE, LATE, SamKV(keep=0.4)]
+def begun(wiring: str, methods: Sequence[SamKV] = DROPPED) -> list[Decoding]:
+    """Answers of four prompts, by default settled after 1, 3, 3 and never."""
     return [loops.begin(*pair) for pair in zip(loops.prompted(wiring), methods, strict=True)]
 
 
-def alone(wiring: str) -> list[list[int]]:
-    rows = begun(wiring)
-    for row in rows:
-        loops.together(wiring, [row])
-    return [row.result() for row in rows]
+def alone(wiring: str, methods: Sequence[SamKV] = DROPPED) -> list[list[int]]:
+    return loops.one_by_one(wiring, begun(wiring, methods))
 
 
+@pytest.mark.parametrize("methods", [DROPPED, PACKED], ids=["dropped", "packed"])
 @loops.every_wiring
-def test_in_company_the_tokens_are_those_of_each_alone(wiring: str) -> None:
-    rows = begun(wiring)
+def test_in_company_the_tokens_are_those_of_each_alone(wiring: str, methods: Sequence[SamKV]) -> None:
+    rows = begun(wiring, methods)
     adapter(wiring).loop.step(rows[1:3])
     loops.together(wiring, rows)
-    assert [row.result() for row in rows] == alone(wiring)
+    assert [row.result() for row in rows] == alone(wiring, methods)
 
 
 @pytest.mark.parametrize("wiring", ["llama", "gemma3"])
@@ -194,13 +194,13 @@ def on_the_host(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("short", [on_a_gpu, on_the_host])
-@pytest.mark.parametrize("where", ["logits_of", "keep"])
+@pytest.mark.parametrize(("where", "method"), [("logits_of", LATE), ("keep", LATE), ("pack", PACKED[1])])
 def test_without_the_memory_to_settle_all_is_kept(
-    where: str, short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    where: str, method: SamKV, short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = prompted("llama")
     want = case.tokens(SamKV(keep=0.3, settle_at=99), COUNT)
-    prepared = case.prepare(LATE)
+    prepared = case.prepare(method)
     row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
 
     with monkeypatch.context() as patch:

@@ -1,11 +1,10 @@
 """With `rest="int4"` nothing is dropped: behind the answer's first token all of the chunks is seen in four bits a
-number. Against stock forwards over what these stand for, alone, in company, and where there is nothing to pack."""
+number. Against stock forwards over what these stand for, and without any (in company: test_late_settling)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ from transformers import Cache
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.methods.samkv import RECORDED
-from samkv_rag.model.cache import SlotCache
-from samkv_rag.model.decoding import Decoding
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
@@ -94,30 +91,6 @@ def test_what_is_decoded_is_what_is_likeliest(wiring: str) -> None:
     assert logits.argmax(-1).tolist() == tokens and len(tokens) == COUNT
 
 
-# -- in company ----------------------------------------------------------------------------------------------------
-
-
-def begun(wiring: str) -> list[Decoding]:
-    """Answers of four prompts: packed behind the first token and the third, dropped, and all kept."""
-    methods = [PACKED, LATER, SamKV(keep=0.4), EVERYTHING]
-    return [loops.begin(*pair) for pair in zip(loops.prompted(wiring), methods, strict=True)]
-
-
-def alone(wiring: str) -> list[list[int]]:
-    rows = begun(wiring)
-    for row in rows:
-        loops.together(wiring, [row])
-    return [row.result() for row in rows]
-
-
-@loops.every_wiring
-def test_in_company_the_tokens_are_those_of_each_alone(wiring: str) -> None:
-    rows = begun(wiring)
-    adapter(wiring).loop.step(rows[1:3])
-    loops.together(wiring, rows)
-    assert [row.result() for row in rows] == alone(wiring)
-
-
 # -- where there is nothing to pack --------------------------------------------------------------------------------
 
 
@@ -158,28 +131,6 @@ def test_where_steps_are_recorded_it_is_left_out_and_said(
     assert prepared.generate(case.adapter.loop, max_new_tokens=COUNT, do_sample=False) == want
     asked.prepare(run)
     assert RECORDED in (*run.notes, *prepared.selection.notes) and recorder.recordings > 0
-
-
-def on_a_gpu(*_: Any) -> None:
-    raise torch.OutOfMemoryError
-
-
-def on_the_host(*_: Any) -> None:
-    torch.empty(1 << 62, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("short", [on_a_gpu, on_the_host])
-def test_without_the_memory_to_pack_all_stays_as_it_is(
-    short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = prompted("llama")
-    want = case.tokens(EVERYTHING, COUNT)
-    prepared = case.prepare(PACKED)
-    row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(SlotCache, "pack", short)
-        loops.together("llama", [row])
-    assert row.result() == want and "memory was too short" in prepared.selection.notes[0]
 
 
 def test_what_says_nothing_beside_it_is_refused() -> None:

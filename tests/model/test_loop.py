@@ -54,6 +54,10 @@ def alone(wiring: str, seeded: bool = False) -> list[list[int]]:
     rows = [
         begin(*pair, **sampling(seeded, seed)) for seed, pair in enumerate(zip(prompted(wiring), METHODS, strict=True))
     ]
+    return one_by_one(wiring, rows)
+
+
+def one_by_one(wiring: str, rows: Sequence[Decoding]) -> list[list[int]]:
     for row in rows:
         together(wiring, [row])
     return [row.result() for row in rows]
