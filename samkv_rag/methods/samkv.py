@@ -40,6 +40,7 @@ from samkv_rag.methods.selection import (
     ranked_anchors,
     recompute_order,
 )  # fmt: skip
+from samkv_rag.methods.settling import Settlement
 from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinity, Weight, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
@@ -174,12 +175,13 @@ class SamKV(Options):
         anchors = anchor_masks(run.lengths, self.initial, self.local, limit)
         asked = None not in (self.layers, self.wide, self.sees, self.vicinity, self.answer_weight, self.early)
         profile, remarks = (UNMEASURED, ()) if asked else profile_of(run)
+        settlement = self._settlement(run, budget)
         layers = self.selection_layers(run.adapter.shape.layers, profile.layers)
         if self.settle == "after" and self.look == "keys":
             run.read_ahead(layers[-1])
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
-            scores = self._favoured(scores, profile)
+            scores = self._favoured(scores, profile, settlement.after > 0 or budget == sum(run.lengths))
             anchors, notes = ranked_anchors(run.lengths, self.initial, self.local, limit, scores, anchors)
             choice = self._choose(scores, anchors, budget)
             order = recompute_order(choice, self.recompute, self.recompute_by)
@@ -187,7 +189,7 @@ class SamKV(Options):
             remarks += notes
         if self.settle == "after":
             again, value = self._followed(run, again, choice.value, order, layers[-1])
-            return self._settle(run, *computed_and_stored(run, again, value), budget, remarks, profile)
+            return self._settle(run, *computed_and_stored(run, again, value), budget, settlement, remarks, profile)
         rows = aligned_rows(choice, layers, run.adapter.shape.layers) if self.aligned else None
         kept, computed = (picked.by_chunk(run.lengths) for picked in (choice.picked, again))
         return run.recompute(Selection(kept, computed, remarks, choice.ranking(self._block)), rows, self.theta)
@@ -208,7 +210,8 @@ class SamKV(Options):
             return exchanged(again, order, value - value.min(), followed), followed
 
     def _settle(
-        self, run: Run, again: Picked, also: Picked | None, budget: int, notes: tuple[str, ...], profile: ModelProfile
+        self, run: Run, again: Picked, also: Picked | None, budget: int, settlement: Settlement,
+        notes: tuple[str, ...], profile: ModelProfile,
     ) -> Prepared:  # fmt: skip
         """Recompute the tokens `again` among all stored ones, `also` in sight of them on every layer; what the question
         then looks at stays, `budget` tokens.
@@ -218,32 +221,31 @@ class SamKV(Options):
         n_layers = run.adapter.shape.layers
         wide, sees = self._sight(n_layers, profile)
         vicinity = known(self.vicinity, profile.vicinity, VICINITY)
-        layers, (at, packs, told) = range(n_layers // 2, n_layers), self._late(run, budget)
-        notes += told
+        layers, at = range(n_layers // 2, n_layers), settlement.after
+        notes += settlement.notes
         if at:
             run.notes, notes = run.notes + notes, ()
         weight = known(self.answer_weight, 1.0 if at else profile.answer_weight, ANSWER_WEIGHT)
 
         def settle(looked_at: Tensor) -> Settled:
             worth = worth_keeping(looked_at, self.around, vicinity, run.lengths)
-            if packs:
+            if settlement.packed:
                 return Settled(largest(worth, len(worth)), again, worth, notes, largest(worth, int(EXACT * budget)))
             return Settled(largest(worth, budget), again, worth, notes)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
-    def _late(self, run: Run, budget: int) -> tuple[int, bool, tuple[str, ...]]:
-        """Behind how many tokens of the answer it is settled what stays; whether that is all, packed; and what was left
-        out."""
+    def _settlement(self, run: Run, budget: int) -> Settlement:
+        """When it is settled what stays, as far as this model can."""
         packs = self.rest == "int4"
         if budget == sum(run.lengths) or not (packs or self.settle_at):
-            return 0, False, ()
+            return Settlement()
         if run.adapter.rotary.depends_on_length:
             left_out = "settle_at" if self.settle_at else "rest"
-            return 0, False, (f"{left_out} was left out: this model's keys turn with the length of the text",)
+            return Settlement(notes=(f"{left_out} was left out: this model's keys turn with the length of the text",))
         if packs and run.adapter.loop.recorder is not None:
-            return self.settle_at, False, (RECORDED,)
-        return max(self.settle_at, int(packs)), packs, ()
+            return Settlement(self.settle_at, notes=(RECORDED,))
+        return Settlement(max(self.settle_at, int(packs)), packs)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle
@@ -268,10 +270,9 @@ class SamKV(Options):
         looking = FirstLook(run, layers, anchors, *sizes, candidates, self.bias, self.partner, self.frame)
         return looking.scores(self.look)
 
-    def _favoured(self, scores: list[ChunkScores], measured: ModelProfile) -> list[ChunkScores]:
-        """By what it is chosen what is recomputed: by the place in a chunk, too, where not what stays hangs on it."""
-        stays = self.settle_at > 0 or self.rest != "drop" or self.keep == 1
-        early = known(self.early, measured.early if stays else 0.0, EARLY)
+    def _favoured(self, scores: list[ChunkScores], measured: ModelProfile, all_stays: bool) -> list[ChunkScores]:
+        """By what it is chosen what is recomputed: by the place in a chunk, too, where all stays for a while."""
+        early = known(self.early, measured.early if all_stays else 0.0, EARLY)
         if self.settle == "before" or self.look == "pooled" or not early:
             return scores
         return early_first(scores, self._block, early)

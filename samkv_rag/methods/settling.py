@@ -21,6 +21,16 @@ from samkv_rag.model.observers import AttentionMaps
 from samkv_rag.types import Selection
 
 
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """When it is settled what stays: behind `after` tokens of the answer, 0: with the first one; whether that is all,
+    `packed`; and what was left out of what was asked for."""
+
+    after: int = 0
+    packed: bool = False
+    notes: tuple[str, ...] = ()
+
+
 @dataclass
 class LateSettling:
     """When `after` tokens of an answer are there, `choose` says what stays of the prompt on `ground`.
