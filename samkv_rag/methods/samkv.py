@@ -39,6 +39,7 @@ from samkv_rag.methods.selection import (
     early_first,
     ranked_anchors,
     recompute_order,
+    standardised,
 )  # fmt: skip
 from samkv_rag.methods.settling import Settlement
 from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinity, Weight, Within, known
@@ -228,12 +229,16 @@ class SamKV(Options):
         weight = known(self.answer_weight, 1.0 if at else profile.answer_weight, ANSWER_WEIGHT)
 
         def settle(looked_at: Tensor) -> Settled:
-            worth = worth_keeping(looked_at, self.around, vicinity, run.lengths)
+            worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             if settlement.packed:
                 return Settled(largest(worth, len(worth)), again, worth, notes, largest(worth, int(EXACT * budget)))
             return Settled(largest(worth, budget), again, worth, notes)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
+
+    def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
+        """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""
+        return worth_keeping(looked_at, self.around, vicinity, run.lengths)
 
     def _settlement(self, run: Run, budget: int) -> Settlement:
         """When it is settled what stays, as far as this model can."""

@@ -170,12 +170,12 @@ def vicinities(values: Tensor, lengths: Sequence[int], window: int = 9, reach: i
 
 def worth_keeping(looked_at: Tensor, around: tuple[int, int], vicinity: float, lengths: Sequence[int]) -> Tensor:
     """What it is worth to keep each token of chunks of `lengths`, by how much it was looked at, `(T,)` both: as much as
-    one `around` it, and `vicinity` times as much its neighbourhood; standardised."""
-    worth = surrounded(looked_at, *around, lengths)
-    if vicinity:
-        near, wider = standardised(torch.stack([worth, vicinities(looked_at, lengths)]))
-        worth = near + vicinity * wider
-    return standardised(worth[None])[0]
+    one `around` it, and its neighbourhood `vicinity` times."""
+    near = surrounded(looked_at, *around, lengths)
+    if not vicinity:
+        return near
+    both = standardised(torch.stack([near, vicinities(looked_at, lengths)]))
+    return both[0] + vicinity * both[1]
 
 
 def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:
