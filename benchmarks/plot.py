@@ -32,8 +32,8 @@ LEFT = {
     "random_rest@0.15": "a random 15 %", "samkv@0.15": "samkv: 15 %", "samkv:keep=0.3": "keep=0.3: 30 %",
     "samkv:settle_at=8@0.15": "settle_at=8: 15 % after 8 tokens",
     "samkv:settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens", "reuse": "reuse: 100 %",
-    "samkv:rest=int4@0.15": "rest=int4: all, in 4 bits",
-    "cacheblend@0.15": "cacheblend: 100 %", "samkv:settle_at=64@0.15": "samkv, all kept: 100 %",
+    "cacheblend@0.15": "cacheblend: 100 %", "samkv:rest=int4@0.15": "rest=int4: all, in 18 % of the bytes",
+    "samkv:settle_at=64@0.15": "samkv, all kept: 100 %",
 }  # fmt: skip
 LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
 """Of which model, by how many questions of a set, with how many tokens of an answer at most."""
