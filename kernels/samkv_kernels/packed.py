@@ -35,9 +35,9 @@ class Rounded:
 
     @classmethod
     def of(cls, entries: Tensor, dim: int) -> Rounded:
-        """Of `(G, B, 32, D)`, with one scale for all along `dim`."""
-        low = _short(entries.amin(dim, keepdim=True).float())
-        scale = (entries.amax(dim, keepdim=True).float() - low.float()) / MOST
+        """Of fp32 `(G, B, 32, D)`, with one scale for all along `dim`."""
+        low = _short(entries.amin(dim, keepdim=True))
+        scale = (entries.amax(dim, keepdim=True) - low.float()) / MOST
         scale = _short(scale.clamp_(min=torch.finfo(torch.half).tiny))
         numbers = ((entries - low.float()) / scale.float()).round_().clamp_(0, MOST)
         codes = numbers.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
