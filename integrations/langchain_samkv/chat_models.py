@@ -43,7 +43,8 @@ class ChatSamKV(Described):
             kv_store="./kv",          # where chunk caches live; ":memory:" keeps none
             temperature=0,
             max_tokens=256,
-            # method=SamKV(settle_at=8, rest="int4"), keep=0.15, namespace, min_kept_tokens=512, top_p, top_k, seed,
+            # method=SamKV(settle_at=8, rest="int4"), keep=0.15, namespace, min_kept_tokens=512,
+            # top_p, top_k, seed, stop, timeout
         )
         ```
         Nothing is loaded before the first call. An engine you have already goes in as `engine=`.

@@ -8,9 +8,9 @@ from samkv_rag.store.profiles import ModelProfile
 
 WIDE, SEES, EARLY, VICINITY, ANSWER_WEIGHT = 0.25, 0.3, 0.5, 0.0, 2.0
 """Of a model of which nobody has measured it: the share of layers on which what is recomputed sees all, the share of
-the rest that it sees on the others, how much sooner what stands early in a chunk is recomputed (with `settle_at`; where
-the rest is dropped at once it costs: docs/fidelity.md), how much the place that a token stands in counts, and how many
-times what is looked at by what says the answer (more costs the bundled reader lists)."""
+the rest that it sees on the others, how much sooner what stands early in a chunk is recomputed (where all stays for a
+while; where the rest is dropped at once it costs: docs/fidelity.md), how much the place that a token stands in counts,
+and how many times what is looked at by what says the answer (more costs the bundled reader lists)."""
 
 
 UNMEASURED = ModelProfile(())

@@ -96,14 +96,16 @@ class Run:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
 
         Returns the question tokens' position-free queries by stack, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
-        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question is not run.
+        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question cannot change
+        them: not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
         with self._scoring():
             return self._queries(*self._asking(kept, last), last)[0]
 
     def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[list[Tensor], Tensor]:
-        """As `question_pass`, to the prompt's end: queries of the glue behind the chunks, too, and positions `(Q,)`."""
+        """As `question_pass`, but to the prompt's end: by stack queries `(L, H, Q, D)` of the question and of the glue
+        behind the chunks, and their positions `(Q,)`."""
         with self._scoring():
             return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
 
@@ -197,7 +199,8 @@ class Run:
         the last of them attended to, which says the first new token in sight of all, counts `answer_weight` times. The
         rest is dropped before that is taken down, or when `at` tokens of the answer are there. What stands before those
         tokens sees all on the first `wide` layers only, by default on all; above, what is computed in this pass, the
-        tokens `also`, and of the rest the share `sees`, what is closest.
+        tokens `also`, and of the rest the share `sees`, what is closest. The host waits for nothing but to know which
+        stays.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
