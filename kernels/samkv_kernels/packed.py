@@ -52,6 +52,15 @@ class Rounded:
         room[:, :, 1] = codes >> 4
         return room.flatten(2, 3)
 
+    def by_head(self) -> Iterator[tuple[slice, Tensor]]:
+        """The same of some heads after others, to be used before the next ones: on a CPU they stay in its cache."""
+        if self.codes.device.type != "cpu":
+            yield slice(None), self.numbers()
+            return
+        room = torch.empty(1, self.codes.shape[1], 2, *self.codes.shape[2:])
+        for head in range(len(self.codes)):
+            yield slice(head, head + 1), self.numbers(slice(head, head + 1), room)
+
     def entries(self) -> Tensor:
         """What they stand for, fp32 `(G, 32 * B, D)`."""
         return (self.numbers() * self.scale.float() + self.low.float()).flatten(1, 2)
@@ -86,26 +95,15 @@ class Packed:
         """Products of `rows` `(G, R, D)` with the keys of every head: `(G, R, N)`."""
         rows = rows[:, None]
         scaled, found = rows * self.keys.scale.float(), rows @ self.keys.low.float().mT
-        products = [scaled[heads] @ numbers.mT for heads, numbers in self._by_head(self.keys)]
+        products = [scaled[heads] @ numbers.mT for heads, numbers in self.keys.by_head()]
         return (torch.cat(products) + found).transpose(1, 2).flatten(2)[..., : self.count]
 
     def mixed(self, weights: Tensor) -> Tensor:
         """Sums of the values of every head by `weights` `(G, R, N)`: `(G, R, D)`."""
         scale, low = (each.float().flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
         scaled, found = weights * scale[:, None], weights @ low[..., None]
-        numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self._by_head(self.values))
+        numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self.values.by_head())
         return torch.cat([scaled[heads] @ own for heads, own in numbers]) + found
-
-    @staticmethod
-    def _by_head(rounded: Rounded) -> Iterator[tuple[slice, Tensor]]:
-        """The whole numbers of some heads, to be used before the next ones: on a CPU they stay in its cache."""
-        codes = rounded.codes
-        if codes.device.type != "cpu":
-            yield slice(None), rounded.numbers()
-            return
-        room = torch.empty(1, codes.shape[1], 2, *codes.shape[2:])
-        for head in range(len(codes)):
-            yield slice(head, head + 1), rounded.numbers(slice(head, head + 1), room)
 
 
 def packed_attention(
