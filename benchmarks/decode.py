@@ -51,11 +51,9 @@ class Packing:
         return logits[-1]
 
 
-def begin(adapter: ModelAdapter, tokens: int, kept: float | None, new: int, seed: int) -> Decoding:
-    """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`; or
-    over all of it in four bits a number, but for its last 96 tokens, and then of two more that have been."""
-    packed = kept is None
-    kept = 1.0 if kept is None else kept
+def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int, packed: bool = False) -> Decoding:
+    """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`. With
+    `packed` all but its last 96 tokens is, and two more have been decoded."""
     generator, count = torch.Generator().manual_seed(seed), round(kept * tokens)
     ids = torch.randint(3, adapter.config.vocab_size, (count,), generator=generator).tolist()
     positions = torch.linspace(0, tokens - 1, count).long()[:-1]
@@ -89,10 +87,10 @@ def alike(some: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int
 def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock: Callable[[], float]) -> Seen:
     """Seconds of every variant (cache, order). Raises `SamKVError` when what is decoded depends on the company."""
     seen: Seen = {}
-    for cache, kept in {**KEPT, PACKED: None}.items():
+    for cache, kept in {**KEPT, PACKED: 1.0}.items():
         said = []
         for order in ORDERS[: 1 if answers == 1 else 2]:
-            made = [begin(adapter, tokens, kept, new, seed) for seed in range(answers)]
+            made = [begin(adapter, tokens, kept, new, seed, cache == PACKED) for seed in range(answers)]
             groups = [made] if order == "together" else [[row] for row in made]
             seen[cache, order] = [finish(adapter, groups, clock)]
             said.append([row.result() for row in made])
