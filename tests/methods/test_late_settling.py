@@ -111,11 +111,12 @@ def test_answers_that_look_elsewhere_keep_other_tokens() -> None:
     assert len(kept) > 1
 
 
+@pytest.mark.parametrize("method", [LATE, PACKED[0]], ids=["dropped", "packed"])
 @loops.every_wiring
-def test_what_is_decoded_is_what_is_likeliest(wiring: str) -> None:
+def test_what_is_decoded_is_what_is_likeliest(wiring: str, method: SamKV) -> None:
     case = prompted(wiring)
-    tokens = case.tokens(LATE, COUNT)
-    logits = forced_logits(case.adapter, case.prepare(LATE), tokens)
+    tokens = case.tokens(method, COUNT)
+    logits = forced_logits(case.adapter, case.prepare(method), tokens)
     assert logits.argmax(-1).tolist() == tokens and len(tokens) == COUNT
 
 

@@ -82,14 +82,6 @@ def test_it_differs_from_what_is_as_it_was_and_less_than_what_is_dropped() -> No
     assert VISIBLE / 10 < distance(packed[2:], everything[2:]) < distance(dropped[2:], everything[2:])
 
 
-@loops.every_wiring
-def test_what_is_decoded_is_what_is_likeliest(wiring: str) -> None:
-    case = prompted(wiring)
-    tokens = case.tokens(PACKED, COUNT)
-    logits = forced_logits(case.adapter, case.prepare(PACKED), tokens)
-    assert logits.argmax(-1).tolist() == tokens and len(tokens) == COUNT
-
-
 # -- where there is nothing to pack --------------------------------------------------------------------------------
 
 
