@@ -7,8 +7,9 @@ whole numbers: what these are multiplied by goes to the query, or to the weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,22 +27,39 @@ class Rounded:
     """Whole numbers of four bits, two in a byte, and what they stand for: `scale` times the number, and `low` more.
 
     `codes` uint8 `(G, B, 16, D)`: of each 32 neighbouring tokens the first 16 in the low bits, the others in the high
-    ones. `scale` and `low` are `(G, B, 1, D)` by channels or `(G, B, 32, 1)` by tokens, in fp16 if that holds them.
+    ones. `steps` fp16 `(G, B, 2, X)` hold scale and low, over `2 ** exponent`, so that they fit: those of a channel in
+    32 tokens (X = D, `along` -2), or of a token (X = 32, `along` -1).
     """
 
     codes: Tensor
-    scale: Tensor
-    low: Tensor
+    steps: Tensor
+    exponent: int
+    along: int
 
     @classmethod
-    def of(cls, entries: Tensor, dim: int) -> Rounded:
-        """Of fp32 `(G, B, 32, D)`, with one scale for all along `dim`."""
-        low = _short(entries.amin(dim, keepdim=True))
-        scale = (entries.amax(dim, keepdim=True) - low.float()) / MOST
-        scale = _short(scale.clamp_(min=torch.finfo(torch.half).tiny))
-        numbers = ((entries - low.float()) / scale.float()).round_().clamp_(0, MOST)
+    def of(cls, entries: Tensor, along: int) -> Rounded:
+        """Of fp32 `(G, B, 32, D)`, with one scale for all along an axis."""
+        exponent = _exponent(entries)
+        low, high = (found * 2.0**-exponent for found in entries.aminmax(dim=along))
+        low = low.half()
+        scale = ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
+        made = cls(entries, torch.stack([scale, low], 2), exponent, along)
+        numbers = ((entries - made.low) / made.scale).round_().clamp_(0, MOST)
         codes = numbers.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
-        return cls(codes[..., :HALF, :] | codes[..., HALF:, :] << 4, scale, low)
+        return replace(made, codes=codes[..., :HALF, :] | codes[..., HALF:, :] << 4)
+
+    @property
+    def scale(self) -> Tensor:
+        """fp32 `(G, B, 1, D)`, or `(G, B, 32, 1)` by tokens."""
+        return self._step(0)
+
+    @property
+    def low(self) -> Tensor:
+        """As `scale`."""
+        return self._step(1)
+
+    def _step(self, which: int) -> Tensor:
+        return (self.steps[:, :, which].float() * 2.0**self.exponent).unsqueeze(self.along)
 
     def numbers(self, heads: slice = slice(None), room: Tensor | None = None) -> Tensor:
         """The whole numbers of some heads, fp32 `(g, B, 32, D)`, in memory that is lent (`room`) or new."""
@@ -63,11 +81,11 @@ class Rounded:
 
     def entries(self) -> Tensor:
         """What they stand for, fp32 `(G, 32 * B, D)`."""
-        return (self.numbers() * self.scale.float() + self.low.float()).flatten(1, 2)
+        return (self.numbers() * self.scale + self.low).flatten(1, 2)
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scale.nbytes + self.low.nbytes
+        return self.codes.nbytes + self.steps.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +112,13 @@ class Packed:
     def scores(self, rows: Tensor) -> Tensor:
         """Products of `rows` `(G, R, D)` with the keys of every head: `(G, R, N)`."""
         rows = rows[:, None]
-        scaled, found = rows * self.keys.scale.float(), rows @ self.keys.low.float().mT
+        scaled, found = rows * self.keys.scale, rows @ self.keys.low.mT
         products = [scaled[heads] @ numbers.mT for heads, numbers in self.keys.by_head()]
         return (torch.cat(products) + found).transpose(1, 2).flatten(2)[..., : self.count]
 
     def mixed(self, weights: Tensor) -> Tensor:
         """Sums of the values of every head by `weights` `(G, R, N)`: `(G, R, D)`."""
-        scale, low = (each.float().flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
+        scale, low = (each.flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
         scaled, found = weights * scale[:, None], weights @ low[..., None]
         numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self.values.by_head())
         return torch.cat([scaled[heads] @ own for heads, own in numbers]) + found
@@ -133,10 +151,10 @@ def _capped(scores: Tensor, seen: Tensor | None, softcap: float | None) -> Tenso
     return scores
 
 
-def _short(numbers: Tensor) -> Tensor:
-    """In fp16, unless some are too large for it."""
-    short = numbers.half()
-    return short if bool(short.isfinite().all()) else numbers
+def _exponent(entries: Tensor) -> int:
+    """The power of two over which the largest of some entries is just below 2 ** 15."""
+    most = float(entries.abs().amax())
+    return max(math.frexp(most)[1] - 15, -100) if math.isfinite(most) else 0
 
 
 def _grouped(entries: Tensor) -> Tensor:
