@@ -15,6 +15,7 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.offsets import apart, hint
+from samkv_kernels.packed import Packed, packed_attention
 from samkv_kernels.sending import sent
 from samkv_kernels.softmax import PLAIN, Softmax
 from samkv_kernels.sparse_attention import Spans, sparse_attention
@@ -68,6 +69,49 @@ class Caches:
         return cls(keys, values, Places.of(keys, values))
 
 
+@dataclass(frozen=True, slots=True)
+class PackedPlaces:
+    """Where packed entries of rows are, none of more than `longest` tokens.
+
+    `table` int64 `(B, 8)`, see `packed_place`; a row of zeros has none. What it counts from are `codes` and `steps`, of
+    any row. A launch that is recorded reads the table anew, but remembers everything else.
+    """
+
+    codes: Tensor
+    steps: Tensor
+    table: Tensor
+    hint: int
+    longest: int
+
+
+def packed_place(packed: Packed, codes: Tensor, steps: Tensor) -> list[int]:
+    """One row of a table: how many elements the keys' and the values' codes begin behind `codes`, their steps behind
+    `steps`, how many tokens there are, and the exponents of keys and values. The first four are multiples of `hint`."""
+    both = packed.keys, packed.values
+    begin = [apart(x.codes, codes) for x in both] + [apart(x.steps, steps) for x in both]
+    return [*begin, packed.count, *(x.exponent for x in both), 0]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """What rows attend to beside their caches: `layers` by row, their `places`, all that kernels go by, and the `spans`
+    `(B, Q)` that queries see of it."""
+
+    layers: Sequence[Packed | None]
+    places: PackedPlaces
+    spans: Spans
+
+    @classmethod
+    def of(cls, layers: Sequence[Packed | None], spans: Spans) -> PackedRows:
+        """With places made now, of one at least that there is."""
+        there = [layer for layer in layers if layer is not None]
+        codes, steps = there[0].keys.codes, there[0].keys.steps
+        lines = [[0] * 8 if layer is None else packed_place(layer, codes, steps) for layer in layers]
+        table = sent(torch.tensor(lines), codes.device)
+        common, longest = hint(chain.from_iterable(line[:4] for line in lines)), max(layer.count for layer in there)
+        return cls(layers, PackedPlaces(codes, steps, table, common, longest), spans)
+
+
 def put_rows(caches: Caches, slots: Tensor, keys: Tensor, values: Tensor, backend: Backend = "torch") -> None:
     """Store new keys and values `(B, G, 1, D)`, one token of every row, at its slot of `slots` int64 `(B,)`."""
     if backend == "triton":
@@ -82,15 +126,34 @@ def put_rows(caches: Caches, slots: Tensor, keys: Tensor, values: Tensor, backen
 
 
 def rows_attention(
-    query: Tensor, caches: Caches, spans: Spans, softmax: Softmax = PLAIN, backend: Backend = "torch"
-) -> Tensor:
-    """`sparse_attention` of every row over its own cache: `query` `(B, H, Q, D)`, `spans` `(B, Q)` -> like `query`."""
+    query: Tensor, caches: Caches, spans: Spans, softmax: Softmax = PLAIN, backend: Backend = "torch",
+    packed: PackedRows | None = None,
+) -> Tensor:  # fmt: skip
+    """`sparse_attention` of every row over its own cache, and what it has `packed`: `query` `(B, H, Q, D)`, `spans`
+    `(B, Q)` -> like `query`."""
     if backend == "triton":
+        return _launched(query, caches.places, spans, softmax, packed)
+    out = []
+    for row, (key, value) in enumerate(zip(caches.keys, caches.values, strict=True)):
+        asked, seen = query[row : row + 1], _of_row(spans, row)
+        layer = None if packed is None else packed.layers[row]
+        if packed is None or layer is None:
+            out.append(sparse_attention(asked, key, value, seen, softmax))
+            continue
+        also = _of_row(packed.spans, row).mask(layer.count)[0]
+        out.append(packed_attention(asked, key, value, layer, seen.mask(key.shape[2])[0], also, softmax))
+    return torch.cat(out)
+
+
+def _of_row(spans: Spans, row: int) -> Spans:
+    return Spans(spans.first[row : row + 1], spans.last[row : row + 1])
+
+
+def _launched(query: Tensor, places: Places, spans: Spans, softmax: Softmax, packed: PackedRows | None) -> Tensor:
+    if packed is None:
         from samkv_kernels.jit.sparse_attention import attend_apart
 
-        return attend_apart(query, caches.places, spans, softmax)
-    out = []
-    for row, pair in enumerate(zip(caches.keys, caches.values, strict=True)):
-        own = slice(row, row + 1)
-        out.append(sparse_attention(query[own], *pair, Spans(spans.first[own], spans.last[own]), softmax))
-    return torch.cat(out)
+        return attend_apart(query, places, spans, softmax)
+    from samkv_kernels.jit.packed_attention import attend_beside
+
+    return attend_beside(query, places, spans, softmax, packed)

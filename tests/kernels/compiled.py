@@ -20,7 +20,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from samkv_kernels.jit import block_scores, rope_gather, sparse_attention
+from samkv_kernels.jit import block_scores, packed_attention, rope_gather, sparse_attention
 
 _TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _COUNTED = ("LDGSTS", "UTMALDG", "HGMMA", "HMMA", "STG")
@@ -28,6 +28,7 @@ _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", re.MULTILINE)
 _JUMP = re.compile(r"\bBRA\S*\s.*?0x([0-9a-f]+)")
 _THREE, _FOUR, _FIVE = (("i32",) * count for count in (3, 4, 5))
 _HEADS, _REP, _DIM = 8, 4, 128  # an 8B Llama's
+_KINDS = {"bf16": (torch.bfloat16, tl.bfloat16), "fp32": (torch.float32, tl.float32)}
 
 
 def compiled(kernel: Any, arguments: Mapping[str, Any], constants: Mapping[str, Any], sm: int, folder: Path) -> Any:
@@ -92,7 +93,7 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
     }
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
-    dtype, dot = {"bf16": (torch.bfloat16, tl.bfloat16), "fp32": (torch.float32, tl.float32)}[kind]
+    dtype, dot = _KINDS[kind]
     tile = sparse_attention.tiles(dtype, dim, rows, roomy=sm >= 90)
     if name == "shares":
         tile = sparse_attention.share_tiles(dtype, dim, rows)
@@ -106,6 +107,19 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
             "HINT": 16,
         }
     return compiled(kernel, {name: types[name] for name in kernel.arg_names if name in types}, constants, sm, folder)
+
+
+def packed(variant: str, sm: int, folder: Path) -> Any:
+    """As `attention`, of one query a row: the heads that share a key head are a tile."""
+    kind, dim, _ = _sized(variant)
+    types = {"query": f"*{kind}", "codes": "*u8", "steps": "*fp16", "out": "*fp32", "levels": "*fp32", "first": "*i32"}
+    types |= {"last": "*i32", "places": "*i64", "n_query": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
+    dtype, dot = _KINDS[kind]
+    constants = {
+        "GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, "SPLITS": 16, "HINT": 16,
+        **packed_attention.tiles(dtype, dim, _REP),
+    }  # fmt: skip
+    return compiled(packed_attention.attend_packed_kernel, {**types, "q_strides": _THREE}, constants, sm, folder)
 
 
 def _sized(variant: str) -> tuple[str, int, int]:
@@ -145,6 +159,8 @@ def gather(kind: str, sm: int, folder: Path) -> Any:
 def case(name: str, variant: str, sm: int, folder: Path) -> Any:
     if name == "gather":
         return gather(variant, sm, folder)
+    if name == "packed":
+        return packed(variant, sm, folder)
     return logits(variant, sm, folder) if name == "logits" else attention(name, variant, sm, folder)
 
 

@@ -32,6 +32,10 @@ ATTENTION = [
     ("apart", "bf16", 90),
     ("normaliser", "bf16", 90),
     ("shares", "bf16", 90),
+    ("packed", "bf16", 90),
+    ("packed", "bf16", 80),
+    ("packed", "bf16 64", 90),
+    ("packed", "bf16 256", 90),
 ]
 # The largest tiles there are, which only have to fit.
 LARGEST = [
@@ -49,6 +53,7 @@ LARGEST = [
     )
     for sm in (80, 90)
 ]
+LARGEST += [("packed", variant, sm) for variant in ("fp32 128", "fp32 512", "bf16 512") for sm in (80, 90)]
 # Bytes of a thread's registers that may lie in memory across its loops; of what is not named here, none.
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 ACROSS = 64 if TRITON >= (3, 8) else 0
@@ -99,7 +104,7 @@ def test_loads_run_ahead_of_the_loop(codes: dict[Any, dict[str, Any]], case: tup
 
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
 def test_products_use_the_matrix_unit(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
-    hopper = case[2] == 90 and case[0] != "logits"  # wgmma takes no tile of 32 rows
+    hopper = case[2] == 90 and case[0] not in ("logits", "packed")  # wgmma takes no tile of 32 rows or fewer
     assert codes[case]["HGMMA" if hopper else "HMMA"] > 0
 
 

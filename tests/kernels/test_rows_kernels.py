@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from samkv_kernels.rows_attention import Caches, Places, place, put_rows, rows_attention
+from samkv_kernels.packed import Packed
+from samkv_kernels.rows_attention import (
+    Caches,
+    PackedPlaces,
+    PackedRows,
+    Places,
+    packed_place,
+    place,
+    put_rows,
+    rows_attention,
+)
 from samkv_kernels.softmax import PLAIN, Softmax
 from samkv_kernels.sparse_attention import Spans, sparse_attention
 from tests.kernels.inputs import DEVICE, NEEDS, TOLERANCE, far, poisoned
@@ -79,6 +90,67 @@ def test_kernels_go_by_the_table_alone() -> None:
             assert torch.equal(mine, theirs)
         got = rows_attention(query, bare, spans, backend="triton")
         assert far(got, rows_attention(query, own, spans)) < TOLERANCE[torch.float32]
+
+
+def packed_of(tokens: list[int], groups: int, dim: int) -> list[Packed | None]:
+    """Of every row, none where there are no tokens."""
+    return [Packed.of(*torch.randn(2, groups, n, dim, device=DEVICE)) if n else None for n in tokens]
+
+
+def spans_of(pairs: list[tuple[int, int]]) -> Spans:
+    first, last = torch.tensor(pairs, dtype=torch.int32, device=DEVICE).T[..., None]
+    return Spans(first, last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("spans", "rep", "dim", "softmax"),
+    [
+        ([(0, 0)], 1, 64, PLAIN),  # one token
+        ([(0, 699), (0, -1), (40, 69)], 4, 128, PLAIN),  # nothing packed in one row, a window in another
+        ([(64, 95), (3, 40), (31, 32)], 7, 96, Softmax(softcap=2.0)),
+        ([(5, 4), (0, 130)], 2, 20, Softmax(sinks=torch.tensor([1.0, -1.0, 0.5, 3.0]))),  # none in sight
+        ([(0, 99)], 16, 256, Softmax(scale=0.02)),
+    ],
+)
+def test_rows_see_what_they_hold_packed(
+    spans: list[tuple[int, int]], rep: int, dim: int, softmax: Softmax, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Beside what is as it is, split among programs or not."""
+    from samkv_kernels.jit import sparse_attention as kernels
+
+    if softmax.sinks is not None:
+        softmax = replace(softmax, sinks=softmax.sinks.to(DEVICE))
+    tokens = [last + 1 for _, last in spans]
+    caches, layers = caches_of([40, 3, 17][: len(spans)], 2, dim, dtype), packed_of(tokens, 2, dim)
+    query = torch.randn(len(spans), 2 * rep, 1, dim, device=DEVICE).to(dtype)
+    live = spans_of([(0, keys.shape[2] - 1) for keys in caches.keys])
+    packed = PackedRows.of(layers, spans_of(spans))
+    want = rows_attention(query, caches, live, softmax, "torch", packed)
+    without = rows_attention(query, caches, live, softmax)
+    for least in (4, 0.1):
+        monkeypatch.setattr(kernels, "LEAST_TILES", least)
+        got = rows_attention(query, caches, live, softmax, "triton", packed)
+        assert got.dtype == dtype and far(got, want) < 3 * TOLERANCE[dtype]
+    for row, (first, last) in enumerate(spans):
+        assert (far(want[row], without[row]) < TOLERANCE[dtype]) == (last < first)
+
+
+def test_kernels_go_by_the_packed_table_alone() -> None:
+    """It is written anew for other rows; one in which nobody sits has spans of who sat there, and sees nothing."""
+    codes, steps = torch.zeros(1, dtype=torch.uint8, device=DEVICE), torch.zeros(1, dtype=torch.half, device=DEVICE)
+    table = torch.zeros(3, 8, dtype=torch.long, device=DEVICE)
+    places = PackedPlaces(codes, steps, table, 16, 512)
+    caches, slots = caches_of([30, 20, 1], 2, 64, torch.float32), spans_of([(0, 29), (0, 19), (0, 0)])
+    for tokens in ([70, 300, 0], [0, 33, 0], [512, 0, 0]):
+        layers = packed_of(tokens, 2, 64)
+        lines = [[0] * 8 if layer is None else packed_place(layer, codes, steps) for layer in layers]
+        table.copy_(torch.tensor(lines))
+        seen, query = spans_of([(0, (n or 99) - 1) for n in tokens]), torch.randn(3, 8, 1, 64, device=DEVICE)
+        got = rows_attention(query, caches, slots, PLAIN, "triton", PackedRows([], places, seen))
+        want = rows_attention(query, caches, slots, PLAIN, "torch", PackedRows(layers, places, seen))
+        assert far(got, want) < TOLERANCE[torch.float32]
 
 
 def test_rows_whose_caches_are_unlike_are_refused() -> None:

@@ -36,12 +36,12 @@ instead of 12.0 for 9,870 over 65,576 (heads of an 8B Llama, bfloat16, one H200)
 LONG = 4096
 """Rows from which on it is worth it."""
 
-_UNSEEN = tl.constexpr(-1.0e30)
+UNSEEN = tl.constexpr(-1.0e30)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _scores(q, k, scale, cap, SOFTCAP: tl.constexpr):
+def tile_scores(q, k, scale, cap, SOFTCAP: tl.constexpr):
     dots = tl.dot(q, tl.trans(k), input_precision="tf32x3")
     if SOFTCAP:
         scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * (dots * scale) / cap) + 1.0)) * _LOG2E
@@ -51,13 +51,13 @@ def _scores(q, k, scale, cap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _rows(start, n_query, group, REP: tl.constexpr, ROWS: tl.constexpr):
+def tile_rows(start, n_query, group, REP: tl.constexpr, ROWS: tl.constexpr):
     row = start * ROWS + tl.arange(0, ROWS)
     return row // REP, group * REP + row % REP, row // REP < n_query
 
 
 @triton.jit
-def _span(first, last, spans_at, token, asks):
+def tile_span(first, last, spans_at, token, asks):
     start = tl.load(first + spans_at + token, mask=asks, other=2147483647)
     stop = tl.load(last + spans_at + token, mask=asks, other=-1)
     return start, stop
@@ -80,7 +80,7 @@ def _whole(pointers, real, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _weighed(scores, highest, total):
+def weighed(scores, highest, total):
     higher = tl.maximum(highest, tl.max(scores, 1))
     weights = tl.exp2(scores - higher[:, None])
     shrink = tl.exp2(highest - higher)
@@ -101,8 +101,8 @@ def attend_kernel(
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
     # The last queries first: they see most, and short programs fill what is left of the time.
-    token, head, asks = _rows(tl.num_programs(0) - 1 - tl.program_id(0), n_query, group, REP, ROWS)
-    start, stop = _span(first, last, batch * span_stride, token, asks)
+    token, head, asks = tile_rows(tl.num_programs(0) - 1 - tl.program_id(0), n_query, group, REP, ROWS)
+    start, stop = tile_span(first, last, batch * span_stride, token, asks)
     at = tl.arange(0, WIDE)[None, :]
     real = at < DIM
     place = batch * q_strides[0] + head.to(tl.int64) * q_strides[1] + token.to(tl.int64) * q_strides[2]
@@ -114,7 +114,7 @@ def attend_kernel(
     else:
         keys = key + batch * k_strides[0] + group * k_strides[1] + at
         values = value + batch * v_strides[0] + group * v_strides[1] + at
-    highest = tl.full((ROWS,), _UNSEEN, tl.float32)
+    highest = tl.full((ROWS,), UNSEEN, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     if SINKS:  # the first part has seen the sink, which adds no value
         sink = tl.load(sinks + head, mask=asks, other=0).to(tl.float32) * _LOG2E
@@ -135,17 +135,17 @@ def attend_kernel(
         slot = index + tl.arange(0, KEYS)
         there = (slot < end)[:, None] & real
         k = tl.load(keys + slot.to(tl.int64)[:, None] * k_strides[2], mask=there, other=0).to(DOT)
-        scores = _scores(q, k, scale, cap, SOFTCAP)
+        scores = tile_scores(q, k, scale, cap, SOFTCAP)
         seen = (slot[None, :] >= start[:, None]) & (slot[None, :] <= stop[:, None])
-        scores = tl.where(seen, scores, _UNSEEN)
-        weights, shrink, highest, total = _weighed(scores, highest, total)
+        scores = tl.where(seen, scores, UNSEEN)
+        weights, shrink, highest, total = weighed(scores, highest, total)
         if not NORMALISER:
             v = tl.load(values + slot.to(tl.int64)[:, None] * v_strides[2], mask=there, other=0).to(DOT)
             acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
     for index in range(low, high, KEYS):
         slot = (index + tl.arange(0, KEYS)).to(tl.int64)[:, None]
         k = _whole(keys + slot * k_strides[2], real, DIM == WIDE).to(DOT)
-        weights, shrink, highest, total = _weighed(_scores(q, k, scale, cap, SOFTCAP), highest, total)
+        weights, shrink, highest, total = weighed(tile_scores(q, k, scale, cap, SOFTCAP), highest, total)
         if not NORMALISER:
             v = _whole(values + slot * v_strides[2], real, DIM == WIDE).to(DOT)
             acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
@@ -164,11 +164,12 @@ def attend_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def combine_kernel(
     parts, part_levels, out, levels, rows, DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
-    NORMALISER: tl.constexpr,
+    PARTS: tl.constexpr, NORMALISER: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    there = tl.arange(0, SPLITS) < PARTS
     place = tl.arange(0, SPLITS).to(tl.int64) * rows + row
-    level = tl.load(part_levels + place)
+    level = tl.load(part_levels + place, mask=there, other=UNSEEN)
     highest = tl.max(level, 0)
     weights = tl.exp2(level - highest)
     total = tl.sum(weights, 0)
@@ -176,7 +177,7 @@ def combine_kernel(
         tl.store(levels + row, highest + tl.log2(total))
     else:
         at = tl.arange(0, WIDE)
-        x = tl.load(parts + place[:, None] * DIM + at[None, :], mask=(at < DIM)[None, :], other=0)
+        x = tl.load(parts + place[:, None] * DIM + at[None, :], mask=there[:, None] & (at < DIM)[None, :], other=0)
         result = tl.sum(x * weights[:, None], 0) / total
         tl.store(out + row * DIM + at, result.to(out.dtype.element_ty), mask=at < DIM)
 
@@ -191,7 +192,7 @@ def shares_kernel(
     token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     slot = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     asks = token < n_query
-    start, stop = _span(first, last, batch * span_stride, token, asks)
+    start, stop = tile_span(first, last, batch * span_stride, token, asks)
     at = tl.arange(0, WIDE)[None, :]
     real = at < DIM
     there = (slot < n_key)[:, None] & real
@@ -203,7 +204,7 @@ def shares_kernel(
             q = tl.load(queries + head * q_strides[1], mask=asks[:, None] & real, other=0).to(DOT)
             k = tl.load(keys + (head // REP) * k_strides[1], mask=there, other=0).to(DOT)
             level = tl.load(normaliser + (batch * GROUPS * REP + head) * n_query + token, mask=asks, other=0)
-            acc += tl.exp2(_scores(q, k, scale, cap, SOFTCAP) - level[:, None])
+            acc += tl.exp2(tile_scores(q, k, scale, cap, SOFTCAP) - level[:, None])
     seen = (slot[None, :] >= start[:, None]) & (slot[None, :] <= stop[:, None])
     place = (batch * n_query + token).to(tl.int64)[:, None] * n_key + slot[None, :]
     shown = asks[:, None] & (slot < n_key)[None, :]
@@ -262,14 +263,10 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, apart: Places | None = None,
     normaliser: bool = False,
 ) -> Tensor:  # fmt: skip
-    """`(B, H, Q, D)`, or the rows' normalisers, fp32 `(B, H, Q)`. `apart` says where each request's keys are if they
-    are its own, beside `key` and `value`. Where keys are not split, a query's heads lie side by side, as models join
-    them."""
+    """`(B, H, Q, D)`, or the rows' normalisers, fp32 `(B, H, Q)`. Where keys are not split, a query's heads lie side by
+    side, as models join them."""
     batch, heads, count, dim = query.shape
-    rows = count * (heads // key.shape[1])
-    tile, (first, last, stride) = tiles(query.dtype, dim, rows, _roomy(query.device)), _flat(spans)
-    grid = (triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1])
-    parts = splits(grid[0] * grid[1], key.shape[2] if apart is None else apart.longest, tile["KEYS"])
+    parts = parts_of(query, key, apart)
     levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
     if normaliser:
         into = levels[..., None]
@@ -277,27 +274,59 @@ def _attend(
         into = torch.empty(parts * batch, heads, count, dim, dtype=torch.float32, device=query.device)
     else:
         into = query.new_empty(batch, count, heads, dim).transpose(1, 2)
-    fixed, how = sizes(query, key, softmax), {"SPLITS": parts, "NORMALISER": normaliser}
-    where = {"APART": apart is not None, "HINT": 1 if apart is None else apart.hint}
-    sinks = None if softmax.sinks is None else softmax.sinks.contiguous()
-    with on_device(query):
-        attend_kernel[(*grid, parts)](
-            query, key, value, into, levels, first, last, levels if sinks is None else sinks,
-            first if apart is None else apart.table, count, stride, softmax.scale_for(dim),
-            softmax.softcap or 1.0, query.stride()[:3], key.stride()[:3], value.stride()[:3], into.stride()[-4:-1],
-            **fixed, SINKS=sinks is not None, **tile, **how, **where,
-        )  # fmt: skip
-        if parts > 1:
-            joined = torch.empty_like(levels[0]) if normaliser else query.new_empty(query.shape)
-            total = batch * heads * count
-            combine_kernel[(total,)](into, levels, joined, joined, total, DIM=dim, WIDE=fixed["WIDE"], **how)
-            return joined
+    launch(query, key, value, spans, softmax, into, levels, apart, normaliser)
+    if parts > 1:
+        return joined(into, levels, torch.empty_like(levels[0]) if normaliser else query.new_empty(query.shape))
     return levels[0] if normaliser else into
+
+
+def _tile(query: Tensor, key: Tensor) -> tuple[dict[str, int], int]:
+    """The tile of a launch, and how many of it there are for one part of the keys."""
+    rows = query.shape[2] * (query.shape[1] // key.shape[1])
+    tile = tiles(query.dtype, query.shape[3], rows, _roomy(query.device))
+    return tile, int(triton.cdiv(rows, tile["ROWS"])) * query.shape[0] * key.shape[1]
+
+
+def parts_of(query: Tensor, key: Tensor, apart: Places | None) -> int:
+    """Into how many parts the keys of a launch are split."""
+    tile, programs = _tile(query, key)
+    return splits(programs, key.shape[2] if apart is None else apart.longest, tile["KEYS"])
+
+
+def launch(
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, into: Tensor, levels: Tensor,
+    apart: Places | None = None, normaliser: bool = False,
+) -> None:  # fmt: skip
+    """Attend by as many parts as there are `levels` `(parts, B, H, Q)`: with one, `into` is the output; with more it is
+    theirs, fp32 `(parts * B, H, Q, D)`. `apart` says where each request's keys are if they are its own, beside `key`
+    and `value`."""
+    batch, heads, count, dim = query.shape
+    tile, programs = _tile(query, key)
+    (first, last, stride), across = flat(spans), batch * key.shape[1]
+    how = {"SPLITS": len(levels), "NORMALISER": normaliser, "SINKS": softmax.sinks is not None}
+    where = {"APART": apart is not None, "HINT": 1 if apart is None else apart.hint}
+    sinks = levels if softmax.sinks is None else softmax.sinks.contiguous()
+    with on_device(query):
+        attend_kernel[(programs // across, across, len(levels))](
+            query, key, value, into, levels, first, last, sinks, first if apart is None else apart.table, count,
+            stride, softmax.scale_for(dim), softmax.softcap or 1.0, query.stride()[:3], key.stride()[:3],
+            value.stride()[:3], into.stride()[-4:-1], **sizes(query, key, softmax), **tile, **how, **where,
+        )  # fmt: skip
+
+
+def joined(into: Tensor, levels: Tensor, out: Tensor) -> Tensor:
+    """What all parts found between them, written to `out`: by head `(B, H, Q, D)`, or only normalisers `(B, H, Q)`."""
+    parts, rows, normaliser = len(levels), levels[0].numel(), out.ndim == 3
+    dim = 1 if normaliser else out.shape[3]
+    how = {"SPLITS": power_of_2(parts), "PARTS": parts, "NORMALISER": normaliser}
+    with on_device(out):
+        combine_kernel[(rows,)](into, levels, out, out, rows, DIM=dim, WIDE=power_of_2(dim, 16), **how)
+    return out
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.sparse_attention.sparse_attention`."""
-    query, key, value = _rows_contiguous(query, key, value, spans)
+    query, key, value = rows_contiguous(query, key, value, spans)
     if query.numel() == 0 or key.shape[2] == 0:
         return query.new_zeros(query.shape)
     return _attend(query, key, value, spans, softmax)
@@ -305,20 +334,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Sof
 
 def attend_apart(query: Tensor, places: Places, spans: Spans, softmax: Softmax) -> Tensor:
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.rows_attention.rows_attention`."""
-    query, key, value = _rows_contiguous(query, places.keys, places.values, spans)
+    query, key, value = rows_contiguous(query, places.keys, places.values, spans)
     return _attend(query, key, value, spans, softmax, places)
 
 
 def shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax) -> Tensor:
     """fp32 `(B, Q, T)`; arguments as in `samkv_kernels.sparse_attention.attention_shares`."""
-    query, key = _rows_contiguous(query, key, key, spans)[:2]
+    query, key = rows_contiguous(query, key, key, spans)[:2]
     batch, heads, count, dim = query.shape
     total = key.shape[2]
     out = torch.empty(batch, count, total, dtype=torch.float32, device=query.device)
     if out.numel() == 0:
         return out
     levels = _attend(query, key, key, spans, softmax, normaliser=True)
-    first, last, stride = _flat(spans)
+    first, last, stride = flat(spans)
     fixed, two = sizes(query, key, softmax), share_tiles(query.dtype, dim, count)
     scale, cap, strides = softmax.scale_for(dim), softmax.softcap or 1.0, (query.stride()[:3], key.stride()[:3])
     with on_device(query):
@@ -328,7 +357,7 @@ def shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax) -> Tensor
     return out
 
 
-def _rows_contiguous(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> list[Tensor]:
+def rows_contiguous(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> list[Tensor]:
     require_one_device(query, key, value, spans.first, spans.last)
     if key.dtype != query.dtype or value.dtype != query.dtype:
         raise ValueError(
@@ -337,7 +366,7 @@ def _rows_contiguous(query: Tensor, key: Tensor, value: Tensor, spans: Spans) ->
     return [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
 
 
-def _flat(spans: Spans) -> tuple[Tensor, Tensor, int]:
+def flat(spans: Spans) -> tuple[Tensor, Tensor, int]:
     """First and last as the kernels read them, and the step from one request's to the next's (0: all share them)."""
     first, last = spans.first.int().contiguous(), spans.last.int().contiguous()
     return first, last, first.shape[1] if len(first) > 1 else 0
