@@ -15,14 +15,12 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.offsets import hint
-from samkv_kernels.rows_attention import Caches, Places, place, put_rows, rows_attention
+from samkv_kernels.rows_attention import Caches, PackedPlaces, PackedRows, Places, put_rows, rows_attention
 from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans
@@ -31,6 +29,7 @@ from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.model.graphs import Graphs, obstacle, tell
 from samkv_rag.model.latest import remember
+from samkv_rag.model.seats import Seat, Sizes, Spare
 
 PLAIN_STEPS = 2
 """Steps of some sizes before they are recorded, which takes as long as two: sizes that do not last are not worth it."""
@@ -38,7 +37,7 @@ MOST = 16
 """Recordings that are kept, those used last."""
 REST = 100
 """Steps until memory that was short is asked for again."""
-FEWEST_SLOTS = 256
+LATER = torch.iinfo(torch.long).max
 
 Forward = Callable[[Tensor, Tensor, Plan], Tensor]
 """Next-token logits `(B, vocab)` of tokens `(B, 1)` at positions `(B, 1)` under a plan that keeps the caches."""
@@ -57,48 +56,22 @@ def recorder_of(
     return None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Seat:
-    """Where an answer's cache lies: by layer, beside the `spare` one's, int64 `(L, 4)` on the host (see `Places`)."""
-
-    cache: weakref.ref[SlotCache]  # a recording outlives its answers, their caches do not
-    memory: tuple[int, int]
-    table: Tensor
-    hint: int
-
-    @classmethod
-    def of(cls, cache: SlotCache, spare: SlotCache) -> Seat:
-        """That of a cache. Raises ValueError where it is not like the spare one."""
-        pairs = zip(cache.slot_layers, spare.slot_layers, strict=True)
-        lines = [place(*layer.buffers, *other.buffers) for layer, other in pairs]
-        table, common = torch.tensor(lines), hint(chain.from_iterable(lines))
-        return cls(weakref.ref(cache), cache.slot_layers[0].place, table, common)
-
-    @property
-    def slots(self) -> int:
-        """How many slots the cache has."""
-        return self.memory[1]
-
-
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """What steps share that one recording serves: rows, slots of the longest cache, what places are multiples of."""
+class Packing:
+    """What caches hold packed: a `table` `(L, B, 8)`, which `places` read layer by layer, and `positions` `(B, N)` that
+    are filled up with later ones."""
 
-    rows: int
-    slots: int
-    hint: int
+    table: Tensor
+    places: Sequence[PackedPlaces]
+    positions: Tensor
 
     @classmethod
-    def of(cls, seats: Sequence[Seat], spare: Seat) -> Sizes:
-        """Those of some answers, rounded up, so that there are few."""
-        slots = max(FEWEST_SLOTS, *(seat.slots for seat in seats))
-        return cls(rounded(len(seats)), 1 << (slots - 1).bit_length(), min(spare.hint, *(seat.hint for seat in seats)))
-
-
-def rounded(rows: int) -> int:
-    """The number that `rows` is rounded up to: 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, ..."""
-    power = 1 << (rows - 1).bit_length()
-    return power // 4 * 3 if power > 8 and rows <= power // 4 * 3 else power
+    def of(cls, sizes: Sizes, spare: Spare) -> Packing:
+        """Of nobody yet."""
+        device = spare.codes.device
+        table = torch.zeros(len(spare.cache.slot_layers), sizes.rows, 8, dtype=torch.long, device=device)
+        places = [PackedPlaces(spare.codes, spare.steps, layer, sizes.hint, sizes.packed) for layer in table]
+        return cls(table, places, torch.full((sizes.rows, sizes.packed), LATER, device=device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +87,9 @@ class FixedPlan:
     positions: Tensor
     slots: Tensor
     backend: Backend
+    packed: Packing | None = None
     _spans: dict[int | None, Spans] = field(default_factory=dict)
+    _packed_spans: dict[int | None, Spans] = field(default_factory=dict)
 
     def here(self) -> Tensor:
         """Positions of the new tokens, `(B, 1)`."""
@@ -129,28 +104,36 @@ class FixedPlan:
         caches = Caches(keys, values, self.places[home])
         if home == layer:
             put_rows(caches, self.slots, key, value, self.backend)
-        return rows_attention(query, caches, self._seen(window), softmax, self.backend)
+        packed = None if self.packed is None else self._beside(self.packed, home, window)
+        return rows_attention(query, caches, self._seen(window), softmax, self.backend, packed)
 
     def _seen(self, window: int | None) -> Spans:
         if window not in self._spans:
             self._spans[window] = Spans.causal(self.here(), self.positions, window)
         return self._spans[window]
 
+    def _beside(self, packed: Packing, home: int, window: int | None) -> PackedRows:
+        if window not in self._packed_spans:
+            self._packed_spans[window] = Spans.causal(self.here(), packed.positions, window)
+        layers = [None if cache.packed is None else cache.packed.layers[home] for cache in self.caches]
+        return PackedRows(layers, packed.places[home], self._packed_spans[window])
+
 
 class FixedStep:
     """The steps of some sizes: the same launches on the same memory, token after token, whoever sits in the rows."""
 
-    def __init__(self, sizes: Sizes, spare: SlotCache, seat: Seat, forward: Forward, backend: Backend) -> None:
+    def __init__(self, sizes: Sizes, spare: Spare, seat: Seat, forward: Forward, backend: Backend) -> None:
         self._forward, self._backend = forward, backend
-        self._spare, self._nobody = spare, seat
-        device = spare.positions.device
+        self._spare, self._nobody = spare.cache, seat
+        device, layers = spare.codes.device, spare.cache.slot_layers
         self._coming = torch.zeros(2, sizes.rows, dtype=torch.long, device=device)
         self._positions = torch.arange(sizes.slots, device=device).repeat(sizes.rows, 1)
-        self._table = torch.zeros(len(spare.slot_layers), sizes.rows, 4, dtype=torch.long, device=device)
+        self._table = torch.zeros(len(layers), sizes.rows, 4, dtype=torch.long, device=device)
         self._places = [
             Places(*layer.buffers, table, sizes.hint, sizes.slots)
-            for layer, table in zip(spare.slot_layers, self._table, strict=True)
+            for layer, table in zip(layers, self._table, strict=True)
         ]
+        self._packed = Packing.of(sizes, spare) if sizes.packed else None
         self._seats, self._company = [seat] * sizes.rows, list[Seat]()
         self._order = list[int]()
         self._sorting: Tensor | None = None
@@ -188,17 +171,22 @@ class FixedStep:
         self._order = [there[seat] if seat in there else self._sit(next(free), seat) for seat in seats]
         as_asked = self._order == list(range(len(seats)))
         self._sorting = None if as_asked else sent(torch.tensor(self._order), self._table.device)
-        table = torch.stack([seat.table for seat in self._seats], dim=1)
-        self._table.copy_(sent(table, self._table.device), non_blocking=True)
+        self._write(self._table, [seat.table for seat in self._seats])
+        if self._packed is not None:
+            self._write(self._packed.table, [seat.packed for seat in self._seats])
         self._company = list(seats)
+
+    def _write(self, table: Tensor, rows: list[Tensor]) -> None:
+        table.copy_(sent(torch.stack(rows, dim=1), table.device), non_blocking=True)
 
     def _sit(self, row: int, seat: Seat) -> int:
         """Give a row to somebody. Who leaves it need not tidy up: its first slot sees itself alone in any cache."""
-        cache, positions = seat.cache(), self._positions[row]
+        cache = seat.cache()
         assert cache is not None
-        count = min(len(cache.positions), len(positions))
-        positions[:count] = cache.positions[:count]
-        positions[count:] = torch.iinfo(torch.long).max
+        _fill(self._positions[row], cache.positions)
+        if self._packed is not None:
+            packed = cache.positions[:0] if cache.packed is None else cache.packed.positions
+            _fill(self._packed.positions[row], packed)
         self._seats[row] = seat
         return row
 
@@ -212,8 +200,14 @@ class FixedStep:
     def _run(self) -> Tensor:
         caches = [self._spare if (cache := seat.cache()) is None else cache for seat in self._seats]
         tokens, slots = self._coming
-        plan = FixedPlan(caches, self._places, self._positions, slots, self._backend)
+        plan = FixedPlan(caches, self._places, self._positions, slots, self._backend, self._packed)
         return self._forward(tokens[:, None], plan.here(), plan)
+
+
+def _fill(positions: Tensor, own: Tensor) -> None:
+    """Write down as many positions as there is room for, and behind them what is later than all."""
+    count = min(len(own), len(positions))
+    positions[:count], positions[count:] = own[:count], LATER
 
 
 class Recorder:
@@ -224,7 +218,7 @@ class Recorder:
         self, forward: Forward, backend: Backend, capture: Capture, empty: Callable[[int], SlotCache]
     ) -> None:  # fmt: skip
         self._forward, self._backend, self._capture, self._empty = forward, backend, capture, empty
-        self._spare: tuple[SlotCache, Seat] | None = None
+        self._spare: tuple[Spare, Seat] | None = None
         self._seats = weakref.WeakKeyDictionary[SlotCache, Seat]()
         self._fixed = OrderedDict[Sizes, FixedStep]()
         self.reason: str | None = None
@@ -233,8 +227,8 @@ class Recorder:
     def take(self, rows: Sequence[Decoding]) -> Tensor:
         """Next-token logits `(B, vocab)` of answers that lack one token each in their caches."""
         if self._spare is None:
-            cache = self._empty(1)
-            self._spare = cache, Seat.of(cache, cache)
+            spare = Spare.of(self._empty(1))
+            self._spare = spare, Seat.of(spare.cache, spare)
         spare, nobody = self._spare
         seats = [self._seat(row.cache, spare) for row in rows]
         sizes = Sizes.of(seats, nobody)
@@ -245,7 +239,7 @@ class Recorder:
             self._record(sizes, step)
         return logits
 
-    def _seat(self, cache: SlotCache, spare: SlotCache) -> Seat:
+    def _seat(self, cache: SlotCache, spare: Spare) -> Seat:
         """A cache's seat, made anew when it lies elsewhere."""
         seat = self._seats.get(cache)
         if seat is None or seat.memory != cache.slot_layers[0].place:

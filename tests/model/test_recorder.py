@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from samkv_rag.model import steps
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.graphs import Graphs
 from samkv_rag.model.steps import PLAIN_STEPS, FixedStep, Recorder
 from tests.model.recording import on_gpu
@@ -99,24 +102,42 @@ def test_a_fixed_step_that_is_interrupted_can_be_taken_again(
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class PackedAt:
+    """Settles that some tokens of a prompt are held packed, once there are `after` new ones."""
+
+    model: ModelAdapter
+    after: int
+
+    def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
+        logits = self.model.logits_of(tokens[-1:], cache)
+        cache.pack(torch.arange(2, 7, device=self.model.device))
+        return logits[-1]
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
 @pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_graph_plays_the_steps_that_were_recorded(
-    wiring: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    wiring: str, dtype: torch.dtype, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Token by token the same steps while answers join and leave; in float32 those of plain steps, too."""
+    """Token by token the same steps while answers join and leave, and some of them are packed in part; in float32 those
+    of plain steps, too."""
     model, said = on_gpu(wiring, dtype), {}
+    settling = [PackedAt(model, after) if packed and after else None for after in (2, 0, 4, 1)]
+    prompts, options = [range(3, 3 + n) for n in (40, 70, 9, 30)], {"max_new_tokens": 24, "do_sample": False}
     for name, capture in {"plain": None, "fixed": lambda run: run, "played": Graphs(model.device)}.items():
         recorder = None if capture is None else Recorder(model.loop._side_by_side, "triton", capture, model.empty_cache)
         monkeypatch.setattr(model.loop, "recorder", recorder)
-        rows = [model.loop.begin(range(3, 3 + n), None, max_new_tokens=24, do_sample=False) for n in (40, 70, 9, 30)]
+        pairs = zip(prompts, settling, strict=True)
+        rows = [model.loop.begin(prompt, None, settling=when, **options) for prompt, when in pairs]
         for company in (rows[:3], rows[:3], rows[:3], rows, rows[1:], rows[:1], rows[::-1]):
             for _ in range(3):
                 model.loop.step([row for row in company if not row.ended])
         while going := [row for row in rows if not row.ended]:
             model.loop.step(going)
-        assert recorder is None or (recorder.reason is None and 2 <= recorder.recordings <= 3)
+        assert recorder is None or (recorder.reason is None and 2 <= recorder.recordings <= (8 if packed else 3))
         said[name] = [row.tokens for row in rows]
     assert said["played"] == said["fixed"]
     assert dtype != torch.float32 or said["played"] == said["plain"]

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from samkv_kernels.rows_attention import place
-from samkv_rag.model import steps
+from samkv_kernels.rows_attention import packed_place, place
+from samkv_rag.model import seats
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
-from samkv_rag.model.steps import PLAIN_STEPS, FixedPlan, FixedStep, Recorder, rounded
+from samkv_rag.model.seats import rounded
+from samkv_rag.model.steps import LATER, PLAIN_STEPS, FixedPlan, FixedStep, Recorder
 from tests.cases import WIRINGS
 from tests.model.test_loop import COUNT, METHODS, SLIDING, alone, begin, prompted, staggered, together
 from tests.models import adapter
@@ -136,9 +137,26 @@ def test_the_table_says_where_the_caches_lie_and_where_nobody_sits(monkeypatch: 
         assert sorted(fixed._order) == [0, 1, 2, 3] or fixed._seats.count(nobody) == 1
         caches = dict(zip(fixed._order, (row.cache for row in company), strict=True))
         for row in range(4):
-            cache = caches.get(row, spare)
-            for layer, base, table in zip(cache.slot_layers, spare.slot_layers, fixed._table, strict=True):
+            cache = caches.get(row, spare.cache)
+            for layer, base, table in zip(cache.slot_layers, spare.cache.slot_layers, fixed._table, strict=True):
                 assert table[row].tolist() == place(*layer.buffers, *base.buffers)
+
+
+def test_a_second_table_says_what_caches_hold_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whom, and at which positions, after every step; rows of zeros have nothing."""
+    recorder, rows = recording(monkeypatch, "llama"), rows_of("llama")
+    rows[1].cache.pack(torch.tensor([1, 2, 5]))
+    rows[1]._dropped = 3
+    for company in (rows, [rows[3], rows[1], rows[0]], [rows[1], rows[2], rows[3]], rows[::-1]):
+        step(company)
+    (fixed,), (spare, _) = recorder._fixed.values(), recorder._spare  # type: ignore[misc]
+    packing, packed = fixed._packed, rows[1].cache.packed
+    assert packing is not None and packed is not None and fixed._order == [3, 0, 1, 2]
+    for table, layer in zip(packing.table, packed.layers, strict=True):
+        assert table[1].tolist() == packed_place(layer, spare.codes, spare.steps) and table[1, 4] == 3
+        assert not table[[0, 2, 3]].any()
+    assert (packing.positions[1, :3].tolist(), int(packing.positions[1, 3])) == ([1, 2, 5], LATER)
+    assert bool((packing.positions[[0, 2, 3]] == LATER).all())
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 30])
@@ -173,7 +191,7 @@ def test_a_cache_that_moves_is_found_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_longer_cache_takes_a_recording_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "FEWEST_SLOTS", 1)
+    monkeypatch.setattr(seats, "FEWEST_SLOTS", 1)
     recorder, rows = recording(monkeypatch, "llama"), rows_of("llama")
     for row in rows:
         step([row])

@@ -1,0 +1,93 @@
+"""Where the caches of answers lie that take steps side by side, and what such steps are of."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from samkv_kernels.offsets import hint
+from samkv_kernels.rows_attention import packed_place, place
+from samkv_rag.model.cache import SlotCache
+
+FEWEST_SLOTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """The cache of rows in which nobody sits, and what packed entries are counted from: `codes` and `steps`."""
+
+    cache: SlotCache
+    codes: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, cache: SlotCache) -> Spare:
+        """Beside a cache."""
+        device = cache.positions.device
+        kinds = torch.uint8, torch.half
+        return cls(cache, *(torch.zeros(1, dtype=kind, device=device) for kind in kinds))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seat:
+    """Where an answer's cache lies, by layer, int64 on the host: beside the spare one's `(L, 4)` (see `Places`), and
+    what it holds `packed` `(L, 8)` (see `PackedPlaces`), zeros if that is nothing."""
+
+    cache: weakref.ref[SlotCache]  # a recording outlives its answers, their caches do not
+    memory: tuple[int, int]
+    table: Tensor
+    packed: Tensor
+    hint: int
+
+    @classmethod
+    def of(cls, cache: SlotCache, spare: Spare) -> Seat:
+        """That of a cache. Raises ValueError where it is not like the spare one."""
+        pairs = zip(cache.slot_layers, spare.cache.slot_layers, strict=True)
+        lines = [place(*layer.buffers, *other.buffers) for layer, other in pairs]
+        layers = [] if cache.packed is None else cache.packed.layers
+        packed = [packed_place(layer, spare.codes, spare.steps) for layer in layers] or [[0] * 8 for _ in lines]
+        common = hint(chain(*lines, *(line[:4] for line in packed)))
+        return cls(weakref.ref(cache), cache.slot_layers[0].place, torch.tensor(lines), torch.tensor(packed), common)
+
+    @property
+    def slots(self) -> int:
+        """How many slots the cache has."""
+        return self.memory[1]
+
+    @property
+    def packed_tokens(self) -> int:
+        """How many tokens it holds beside them."""
+        return int(self.packed[0, 4])
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What steps share that one recording serves: rows, slots of the longest cache, packed tokens of the one that has
+    most, what places are multiples of."""
+
+    rows: int
+    slots: int
+    packed: int
+    hint: int
+
+    @classmethod
+    def of(cls, seats: Sequence[Seat], nobody: Seat) -> Sizes:
+        """Those of some answers, rounded up, so that there are few."""
+        slots, packed = max(seat.slots for seat in seats), max(seat.packed_tokens for seat in seats)
+        common = min(nobody.hint, *(seat.hint for seat in seats))
+        return cls(rounded(len(seats)), _power(slots), _power(packed) if packed else 0, common)
+
+
+def rounded(rows: int) -> int:
+    """The number that `rows` is rounded up to: 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, ..."""
+    power = 1 << (rows - 1).bit_length()
+    return power // 4 * 3 if power > 8 and rows <= power // 4 * 3 else power
+
+
+def _power(tokens: int) -> int:
+    return 1 << (max(tokens, FEWEST_SLOTS) - 1).bit_length()
