@@ -77,11 +77,11 @@ def served(bench: Bench, tokens: int) -> serving.Bench:
 
 
 def decoding(bench: Bench, tokens: int, answers: int) -> None:
-    """Milliseconds per token of `answers` answers together, over whole caches and over kept ones, step by step as the
-    host launches it and, on a GPU, recorded."""
+    """Milliseconds per token of `answers` answers together, over whole caches, kept ones and ones of four bits, step by
+    step as the host launches it and, on a GPU, recorded."""
     loop, asked, seen = bench.adapter.loop, served(bench, tokens), decode.Seen()
-    warm, before = min(PLAIN_STEPS + 1, bench.new - 2), loop.recorder
-    for cache, system in zip(decode.KEPT, SERVED, strict=True):
+    warm, before = min(PLAIN_STEPS + 2, bench.new - 2), loop.recorder  # it is packed in the first
+    for cache, system in zip((*decode.KEPT, decode.PACKED), (*SERVED, "samkv int4"), strict=True):
         said = []
         for order in ("together", "recorded")[: 1 + (bench.device == "cuda")]:
             loop.recorder = None

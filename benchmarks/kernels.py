@@ -23,7 +23,10 @@ from torch import Tensor
 from benchmarks.rows import spread, where, write_rows
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
+from samkv_kernels.packed import Packed
 from samkv_kernels.rope_gather import Angles, Stored, rope_gather
+from samkv_kernels.rows_attention import Caches, PackedRows, rows_attention
+from samkv_kernels.softmax import PLAIN
 from samkv_kernels.sparse_attention import Spans, attention_shares, sparse_attention
 from samkv_rag.store.quantise import QUANTISERS, KVForm
 
@@ -107,10 +110,32 @@ def _attention(name: str, key: Tensor, value: Tensor, spans: Spans) -> Case:
     return Case(name, lambda way: (sparse_attention(query, key, value, spans, backend=way),), moved)
 
 
+def steps(device: torch.device) -> Iterator[Case]:
+    """One layer of a decoding step over all tokens, as they are and in four bits a number beside a few that are not."""
+    total, few = CHUNKS * CHUNK_BLOCKS * SIZE, 64
+    keys, values = torch.randn(2, 1, GROUPS, total + few, DIM, device=device, dtype=torch.bfloat16)
+    packed = Packed.of(keys[0, :, :total], values[0, :, :total])
+    yield _step("rows_attention", keys, values, None, keys.nbytes + values.nbytes)
+    beside = PackedRows.of([packed], _all_of(total, device))
+    yield _step("rows_attention int4", keys[:, :, total:], values[:, :, total:], beside, packed.nbytes)
+
+
+def _step(name: str, keys: Tensor, values: Tensor, packed: PackedRows | None, moved: int) -> Case:
+    caches, seen = Caches.of([keys], [values]), _all_of(keys.shape[2], keys.device)
+    query = torch.randn(1, HEADS, 1, DIM, device=keys.device, dtype=keys.dtype)
+    return Case(name, lambda way: (rows_attention(query, caches, seen, PLAIN, way, packed),), moved)
+
+
+def _all_of(tokens: int, device: torch.device) -> Spans:
+    """What one query sees that sees so many tokens."""
+    first = torch.zeros(1, 1, dtype=torch.int32, device=device)
+    return Spans(first, first + tokens - 1)
+
+
 def every_case(device: torch.device) -> Iterator[Case]:
     """All kernels on all their inputs, made one after another."""
     torch.manual_seed(0)
-    for cases in (gathers, scores, attentions):
+    for cases in (gathers, scores, attentions, steps):
         yield from cases(device)
 
 

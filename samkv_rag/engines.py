@@ -19,8 +19,7 @@ Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
 FOR_ANSWERS = SamKV(settle_at=8, rest="int4")
 """The method of a framework's model object that names none. People ask for lists and sentences: too little can be told
-beforehand of what they will need, so that nothing is dropped; or, where it cannot be packed, not before eight tokens
-are there (docs/fidelity.md)."""
+beforehand of what they will need, so that nothing is dropped (docs/fidelity.md)."""
 
 
 def settings_of(engine: SamKVEngine) -> dict[str, Any]:

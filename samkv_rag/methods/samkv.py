@@ -49,10 +49,6 @@ from samkv_rag.types import BLOCK, Selection
 EXACT = 0.25
 """What stays as it is where the rest is packed, as a share of what was chosen: with none, packing costs three times as
 much (docs/fidelity.md)."""
-RECORDED = (
-    'rest="int4" was left out: decoding steps that are recorded (CUDA graphs) do not know it yet; '
-    "SAMKV_GRAPHS=off records none"
-)
 
 
 @dataclass(frozen=True)
@@ -248,8 +244,6 @@ class SamKV(Options):
         if run.adapter.rotary.depends_on_length:
             left_out = "settle_at" if self.settle_at else "rest"
             return Settlement(notes=(f"{left_out} was left out: this model's keys turn with the length of the text",))
-        if packs and run.adapter.loop.recorder is not None:
-            return Settlement(self.settle_at, notes=(RECORDED,))
         return Settlement(max(self.settle_at, int(packs)), packs)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:

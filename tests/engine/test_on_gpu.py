@@ -54,9 +54,8 @@ def differ(got: Tensor, want: Tensor) -> float:
 
 @pytest.mark.parametrize("wiring", ["llama", "gemma3"])
 def test_what_is_held_in_four_bits_gives_the_logits_of_a_cpu(wiring: str) -> None:
-    """By the backend torch: the other records its steps, and leaves that out."""
     method, answer = SamKV(keep=0.3, rest="int4"), random_ids(6, 1)
-    there, here = (prompted(attached(wiring, device, wanted="torch")) for device in (DEVICE, "cpu"))
+    there, here = (prompted(attached(wiring, device)) for device in (DEVICE, "cpu"))
     prepared = there.prepare(method)
     got, want = (
         forced_logits(case.adapter, one, answer) for case, one in ((there, prepared), (here, here.prepare(method)))

@@ -37,7 +37,8 @@ print("same answers")
 
 STEPS = """
 from samkv_rag.model.steps import Recorder
-from tests.model.test_loop import alone, staggered
+from tests.methods import test_late_settling as late
+from tests.model.test_loop import alone, staggered, together
 from tests.models import adapter
 
 def played(run):
@@ -51,11 +52,18 @@ def played(run):
         return out
     return again
 
+def in_company(wiring):
+    rows = late.begun(wiring, late.PACKED)
+    together(wiring, rows)
+    return [row.result() for row in rows]
+
 for wiring in ("llama", "mistral-sliding"):
-    loop, want = adapter(wiring).loop, alone(wiring)
+    loop, want, packed = adapter(wiring).loop, alone(wiring), late.alone(wiring, late.PACKED)
     loop.recorder = Recorder(loop._side_by_side, "triton", played, loop._empty)
     assert staggered(wiring) == staggered(wiring) == want, wiring
-    assert loop.recorder.recordings and loop.recorder.reason is None
+    made = loop.recorder.recordings
+    assert in_company(wiring) == in_company(wiring) == packed, wiring
+    assert loop.recorder.recordings > made > 0 and loop.recorder.reason is None
 print("same tokens")
 """
 
@@ -93,5 +101,5 @@ def test_the_engine_answers_alike_with_either_backend() -> None:
 
 @pytest.mark.slow
 def test_steps_that_are_played_read_nothing_from_the_host() -> None:
-    """Answers join and leave, with gaps and windows; the kernels go by tensors alone."""
+    """Answers join and leave, with gaps and windows, some with packed entries; the kernels go by tensors alone."""
     assert "same tokens" in interpreted("-c", STEPS)

@@ -21,6 +21,7 @@ from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
+from tests.cases import WIRINGS
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.model.test_steps import recording
@@ -153,13 +154,19 @@ def test_in_company_the_tokens_are_those_of_each_alone(wiring: str, methods: Seq
     assert [row.result() for row in rows] == alone(wiring, methods)
 
 
-@pytest.mark.parametrize("wiring", ["llama", "gemma3"])
-def test_recorded_steps_go_on_with_what_stays(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = alone(wiring)
+@pytest.mark.parametrize("methods", [DROPPED, PACKED], ids=["dropped", "packed"])
+@pytest.mark.parametrize("wiring", [name for name in WIRINGS if not adapter(name).loop._apart])
+def test_recorded_steps_go_on_with_what_stays(
+    wiring: str, methods: Sequence[SamKV], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = alone(wiring, methods)
     recorder = recording(monkeypatch, wiring)
-    rows = begun(wiring)
-    loops.together(wiring, rows)
-    assert [row.result() for row in rows] == want and recorder.recordings > 0 and recorder.reason is None
+    for _ in range(2):
+        rows = begun(wiring, methods)
+        loops.together(wiring, rows)
+        assert [row.result() for row in rows] == want and recorder.recordings > 0 and recorder.reason is None
+    if methods is PACKED:
+        assert {sizes.packed for sizes in recorder._fixed} == {0, 256}, "with packed entries and without"
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------------

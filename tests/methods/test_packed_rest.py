@@ -12,12 +12,10 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
-from samkv_rag.methods.samkv import RECORDED
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
 from tests.model import test_loop as loops
-from tests.model.test_steps import recording
 from tests.models import adapter, tiny_engine
 from tests.oracles import Prompted, stock, stock_logits
 
@@ -109,19 +107,6 @@ def test_where_keys_turn_with_the_texts_length_it_is_left_out_and_said() -> None
     case = prompted("llama-longrope-crossed")
     prepared = case.prepare(PACKED)
     assert prepared.settling is None and "rest was left out" in prepared.selection.notes[0]
-
-
-@pytest.mark.parametrize(("asked", "instead"), [(PACKED, SamKV(keep=0.3)), (LATER, SamKV(keep=0.3, settle_at=3))])
-def test_where_steps_are_recorded_it_is_left_out_and_said(
-    asked: SamKV, instead: SamKV, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = prompted("llama")
-    recorder = recording(monkeypatch, "llama")
-    want = case.tokens(instead, COUNT)
-    prepared, run = case.prepare(asked), Run(case.plan, case.adapter, case.store, 12)
-    assert prepared.generate(case.adapter.loop, max_new_tokens=COUNT, do_sample=False) == want
-    asked.prepare(run)
-    assert RECORDED in (*run.notes, *prepared.selection.notes) and recorder.recordings > 0
 
 
 def test_what_says_nothing_beside_it_is_refused() -> None:
