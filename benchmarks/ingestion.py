@@ -26,7 +26,7 @@ from samkv_rag.ingest import BATCH_TOKENS, Pending, ingest
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, chunk_key
 
-KV_DTYPES = ("model", "bf16", "int8", "fp8")
+KV_DTYPES = ("model", "bf16", "int8", "fp8", "int4")
 MIB = 2**20
 
 

@@ -53,7 +53,7 @@ def gathers(device: torch.device) -> Iterator[Case]:
     theta = torch.randn(1, KEPT, DIM // 2, device=device)
     angles = Angles(theta.cos(), theta.sin())
     written = LAYERS * kv.numel() * 2
-    for form in ("bf16", "int8", "fp8"):
+    for form in ("bf16", "int8", "fp8", "int4"):
         stored = _all_layers(KVForm.of(kv, form).encode(kv).to(device))
         yield _gather(f"rope_gather {form}", _as_stored(stored, form), rows, angles, stored.nbytes + written)
     pinned = _all_layers(kv).pin_memory()
@@ -72,7 +72,7 @@ def _as_stored(held: Tensor, form: str) -> Stored:
     if form not in QUANTISERS:
         return Stored.of(held)
     parts = QUANTISERS[form].unpack(held, GROUPS, DIM)
-    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero)
+    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero, parts.value_zero)
 
 
 def scores(device: torch.device) -> Iterator[Case]:

@@ -24,7 +24,7 @@ from benchmarks.shapes import CPU_LLAMA
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
 
-KV_DTYPES = ("model", "bf16", "int8", "fp8")
+KV_DTYPES = ("model", "bf16", "int8", "fp8", "int4")
 KEEP = 0.15
 
 

@@ -63,9 +63,9 @@ class SamKVEngine:
         15 % is reached from 3,414 chunk tokens on, and of a prompt with fewer than 512 `SamKV()` computes all anew.
         `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", the first lines of a
         prompt of `answer`, behind a BOS where prompts begin with one; "bos", a BOS token; or "none" (the paper).
-        `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8" or "fp8"; caches stored otherwise are not
-        used. Up to `max_batch` answers are decoded together, each with its cache in memory. `chat_template_kwargs` are
-        more variables of the model's chat template: `{"enable_thinking": False}` has a model answer at once that thinks
+        `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8", "fp8" or "int4"; others are not used then.
+        Up to `max_batch` answers are decoded together, each with its cache in memory. `chat_template_kwargs` are more
+        variables of the model's chat template: `{"enable_thinking": False}` has a model answer at once that thinks
         first (Qwen3), as `answer` has it do anyway.
         Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
         """

@@ -21,7 +21,7 @@ from torch import Tensor
 BLOCK = 16
 """Tokens in a storage block: the unit that is summarised, checksummed and read."""
 
-KV_DTYPES = ("model", "bf16", "fp16", "int8", "fp8")
+KV_DTYPES = ("model", "bf16", "fp16", "int8", "fp8", "int4")
 """How K and V may be stored; "model" is the dtype the model computes in."""
 
 HEAD_CHARS = 32

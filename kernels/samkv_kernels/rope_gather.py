@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,12 +14,19 @@ COPIED = 256 << 20
 """Bytes of blocks that are copied to a device before they are gathered there: all of a prompt's are a second cache."""
 
 
+def halves(numbers: Tensor) -> Tensor:
+    """Numbers of four bits `(..., S, D)` out of uint8 `(..., S / 2, D)`: the first half of the tokens in the low bits,
+    the other one in the high ones."""
+    return torch.cat([numbers & 15, numbers >> 4], -2)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """B blocks of S tokens: position-free `keys` and `values` `(L, B, G, S, D)`, any strides with D contiguous.
 
-    bf16, fp16, fp32, int8 or fp8 e4m3. What they mean: `key_scale * keys + key_zero` and `value_scale * values`, where
-    given; scales have any float dtype and any shape that broadcasts to the blocks' (per channel of a block, per token).
+    bf16, fp16, fp32, int8, fp8 e4m3, or uint8 `(L, B, G, S / 2, D)`: numbers of four bits (see `halves`). What they
+    mean: `key_scale * keys + key_zero` and `value_scale * values + value_zero`, where given; scales and zeros have any
+    float dtype and any shape that broadcasts to the blocks' (per channel of a block, per token).
     """
 
     keys: Tensor
@@ -27,22 +34,43 @@ class Stored:
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
     key_zero: Tensor | None = None
+    value_zero: Tensor | None = None
 
     @classmethod
     def of(cls, kv: Tensor) -> Stored:
         """Views of the storage layout `(L, B, 2, G, S, D)`."""
         return cls(kv[:, :, 0], kv[:, :, 1])
 
+    @property
+    def packed(self) -> bool:
+        """Whether a byte holds the numbers of two tokens."""
+        return self.keys.dtype == torch.uint8
+
+    @property
+    def size(self) -> int:
+        """Tokens of a block, S."""
+        return self.keys.shape[3] * (2 if self.packed else 1)
+
+    @property
+    def scales(self) -> tuple[Tensor | None, ...]:
+        """The scales of keys, their zeros, the scales of values, theirs: views `(L, B, G, S, D)` of what there is."""
+        shape = (*self.keys.shape[:3], self.size, self.keys.shape[4])
+        parts = (self.key_scale, self.key_zero, self.value_scale, self.value_zero)
+        return tuple(x if x is None else x.expand(shape) for x in parts)
+
     def to(self, device: torch.device) -> Stored:
         """The same on another device."""
-        parts = (self.keys, self.values, self.key_scale, self.value_scale, self.key_zero)
-        return Stored(*(x if x is None else x.to(device) for x in parts))  # type: ignore[arg-type]
+        return self._each(lambda x: x.to(device))
 
     def layer(self, index: int) -> Stored:
         """One layer of it, as views."""
-        parts = (self.keys, self.values, self.key_scale, self.value_scale, self.key_zero)
-        shape = self.keys.shape
-        return Stored(*(x if x is None else x.expand(shape)[index : index + 1] for x in parts))  # type: ignore[arg-type]
+        key_scale, key_zero, value_scale, value_zero = self.scales
+        whole = replace(self, key_scale=key_scale, key_zero=key_zero, value_scale=value_scale, value_zero=value_zero)
+        return whole._each(lambda x: x[index : index + 1])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Stored:
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Stored(*(None if x is None else change(x) for x in parts))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +189,11 @@ def _gaps(pieces: Sequence[Piece], slots: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Which tokens of stored blocks: `block` and `offset` `(T,)`, or None where they are the first `count` in order;
-    `missing` `(T, 1)` marks those that are not stored, None where all are."""
+    """Which tokens of stored blocks of `size`: `block` and `offset` `(T,)`, or None where they are the first `count` in
+    order; `missing` `(T, 1)` marks those that are not stored, None where all are."""
 
     count: int
+    size: int
     block: Tensor | None
     offset: Tensor | None
     missing: Tensor | None
@@ -172,21 +201,30 @@ class Tokens:
     @classmethod
     def of(cls, rows: Tensor, stored: Stored) -> Tokens:
         """What `rows` mean for blocks of this size."""
-        size, rows = stored.keys.shape[3], rows.to(stored.keys.device)
+        size, rows = stored.size, rows.to(stored.keys.device)
         if torch.equal(rows, torch.arange(len(rows), device=rows.device, dtype=rows.dtype)):
-            return cls(len(rows), None, None, None)
+            return cls(len(rows), size, None, None, None)
         missing = (rows < 0)[:, None]
         rows = rows.clamp(min=0).long()
-        return cls(len(rows), rows // size, rows % size, missing if missing.any() else None)
+        return cls(len(rows), size, rows // size, rows % size, missing if missing.any() else None)
 
     def take(self, x: Tensor) -> Tensor:
         """One layer `(1, B, G, S, D)` -> fp32 `(G, T, D)`."""
+        if x.shape[3] != self.size:
+            return self._take_packed(x[0])
         raw = x[0].view(torch.int8) if x.dtype.itemsize == 1 else x[0]  # indexing knows no fp8
         if self.block is None:
             found = raw.transpose(0, 1).flatten(1, 2)[:, : self.count]
         else:
             found = raw[self.block, :, self.offset].transpose(0, 1)
         return found.view(x.dtype).float()
+
+    def _take_packed(self, x: Tensor) -> Tensor:
+        """The same of numbers of four bits, uint8 `(B, G, S / 2, D)`."""
+        if self.block is None or self.offset is None:
+            return halves(x).transpose(0, 1).flatten(1, 2)[:, : self.count].float()
+        found = x[self.block, :, self.offset % x.shape[2]] >> 4 * (self.offset // x.shape[2])[:, None, None]
+        return (found & 15).transpose(0, 1).float()
 
 
 def _gathered(stored: Stored, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -198,6 +236,8 @@ def _gathered(stored: Stored, tokens: Tokens) -> tuple[Tensor, Tensor]:
         keys = keys + tokens.take(stored.key_zero)
     if stored.value_scale is not None:
         values = values * tokens.take(stored.value_scale)
+    if stored.value_zero is not None:
+        values = values + tokens.take(stored.value_zero)
     if tokens.missing is None:
         return keys, values
     return keys.masked_fill(tokens.missing, 0), values.masked_fill(tokens.missing, 0)

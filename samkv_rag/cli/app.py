@@ -39,7 +39,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and n
 Embed = Annotated[
     str | None, typer.Option("--embed-model", help='"hashing" (offline, default) or a sentence-transformers model.')
 ]
-KVDtype = Annotated[str | None, typer.Option("--kv-dtype", help="How caches are stored: model bf16 fp16 int8 fp8.")]
+KVDtype = Annotated[
+    str | None, typer.Option("--kv-dtype", help="How caches are stored: model bf16 fp16 int8 fp8 int4.")
+]
 DEFAULT_STORE = Path(".samkv")
 
 

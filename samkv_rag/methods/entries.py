@@ -115,7 +115,7 @@ def _as_stored(found: StoredBlocks) -> Stored:
     parts = found.parts
     if parts is None:
         return Stored.of(found.data)
-    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero)
+    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero, parts.value_zero)
 
 
 def blocks_of(owner: Tensor, inside: Tensor, chunks: int) -> tuple[list[list[int]], Tensor]:

@@ -32,7 +32,7 @@ from samkv_rag.types import KV_DTYPES
 FORMAT_VERSION = 1
 _WEIGHTS = ("*.safetensors", "*.bin")
 _IGNORED_ON_HUB = ("*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.md")
-_CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8"}
+_CACHED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": "int8", "fp8": "fp8", "int4": "int4"}
 _DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")
 _NOT_IN_THE_NUMBERS = {
     *_DOWNLOAD, "revision", "trust_remote_code", "attn_implementation", "low_cpu_mem_usage", "max_memory",

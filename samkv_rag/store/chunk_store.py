@@ -79,10 +79,10 @@ class ChunkKVStore:
     ) -> None:
         """Store `chunk` under `key`, for good when this returns; what was there, damaged or not, is replaced.
 
-        `kv_dtype` is how K and V are stored: "model" (as they are), "bf16", "fp16", "int8" or "fp8". Writes nothing
-        when the same entry is there and sound. ValueError when the chunk's shapes do not fit together; StoreError when
-        K or V do not fit `kv_dtype`; StoreFull when the disk is full or the chunk is larger than `max_bytes`. Nothing
-        was stored then.
+        `kv_dtype` is how K and V are stored: "model" (as they are), "bf16", "fp16", "int8", "fp8" or "int4". Writes
+        nothing when the same entry is there and sound. ValueError when the chunk's shapes do not fit together;
+        StoreError when K or V do not fit `kv_dtype`; StoreFull when the disk is full or the chunk is larger than
+        `max_bytes`. Nothing was stored then.
         """
         check_key(key)
         check_chunk(chunk)

@@ -3,7 +3,8 @@
 `int8`: keys asymmetric per (layer, block, head, channel), values symmetric per (layer, block, head, token); after
 KIVI (Liu et al., 2024): a few key channels are large for all tokens, while values have no such channels. `fp8`: e4m3
 with one scale per (layer, head, token) for K and for V: its precision is relative, so that a large channel costs the
-others nothing and a scale per channel would buy only bytes.
+others nothing and a scale per channel would buy only bytes. `int4`: both asymmetric, keys as in int8, values per
+(layer, block, head, token), two tokens in a byte.
 
 Stored keys are position-free, and their parameters are stored with them. A summary's `low` and `high` would not do:
 they bound the keys *turned* at the chunk's own positions, and a turn mixes the channels of a pair, so that a range
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.rope_gather import halves
 from samkv_rag.store.errors import StoreError
 from samkv_rag.types import BLOCK, KV_DTYPES
 
@@ -43,22 +45,27 @@ _FP8_MAX = torch.finfo(_FP8).max
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A quantised block's numbers: `keys` and `values` `(..., G, BLOCK, D)`, the keys' scale and zero (None: 0), and
-    the values' scale, each bf16 with as many dimensions: key = zero + scale * number, value = scale * number."""
+    """A quantised block's numbers: `keys` and `values` `(..., G, BLOCK, D)`, of four bits uint8 `(..., G, BLOCK / 2,
+    D)` (see `halves`); and scales and zeros (None: 0), bf16 with as many dimensions: zero + scale * number."""
 
     keys: Tensor
     values: Tensor
     key_scale: Tensor
     value_scale: Tensor
     key_zero: Tensor | None = None
+    value_zero: Tensor | None = None
 
     def restored(self, dtype: torch.dtype) -> Tensor:
         """`(..., 2, G, BLOCK, D)` in `dtype`, computed in fp32."""
-        keys = self.keys.float() * self.key_scale.float()
-        if self.key_zero is not None:
-            keys += self.key_zero.float()
-        values = self.values.float() * self.value_scale.float()
-        return torch.stack([keys, values], -4).to(dtype)
+        keys = _restored(self.keys, self.key_scale, self.key_zero)
+        return torch.stack([keys, _restored(self.values, self.value_scale, self.value_zero)], -4).to(dtype)
+
+
+def _restored(numbers: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    if numbers.dtype == torch.uint8:
+        numbers = halves(numbers)
+    found = numbers.float() * scale.float()
+    return found if zero is None else found.add_(zero.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,34 @@ def fp8_parts(kv: Tensor) -> Parts:
     return Parts(steps[:, :, 0], steps[:, :, 1], scale[:, :, 0], scale[:, :, 1])
 
 
+def int4_parts(kv: Tensor) -> Parts:
+    """fp32 `(L, B, 2, G, BLOCK, D)` in four bits, keys per channel and values per token. Zeros that fill up a block do
+    not count: sixteen numbers are too few for what nobody reads."""
+    keys, values = kv.unbind(2)
+    there = (kv != 0).any(-1).any(2).any(2)[:, :, None, :, None]  # of some head, a key or a value
+    key_zero, key_scale = _range(
+        keys.where(there, torch.inf).amin(-2, True), keys.where(there, -torch.inf).amax(-2, True)
+    )
+    value_zero, value_scale = _range(values.amin(-1, keepdim=True), values.amax(-1, keepdim=True))
+    return Parts(
+        _four_bits(keys, key_scale, key_zero), _four_bits(values, value_scale, value_zero),
+        key_scale, value_scale, key_zero, value_zero,
+    )  # fmt: skip
+
+
+def _range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The bf16 number below all, and the scale with which 15 steps from there reach the highest; 0 of nothing."""
+    low, high = (x.where(low <= high, 0) for x in (low, high))
+    zero = low.bfloat16()
+    zero = torch.where(zero.float() > low, torch.nextafter(zero, torch.full_like(zero, -math.inf)), zero)
+    return zero, _scale(high - zero.float(), 15)
+
+
+def _four_bits(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    numbers = _steps(x - zero.float(), scale).round().clamp(0, 15).to(torch.uint8)
+    return numbers[..., : BLOCK // 2, :] | numbers[..., BLOCK // 2 :, :] << 4
+
+
 def _scale(largest: Tensor, steps: float) -> Tensor:
     """The bf16 number next above `largest / steps`, so that `steps` of it reach `largest`; 0 where that is 0."""
     exact = largest / steps
@@ -138,7 +173,20 @@ def _fp8_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[in
     return {"keys": (_FP8, block), "values": (_FP8, block), "key_scale": scale, "value_scale": scale}
 
 
-QUANTISERS = {"int8": Quantiser(_int8_fields, int8_parts), "fp8": Quantiser(_fp8_fields, fp8_parts)}
+def _int4_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[int, int, int]]]:
+    half = torch.uint8, (heads, BLOCK // 2, width)
+    channels, tokens = (torch.bfloat16, (heads, 1, width)), (torch.bfloat16, (heads, BLOCK, 1))
+    return {
+        "keys": half, "values": half,
+        "key_scale": channels, "key_zero": channels, "value_scale": tokens, "value_zero": tokens,
+    }  # fmt: skip
+
+
+QUANTISERS = {
+    "int8": Quantiser(_int8_fields, int8_parts),
+    "fp8": Quantiser(_fp8_fields, fp8_parts),
+    "int4": Quantiser(_int4_fields, int4_parts),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ class StoreStats:
 
     `hits`, `misses` and `evictions` count since the store was made, over all processes when it is on disk.
     `damaged` counts entries that a read or `verify` found damaged and that were not put again since. `kv_dtypes` counts
-    entries by how their K and V are stored (fp32, bf16, fp16, int8, fp8).
+    entries by how their K and V are stored (fp32, bf16, fp16, int8, fp8, int4).
     """
 
     entries: int

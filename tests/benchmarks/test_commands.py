@@ -69,7 +69,8 @@ def test_ttft_has_every_system_and_says_full_over_it(command: Command) -> None:
 def test_ingestion_counts_tokens_and_files(command: Command) -> None:
     rows = by(command("ingestion", *ARGUMENTS["ingestion"]), "way")
     assert set(rows) == {
-        (way,) for way in ("forward", "caches", "memory", "disk model", "disk bf16", "disk int8", "disk fp8")
+        (way,)
+        for way in ("forward", "caches", "memory", "disk model", "disk bf16", "disk int8", "disk fp8", "disk int4")
     }
     for row in rows.values():
         rate = 120e3 / float(row["median_ms"])

@@ -69,7 +69,7 @@ def test_the_fingerprint_names_what_caches_depend_on() -> None:
         "dtype": fingerprint(build(WIRINGS["llama"](), torch.bfloat16)),
         "no sink prefix": fingerprint(sink_prefix="none"), "bos": fingerprint(sink_prefix="bos"),
         "tokenizer": fingerprint(tokenizer=_with_one_token_more()),
-        "int8": fingerprint(kv_dtype="int8"), "fp8": fingerprint(kv_dtype="fp8"),
+        "int8": fingerprint(kv_dtype="int8"), "fp8": fingerprint(kv_dtype="fp8"), "int4": fingerprint(kv_dtype="int4"),
         "half": fingerprint(kv_dtype="bf16"),
     }  # fmt: skip
     assert base not in others.values()
@@ -201,8 +201,8 @@ def test_caches_stored_otherwise_are_misses_and_live_side_by_side() -> None:
 
 
 def test_an_unknown_kv_dtype_is_a_sentence() -> None:
-    with pytest.raises(SamKVError, match="kv_dtype is one of model, bf16, fp16, int8, fp8, not 'int4'"):
-        tiny_engine(kv_dtype="int4")
+    with pytest.raises(SamKVError, match="kv_dtype is one of model, bf16, fp16, int8, fp8, int4, not 'int2'"):
+        tiny_engine(kv_dtype="int2")
 
 
 def test_forgotten_chunks_are_misses() -> None:

@@ -98,7 +98,7 @@ def test_the_kernels_and_torch_agree(wiring: str, method: str) -> None:
     assert differ(*(case.logits(case.prepare(METHODS[method])) for case in cases)) < 1e-3
 
 
-@pytest.mark.parametrize("kv_dtype", ["model", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("kv_dtype", ["model", "bf16", "int8", "fp8", "int4"])
 def test_caches_on_the_host_and_on_the_device_are_the_same(kv_dtype: str) -> None:
     cases = [prompted(attached()), prompted(attached(), device=DEVICE)]
     for case in cases:

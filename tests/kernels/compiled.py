@@ -140,17 +140,20 @@ def logits(kind: str, sm: int, folder: Path) -> Any:
 
 
 def gather(kind: str, sm: int, folder: Path) -> Any:
-    source = {"bf16": "*bf16", "int8": "*i8", "fp8": "*fp8e4nv"}[kind]
+    source = {"bf16": "*bf16", "int8": "*i8", "fp8": "*fp8e4nv", "int4": "*u8"}[kind]
     types: dict[str, Any] = dict.fromkeys(("keys", "values"), source)
-    types |= dict.fromkeys(("key_scale", "key_zero", "value_scale", "out_keys", "out_values"), "*bf16")
+    types |= dict.fromkeys(("key_scale", "key_zero", "value_scale", "value_zero", "out_keys", "out_values"), "*bf16")
     types |= {"rows": "*i32", "cos": "*fp32", "sin": "*fp32", "table": "*i32", "slots": "i32"}
     types |= {"tiles": "*i32", "pieces": "*i64"}
     types |= dict.fromkeys(("key_strides", "value_strides"), (*_FOUR, "constexpr"))
-    types |= dict.fromkeys(("key_scale_strides", "key_zero_strides", "value_scale_strides"), _FIVE)
+    types |= dict.fromkeys(
+        ("key_scale_strides", "key_zero_strides", "value_scale_strides", "value_zero_strides"), _FIVE
+    )
     constants = {
         "SIZE": 16, "DIM": _DIM, "HALF": _DIM // 2, "WIDE": _DIM, "WIDE_HALF": _DIM // 2, "WIDE_REST": 0,
         "TOKENS": rope_gather.TOKENS, "INTERLEAVED": False, "BY_LAYER": False, "KEY_SCALED": kind != "bf16",
-        "KEY_ZERO": kind == "int8", "VALUE_SCALED": kind != "bf16", "HINT": 16, "SCALE_HINT": 1,
+        "KEY_ZERO": kind in ("int8", "int4"), "VALUE_SCALED": kind != "bf16", "VALUE_ZERO": kind == "int4",
+        "PACKED": kind == "int4", "HINT": 16, "SCALE_HINT": 1,
         "num_warps": rope_gather.WARPS,
     }  # fmt: skip
     return compiled(rope_gather.gather_kernel, {**types, "out_strides": _FOUR}, constants, sm, folder)

@@ -63,7 +63,7 @@ SPILLED = {
     ("logits", "bound", 90): 24 if TRITON >= (3, 9) else 0,
 }
 SCORES = [("logits", "bound", 90)]
-GATHER = [("gather", "int8", 80), ("gather", "fp8", 90)]
+GATHER = [("gather", "int8", 80), ("gather", "fp8", 90), ("gather", "int4", 80)]
 
 
 @pytest.fixture(scope="module")

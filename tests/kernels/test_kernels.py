@@ -7,7 +7,7 @@ out is seen. So is what stands behind the live part of a buffer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from tests.kernels.inputs import DEVICE, NEEDS, TOLERANCE, far, poisoned
 pytestmark = NEEDS
 
 HALVES = [torch.float16, torch.bfloat16]
-SOURCES = ["model", "fp16", "bf16", "int8", "fp8"]
+SOURCES = ["model", "fp16", "bf16", "int8", "fp8", "int4"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def stored(kv_dtype: str, layers: int, blocks: int, heads: int, dim: int) -> Sto
     if kv_dtype not in QUANTISERS:
         return Stored.of(held.to(DEVICE))
     parts = QUANTISERS[kv_dtype].unpack(held.to(DEVICE), heads, dim)
-    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero)
+    return Stored(*(getattr(parts, field.name) for field in fields(Stored)))
 
 
 def turns(tokens: int, half: int, table: list[int] | None = None, interleaved: bool = False) -> Angles:
@@ -87,7 +87,12 @@ def test_none_and_one_token_are_gathered(rows: list[int]) -> None:
     assert gather_both_ways(stored("bf16", 1, 1, 1, 64), rows, turns(len(rows), 32), torch.bfloat16) < 0.01
 
 
-PIECES = [(2, "int8", 3, [5, 17, -1]), (5, "bf16", 2, [0, 31]), (9, "int8", 1, list(range(15, -1, -1)) + [0, 1, 2])]
+PIECES = [
+    (2, "int8", 3, [5, 17, -1]),
+    (5, "bf16", 2, [0, 31]),
+    (9, "int8", 1, list(range(15, -1, -1)) + [0, 1, 2]),
+    (29, "int4", 2, [9, 16, 31]),
+]
 
 
 @pytest.mark.parametrize("pieces", [PIECES, PIECES[:1], PIECES[1:], []])

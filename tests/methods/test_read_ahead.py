@@ -33,7 +33,7 @@ from tests.oracles import Prompted
 from tests.store.samples import flip
 from tests.waiting import SOON, wait_until
 
-FORMS = ("model", "int8", "fp8")
+FORMS = ("model", "int8", "fp8", "int4")
 
 
 @pytest.fixture(autouse=True)

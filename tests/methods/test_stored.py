@@ -15,10 +15,10 @@ from tests import oracles
 from tests.models import adapter
 from tests.oracles import Prompted
 
-TOLERANCE = {"bf16": 6e-3, "fp16": 1e-3, "int8": 2e-2, "fp8": 8e-2}
+TOLERANCE = {"bf16": 6e-3, "fp16": 1e-3, "int8": 2e-2, "fp8": 8e-2, "int4": 0.25}
 """Allowed RMS difference of the next-token logits from those of caches stored as the model computes, relative to their
-own RMS: about twice the worst of twelve wirings (3.2e-3, 4.6e-4, 9.2e-3, 4.5e-2), whose sharpened attention magnifies
-errors."""
+own RMS: about twice the worst of twelve wirings (3.2e-3, 4.6e-4, 9.2e-3, 4.5e-2; 0.13 of the four below), whose
+sharpened attention magnifies errors."""
 
 WIRINGS = ("llama", "llama-longrope-crossed", "qwen3", "gemma3")
 THIRD = SamKV(keep=0.5, recompute=1 / 3, settle="before", look="mean")
@@ -61,7 +61,7 @@ def test_recomputing_all_that_is_kept_is_exact_however_it_is_stored(wiring: str,
         assert torch.equal(other.logits(other.prepare(method)), plain.logits(plain.prepare(method)))
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8", "int4"])
 def test_the_tolerance_is_not_idle(kv_dtype: str) -> None:
     """The control: keys whose parameters went to the next channel are far outside it."""
     other = prompted("llama", kv_dtype)

@@ -40,13 +40,26 @@ def _load(source, mask):
 
 
 @triton.jit
+def _numbers(source, high, mask, PACKED: tl.constexpr):
+    # Four bits each where PACKED: of the first half of a block in the low ones, of the second in the `high` ones.
+    if PACKED:
+        x = (tl.load(source, mask=mask).to(tl.int32) >> high) & 15
+        return tl.where(mask, x.to(tl.float32), 0.0)
+    else:
+        return _load(source, mask)
+
+
+@triton.jit
 def _put(out, x, mask):
     tl.store(out, x.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _key(key, scale, zero, scale_step, zero_step, at, mask, SCALED: tl.constexpr, ZERO: tl.constexpr):
-    x = _load(key + at, mask)
+def _entry(
+    numbers, high, scale, zero, scale_step, zero_step, at, mask, PACKED: tl.constexpr, SCALED: tl.constexpr,
+    ZERO: tl.constexpr,
+):  # fmt: skip
+    x = _numbers(numbers + at, high, mask, PACKED)
     if SCALED:
         x = x * _load(scale + at * scale_step, mask)
     if ZERO:
@@ -56,21 +69,22 @@ def _key(key, scale, zero, scale_step, zero_step, at, mask, SCALED: tl.constexpr
 
 @triton.jit
 def _place(first, layer, block, head, offset, pieces, piece, strides, PART: tl.constexpr, HINT: tl.constexpr):
-    base = tl.multiple_of(tl.load(pieces + piece * 11 + 2 * PART + 1), HINT)
-    deep = layer * tl.multiple_of(tl.load(pieces + piece * 11 + 2 * PART + 2), HINT)
+    base = tl.multiple_of(tl.load(pieces + piece * 13 + 2 * PART + 1), HINT)
+    deep = layer * tl.multiple_of(tl.load(pieces + piece * 13 + 2 * PART + 2), HINT)
     return first + base + deep + block * strides[1] + head * strides[2] + offset * strides[3]
 
 
 @triton.jit(do_not_specialize=["slots"])
 def gather_kernel(
-    keys, values, key_scale, key_zero, value_scale, out_keys, out_values, rows, cos, sin, table, tiles, pieces, slots,
-    key_strides, value_strides, key_scale_strides, key_zero_strides, value_scale_strides, out_strides,
+    keys, values, key_scale, key_zero, value_scale, value_zero, out_keys, out_values, rows, cos, sin, table, tiles,
+    pieces, slots, key_strides, value_strides, key_scale_strides, key_zero_strides, value_scale_strides,
+    value_zero_strides, out_strides,
     SIZE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, WIDE_HALF: tl.constexpr,
     WIDE_REST: tl.constexpr, TOKENS: tl.constexpr, INTERLEAVED: tl.constexpr, BY_LAYER: tl.constexpr,
-    KEY_SCALED: tl.constexpr, KEY_ZERO: tl.constexpr, VALUE_SCALED: tl.constexpr, HINT: tl.constexpr,
-    SCALE_HINT: tl.constexpr,
+    PACKED: tl.constexpr, KEY_SCALED: tl.constexpr, KEY_ZERO: tl.constexpr, VALUE_SCALED: tl.constexpr,
+    VALUE_ZERO: tl.constexpr, HINT: tl.constexpr, SCALE_HINT: tl.constexpr,
 ):  # fmt: skip
-    # A tile is (piece, first slot, slots); piece -1: zeros. A piece is where its rows stand, and of each of the five
+    # A tile is (piece, first slot, slots); piece -1: zeros. A piece is where its rows stand, and of each of the six
     # kinds of blocks where they begin, and the step from a layer to the next, multiples of the hints.
     tile = tiles + tl.program_id(0) * 3
     piece = tl.load(tile).to(tl.int64)
@@ -82,22 +96,26 @@ def gather_kernel(
     head = tl.program_id(1).to(tl.int64)
     layer = tl.program_id(2).to(tl.int64)
     inside = at < count
-    row = tl.load(rows + tl.load(pieces + piece * 11) + slot, mask=at < stored, other=-1).to(tl.int64)
+    row = tl.load(rows + tl.load(pieces + piece * 13) + slot, mask=at < stored, other=-1).to(tl.int64)
     there = row >= 0
     row = tl.maximum(row, 0)
     block = row // SIZE
     offset = row % SIZE
-    key = _place(keys, layer, block, head, offset, pieces, piece, key_strides, 0, HINT)
+    line, high = offset, 0
+    if PACKED:
+        line, high = offset % (SIZE // 2), (offset // (SIZE // 2) * 4).to(tl.int32)
+    key = _place(keys, layer, block, head, line, pieces, piece, key_strides, 0, HINT)
     scale = _place(key_scale, layer, block, head, offset, pieces, piece, key_scale_strides, 2, SCALE_HINT)
     zero = _place(key_zero, layer, block, head, offset, pieces, piece, key_zero_strides, 3, SCALE_HINT)
+    scale_step, zero_step = key_scale_strides[4], key_zero_strides[4]
     target = layer * out_strides[0] + head * out_strides[1] + slot.to(tl.int64) * out_strides[2]
     if HALF > 0:
         pair = tl.arange(0, WIDE_HALF)[None, :]
         first = pair * 2 if INTERLEAVED else pair
         second = first + 1 if INTERLEAVED else pair + HALF
         real = there & (pair < HALF)
-        a = _key(key, scale, zero, key_scale_strides[4], key_zero_strides[4], first, real, KEY_SCALED, KEY_ZERO)
-        b = _key(key, scale, zero, key_scale_strides[4], key_zero_strides[4], second, real, KEY_SCALED, KEY_ZERO)
+        a = _entry(key, high, scale, zero, scale_step, zero_step, first, real, PACKED, KEY_SCALED, KEY_ZERO)
+        b = _entry(key, high, scale, zero, scale_step, zero_step, second, real, PACKED, KEY_SCALED, KEY_ZERO)
         which = tl.load(table + layer).to(tl.int64) if BY_LAYER else layer * 0
         angle = (tl.maximum(which, 0) * slots + slot) * HALF + pair
         c = tl.where(which >= 0, tl.load(cos + angle, mask=real, other=1.0), 1.0)
@@ -107,20 +125,21 @@ def gather_kernel(
     if WIDE_REST > 0:
         still = 2 * HALF + tl.arange(0, WIDE_REST)[None, :]
         real = there & (still < DIM)
-        x = _key(key, scale, zero, key_scale_strides[4], key_zero_strides[4], still, real, KEY_SCALED, KEY_ZERO)
+        x = _entry(key, high, scale, zero, scale_step, zero_step, still, real, PACKED, KEY_SCALED, KEY_ZERO)
         _put(out_keys + target + still, x, inside & (still < DIM))
     at = tl.arange(0, WIDE)[None, :]
     real = there & (at < DIM)
-    v = _load(_place(values, layer, block, head, offset, pieces, piece, value_strides, 1, HINT) + at, real)
-    if VALUE_SCALED:
-        scale = _place(value_scale, layer, block, head, offset, pieces, piece, value_scale_strides, 4, SCALE_HINT)
-        v = v * _load(scale + at * value_scale_strides[4], real)
+    value = _place(values, layer, block, head, line, pieces, piece, value_strides, 1, HINT)
+    scale = _place(value_scale, layer, block, head, offset, pieces, piece, value_scale_strides, 4, SCALE_HINT)
+    zero = _place(value_zero, layer, block, head, offset, pieces, piece, value_zero_strides, 5, SCALE_HINT)
+    scale_step, zero_step = value_scale_strides[4], value_zero_strides[4]
+    v = _entry(value, high, scale, zero, scale_step, zero_step, at, real, PACKED, VALUE_SCALED, VALUE_ZERO)
     _put(out_values + target + at, v, inside & (at < DIM))
 
 
 def sizes(stored: Stored, angles: Angles) -> dict[str, Any]:
     """The constants of a launch."""
-    size, dim = stored.keys.shape[3:]
+    size, dim = stored.size, stored.keys.shape[4]
     half = angles.cos.shape[-1]
     rest = dim - 2 * half
     return {
@@ -128,6 +147,7 @@ def sizes(stored: Stored, angles: Angles) -> dict[str, Any]:
         "WIDE_REST": power_of_2(rest) if rest else 0, "TOKENS": TOKENS, "INTERLEAVED": angles.interleaved,
         "BY_LAYER": angles.table is not None, "KEY_SCALED": stored.key_scale is not None,
         "KEY_ZERO": stored.key_zero is not None, "VALUE_SCALED": stored.value_scale is not None,
+        "VALUE_ZERO": stored.value_zero is not None, "PACKED": stored.packed,
     }  # fmt: skip
 
 
@@ -150,15 +170,12 @@ def gather_into(
 def _kind(piece: Piece, blocks: Sequence[Tensor]) -> Any:
     """What pieces share that one launch serves."""
     parts = [(x.dtype, x.shape[2:], x.stride()[1:]) for x in blocks]
-    scales = (piece.stored.key_scale, piece.stored.key_zero, piece.stored.value_scale)
-    return piece.rows.dtype, tuple(x is None for x in scales), tuple(parts)
+    return piece.rows.dtype, tuple(x is None for x in piece.stored.scales), tuple(parts)
 
 
 def _blocks(stored: Stored) -> list[Tensor]:
-    """Keys, values, the scales of keys, their zeros, the scales of values; the keys again for what there is none of."""
-    scales = (stored.key_scale, stored.key_zero, stored.value_scale)
-    shape = stored.keys.shape
-    return [stored.keys, stored.values, *(stored.keys if x is None else x.expand(shape) for x in scales)]
+    """Keys, values, and their `scales`; the keys again for what there is none of."""
+    return [stored.keys, stored.values, *(stored.keys if x is None else x for x in stored.scales)]
 
 
 def _launch(
@@ -200,7 +217,7 @@ def _tiles(spans: Sequence[tuple[int, int, int]]) -> Tensor:
 
 
 def _line(piece: Piece, blocks: Sequence[Tensor], first: Piece, first_blocks: Sequence[Tensor]) -> list[int]:
-    """Where a piece is, 11 numbers: see the kernel."""
+    """Where a piece is, 13 numbers: see the kernel."""
     steps = ((apart(x, other), x.stride(0)) for x, other in zip(blocks, first_blocks, strict=True))
     return [apart(piece.rows, first.rows) - piece.start, *chain.from_iterable(steps)]
 
