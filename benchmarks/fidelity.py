@@ -36,7 +36,7 @@ from samkv_rag.eval.statistics import estimates
 from samkv_rag.explain.recording import Recording
 from samkv_rag.profiling.answers import ANSWER_TOKENS, left_of, method_answer, own_answer
 from samkv_rag.profiling.asking import Asking, can_be_asked
-from samkv_rag.types import PromptPlan
+from samkv_rag.types import KV_DTYPES, PromptPlan
 
 MEANS = ("prompt_tokens", "answer_tokens", "told", "tells", "kept")
 METHODS = (
@@ -90,8 +90,9 @@ def run(options: argparse.Namespace) -> None:
         "limit": options.limit,
         "seed": options.seed,
         "answer_tokens": options.answer_tokens,
+        "kv_dtype": options.kv_dtype,
     }
-    with SamKVEngine.from_pretrained(options.model, store=":memory:") as engine:
+    with SamKVEngine.from_pretrained(options.model, store=":memory:", kv_dtype=options.kv_dtype) as engine:
         gated(shown(options.model), engine.adapter)
         open_run(options.out, {"name": shown(options.model), "fingerprint": engine.fingerprint}, arguments)
         records = Records(options.out)
@@ -107,10 +108,12 @@ def summary(folder: Path) -> list[Row]:
     told = read_run(folder)
     where = {"date": _day(folder), **told["environments"][0], "model": told["model"]["name"]}
     where["most_tokens"] = told["arguments"]["answer_tokens"]
+    stored = told["arguments"].get("kv_dtype", "model")
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in read_records(folder / RECORDS):
         groups.setdefault(record["task"], []).append(record)
-    return [{**where, **row} for task, records in groups.items() for row in _of_source(task, records)]
+    rows = [{**where, **row} for task, records in groups.items() for row in _of_source(task, records)]
+    return rows if stored == "model" else [{**row, "method": f"{row['method']} in {stored}"} for row in rows]
 
 
 def _day(folder: Path) -> str:
@@ -131,7 +134,7 @@ def _of_source(source: str, records: Sequence[Mapping[str, Any]]) -> Iterator[Ro
         }  # fmt: skip
 
 
-LINE = "{source:36s} {method:26s} same {same:4.0%}, loss {loss:5.2f} [{loss_low:.2f}, {loss_high:.2f}]"
+LINE = "{source:36s} {method:34s} same {same:4.0%}, loss {loss:5.2f} [{loss_low:.2f}, {loss_high:.2f}]"
 
 
 def main() -> None:
@@ -143,6 +146,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="questions of each set, the first ones")
     parser.add_argument("--seed", type=int, default=17, help="of generated tasks")
     parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="how many an answer has at most")
+    parser.add_argument("--kv-dtype", choices=KV_DTYPES, default="model", help="how the chunks' caches are stored")
     parser.add_argument("--threads", type=int, default=1)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="where the answers are kept")

@@ -16,10 +16,13 @@ from samkv_rag.eval.records import RECORDS, read_records
 METHODS = "samkv:keep=1,samkv:keep=0.3,no_context"
 
 
-def options(out: Path, limit: int, data: str = "one_hop", methods: str = METHODS) -> argparse.Namespace:
+def options(
+    out: Path, limit: int, data: str = "one_hop", methods: str = METHODS, kv_dtype: str = "model"
+) -> argparse.Namespace:
     return argparse.Namespace(
-        model="bundled-small", data=data, methods=methods, keep=0.15, limit=limit, seed=3, out=out, answer_tokens=6
-    )
+        model="bundled-small", data=data, methods=methods, keep=0.15, limit=limit, seed=3, out=out, answer_tokens=6,
+        kv_dtype=kv_dtype,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,13 @@ def test_it_goes_on_where_it_was_stopped_but_with_nothing_else(folder: Path) -> 
     assert now[: len(before)] == before and len(now) == 9
     with pytest.raises(SamKVError, match="holds an evaluation with other settings"):
         fidelity.run(options(folder, 3, methods="reuse"))
+
+
+def test_what_is_stored_otherwise_is_a_row_of_its_own(tmp_path: Path) -> None:
+    fidelity.run(options(tmp_path, 1, methods="samkv:keep=1,samkv:keep=1,recompute=0.2,reuse", kv_dtype="int4"))
+    whole, some, none = fidelity.summary(tmp_path)
+    assert [row["method"].split(" in ")[1] for row in (whole, some, none)] == ["int4"] * 3
+    assert whole["loss"] == pytest.approx(0, abs=1e-3), "what is computed anew is exact"
 
 
 def test_what_does_not_fit_is_counted_and_not_answered(tmp_path: Path) -> None:
