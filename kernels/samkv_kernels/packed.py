@@ -39,9 +39,9 @@ class Rounded:
     @classmethod
     def of(cls, entries: Tensor, along: int) -> Rounded:
         """Of fp32 `(G, B, 32, D)`, with one scale for all along an axis."""
-        exponent = _exponent(entries)
-        low, high = (found * 2.0**-exponent for found in entries.aminmax(dim=along))
-        low = low.half()
+        low, high = entries.aminmax(dim=along)
+        exponent = _exponent(torch.maximum(low.abs(), high.abs()))
+        low, high = (low * 2.0**-exponent).half(), high * 2.0**-exponent
         scale = ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
         made = cls(entries, torch.stack([scale, low], 2), exponent, along)
         numbers = ((entries - made.low) / made.scale).round_().clamp_(0, MOST)
@@ -151,9 +151,9 @@ def _capped(scores: Tensor, seen: Tensor | None, softcap: float | None) -> Tenso
     return scores
 
 
-def _exponent(entries: Tensor) -> int:
-    """The power of two over which the largest of some entries is just below 2 ** 15."""
-    most = float(entries.abs().amax())
+def _exponent(sizes: Tensor) -> int:
+    """The power of two over which the largest of some sizes is just below 2 ** 15."""
+    most = float(sizes.amax())
     return max(math.frexp(most)[1] - 15, -100) if math.isfinite(most) else 0
 
 

@@ -110,21 +110,21 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
 
 
 def packed(variant: str, sm: int, folder: Path) -> Any:
-    """As `attention`, of one query a row: the heads that share a key head are a tile."""
-    kind, dim, _ = _sized(variant)
+    """As `attention`, by default of one query a row: the heads that share a key head are a tile."""
+    kind, dim, rows = _sized(variant, rows=_REP)
     types = {"query": f"*{kind}", "codes": "*u8", "steps": "*fp16", "out": "*fp32", "levels": "*fp32", "first": "*i32"}
     types |= {"last": "*i32", "places": "*i64", "n_query": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     dtype, dot = _KINDS[kind]
     constants = {
-        "GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, "SPLITS": 16, "HINT": 16,
-        **packed_attention.tiles(dtype, dim, _REP),
+        "GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, "HINT": 16,
+        **packed_attention.tiles(dtype, dim, rows),
     }  # fmt: skip
     return compiled(packed_attention.attend_packed_kernel, {**types, "q_strides": _THREE}, constants, sm, folder)
 
 
-def _sized(variant: str) -> tuple[str, int, int]:
+def _sized(variant: str, rows: int = 8192) -> tuple[str, int, int]:
     kind, *sizes = variant.split()
-    dim, rows = (*map(int, sizes), *(_DIM, 8192)[len(sizes) :])
+    dim, rows = (*map(int, sizes), *(_DIM, rows)[len(sizes) :])
     return kind, dim, rows
 
 

@@ -53,7 +53,12 @@ LARGEST = [
     )
     for sm in (80, 90)
 ]
-LARGEST += [("packed", variant, sm) for variant in ("fp32 128", "fp32 512", "bf16 512") for sm in (80, 90)]
+LARGEST += [
+    ("packed", f"{kind} {dim} {rows}", sm)
+    for kind in ("fp32", "bf16")
+    for dim, rows in ((128, 64), (256, 64), (512, 4), (512, 64))
+    for sm in (80, 90)
+]
 # Bytes of a thread's registers that may lie in memory across its loops; of what is not named here, none.
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 ACROSS = 64 if TRITON >= (3, 8) else 0

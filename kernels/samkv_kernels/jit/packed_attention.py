@@ -45,14 +45,17 @@ def _numbers(codes, line, there, DIM: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _stand_for(numbers, scale, low, LINES: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr):
-    return tl.reshape((numbers.to(tl.float32) * scale + low).to(DOT), (LINES, WIDE))
+    entries = numbers.to(tl.float32) * scale + low
+    if tl.float16 == DOT:  # the highest number may stand for a little more than what was rounded
+        entries = tl.minimum(tl.maximum(entries, -65504.0), 65504.0)
+    return tl.reshape(entries.to(DOT), (LINES, WIDE))
 
 
 @triton.jit(do_not_specialize=["n_query"])
 def attend_packed_kernel(
     query, codes, steps, out, levels, first, last, places, n_query, span_stride, scale, cap, q_strides,
     GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr, BLOCKS: tl.constexpr, DOT: tl.constexpr, SPLITS: tl.constexpr, HINT: tl.constexpr,
+    ROWS: tl.constexpr, BLOCKS: tl.constexpr, DOT: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     # Programs along the third axis take a part of the blocks each. A place is 8 numbers: where keys and values begin,
     # codes and steps, how many tokens there are, and the exponents of keys and values.
@@ -79,7 +82,7 @@ def attend_packed_kernel(
     acc = tl.zeros((ROWS, WIDE), tl.float32)
     begin = tl.min(start, 0) // 32
     end = tl.maximum(tl.max(stop, 0) + 32, 0) // 32
-    part = tl.cdiv(tl.cdiv(end - begin, SPLITS), BLOCKS) * BLOCKS
+    part = tl.cdiv(tl.cdiv(end - begin, tl.num_programs(2)), BLOCKS) * BLOCKS
     begin += tl.program_id(2) * part
     end = tl.minimum(end, begin + part)
     half = tl.arange(0, 16)[None, :]
@@ -116,9 +119,13 @@ def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
     """Rows and blocks of 32 tokens of a tile, and its pipeline, for rows of `dim` elements: as much as a program's
     registers hold."""
     wide, short = power_of_2(dim, 16), dtype != torch.float32
-    blocks = max(1, (256 if short else 128) // wide)
-    warps = 4 if short and wide <= 256 else 8
-    return {"ROWS": min(64, power_of_2(rows, 16)), "BLOCKS": blocks, "num_warps": warps, "num_stages": 2}
+    few, deep = wide > (256 if short else 128), short or wide <= 128
+    return {
+        "ROWS": 16 if few else min(64 if short else 32, power_of_2(rows, 16)),
+        "BLOCKS": max(1, (256 if short else 128) // wide),
+        "num_warps": 4 if short and wide <= 256 else 8,
+        "num_stages": 2 if deep else 1,
+    }
 
 
 def attend_beside(query: Tensor, places: Places, spans: Spans, softmax: Softmax, packed: PackedRows) -> Tensor:
@@ -146,5 +153,5 @@ def _launch(
         attend_packed_kernel[(*across, len(levels))](
             query, places.codes, places.steps, into, levels, first, last, places.table, query.shape[2], stride,
             softmax.scale_for(query.shape[3]), softmax.softcap or 1.0, query.stride()[:3],
-            **sizes(query, key, softmax), **tile, SPLITS=len(levels), HINT=places.hint,
+            **sizes(query, key, softmax), **tile, HINT=places.hint,
         )  # fmt: skip

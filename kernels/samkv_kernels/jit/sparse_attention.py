@@ -161,13 +161,13 @@ def attend_kernel(
         tl.store(out + place[:, None] + at, result.to(out.dtype.element_ty), mask=asks[:, None] & real)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "count"])
 def combine_kernel(
-    parts, part_levels, out, levels, rows, DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
-    PARTS: tl.constexpr, NORMALISER: tl.constexpr,
+    parts, part_levels, out, levels, rows, count, DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
+    NORMALISER: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    there = tl.arange(0, SPLITS) < PARTS
+    there = tl.arange(0, SPLITS) < count
     place = tl.arange(0, SPLITS).to(tl.int64) * rows + row
     level = tl.load(part_levels + place, mask=there, other=UNSEEN)
     highest = tl.max(level, 0)
@@ -318,9 +318,10 @@ def joined(into: Tensor, levels: Tensor, out: Tensor) -> Tensor:
     """What all parts found between them, written to `out`: by head `(B, H, Q, D)`, or only normalisers `(B, H, Q)`."""
     parts, rows, normaliser = len(levels), levels[0].numel(), out.ndim == 3
     dim = 1 if normaliser else out.shape[3]
-    how = {"SPLITS": power_of_2(parts), "PARTS": parts, "NORMALISER": normaliser}
+    splits, wide = power_of_2(parts), power_of_2(dim, 16)
+    how = {"DIM": dim, "WIDE": wide, "SPLITS": splits, "NORMALISER": normaliser}
     with on_device(out):
-        combine_kernel[(rows,)](into, levels, out, out, rows, DIM=dim, WIDE=power_of_2(dim, 16), **how)
+        combine_kernel[(rows,)](into, levels, out, out, rows, parts, **how, num_warps=4 if splits * wide <= 8192 else 8)
     return out
 
 
