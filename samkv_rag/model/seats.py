@@ -80,7 +80,7 @@ class Sizes:
         """Those of some answers, rounded up, so that there are few."""
         slots, packed = max(seat.slots for seat in seats), max(seat.packed_tokens for seat in seats)
         common = min(nobody.hint, *(seat.hint for seat in seats))
-        return cls(rounded(len(seats)), _power(slots), _power(packed) if packed else 0, common)
+        return cls(rounded(len(seats)), _power(slots, 1), _power(packed, 2) if packed else 0, common)
 
 
 def rounded(rows: int) -> int:
@@ -89,5 +89,7 @@ def rounded(rows: int) -> int:
     return power // 4 * 3 if power > 8 and rows <= power // 4 * 3 else power
 
 
-def _power(tokens: int) -> int:
-    return 1 << (max(tokens, FEWEST_SLOTS) - 1).bit_length()
+def _power(tokens: int, bits: int) -> int:
+    """The power of 2, or with two `bits` of 4, that `tokens` are rounded up to."""
+    power = (max(tokens, FEWEST_SLOTS) - 1).bit_length()
+    return 1 << -(-power // bits) * bits

@@ -33,8 +33,8 @@ from samkv_rag.model.seats import Seat, Sizes, Spare
 
 PLAIN_STEPS = 2
 """Steps of some sizes before they are recorded, which takes as long as two: sizes that do not last are not worth it."""
-MOST = 16
-"""Recordings that are kept, those used last."""
+MOST = 48
+"""Recordings that are kept, those used last: answers that come, are packed and go are of many sizes together."""
 REST = 100
 """Steps until memory that was short is asked for again."""
 LATER = torch.iinfo(torch.long).max

@@ -210,6 +210,12 @@ def test_what_answers_held_is_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [cache() for cache in caches] == [None] * 4 and recorder.recordings and not recorder._seats
 
 
+def test_tokens_are_rounded_up_to_few_numbers() -> None:
+    """Packed ones to fewer: answers of which some are packed and some are not yet have many sizes together."""
+    sizes = [[seats._power(count, bits) for count in (1, 256, 257, 3000, 4096, 4097, 50_000)] for bits in (1, 2)]
+    assert sizes == [[256, 256, 512, 4096, 4096, 8192, 65536], [256, 256, 1024, 4096, 4096, 16384, 65536]]
+
+
 def test_rows_are_rounded_up_to_few_numbers() -> None:
     sizes = [rounded(count) for count in range(1, 65)]
     assert sorted(set(sizes)) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
