@@ -47,7 +47,7 @@ class Packing:
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         """See `Settling`."""
         logits = self.adapter.logits_of(tokens, cache)
-        cache.pack(torch.arange(self.tokens))
+        cache.pack(torch.arange(self.tokens, device=self.adapter.device))
         return logits[-1]
 
 
