@@ -177,7 +177,7 @@ def parts(sizes: Sequence[int]) -> list[Part]:
         ("memory", 4.0, partial(memory_of, tokens=middle)),
         ("decode", 6.0, partial(decoding, tokens=middle, answers=1)),
         ("ttft", 35.0 if short else 0.0, partial(first_tokens, tokens=long, seconds=30)),
-        ("tiers", 25.0, partial(by_tier, tokens=sizes[0], forms=("model", "int8"))),
+        ("tiers", 25.0, partial(by_tier, tokens=sizes[0], forms=("model", "int8", "int4"))),
         ("tiers", 8.0, partial(by_tier, tokens=middle, forms=())),
         ("decode", 20.0, partial(decoding, tokens=middle, answers=8)),
         ("serving", 25.0, partial(within_a_budget, tokens=middle)),

@@ -112,7 +112,7 @@ def main() -> None:
     parser = options_of(__doc__, rounds=3, devices=True, models=["bundled", "random", "8b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--kv-dtypes", nargs="+", default=["model", "int8"], choices=KV_DTYPES)
+    parser.add_argument("--kv-dtypes", nargs="+", default=["model", "int8", "int4"], choices=KV_DTYPES)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder")
     options = parser.parse_args()
     adapter = opened(options)
