@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,23 +43,20 @@ class Rounded:
         exponent = _exponent(torch.maximum(low.abs(), high.abs()))
         low, high = (low * 2.0**-exponent).half(), high * 2.0**-exponent
         scale = ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
-        made = cls(entries, torch.stack([scale, low], 2), exponent, along)
-        numbers = ((entries - made.low) / made.scale).round_().clamp_(0, MOST)
-        codes = numbers.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
-        return replace(made, codes=codes[..., :HALF, :] | codes[..., HALF:, :] << 4)
+        exact = ((entries - _wide(low, exponent, along)) / _wide(scale, exponent, along)).round_().clamp_(0, MOST)
+        numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
+        codes = numbers[..., :HALF, :] | numbers[..., HALF:, :] << 4
+        return cls(codes, torch.stack([scale, low], 2), exponent, along)
 
     @property
     def scale(self) -> Tensor:
         """fp32 `(G, B, 1, D)`, or `(G, B, 32, 1)` by tokens."""
-        return self._step(0)
+        return _wide(self.steps[:, :, 0], self.exponent, self.along)
 
     @property
     def low(self) -> Tensor:
         """As `scale`."""
-        return self._step(1)
-
-    def _step(self, which: int) -> Tensor:
-        return (self.steps[:, :, which].float() * 2.0**self.exponent).unsqueeze(self.along)
+        return _wide(self.steps[:, :, 1], self.exponent, self.along)
 
     def numbers(self, heads: slice = slice(None), room: Tensor | None = None) -> Tensor:
         """The whole numbers of some heads, fp32 `(g, B, 32, D)`, in memory that is lent (`room`) or new."""
@@ -149,6 +146,11 @@ def _capped(scores: Tensor, seen: Tensor | None, softcap: float | None) -> Tenso
     if seen is not None:
         scores.unflatten(1, (-1, len(seen))).masked_fill_(~seen, -torch.inf)
     return scores
+
+
+def _wide(steps: Tensor, exponent: int, along: int) -> Tensor:
+    """What fp16 steps stand for, beside the numbers that share them along an axis."""
+    return (steps.float() * 2.0**exponent).unsqueeze(along)
 
 
 def _exponent(sizes: Tensor) -> int:
