@@ -3,7 +3,8 @@
 `int8`: keys asymmetric per (layer, block, head, channel), values symmetric per (layer, block, head, token); after
 KIVI (Liu et al., 2024): a few key channels are large for all tokens, while values have no such channels. `fp8`: e4m3
 with one scale per (layer, head, token) for K and for V: its precision is relative, so that a large channel costs the
-others nothing and a scale per channel would buy only bytes. `int4`: both asymmetric, keys as in int8, values per
+others nothing; but itself, where it is as large in every token (Qwen 2.5, whose keys have biases of hundreds): the
+middle of every key channel in a block is taken off before. `int4`: both asymmetric, keys as in int8, values per
 (layer, block, head, token), two tokens in a byte.
 
 Stored keys are position-free, and their parameters are stored with them. A summary's `low` and `high` would not do:
@@ -113,19 +114,18 @@ def int8_parts(kv: Tensor) -> Parts:
 
 def fp8_parts(kv: Tensor) -> Parts:
     """fp32 `(L, B, 2, G, BLOCK, D)` in e4m3, a scale per token and head."""
-    scale = _scale(kv.abs().amax(-1, keepdim=True), _FP8_MAX)
-    steps = _steps(kv, scale).clamp(-_FP8_MAX, _FP8_MAX).to(_FP8)
-    return Parts(steps[:, :, 0], steps[:, :, 1], scale[:, :, 0], scale[:, :, 1])
+    low, high = _ends_of_channels(kv)
+    zero = (low / 2 + high / 2).bfloat16()
+    moved = torch.stack([kv[:, :, 0] - zero.float(), kv[:, :, 1]], 2)
+    scale = _scale(moved.abs().amax(-1, keepdim=True), _FP8_MAX)
+    steps = _steps(moved, scale).clamp(-_FP8_MAX, _FP8_MAX).to(_FP8)
+    return Parts(steps[:, :, 0], steps[:, :, 1], scale[:, :, 0], scale[:, :, 1], zero)
 
 
 def int4_parts(kv: Tensor) -> Parts:
-    """fp32 `(L, B, 2, G, BLOCK, D)` in four bits, keys per channel and values per token. Zeros that fill up a block do
-    not count: sixteen numbers are too few for what nobody reads."""
+    """fp32 `(L, B, 2, G, BLOCK, D)` in four bits, keys per channel and values per token."""
     keys, values = kv.unbind(2)
-    there = (kv != 0).any(-1).any(2).any(2)[:, :, None, :, None]  # of some head, a key or a value
-    key_zero, key_scale = _range(
-        keys.where(there, torch.inf).amin(-2, True), keys.where(there, -torch.inf).amax(-2, True)
-    )
+    key_zero, key_scale = _range(*_ends_of_channels(kv))
     value_zero, value_scale = _range(values.amin(-1, keepdim=True), values.amax(-1, keepdim=True))
     return Parts(
         _four_bits(keys, key_scale, key_zero), _four_bits(values, value_scale, value_zero),
@@ -133,9 +133,17 @@ def int4_parts(kv: Tensor) -> Parts:
     )  # fmt: skip
 
 
+def _ends_of_channels(kv: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of every key channel of a block `(L, B, G, 1, D)`. Zeros that fill up a block do not
+    count: numbers are too few for what nobody reads. Where there is nothing else, 0 twice."""
+    there = (kv != 0).any(-1).any(2).any(2)[:, :, None, :, None]  # of some head, a key or a value
+    low = kv[:, :, 0].where(there, torch.inf).amin(-2, keepdim=True)
+    high = kv[:, :, 0].where(there, -torch.inf).amax(-2, keepdim=True)
+    return low.where(low <= high, 0), high.where(low <= high, 0)
+
+
 def _range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The bf16 number below all, and the scale with which 15 steps from there reach the highest; 0 of nothing."""
-    low, high = (x.where(low <= high, 0) for x in (low, high))
+    """The bf16 number below all, and the scale with which 15 steps from there reach the highest."""
     zero = low.bfloat16()
     zero = torch.where(zero.float() > low, torch.nextafter(zero, torch.full_like(zero, -math.inf)), zero)
     return zero, _scale(high - zero.float(), 15)
@@ -168,9 +176,11 @@ def _int8_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[i
 
 
 def _fp8_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[int, int, int]]]:
-    block, tokens = (heads, BLOCK, width), (heads, BLOCK, 1)
-    scale = (torch.bfloat16, tokens)
-    return {"keys": (_FP8, block), "values": (_FP8, block), "key_scale": scale, "value_scale": scale}
+    block, channels, scale = (heads, BLOCK, width), (heads, 1, width), (torch.bfloat16, (heads, BLOCK, 1))
+    return {
+        "keys": (_FP8, block), "values": (_FP8, block),
+        "key_scale": scale, "value_scale": scale, "key_zero": (torch.bfloat16, channels),
+    }  # fmt: skip
 
 
 def _int4_fields(heads: int, width: int) -> dict[str, tuple[torch.dtype, tuple[int, int, int]]]:

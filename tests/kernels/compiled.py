@@ -152,7 +152,7 @@ def gather(kind: str, sm: int, folder: Path) -> Any:
     constants = {
         "SIZE": 16, "DIM": _DIM, "HALF": _DIM // 2, "WIDE": _DIM, "WIDE_HALF": _DIM // 2, "WIDE_REST": 0,
         "TOKENS": rope_gather.TOKENS, "INTERLEAVED": False, "BY_LAYER": False, "KEY_SCALED": kind != "bf16",
-        "KEY_ZERO": kind in ("int8", "int4"), "VALUE_SCALED": kind != "bf16", "VALUE_ZERO": kind == "int4",
+        "KEY_ZERO": kind != "bf16", "VALUE_SCALED": kind != "bf16", "VALUE_ZERO": kind == "int4",
         "PACKED": kind == "int4", "HINT": 16, "SCALE_HINT": 1,
         "num_warps": rope_gather.WARPS,
     }  # fmt: skip
