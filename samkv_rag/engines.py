@@ -28,7 +28,7 @@ def settings_of(engine: SamKVEngine) -> dict[str, Any]:
     return {
         "namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, "kv_store": engine.store,
         "tokenizer": source.tokenizer, "device_map": source.device_map, "dtype": source.dtype,
-        "model_kwargs": dict(source.model_kwargs),
+        "model_kwargs": dict(source.model_kwargs), "kv_dtype": source.kv_dtype,
     }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Described(SamKVFields):
         """What an answer depends on, as far as it is known without loading anything."""
         objects = {name: repr(getattr(self, name)) for name in ("device_map", "dtype")}
         objects["method"] = repr(self._own_method)
-        fields = (*DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs")
+        fields = (*DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs", "kv_dtype")
         return {"model": self.model_name, **objects, **{name: getattr(self, name) for name in fields}}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:

@@ -9,12 +9,15 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
-from samkv_rag import SamKVEngine
+from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.engines import own_method, require_keep, require_same
 from samkv_rag.methods import Method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
 """The fields that a call may override, the method aside."""
+
+MEANINGLESS = {"api_key", "max_retries"}
+"""What LangChain gives every model, and means nothing to one in this process."""
 
 
 class SamKVFields(BaseChatModel):
@@ -40,6 +43,8 @@ class SamKVFields(BaseChatModel):
     streaming: bool = False
     kv_store: Any = "./kv"
     """Where chunk caches live: a folder, ":memory:" or a `ChunkKVStore`."""
+    kv_dtype: str = "model"
+    """How they are stored: as the model computes, or "bf16", "fp16", "int8", "fp8", "int4"."""
     method: Any = None
     """How caches are used: "full" (not at all), another method's name, or a method object. None or "samkv":
     `SamKV(settle_at=8, rest="int4")`, or that of the engine that was given."""
@@ -59,6 +64,23 @@ class SamKVFields(BaseChatModel):
 
     shared_engines: ChatEngines = Field(default_factory=ChatEngines, exclude=True, repr=False)
     """The engines made so far: copies of this object, as for configured calls, go on with them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, said: Any) -> Any:
+        """A keyword that is misspelt, or another model's, is not passed over in silence."""
+        if isinstance(said, dict) and (unknown := sorted(set(said) - cls._names() - MEANINGLESS)):
+            raise SamKVError(f"{cls.__name__} has no {', '.join(unknown)}; it has: {', '.join(cls.model_fields)}.")
+        return said
+
+    @classmethod
+    def _names(cls) -> set[str]:
+        """What fields may be called."""
+        names = set(cls.model_fields)
+        for field in cls.model_fields.values():
+            other = field.validation_alias or field.alias
+            names |= {str(name) for name in (other.choices if isinstance(other, AliasChoices) else [other]) if name}
+        return names
 
     @model_validator(mode="after")
     def _as_its_engine(self) -> Self:
@@ -99,7 +121,7 @@ class SamKVFields(BaseChatModel):
         return {
             "model": self.model, "tokenizer": self.tokenizer, "store": self.kv_store, "namespace": self.namespace,
             "min_kept_tokens": self.min_kept_tokens, "device_map": self.device_map, "dtype": self.dtype,
-            "model_kwargs": self.model_kwargs,
+            "model_kwargs": self.model_kwargs, "kv_dtype": self.kv_dtype,
         }  # fmt: skip
 
     @property

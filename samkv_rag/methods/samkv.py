@@ -70,7 +70,8 @@ class SamKV(Options):
     Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
     `rest`: what becomes of what was not chosen. "drop" (our default); "int4": nothing is dropped, and from the answer's
     second token on the chunks are held in four bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what
-    was looked at most, a quarter of `keep`. With `settle_at` all stays as it is until then.
+    was looked at most, a quarter of `keep`; none is where all is chosen (`keep=1`). With `settle_at` all stays as it is
+    until then.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.

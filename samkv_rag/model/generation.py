@@ -39,6 +39,7 @@ class GenerationOptions(Options):
             raise SamKVError("top_p must be above 0.")
         if isinstance(self.stop, str):  # a string is a sequence too: of single letters
             object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(dict.fromkeys(self.stop)))  # each costs milliseconds
         if "" in self.stop:
             raise SamKVError("A stop text is empty: every answer would end at once. Leave it out.")
         if self.seed is not None and not -(1 << 63) <= self.seed < 1 << 64:

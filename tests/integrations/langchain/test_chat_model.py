@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from langchain_core.load import dumpd, dumps, loads
 from langchain_core.messages import AIMessage
 
 from langchain_samkv import ChatSamKV
 from langchain_samkv.answers import ChunkWriter, Reading, result_of
-from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
-from samkv_rag.methods import CacheBlend
+from samkv_rag import SamKV, SamKVEngine, SamKVError
 from tests.integrations.langchain.conftest import ASKED, CHUNKS, roomy_model
 from tests.models import byte_tokenizer
 
@@ -82,48 +80,6 @@ def test_none_says_nothing_in_a_call_and_no_tokens_are_none_too_many(engine: Sam
     assert said.response_metadata["samkv"]["method"] == "full" and said.usage_metadata["output_tokens"] <= 3
     with pytest.raises(SamKVError, match="max_new_tokens must be"):
         llm.invoke(ASKED, max_tokens=0)
-
-
-def test_a_given_engine_says_how_many_tokens_are_kept_at_least(engine: SamKVEngine) -> None:
-    assert ChatSamKV(engine=engine).min_kept_tokens == engine.min_kept_tokens
-    with pytest.raises(SamKVError, match=f"has min_kept_tokens={engine.min_kept_tokens}, not 5"):
-        ChatSamKV(engine=engine, min_kept_tokens=5)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("namespace", "other"),
-        ("kv_store", "./elsewhere"),
-        ("kv_store", ChunkKVStore(":memory:")),
-        ("tokenizer", byte_tokenizer()),
-        ("device_map", "cuda:7"),
-        ("dtype", "bfloat16"),
-        ("dtype", torch.float16),
-        ("model_kwargs", {"revision": "main"}),
-    ],
-)
-def test_what_is_said_beside_an_engine_that_has_it_otherwise_is_refused(
-    engine: SamKVEngine, name: str, value: Any
-) -> None:
-    with pytest.raises(SamKVError, match=f"The engine that was given has {name}="):
-        ChatSamKV(engine=engine, **{name: value})
-
-
-def test_what_an_engine_has_may_be_said_again(tmp_path: Path) -> None:
-    given = SamKVEngine.from_pretrained(roomy_model(), byte_tokenizer(), str(tmp_path / "kv"), dtype="float32")
-    for store in (given.store, str(tmp_path / "kv"), tmp_path / "kv", tmp_path / "." / "kv"):
-        llm = ChatSamKV(engine=given, kv_store=store, dtype=torch.float32, tokenizer=given.source.tokenizer)
-        assert llm.engine is given
-    assert ChatSamKV(engine=given, dtype="float32", device_map=None, model="ours").engine is given
-
-
-@pytest.mark.parametrize("method", ["full", CacheBlend()])
-def test_a_keep_that_the_method_has_no_use_for_is_refused_at_once(engine: SamKVEngine, method: Any) -> None:
-    for made_of in ({"method": method}, {"method": method, "engine": engine}):
-        with pytest.raises(SamKVError, match="has no keep"):
-            ChatSamKV(keep=0.3, **made_of)
-    assert ChatSamKV(keep=0.3, engine=engine).keep == ChatSamKV(keep=0.3).keep == 0.3
 
 
 def test_an_answer_begins_with_a_word(engine: SamKVEngine) -> None:
@@ -286,9 +242,3 @@ async def test_waiting_for_others_counts_for_a_time_out() -> None:
         await llm.ainvoke("Hello", timeout=0.3)
     assert time.monotonic() - started < 2
     first.close()
-
-
-def test_a_given_engine_serves_no_other_namespace(engine: SamKVEngine) -> None:
-    with pytest.raises(SamKVError, match="has namespace='default', not 'other'"):
-        ChatSamKV(engine=engine, namespace="other")
-    assert ChatSamKV(engine=engine, namespace="default").engine is engine

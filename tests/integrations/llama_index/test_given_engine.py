@@ -26,11 +26,18 @@ def test_a_given_engine_says_how_many_tokens_are_kept_at_least() -> None:
         ("device_map", "cuda:7"),
         ("dtype", "bfloat16"),
         ("model_kwargs", {"revision": "main"}),
+        ("kv_dtype", "int4"),
     ],
 )
 def test_what_is_said_beside_an_engine_that_has_it_otherwise_is_refused(name: str, value: Any) -> None:
     with pytest.raises(SamKVError, match=f"The engine that was given has {name}="):
         SamKVLLM(engine=make_engine(), **{name: value})
+
+
+def test_caches_are_stored_as_it_is_said() -> None:
+    llm, given = SamKVLLM(model_name="bundled-small", kv_store=":memory:", kv_dtype="int4"), make_engine(kv_dtype="fp8")
+    assert llm.engine.source.kv_dtype == "int4" and SamKVLLM(engine=given).kv_dtype == "fp8"
+    assert make_llm(given).engine is given
 
 
 def test_what_an_engine_has_may_be_said_again() -> None:

@@ -10,10 +10,10 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 
-from llama_index.llms.samkv.holder import EngineHolder
+from llama_index.llms.samkv.holder import OF_THE_ENGINE, EngineHolder
 from llama_index.llms.samkv.tools import supports_tools
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.engines import require_keep, require_same
+from samkv_rag.engines import require_keep, require_same, settings_of
 
 
 class SamKVFields(FunctionCallingLLM):
@@ -21,6 +21,9 @@ class SamKVFields(FunctionCallingLLM):
 
     model_name: str = Field(default="bundled", description='"bundled", a hub id, a folder or a GGUF file.')
     kv_store: str = Field(default="./kv", description='Folder of the chunk caches, or ":memory:".')
+    kv_dtype: str = Field(
+        default="model", description="How caches are stored: as the model computes, or bf16, fp16, int8, fp8, int4."
+    )
     method: Any = Field(
         default=None,
         description="A name or an object; None or 'samkv': SamKV(settle_at=8, rest='int4'), or the given engine's.",
@@ -56,7 +59,8 @@ class SamKVFields(FunctionCallingLLM):
         if isinstance(fields.get("stop"), str):
             fields["stop"] = [fields["stop"]]
         if engine is not None:
-            fields = {"namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, **fields}
+            own = {name: settings_of(engine)[name] for name in OF_THE_ENGINE}
+            fields = {**own, **fields}
             require_same(engine, **{name: value for name, value in fields.items() if value is not None})
         super().__init__(**fields)
         self._holder = EngineHolder(engine)
@@ -84,7 +88,7 @@ class SamKVFields(FunctionCallingLLM):
         return {
             "model": self.model_name, "store": self.kv_store, "namespace": self.namespace,
             "device_map": self.device_map, "dtype": self.dtype, "model_kwargs": self.model_kwargs,
-            "min_kept_tokens": self.min_kept_tokens,
+            "min_kept_tokens": self.min_kept_tokens, "kv_dtype": self.kv_dtype,
         }  # fmt: skip
 
     def load(self) -> Self:

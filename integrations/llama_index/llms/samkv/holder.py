@@ -8,6 +8,9 @@ from llama_index.llms.samkv.reuse import Tally
 from samkv_rag import SamKVEngine
 from samkv_rag.engines import Engines, Settings, require_same
 
+OF_THE_ENGINE = ("namespace", "min_kept_tokens", "kv_dtype")
+"""What an LLM over an engine that was given has from that."""
+
 
 class EngineHolder(Engines):
     """The engine that was given, or one for each group of settings; and the totals of what was answered.
@@ -22,9 +25,9 @@ class EngineHolder(Engines):
         self.read: set[SamKVEngine] = set()
 
     def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The given engine, else the one with these settings; raises `SamKVError` for another namespace or another
-        least number of kept tokens than the given engine's."""
+        """The given engine, else the one with these settings; raises `SamKVError` where one of `OF_THE_ENGINE` is
+        another than the given engine's."""
         if self.given is None:
             return super().get(settings, method)
-        require_same(self.given, **{name: settings[name] for name in ("namespace", "min_kept_tokens")})
+        require_same(self.given, **{name: settings[name] for name in OF_THE_ENGINE})
         return self.given
