@@ -15,6 +15,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.eval.settings import parse
 from samkv_rag.methods import Method
 from samkv_rag.retrieval import ChunkIndex, Passage
+from samkv_rag.types import KV_DTYPES
 
 if TYPE_CHECKING:
     from samkv_rag.types import Answer, Report
@@ -77,10 +78,8 @@ def engine_for(index: ChunkIndex, store: Path, model: str, kv_dtype: str | None,
     """An engine over the index's caches; unless `keep` is given it keeps `FLOOR` tokens of a small context."""
     made_as = index.manifest.settings.kv_dtype
     if kv_dtype not in (None, made_as):
-        raise SamKVError(
-            f"{store} holds caches of kv_dtype {made_as}: leave --kv-dtype out, or ingest again with "
-            f"--kv-dtype {kv_dtype}."
-        )
+        again = f", or ingest again with --kv-dtype {kv_dtype}" if kv_dtype in KV_DTYPES else ""
+        raise SamKVError(f"{store} holds caches of kv_dtype {made_as}: leave --kv-dtype out{again}.")
     return open_engine(model, store, made_as, FLOOR if keep is None else 0)
 
 

@@ -197,7 +197,10 @@ def test_how_caches_are_stored_is_remembered(terminal: Terminal, docs: Path) -> 
     assert terminal.kv_dtypes == ["int8"]
     assert "2 unchanged" in plain(terminal("ingest", str(docs))[1])
     terminal("ask", "Where?")
-    assert "holds caches of kv_dtype int8" in plain(terminal("ask", "Where?", "--kv-dtype", "fp8", code=1)[1])
+    for other in ("fp8", "int3"):
+        said = plain(terminal("ask", "Where?", "--kv-dtype", other, code=1)[1])
+        assert "holds caches of kv_dtype int8: leave --kv-dtype out" in said
+        assert (f"or ingest again with --kv-dtype {other}" in said) == (other == "fp8")
     assert terminal.kv_dtypes == ["int8", "int8", "int8"]
     assert "2 changed" in plain(terminal("ingest", str(docs), "--kv-dtype", "model")[1])
 
