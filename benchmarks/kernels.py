@@ -71,8 +71,7 @@ def _gather(name: str, stored: Stored, rows: Tensor, angles: Angles, moved: int)
 def _as_stored(held: Tensor, form: str) -> Stored:
     if form not in QUANTISERS:
         return Stored.of(held)
-    parts = QUANTISERS[form].unpack(held, GROUPS, DIM)
-    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero, parts.value_zero)
+    return QUANTISERS[form].unpack(held, GROUPS, DIM)
 
 
 def scores(device: torch.device) -> Iterator[Case]:

@@ -41,6 +41,11 @@ class Stored:
         """Views of the storage layout `(L, B, 2, G, S, D)`."""
         return cls(kv[:, :, 0], kv[:, :, 1])
 
+    def restored(self, dtype: torch.dtype) -> Tensor:
+        """The storage layout again `(L, B, 2, G, S, D)` in `dtype`, dequantised in fp32."""
+        keys = _restored(self.keys, self.key_scale, self.key_zero)
+        return torch.stack([keys, _restored(self.values, self.value_scale, self.value_zero)], 2).to(dtype)
+
     @property
     def packed(self) -> bool:
         """Whether a byte holds the numbers of two tokens."""
@@ -71,6 +76,13 @@ class Stored:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Stored:
         parts = (getattr(self, field.name) for field in fields(self))
         return Stored(*(None if x is None else change(x) for x in parts))  # type: ignore[arg-type]
+
+
+def _restored(numbers: Tensor, scale: Tensor | None, zero: Tensor | None) -> Tensor:
+    """What numbers stand for, fp32."""
+    found = (halves(numbers) if numbers.dtype == torch.uint8 else numbers).float()
+    found = found if scale is None else found * scale.float()
+    return found if zero is None else found + zero.float()
 
 
 @dataclass(frozen=True, slots=True)

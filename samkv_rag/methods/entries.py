@@ -112,10 +112,7 @@ class Entries:
 
 
 def _as_stored(found: StoredBlocks) -> Stored:
-    parts = found.parts
-    if parts is None:
-        return Stored.of(found.data)
-    return Stored(parts.keys, parts.values, parts.key_scale, parts.value_scale, parts.key_zero, parts.value_zero)
+    return found.parts or Stored.of(found.data)
 
 
 def blocks_of(owner: Tensor, inside: Tensor, chunks: int) -> tuple[list[list[int]], Tensor]:

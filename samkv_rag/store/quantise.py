@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samkv_kernels.rope_gather import halves
+from samkv_kernels.rope_gather import Stored
 from samkv_rag.store.errors import StoreError
 from samkv_rag.types import BLOCK, KV_DTYPES
 
@@ -45,36 +45,11 @@ _FP8_MAX = torch.finfo(_FP8).max
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """A quantised block's numbers: `keys` and `values` `(..., G, BLOCK, D)`, of four bits uint8 `(..., G, BLOCK / 2,
-    D)` (see `halves`); and scales and zeros (None: 0), bf16 with as many dimensions: zero + scale * number."""
-
-    keys: Tensor
-    values: Tensor
-    key_scale: Tensor
-    value_scale: Tensor
-    key_zero: Tensor | None = None
-    value_zero: Tensor | None = None
-
-    def restored(self, dtype: torch.dtype) -> Tensor:
-        """`(..., 2, G, BLOCK, D)` in `dtype`, computed in fp32."""
-        keys = _restored(self.keys, self.key_scale, self.key_zero)
-        return torch.stack([keys, _restored(self.values, self.value_scale, self.value_zero)], -4).to(dtype)
-
-
-def _restored(numbers: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    if numbers.dtype == torch.uint8:
-        numbers = halves(numbers)
-    found = numbers.float() * scale.float()
-    return found if zero is None else found.add_(zero.float())
-
-
-@dataclass(frozen=True, slots=True)
 class Quantiser:
     """How one `kv_dtype` is stored: what fields a record has (for G heads of width D), and what fills them."""
 
     fields: Callable[[int, int], dict[str, tuple[torch.dtype, tuple[int, int, int]]]]
-    parts: Callable[[Tensor], Parts]
+    parts: Callable[[Tensor], Stored]
 
     def record_bytes(self, heads: int, width: int) -> int:
         """Bytes of one block of one layer, parameters included."""
@@ -86,24 +61,24 @@ class Quantiser:
         filled = [getattr(parts, name) for name in self.fields(kv.shape[3], kv.shape[5])]
         return torch.cat([field.contiguous().flatten(2).view(torch.uint8) for field in filled], -1)
 
-    def unpack(self, records: Tensor, heads: int, width: int) -> Parts:
+    def unpack(self, records: Tensor, heads: int, width: int) -> Stored:
         """Views into records uint8 `(L, B, bytes)`, nothing copied."""
         found, at = {}, 0
         for name, (dtype, shape) in self.fields(heads, width).items():
             stop = at + dtype.itemsize * math.prod(shape)
             found[name] = records[..., at:stop].view(dtype).unflatten(-1, shape)
             at = stop
-        return Parts(**found)
+        return Stored(**found)
 
 
-def int8_parts(kv: Tensor) -> Parts:
+def int8_parts(kv: Tensor) -> Stored:
     """fp32 `(L, B, 2, G, BLOCK, D)` in int8, keys per channel and values per token."""
     keys, values = kv.unbind(2)
     low, high = keys.amin(-2, keepdim=True), keys.amax(-2, keepdim=True)
     zero = (low / 2 + high / 2).bfloat16()
     key_scale = _scale(torch.maximum(high - zero.float(), zero.float() - low), 127)
     value_scale = _scale(values.abs().amax(-1, keepdim=True), 127)
-    return Parts(
+    return Stored(
         keys=_steps(keys - zero.float(), key_scale).round().to(torch.int8),
         values=_steps(values, value_scale).round().to(torch.int8),
         key_scale=key_scale,
@@ -112,22 +87,22 @@ def int8_parts(kv: Tensor) -> Parts:
     )
 
 
-def fp8_parts(kv: Tensor) -> Parts:
+def fp8_parts(kv: Tensor) -> Stored:
     """fp32 `(L, B, 2, G, BLOCK, D)` in e4m3, a scale per token and head."""
     low, high = _ends_of_channels(kv)
     zero = (low / 2 + high / 2).bfloat16()
     moved = torch.stack([kv[:, :, 0] - zero.float(), kv[:, :, 1]], 2)
     scale = _scale(moved.abs().amax(-1, keepdim=True), _FP8_MAX)
     steps = _steps(moved, scale).clamp(-_FP8_MAX, _FP8_MAX).to(_FP8)
-    return Parts(steps[:, :, 0], steps[:, :, 1], scale[:, :, 0], scale[:, :, 1], zero)
+    return Stored(steps[:, :, 0], steps[:, :, 1], scale[:, :, 0], scale[:, :, 1], zero)
 
 
-def int4_parts(kv: Tensor) -> Parts:
+def int4_parts(kv: Tensor) -> Stored:
     """fp32 `(L, B, 2, G, BLOCK, D)` in four bits, keys per channel and values per token."""
     keys, values = kv.unbind(2)
     key_zero, key_scale = _range(*_ends_of_channels(kv))
     value_zero, value_scale = _range(values.amin(-1, keepdim=True), values.amax(-1, keepdim=True))
-    return Parts(
+    return Stored(
         _four_bits(keys, key_scale, key_zero), _four_bits(values, value_scale, value_zero),
         key_scale, value_scale, key_zero, value_zero,
     )  # fmt: skip
@@ -268,7 +243,7 @@ class StoredBlocks:
         return self.data.numel() * self.data.element_size()
 
     @property
-    def parts(self) -> Parts | None:
+    def parts(self) -> Stored | None:
         """The numbers and parameters of quantised blocks, as views; None for plain numbers."""
         quantiser = QUANTISERS.get(self.form.kv_dtype)
         return None if quantiser is None else quantiser.unpack(self.data, self.form.heads, self.form.width)

@@ -7,7 +7,7 @@ out is seen. So is what stands behind the live part of a buffer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,8 +40,7 @@ def stored(kv_dtype: str, layers: int, blocks: int, heads: int, dim: int) -> Sto
     held = form.encode(kv)
     if kv_dtype not in QUANTISERS:
         return Stored.of(held.to(DEVICE))
-    parts = QUANTISERS[kv_dtype].unpack(held.to(DEVICE), heads, dim)
-    return Stored(*(getattr(parts, field.name) for field in fields(Stored)))
+    return QUANTISERS[kv_dtype].unpack(held.to(DEVICE), heads, dim)
 
 
 def turns(tokens: int, half: int, table: list[int] | None = None, interleaved: bool = False) -> Angles:

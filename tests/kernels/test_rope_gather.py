@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from samkv_kernels import rope_gather as gathering
 from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather
@@ -56,16 +54,12 @@ def test_the_stores_quantised_blocks_come_out_as_the_store_restores_them(kv_dtyp
     kv = torch.randn(2, 3, 2, 2, 16, 8)
     form = KVForm.of(kv, kv_dtype)
     records = form.encode(kv)
-    stored = Stored(**as_stored(QUANTISERS[kv_dtype].unpack(records, 2, 8)))
+    stored = QUANTISERS[kv_dtype].unpack(records, 2, 8)
     for rows in (torch.randperm(48)[:20], torch.arange(20)):
         nothing = torch.empty(1, 20, 0)
         got = rope_gather(stored, rows, Angles(nothing, nothing), torch.float32)
         want = oracles.gathered(form.decode(records), rows.tolist(), nothing, nothing, interleaved=False)
         assert all(far(mine, exact) < TOLERANCE[torch.float32] for mine, exact in zip(got, want, strict=True))
-
-
-def as_stored(parts: Any) -> dict[str, Tensor | None]:
-    return {field.name: getattr(parts, field.name) for field in fields(Stored)}
 
 
 def test_room_is_left_behind_the_gathered_tokens() -> None:

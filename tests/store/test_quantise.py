@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from samkv_kernels.rope_gather import Stored
 from samkv_rag.store import ChunkKVStore, DamagedEntry, StoreError, estimate_bytes
-from samkv_rag.store.quantise import KVForm, Parts, fp8_parts, int4_parts, int8_parts
+from samkv_rag.store.quantise import KVForm, fp8_parts, int4_parts, int8_parts
 from samkv_rag.types import BLOCK, KV_DTYPES, ChunkKV
 
 from .conftest import Opener
@@ -44,7 +45,7 @@ def blocks(draw: st.DrawFn) -> Tensor:
 @pytest.mark.parametrize("parts_of", [int8_parts, int4_parts])
 @settings(deadline=None)
 @given(blocks())
-def test_whole_numbers_are_off_by_half_a_step_at_most(parts_of: Callable[[Tensor], Parts], kv: Tensor) -> None:
+def test_whole_numbers_are_off_by_half_a_step_at_most(parts_of: Callable[[Tensor], Stored], kv: Tensor) -> None:
     parts = parts_of(kv)
     keys, values = parts.restored(torch.float32).unbind(2)
     largest = kv.abs().amax((-1, -2), keepdim=True)
@@ -96,7 +97,7 @@ def test_fp8_is_off_by_a_sixteenth_of_the_number_at_most(kv: Tensor) -> None:
 
 @pytest.mark.parametrize(("parts_of", "most"), [(fp8_parts, 0.2), (int4_parts, 0.5)])
 def test_a_key_channel_that_is_large_in_every_token_is_none_the_worse(
-    parts_of: Callable[[Tensor], Parts], most: float
+    parts_of: Callable[[Tensor], Stored], most: float
 ) -> None:
     """As biases make it; in the last block of a chunk, too, which zeros fill up."""
     kv = torch.randn(1, 2, 2, 2, BLOCK, 16, generator=torch.Generator().manual_seed(0))
