@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,13 @@ def settings_of(engine: SamKVEngine) -> dict[str, Any]:
         "tokenizer": source.tokenizer, "device_map": source.device_map, "dtype": source.dtype,
         "model_kwargs": dict(source.model_kwargs), "kv_dtype": source.kv_dtype,
     }  # fmt: skip
+
+
+def require_known(owner: str, said: Iterable[str], known: Iterable[str], more: Iterable[str] = ()) -> None:
+    """Raises `SamKVError` where a model object is told something that it does not know, such as a misspelt keyword; it
+    takes `more` than it names."""
+    if unknown := sorted({*said} - {*known, *more}):
+        raise SamKVError(f"{owner} has no {', '.join(unknown)}; it has: {', '.join(known)}.")
 
 
 def require_same(engine: SamKVEngine, **said: Any) -> None:

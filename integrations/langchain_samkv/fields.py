@@ -9,8 +9,8 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from langchain_samkv.engines import ChatEngines, fields_of
 from langchain_samkv.requests import DEFAULT_MAX_TOKENS
-from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.engines import own_method, require_keep, require_same
+from samkv_rag import SamKVEngine
+from samkv_rag.engines import own_method, require_keep, require_known, require_same
 from samkv_rag.methods import Method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
@@ -69,14 +69,14 @@ class SamKVFields(BaseChatModel):
     @classmethod
     def _known(cls, said: Any) -> Any:
         """A keyword that is misspelt, or another model's, is not passed over in silence."""
-        if isinstance(said, dict) and (unknown := sorted(set(said) - cls._names() - MEANINGLESS)):
-            raise SamKVError(f"{cls.__name__} has no {', '.join(unknown)}; it has: {', '.join(cls.model_fields)}.")
+        if isinstance(said, dict):
+            require_known(cls.__name__, said, cls.model_fields, cls._aliases() | MEANINGLESS)
         return said
 
     @classmethod
-    def _names(cls) -> set[str]:
-        """What fields may be called."""
-        names = set(cls.model_fields)
+    def _aliases(cls) -> set[str]:
+        """What fields may be called, too."""
+        names = set[str]()
         for field in cls.model_fields.values():
             other = field.validation_alias or field.alias
             names |= {str(name) for name in (other.choices if isinstance(other, AliasChoices) else [other]) if name}

@@ -13,7 +13,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms.samkv.holder import OF_THE_ENGINE, EngineHolder
 from llama_index.llms.samkv.tools import supports_tools
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.engines import require_keep, require_same, settings_of
+from samkv_rag.engines import require_keep, require_known, require_same, settings_of
 
 
 class SamKVFields(FunctionCallingLLM):
@@ -52,14 +52,13 @@ class SamKVFields(FunctionCallingLLM):
     _holder: EngineHolder = PrivateAttr()
 
     def __init__(self, engine: SamKVEngine | None = None, **fields: Any) -> None:
-        if unknown := sorted(set(fields) - set(type(self).model_fields)):
-            raise SamKVError(f"SamKVLLM has no {', '.join(unknown)}; it has: {', '.join(type(self).model_fields)}.")
+        require_known("SamKVLLM", fields, type(self).model_fields)
         if isinstance(fields.get("kv_store"), Path):
             fields["kv_store"] = str(fields["kv_store"])
         if isinstance(fields.get("stop"), str):
             fields["stop"] = [fields["stop"]]
         if engine is not None:
-            own = {name: settings_of(engine)[name] for name in OF_THE_ENGINE}
+            own = {name: value for name, value in settings_of(engine).items() if name in OF_THE_ENGINE}
             fields = {**own, **fields}
             require_same(engine, **{name: value for name, value in fields.items() if value is not None})
         super().__init__(**fields)
