@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.harness import in_turns, opened, options_of, publish, wait
+from benchmarks.reads import KV_DTYPES
 from benchmarks.rows import spread, where
 from samkv_rag.ingest import BATCH_TOKENS, Pending, ingest
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.store import ChunkKVStore, chunk_key
 
-KV_DTYPES = ("model", "bf16", "int8", "fp8", "int4")
 MIB = 2**20
 
 
