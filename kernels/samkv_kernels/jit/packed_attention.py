@@ -132,8 +132,9 @@ def attend_beside(query: Tensor, places: Places, spans: Spans, softmax: Softmax,
     """`(B, H, Q, D)`; arguments as in `samkv_kernels.rows_attention.rows_attention`."""
     query, key, value = rows_contiguous(query, places.keys, places.values, spans)
     batch, heads, count, dim = query.shape
-    tile = tiles(query.dtype, dim, count * (heads // key.shape[1]))
-    across = triton.cdiv(count * (heads // key.shape[1]), tile["ROWS"]), batch * key.shape[1]
+    rows = count * (heads // key.shape[1])
+    tile = tiles(query.dtype, dim, rows)
+    across = triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1]
     live = max(2, parts_of(query, key, places))  # a single part would write the output
     parts = live + splits(across[0] * across[1], packed.places.longest, 32 * tile["BLOCKS"])
     into = torch.empty(parts, batch, heads, count, dim, dtype=torch.float32, device=query.device)
