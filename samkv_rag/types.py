@@ -199,15 +199,19 @@ class Selection:
 
     `recomputed` is a subset of `kept`, chunk by chunk, unless what is kept was settled after recomputing. `notes` says
     what the user should know (an anchor that was trimmed, a chunk that got nothing). `ranking` says why, where blocks
-    are ranked. `packed_tokens` of those kept are held in four bits a number, in `packed_bytes`.
+    are ranked. Of those kept the `packed` ones are held in four bits a number, in `packed_bytes`.
     """
 
     kept: tuple[Tensor, ...]
     recomputed: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()
     ranking: Ranking | None = None
-    packed_tokens: int = 0
+    packed: tuple[Tensor, ...] = ()
     packed_bytes: int = 0
+
+    @property
+    def packed_tokens(self) -> int:
+        return sum(map(len, self.packed))
 
     @classmethod
     def all_of(cls, plan: PromptPlan, recompute: bool = True) -> Selection:

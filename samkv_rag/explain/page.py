@@ -14,6 +14,7 @@ WORDS = {
     "anchor": "anchor: kept for its place at an end of the chunk",
     "selected": "selected for its score",
     "kept": "kept",
+    "packed": "kept in four bits a number",
     "dropped": "dropped",
 }
 

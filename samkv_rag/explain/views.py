@@ -19,7 +19,7 @@ from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.types import BLOCK, Answer, Segment, Selection
 
 METHODS = ("samkv", "full")
-State = Literal["anchor", "selected", "kept", "dropped"]
+State = Literal["anchor", "selected", "kept", "packed", "dropped"]
 Fate = tuple[State, bool]
 
 
@@ -27,8 +27,8 @@ Fate = tuple[State, bool]
 class Part:
     """Consecutive tokens of one block with the same fate: `text`, where they stand, and the score of their block.
 
-    `state` is "kept" where the method does not rank blocks. `recomputed` is also true of what was
-    computed for what others see in it, and then dropped.
+    `state` is "kept" where the method does not rank blocks, and "packed" of what is held in four bits. `recomputed` is
+    also true of what was computed for what others see in it, and then dropped.
     """
 
     block: int
@@ -163,10 +163,13 @@ def _fates(tokens: int, selection: Selection, index: int) -> list[Fate]:
     ranking, kept = selection.ranking, _as_set(selection.kept[index])
     anchors = set[int]() if ranking is None else _as_set(ranking.anchors[index])
     again, chosen = _as_set(selection.recomputed[index]), "kept" if ranking is None else "selected"
+    packed = _as_set(selection.packed[index]) if selection.packed else set[int]()
 
     def fate(token: int) -> Fate:
         if token not in kept:
             return "dropped", token in again
+        if token in packed:
+            return "packed", token in again
         return ("anchor" if token in anchors else chosen), token in again  # type: ignore[return-value]
 
     return [fate(token) for token in range(tokens)]

@@ -29,6 +29,11 @@ class Picked:
         """Which they are, sorted `(count,)`."""
         return places(self.marks, self.count)
 
+    @property
+    def others(self) -> Picked:
+        """All but these."""
+        return Picked(~self.marks, len(self.marks) - self.count)
+
     def on(self, device: torch.device) -> Picked:
         """The same on a device."""
         return self if self.marks.device == device else Picked(sent(self.marks, device), self.count)
@@ -57,7 +62,8 @@ class Settled:
         """The same for every chunk, of `lengths`, as a report tells it; the host waits for it."""
         none = tuple(torch.arange(0) for _ in lengths)
         ranking = Ranking(none, tuple(self.worth.cpu().split(list(lengths))), 1)
-        return Selection(self.kept.by_chunk(lengths), self.again.by_chunk(lengths), self.notes, ranking)
+        packed = () if self.exact is None else self.exact.others.by_chunk(lengths)
+        return Selection(self.kept.by_chunk(lengths), self.again.by_chunk(lengths), self.notes, ranking, packed)
 
 
 def most_looked_at(attention: Tensor, answer_weight: float = 1.0) -> Tensor:

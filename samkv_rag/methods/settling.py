@@ -49,7 +49,7 @@ class LateSettling:
     looked_at: Tensor
     choose: Callable[[Tensor], Settled]
     _settled: Settled | None = None
-    _packed: tuple[int, int] = (0, 0)
+    _packed_bytes: int = 0
     _short: bool = False
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
@@ -71,19 +71,20 @@ class LateSettling:
         written = torch.arange(prompt, prompt + count, device=device)
         cache.keep(torch.cat([self.ground.staying(settled.kept), written]))
         if settled.exact is not None:
-            cache.pack(self.ground.spots[~settled.exact.marks])  # of chunks: nothing was dropped
+            cache.pack(self.ground.spots[settled.exact.others.marks])  # of chunks: nothing was dropped
         if cache.packed is not None:
-            self._packed = len(cache.packed.positions), cache.packed.nbytes
+            self._packed_bytes = cache.packed.nbytes
         self._settled = settled
         return logits[-1]
 
     def selection(self) -> Selection:
         """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
         if self._settled is not None:
-            tokens, size = self._packed
-            return replace(self._settled.selection(self.lengths), packed_tokens=tokens, packed_bytes=size)
+            return replace(self._settled.selection(self.lengths), packed_bytes=self._packed_bytes)
         everything = tuple(torch.arange(length) for length in self.lengths)
-        note = f"the answer ended before its token {self.after + 1}: all was kept to its end"
+        notes: tuple[str, ...] = (f"the answer ended before its token {self.after + 1}: all was kept to its end",)
         if self._short:
-            note = "memory was too short to settle what stays: all was kept"
-        return Selection(everything, self.again.by_chunk(self.lengths), (note,))
+            notes = ("memory was too short to settle what stays: all was kept",)
+        elif self.after == 1:
+            notes = ()  # its only token sees all, as with any settlement
+        return Selection(everything, self.again.by_chunk(self.lengths), notes)

@@ -65,7 +65,7 @@ def test_the_counts_on_the_page_are_the_reports(seen: Explanation) -> None:
         assert read.tokens(method.label, "dropped") == report.dropped_tokens
         assert read.tokens(method.label, "recomputed") == report.recomputed_tokens
         assert read.tokens(method.label, "reused") == report.reused_tokens
-        kept = sum(read.tokens(method.label, word) for word in ("anchor", "selected", "kept"))
+        kept = sum(read.tokens(method.label, word) for word in ("anchor", "selected", "kept", "packed"))
         assert kept == report.kept_tokens
         assert f"{report.kept_tokens} kept" in seen.html
         assert f"{100 * report.kept_ratio:.1f} %" in seen.html
