@@ -19,10 +19,11 @@ from samkv_rag.eval.results import pack
 from samkv_rag.reader import BUNDLED
 
 FOLDER, PACKED = Path("build/eval"), Path("benchmarks/results/eval")
+DROPPED = "samkv:rest=drop"
 SIBLINGS = "multi_infllm,random,random_rest,anchors_only,no_context,cacheblend,prophetkv,epic"
-ALL = f"reuse,samkv,samkv:recompute=0.333,samkv.paper,samkv:settle=before,{SIBLINGS}"
-FEW = "reuse,samkv,random_rest"
-READ = "full,samkv,cacheblend,reuse,random_rest"
+ALL = f"reuse,samkv,{DROPPED},{DROPPED},recompute=0.333,samkv.paper,samkv:settle=before,{SIBLINGS}"
+FEW = f"reuse,samkv,{DROPPED},random_rest"
+READ = f"full,samkv,{DROPPED},cacheblend,reuse,random_rest"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Asked:
         )  # fmt: skip
 
 
-INTEGRATED = "samkv:settle_at=8,rest=int4,samkv:settle_at=8,samkv,cacheblend"
-"""What the integrations do where no method is named, and by its side what else they might."""
-LATE = f"{INTEGRATED},samkv:settle_at=4,samkv:settle_at=64,samkv:rest=int4"
+LATER = f"samkv,samkv:settle_at=8,{DROPPED},{DROPPED},settle_at=8,cacheblend"
+"""What is dropped or packed, and when: with the first token or eight tokens later."""
+LATEST = f"{LATER},{DROPPED},settle_at=4,{DROPPED},settle_at=64"
 SINKS = ("head", "bos", "none")
 SHARES = "0.05,0.1,0.15,0.25,0.5,1"
 RUNS = {
@@ -62,19 +63,19 @@ RUNS = {
     "listing": Asked("listing", 400, FEW, 17),
     "needle": Asked("needle", 200, FEW, 17, chunks=8, chunk_tokens=256),
     "lists-long": Asked("listing", 100, FEW, 17, chunks=8, chunk_tokens=256),
-    "lists-late": Asked("listing", 200, LATE, 37),
-    "late": Asked("earlier_chunk,two_hop,one_hop,unanswerable,comparison", 100, INTEGRATED, 37),
+    "lists-late": Asked("listing", 200, LATEST, 37),
+    "late": Asked("earlier_chunk,two_hop,one_hop,unanswerable,comparison", 100, LATER, 37),
     "methods": Asked("earlier_chunk,two_hop,one_hop", 100, ALL, 31),
-    "sweep": Asked("earlier_chunk,two_hop,listing", 60, "samkv,samkv:recompute=0.333", 23, SHARES),
+    "sweep": Asked("earlier_chunk,two_hop,listing", 60, f"{DROPPED},{DROPPED},recompute=0.333", 23, SHARES),
     "ablation": Asked("two_hop", 50, ",".join([*OURS.values(), *PAPER.values()]), 9),
-    **{f"sink-{sink}": Asked("earlier_chunk", 100, "samkv", 29, sink_prefix=sink) for sink in SINKS},
+    **{f"sink-{sink}": Asked("earlier_chunk", 100, f"samkv,{DROPPED}", 29, sink_prefix=sink) for sink in SINKS},
 }
 
 
 def wanted(names: list[str], real: Path | None) -> dict[str, Asked]:
     """The evaluations of these names, by default all; `real` is that of the question sets in a folder."""
     sets = [] if real is None else sorted(map(str, real.glob("*.jsonl")))
-    read = {"real": (150, READ), "real-late": (60, INTEGRATED)} if sets else {}
+    read = {"real": (150, READ), "real-late": (60, LATER)} if sets else {}
     runs = RUNS | {name: Asked(",".join(sets), *asked, 0, chunks=None) for name, asked in read.items()}
     unknown = [name for name in names if name not in runs]
     if unknown:

@@ -40,7 +40,8 @@ from samkv_rag.types import KV_DTYPES, PromptPlan
 
 MEANS = ("prompt_tokens", "answer_tokens", "told", "tells", "kept")
 METHODS = (
-    "reuse,cacheblend,samkv,samkv:settle_at=8,samkv:rest=int4,samkv:vicinity=1,samkv:keep=0.3,vicinity=1,random_rest"
+    "reuse,cacheblend,samkv,samkv:rest=drop,samkv:rest=drop,settle_at=8,samkv:rest=drop,vicinity=1,"
+    "samkv:rest=drop,keep=0.3,vicinity=1,random_rest"
 )
 Row = dict[str, Any]
 

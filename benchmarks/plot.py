@@ -24,16 +24,18 @@ COLOURS = {
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
 }  # fmt: skip
 ANSWERED = {
-    "full": "full", "samkv@0.15": "samkv", "samkv:settle=before@0.15": "samkv before",
+    "full": "full", "samkv@0.15": "samkv", "samkv:rest=drop@0.15": "rest dropped",
+    "samkv:settle=before@0.15": "samkv before",
     "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophetkv",
     "epic@0.15": "epic", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
 }  # fmt: skip
 LEFT = {
-    "random_rest@0.15": "a random 15 %", "samkv@0.15": "samkv: 15 %", "samkv:keep=0.3": "keep=0.3: 30 %",
-    "samkv:settle_at=8@0.15": "settle_at=8: 15 % after 8 tokens",
-    "samkv:settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens", "reuse": "reuse: 100 %",
-    "cacheblend@0.15": "cacheblend: 100 %", "samkv:rest=int4@0.15": "rest=int4: all, in 18 % of the bytes",
-    "samkv:settle_at=64@0.15": "samkv, all kept: 100 %",
+    "random_rest@0.15": "a random 15 %", "samkv:rest=drop@0.15": "rest=drop: 15 %",
+    "samkv:rest=drop,keep=0.3": "rest=drop, keep=0.3: 30 %",
+    "samkv:rest=drop,settle_at=8@0.15": "settle_at=8: 15 % after 8 tokens",
+    "samkv:rest=drop,settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens", "reuse": "reuse: 100 %",
+    "cacheblend@0.15": "cacheblend: 100 %", "samkv@0.15": "samkv: all, in 18 % of the bytes",
+    "samkv:rest=drop,settle_at=64@0.15": "samkv, all kept: 100 %",
 }  # fmt: skip
 LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
 """Of which model, by how many questions of a set, with how many tokens of an answer at most."""
@@ -75,7 +77,7 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
         axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
     axes.set_ylabel("% of full prefill's K and V")
-    axes.set_title("kept in memory while answering", fontsize=10)
+    axes.set_title("kept in memory while answering (rest=drop)", fontsize=10)
 
 
 def draw_answers(axes: Any, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""samkv-rag: answer from cached chunks, with about 15 % of their tokens recomputed and about 15 % kept.
+"""samkv-rag: answer from cached chunks, with about 15 % of their tokens recomputed.
 
 Every retrieved chunk's keys and values are computed once, at ingestion. The tokens that matter to a question are
-recomputed so that they see the other chunks, what the question then attends to is kept, and the rest is dropped before
-the answer is generated (SamKV, AAAI 2026).
+recomputed so that they see the other chunks, and before the answer goes on what the question does not attend to is held
+in four bits a number, or dropped (SamKV, AAAI 2026).
 
     engine = SamKVEngine.from_pretrained("bundled", store="./kv")
     engine.precompute(texts)

@@ -17,9 +17,6 @@ from samkv_rag.store import ChunkKVStore
 
 Settings = Mapping[str, Any]
 """The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
-FOR_ANSWERS = SamKV(settle_at=8, rest="int4")
-"""The method of a framework's model object that names none. People ask for lists and sentences: too little can be told
-beforehand of what they will need, so that nothing is dropped (docs/fidelity.md)."""
 
 
 def settings_of(engine: SamKVEngine) -> dict[str, Any]:
@@ -61,18 +58,17 @@ def _alike(has: Any, said: Any) -> bool:
 
 
 def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | Method | None:
-    """The method of a model object that names this one: `FOR_ANSWERS` by its bare name, too. With an engine that was
-    given, None and bare names are that engine's to read."""
+    """The method of a model object that names this one, `SamKV()` where it names none. With an engine that was given,
+    None and bare names are that engine's to read."""
     if given is not None:
         return named
-    return FOR_ANSWERS if named in (None, FOR_ANSWERS.name) else resolve_method(named)
+    return resolve_method(named or SamKV())
 
 
 def require_keep(keep: float | None, named: str | Method | None, given: SamKVEngine | None) -> None:
     """Raises `SamKVError` where a model object has a `keep` and the method that it names none to put it into."""
     if keep is not None:
-        standing = FOR_ANSWERS if given is None else given.method
-        resolve_method(own_method(named, given) or standing, keep)
+        resolve_method(own_method(named, given) or (given.method if given else SamKV()), keep)
 
 
 def meant(keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class SamKVFields(BaseChatModel):
     """How they are stored: as the model computes, or "bf16", "fp16", "int8", "fp8", "int4"."""
     method: Any = None
     """How caches are used: "full" (not at all), another method's name, or a method object. None or "samkv":
-    `SamKV(settle_at=8, rest="int4")`, or that of the engine that was given."""
+    `SamKV()`, or that of the engine that was given."""
     keep: float | None = None
     """Kept chunk tokens / chunk tokens; None is the method's own."""
     namespace: str = "default"

@@ -126,17 +126,17 @@ def _vicinities_table(found: LayerProfile) -> Table:
 
 
 def _budgets_table(found: LayerProfile) -> Table:
-    return _outcomes("Other budgets, with all that", "kept", found.budgets, found.keep, _share)
+    return _outcomes("Other budgets, with all that and the rest dropped", "kept", found.budgets, found.keep, _share)
 
 
 def _waits_table(found: LayerProfile) -> Table:
-    title = "What stays is settled (settle_at) after"
+    title = "With the rest dropped, what stays is settled (settle_at) after"
     return _outcomes(title, "of the answer", found.waits, 0, lambda wait: counted(int(wait), "token"))
 
 
 def _rests_table(found: LayerProfile) -> Table:
     title = "What becomes of the rest of the chunks (rest)"
-    return _outcomes(title, "rest", found.rests, "drop", str)
+    return _outcomes(title, "rest", found.rests, "int4", str)
 
 
 def _outcomes(

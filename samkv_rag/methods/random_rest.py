@@ -7,6 +7,7 @@ SamKV chooses the first token in sight of all entries. An answer that this token
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from samkv_rag.methods.samkv import SamKV
 class RandomRest(SamKV):
     """`keep` of the chunk tokens stay, drawn from `seed`. Raises `SamKVError` for `settle="before"`."""
 
+    rest: Literal["drop", "int4"] | None = "drop"
     seed: int = 0
 
     name = "random_rest"

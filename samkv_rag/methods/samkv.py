@@ -1,4 +1,4 @@
-"""SamKV: recompute about 15 % of the chunks' tokens, then keep the 15 % that the question attends to.
+"""SamKV: recompute about 15 % of the chunks' tokens, then hold the rest in four bits, or drop it.
 
 Paper: "Sparse Attention Across Multiple-Context KV Cache", AAAI 2026. `SamKV.paper()` is its recipe as best
 established; where the sources are silent the fields say "our choice".
@@ -53,25 +53,27 @@ much (docs/fidelity.md)."""
 
 @dataclass(frozen=True)
 class SamKV(Options):
-    """The default selects what stays in two looks; `paper()` is the recipe of the paper.
+    """The default selects in two looks; `paper()` is the recipe of the paper.
 
     What differs: the question looks twice, at entries instead of summaries. First at the stored entries: the tokens it
     attends to are recomputed, and see all stored entries on the lower layers. Then, in that same pass, at what came of
     it: what it attends to now stays (with what surrounds it). The pass also says the first new token, in sight of all
-    entries; the rest is dropped before the others are written. The paper chooses once, by a pooled query against block
-    means, and what it recomputes sees only what it keeps. What decided it: docs/results.md.
+    entries; before the others are written the rest goes into four bits, or with `rest="drop"` goes. The paper chooses
+    once, by a pooled query against block means, and what it recomputes sees only what it keeps. What decided it:
+    docs/results.md.
 
-    `keep`: kept chunk tokens / chunk tokens, a hard ceiling above the engine's `min_kept_tokens`. `recompute`:
-    recomputed tokens / that number, chosen by rank ("score") or from the head of every chosen run (`recompute_by`).
+    `keep`: chosen chunk tokens / chunk tokens: where the rest is dropped, a hard ceiling of what is held, above the
+    engine's `min_kept_tokens`. `recompute`: recomputed tokens / that number, chosen by rank ("score") or from the head
+    of every chosen run (`recompute_by`).
     `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
     then read once, and a first chunk that is stored as the prompt computes it is left out of the recompute. "before" it
     (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
     Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
-    `rest`: what becomes of what was not chosen. "drop" (our default); "int4": nothing is dropped, and from the answer's
-    second token on the chunks are held in four bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what
-    was looked at most, a quarter of `keep`; none is where all is chosen (`keep=1`). With `settle_at` all stays as it is
-    until then.
+    `rest`: what becomes of what was not chosen. "int4": nothing is dropped, and from the answer's second token on the
+    chunks are held in four bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what was looked at most, a
+    quarter of `keep`; none is where all is chosen (`keep=1`). "drop": `keep` is all that is held. None (our default):
+    "int4", or "drop" where it is settled before the recompute. With `settle_at` all stays as it is until then.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
@@ -82,7 +84,7 @@ class SamKV(Options):
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `early`: what the question attends to is recomputed the sooner, the earlier in its chunk it stands, where it was
     stored with the least before it: attention is divided by the place (1, 2, ...) to this power; 0: it alone decides.
-    None: with `settle_at`, or where all stays, as profiled, else 0.5 (0 where the config notes layers); else 0: what
+    None: where all stays for a while, as profiled, else 0.5 (0 where the config notes layers); else 0: what
     stays of a prompt at once had better be what was recomputed. For looks by attention that settle after the recompute.
     `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
     there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
@@ -109,7 +111,7 @@ class SamKV(Options):
     recompute: Share = 1.0
     settle: Literal["before", "after"] = "after"
     settle_at: Count = 0
-    rest: Literal["drop", "int4"] = "drop"
+    rest: Literal["drop", "int4"] | None = None
     around: tuple[Count, Count] = (0, 8)
     vicinity: Vicinity | None = None
     answer_weight: Weight | None = None
@@ -143,7 +145,7 @@ class SamKV(Options):
             raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
         if self.settle_at and self.settle == "before":
             raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
-        if self.rest != "drop" and self.settle == "before":
+        if self.rest == "int4" and self.settle == "before":
             raise SamKVError('rest="int4" packs after the recompute what was not chosen: it needs settle="after".')
         if self.settle_at and self.answer_weight not in (None, 1):
             raise SamKVError("With settle_at what every token looks at counts once: leave out answer_weight.")
@@ -239,7 +241,7 @@ class SamKV(Options):
 
     def _settlement(self, run: Run, budget: int) -> Settlement:
         """When it is settled what stays, as far as this model can."""
-        packs = self.rest == "int4"
+        packs = known(self.rest, "drop" if self.settle == "before" else "int4") == "int4"
         if budget == sum(run.lengths) or not (packs or self.settle_at):
             return Settlement()
         if run.adapter.rotary.depends_on_length:

@@ -13,7 +13,7 @@ from benchmarks import fidelity
 from samkv_rag import SamKVError
 from samkv_rag.eval.records import RECORDS, read_records
 
-METHODS = "samkv:keep=1,samkv:keep=0.3,no_context"
+METHODS = "samkv:keep=1,samkv:rest=drop,keep=0.3,no_context"
 
 
 def options(

@@ -26,14 +26,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_writes_the_page_and_says_what_was_answered(store: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    args = ["explain", QUESTION, "--store", str(store), "--out", str(page), "--methods", "samkv:keep=0.3,epic"]
+    methods = ("--methods", "samkv:keep=0.3,rest=drop,epic")
+    args = ["explain", QUESTION, "--store", str(store), "--out", str(page), *methods]
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 0, done.output
-    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == ["samkv:keep=0.3", "epic"]
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == ["samkv:keep=0.3,rest=drop", "epic"]
     assert str(page) in done.stderr.replace("\n", "")
     read = Read(page.read_text())
-    assert {part["method"] for part in read.parts} == {"samkv:keep=0.3", "epic"}
-    assert read.tokens("samkv:keep=0.3", "dropped") > 0
+    assert {part["method"] for part in read.parts} == {"samkv:keep=0.3,rest=drop", "epic"}
+    assert read.tokens("samkv:keep=0.3,rest=drop", "dropped") > 0
     assert read.tokens("epic", "dropped") == 0
     assert "script" not in read.tags
 

@@ -145,7 +145,7 @@ def test_a_store_that_was_closed_is_a_sentence_and_no_miss(place: str, tmp_path:
 
 def test_the_name_of_the_engines_own_method_means_it_with_its_options() -> None:
     chunks = ["Lumen Labs is a company in Oslo that makes solar lamps. " * 8]
-    engine = tiny_engine(method=SamKV(keep=0.5))
+    engine = tiny_engine(method=SamKV(keep=0.5, rest="drop"))
     engine.precompute(chunks)
     own, named = (engine.answer("Where?", chunks, method=m, max_new_tokens=1).report for m in (None, "samkv"))
     assert named.kept_tokens == own.kept_tokens > 0

@@ -34,7 +34,8 @@ def test_the_parts_add_up_to_the_report_and_to_the_texts(engine: SamKVEngine, na
     report, counts = view.answer.report, view.tokens
     assert report.chunk_tokens > 0 and report.misses == ()
     assert counts["dropped"] == report.dropped_tokens
-    assert counts["anchor"] + counts["selected"] + counts["kept"] == report.kept_tokens
+    assert counts["anchor"] + counts["selected"] + counts["kept"] + counts["packed"] == report.kept_tokens
+    assert counts["packed"] == report.packed_tokens
     assert counts["recomputed"] == report.recomputed_tokens
     assert counts["reused"] == report.reused_tokens
     assert ["".join(part.text for part in chunk.parts) for chunk in view.chunks] == CHUNKS
@@ -59,7 +60,7 @@ class Alternating:
 
     def prepare(self, run: Run) -> Prepared:
         self.runs.append(1)
-        return SamKV(keep=0.2 if len(self.runs) % 2 == 0 else 1.0, recompute=0.5).prepare(run)
+        return SamKV(keep=0.2 if len(self.runs) % 2 == 0 else 1.0, recompute=0.5, rest="drop").prepare(run)
 
 
 def test_anchors_and_scores_are_shown_where_blocks_are_ranked(engine: SamKVEngine) -> None:
@@ -79,7 +80,7 @@ def test_anchors_and_scores_are_shown_where_blocks_are_ranked(engine: SamKVEngin
 
 
 def test_methods_are_written_as_for_eval_and_keep_goes_into_those_that_do_not_say(engine: SamKVEngine) -> None:
-    lines = ["samkv", "samkv:keep=0.5,look=bound", "reuse"]
+    lines = ["samkv:rest=drop", "samkv:keep=0.5,look=bound,rest=drop", "reuse"]
     seen = explain(engine, ASKED, CHUNKS, lines, keep=0.25, max_new_tokens=1)
     assert [method.label for method in seen.methods] == lines
     kept = [method.answer.report.kept_tokens for method in seen.methods]

@@ -27,6 +27,7 @@ NEXT = 7
 SOME = ("llama", "llama-longrope-crossed", "mistral-sliding", "gemma2", "gemma3", "gemma4", "gemma4-sharing", "cohere2")
 
 before = partial(SamKV, settle="before")
+dropping = partial(SamKV, rest="drop")
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 some_wirings = pytest.mark.parametrize("wiring", SOME)
 

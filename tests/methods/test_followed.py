@@ -11,7 +11,7 @@ from samkv_rag.methods.picked import Picked
 from samkv_rag.methods.scoring import followed_values
 from samkv_rag.types import Selection
 from tests import oracles
-from tests.methods.gates import prompted, some_wirings
+from tests.methods.gates import dropping, prompted, some_wirings
 from tests.oracles import Kept
 
 LAST = 2
@@ -77,7 +77,7 @@ def test_a_look_at_second_hand_counts_by_the_better_way() -> None:
 
 def test_what_is_recomputed_follows_what_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     case = prompted("llama")
-    plain = case.prepare(SamKV(keep=0.4, followed=0)).selection.recomputed
+    plain = case.prepare(dropping(keep=0.4, followed=0)).selection.recomputed
     target = next((chunk, token) for chunk, tokens in enumerate(plain) for token in range(5) if token not in tokens)
 
     def witnessed(run: Run, witnesses: Picked, last_layer: int) -> torch.Tensor:
@@ -86,14 +86,14 @@ def test_what_is_recomputed_follows_what_was_looked_at(monkeypatch: pytest.Monke
         return attention
 
     monkeypatch.setattr(Run, "witnessed", witnessed)
-    followed = case.prepare(SamKV(keep=0.4)).selection.recomputed
+    followed = case.prepare(dropping(keep=0.4)).selection.recomputed
     assert target[1] in followed[target[0]].tolist()
     assert sum(map(len, followed)) == sum(map(len, plain))
 
 
 def test_anchors_are_recomputed_whatever_is_followed() -> None:
     case = prompted("llama")
-    recomputed = case.prepare(SamKV(keep=0.4, initial=2, local=1)).selection.recomputed
+    recomputed = case.prepare(dropping(keep=0.4, initial=2, local=1)).selection.recomputed
     for chunk, tokens in zip(case.plan.chunks, recomputed, strict=True):
         last = len(chunk.token_ids) - 1
         assert {0, 1, last} <= set(tokens.tolist())

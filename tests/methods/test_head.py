@@ -16,7 +16,7 @@ from samkv_rag.model.beginnings import Beginnings
 from samkv_rag.types import Question
 from tests import oracles
 from tests.cases import METHODS
-from tests.methods.gates import TOLERANCE, VISIBLE, distance, every_wiring, spoken
+from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, every_wiring, spoken
 from tests.methods.test_leading import plan_of
 from tests.model.recording import assert_same, recording
 from tests.models import adapter
@@ -60,7 +60,7 @@ def known_of(case: Prompted) -> int:
 @pytest.mark.parametrize(("wide", "sees"), [(1.0, 0.0), (0.0, 0.0), (0.25, 0.3)])
 def test_the_answer_is_that_of_a_pass_that_computes_it(wiring: str, wide: float, sees: float) -> None:
     """Also where less is in sight: what is computed sees it on every layer."""
-    case, method = begun(wiring), SamKV(keep=0.4, wide=wide, sees=sees)
+    case, method = begun(wiring), dropping(keep=0.4, wide=wide, sees=sees)
     forget(case)
     assert known_of(case) == 0
     computed = case.prepare(method)
@@ -83,7 +83,9 @@ def test_every_method_leaves_it_for_others_and_makes_of_it_what_it_makes_of_one_
     assert distance(case.logits(known), want) < TOLERANCE
 
 
-@pytest.mark.parametrize("method", [SamKV(keep=0.4), SamKV(keep=0.4, wide=0.0, sees=0.0)], ids=["usual", "narrow"])
+@pytest.mark.parametrize(
+    "method", [dropping(keep=0.4), dropping(keep=0.4, wide=0.0, sees=0.0)], ids=["usual", "narrow"]
+)
 def test_passes_of_fixed_sizes_do_without_it_too(method: SamKV) -> None:
     case = begun("llama")
     meet(case)
@@ -99,7 +101,7 @@ def test_where_everything_is_computed_it_is_too() -> None:
     case = begun("llama")
     meet(case)
     run = run_of(case)
-    SamKV(keep=1.0).prepare(run)
+    dropping(keep=1.0).prepare(run)
     whole, *_ = run.costs.passes
     assert len(whole.slots) == case.plan.n_tokens
 

@@ -22,7 +22,7 @@ from samkv_rag.model.decoding import Decoding
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
 from tests.cases import WIRINGS
-from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
+from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.model.test_steps import recording
 from tests.models import adapter, tiny_engine
@@ -32,9 +32,9 @@ ASKED = "Where is Lumen Labs based?"
 CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harrow Lane, above a bakery.") * 2
 AT, COUNT = 3, 8
 ANSWER = (9, 250, 77, 31, 12, 140)
-LATE = SamKV(keep=0.3, settle_at=AT)
-DROPPED = (SamKV(keep=0.3, settle_at=1), LATE, LATE, SamKV(keep=0.4))
-PACKED = (SamKV(keep=0.3, rest="int4"), replace(LATE, rest="int4"), LATE, SamKV(keep=0.3, settle_at=99))
+LATE = dropping(keep=0.3, settle_at=AT)
+DROPPED = (dropping(keep=0.3, settle_at=1), LATE, LATE, dropping(keep=0.4))
+PACKED = (SamKV(keep=0.3, rest="int4"), replace(LATE, rest="int4"), LATE, dropping(keep=0.3, settle_at=99))
 SOME = pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2", "gemma4-sharing", "cohere2"])
 
 
@@ -97,7 +97,7 @@ def test_the_first_tokens_see_all_and_what_they_look_at_stays_for_the_others(wir
     assert distance(got, want) < TOLERANCE
     budget = int(0.3 * case.plan.chunk_tokens)
     assert [own.tolist() for own in prepared.selection.kept] == best_by_hand(case, looks, budget)
-    everything = forced_logits(case.adapter, case.prepare(SamKV(keep=0.3, settle_at=99)), ANSWER)
+    everything = forced_logits(case.adapter, case.prepare(dropping(keep=0.3, settle_at=99)), ANSWER)
     assert distance(got[: AT + 1], everything[: AT + 1]) < TOLERANCE
     if wiring == "llama":  # a window of ten sees no chunk from here
         assert distance(got[AT + 1 :], everything[AT + 1 :]) > VISIBLE, "what is dropped matters"
@@ -106,7 +106,7 @@ def test_the_first_tokens_see_all_and_what_they_look_at_stays_for_the_others(wir
 def test_answers_that_look_elsewhere_keep_other_tokens() -> None:
     case, kept = prompted("llama"), set[str]()
     for seed in range(5):
-        prepared = case.prepare(SamKV(keep=0.2, settle_at=6))
+        prepared = case.prepare(dropping(keep=0.2, settle_at=6))
         forced_logits(case.adapter, prepared, oracles.random_ids(7, seed))
         kept.add(str([own.tolist() for own in prepared.selection.kept]))
     assert len(kept) > 1
@@ -122,7 +122,7 @@ def test_what_is_decoded_is_what_is_likeliest(wiring: str, method: SamKV) -> Non
 
 
 def test_where_all_is_kept_there_is_nothing_to_settle() -> None:
-    prepared = prompted("llama").prepare(SamKV(keep=1.0, recompute=0.5, settle_at=AT))
+    prepared = prompted("llama").prepare(dropping(keep=1.0, recompute=0.5, settle_at=AT))
     assert prepared.settling is None and not prepared.selection.notes
 
 
@@ -207,7 +207,7 @@ def test_without_the_memory_to_settle_all_is_kept(
     where: str, method: SamKV, short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = prompted("llama")
-    want = case.tokens(SamKV(keep=0.3, settle_at=99), COUNT)
+    want = case.tokens(dropping(keep=0.3, settle_at=99), COUNT)
     prepared = case.prepare(method)
     row = prepared.begin(case.adapter.loop, max_new_tokens=COUNT, do_sample=False)
 
@@ -253,8 +253,8 @@ def test_what_says_nothing_beside_it_is_refused() -> None:
     with pytest.raises(SamKVError, match='settle_at .* needs settle="after"'):
         SamKV(settle="before", settle_at=4)
     with pytest.raises(SamKVError, match="counts once: leave out answer_weight"):
-        SamKV(settle_at=4, answer_weight=2)
-    assert SamKV(settle_at=4, answer_weight=1).settle_at == 4
+        dropping(settle_at=4, answer_weight=2)
+    assert dropping(settle_at=4, answer_weight=1).settle_at == 4
 
 
 # -- through the engine --------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tests.methods.gates import (
     TOLERANCE,
     VISIBLE,
     distance,
+    dropping,
     every_wiring,
     plain_logits,
     prompted,
@@ -56,7 +57,7 @@ def test_a_prompt_of_one_such_chunk_says_what_full_prefill_says_though_nothing_o
     wiring: str,
 ) -> None:
     case = beginning(wiring, (61,))
-    prepared = case.prepare(SamKV(keep=0.3))
+    prepared = case.prepare(dropping(keep=0.3))
     if case.adapter.rotary.depends_on_length:
         assert prepared.selection.recomputed[0].numel()
         return
@@ -70,7 +71,7 @@ def test_what_is_computed_sees_the_best_of_it_on_every_layer(
     wiring: str, wide: float, sees: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = beginning(wiring)
-    prepared, also = settled_with(case, SamKV(keep=0.4, wide=wide, sees=sees), monkeypatch)
+    prepared, also = settled_with(case, dropping(keep=0.4, wide=wide, sees=sees), monkeypatch)
     total, first = case.plan.chunk_tokens, len(case.plan.chunks[0].token_ids)
     count = int(0.4 * total)
     if case.adapter.rotary.depends_on_length:
@@ -87,15 +88,15 @@ def test_what_is_computed_sees_the_best_of_it_on_every_layer(
 
 def test_it_would_matter_if_what_is_computed_did_not_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
     case = beginning("llama")
-    prepared, _ = settled_with(case, SamKV(keep=0.4, wide=0, sees=0), monkeypatch)
+    prepared, _ = settled_with(case, dropping(keep=0.4, wide=0, sees=0), monkeypatch)
     assert distance(spoken(case, prepared), settled_logits("llama", case, prepared, narrow=0, sees=0.0)) > TOLERANCE
 
 
 def test_a_first_chunk_behind_something_else_is_computed_again() -> None:
     """The control: its entries are not those of full prefill."""
     case = prompted("llama", (61,))
-    assert case.prepare(SamKV(keep=0.3)).selection.recomputed[0].numel() == int(0.3 * 61)
-    unseen = case.prepare(SamKV(keep=0.3, recompute=0.0))
+    assert case.prepare(dropping(keep=0.3)).selection.recomputed[0].numel() == int(0.3 * 61)
+    unseen = case.prepare(dropping(keep=0.3, recompute=0.0))
     assert distance(case.logits(unseen), plain_logits("llama", case.plan)) > VISIBLE
 
 

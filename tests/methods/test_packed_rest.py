@@ -14,7 +14,7 @@ from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
-from tests.methods.gates import TOLERANCE, VISIBLE, distance, prompted, whole_past
+from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.models import adapter, tiny_engine
 from tests.oracles import Prompted, stock, stock_logits
@@ -74,7 +74,7 @@ def test_the_first_tokens_see_all_as_it_is_and_the_others_see_what_is_packed(wir
 def test_it_differs_from_what_is_as_it_was_and_less_than_what_is_dropped() -> None:
     case = prompted("llama")
     everything, packed, dropped = (
-        forced_logits(case.adapter, case.prepare(method), ANSWER) for method in (EVERYTHING, PACKED, SamKV(keep=0.3))
+        forced_logits(case.adapter, case.prepare(method), ANSWER) for method in (EVERYTHING, PACKED, dropping(keep=0.3))
     )
     assert distance(packed[:2], everything[:2]) < TOLERANCE
     assert VISIBLE / 10 < distance(packed[2:], everything[2:]) < distance(dropped[2:], everything[2:])

@@ -27,6 +27,7 @@ from tests.methods.gates import (
     TOLERANCE,
     VISIBLE,
     distance,
+    dropping,
     every_wiring,
     prompted,
     settled_logits,
@@ -57,7 +58,7 @@ def test_what_stays_saw_everything_on_the_wide_layers_and_what_is_closest_above_
     wiring: str, recompute: float, wide: float, sees: float
 ) -> None:
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3, recompute=recompute, wide=wide, sees=sees))
+    prepared = case.prepare(dropping(keep=0.3, recompute=recompute, wide=wide, sees=sees))
     assert list(prepared.ids) == Kept.of(case.plan, prepared.selection).ids
     assert len(prepared.ids) < case.plan.n_tokens
     got, first = spoken(case, prepared), int(wide * case.adapter.shape.layers)
@@ -68,7 +69,7 @@ def test_what_stays_saw_everything_on_the_wide_layers_and_what_is_closest_above_
 def test_a_prompt_may_begin_with_a_chunk_of_which_nothing_is_recomputed(wiring: str) -> None:
     store = ChunkKVStore(":memory:")
     case = oracles.Prompted(oracles.stored_plan(adapter(wiring), store, glue=0, seed=1), adapter(wiring), store)
-    prepared = case.prepare(SamKV(keep=0.3, recompute=0.0))
+    prepared = case.prepare(dropping(keep=0.3, recompute=0.0))
     assert distance(spoken(case, prepared), settled_logits(wiring, case, prepared)) < TOLERANCE
 
 
@@ -76,13 +77,13 @@ def test_a_prompt_may_begin_with_a_chunk_of_which_nothing_is_recomputed(wiring: 
 @pytest.mark.parametrize("seeing", [{"wide": 1.0}, {"wide": 0.0, "sees": 0.5, "recompute": 1 / 3}])
 def test_what_is_hidden_on_the_upper_layers_would_have_been_seen(wiring: str, seeing: dict[str, Any]) -> None:
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3, **seeing))
+    prepared = case.prepare(dropping(keep=0.3, **seeing))
     assert distance(spoken(case, prepared), settled_logits(wiring, case, prepared, narrow=0, sees=0.0)) > TOLERANCE
 
 
 @some_wirings
 def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> None:
-    case, method = prompted(wiring), SamKV(keep=0.4, recompute=0.5)
+    case, method = prompted(wiring), dropping(keep=0.4, recompute=0.5)
     logits, positions, past = settled_past(wiring, case, case.prepare(method))
     first = int(logits.argmax())
     others = oracles.greedy(stock(wiring), [first], positions[-1:] + 1, past, BY_HAND - 1, before=positions)
@@ -93,7 +94,7 @@ def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> Non
 def test_what_was_dropped_had_been_seen(wiring: str) -> None:
     """The control of (e): recomputed among themselves alone, the same tokens give other entries."""
     case = prompted(wiring)
-    prepared = case.prepare(SamKV(keep=0.3))
+    prepared = case.prepare(dropping(keep=0.3))
     apart = Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute(
         Selection(prepared.selection.kept, prepared.selection.kept)
     )
@@ -128,7 +129,7 @@ def test_what_stays_surrounds_what_any_asking_token_looks_at(vicinity: float) ->
     case, around = prompted("llama"), (2, 3)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     seen = overheard(run)
-    kept = SamKV(keep=0.2, around=around, vicinity=vicinity).prepare(run).selection.kept
+    kept = dropping(keep=0.2, around=around, vicinity=vicinity).prepare(run).selection.kept
     (layers, looked_at), most = seen[0], seen[0][1].tolist()
     assert list(layers) == [2, 3] and len(looked_at) == case.plan.chunk_tokens, "the upper half"
     tokens = [(chunk, t) for chunk, length in enumerate(run.lengths) for t in range(length)]
@@ -183,7 +184,7 @@ def test_alignment_is_refused() -> None:
 @pytest.mark.parametrize(
     ("method", "layers"),
     [
-        (SamKV(layers=(2,)), [range(3), range(3, 4)]),
+        (dropping(layers=(2,)), [range(3), range(3, 4)]),
         (SamKV(layers=(2,), settle="before"), [range(3), range(3, 4)]),
         (SamKV(layers=(2,), settle="before", look="two_stage", candidates=1.5), [range(3), range(3), range(3, 4)]),
         (ProphetKV(), [range(4)]),
@@ -207,7 +208,7 @@ def test_no_layer_is_assembled_again_for_tokens_that_a_pass_has_seen(method: Met
 
 def test_the_control_says_the_same_first_token_and_keeps_other_tokens() -> None:
     case = prompted("llama")
-    ours, control = (case.prepare(method) for method in (SamKV(keep=0.3), RandomRest(keep=0.3)))
+    ours, control = (case.prepare(method) for method in (dropping(keep=0.3), RandomRest(keep=0.3)))
     assert torch.equal(case.logits(ours), case.logits(control))
     assert len(ours.ids) == len(control.ids) and ours.ids != control.ids
     assert all(map(torch.equal, ours.selection.recomputed, control.selection.recomputed))
@@ -221,7 +222,7 @@ def test_the_control_says_the_same_first_token_and_keeps_other_tokens() -> None:
 def test_behind_the_layers_with_caches_the_answers_rows_go_on_alone(wiring: str, own: int) -> None:
     case = prompted(wiring)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
-    prepared = SamKV(keep=0.5).prepare(run)
+    prepared = dropping(keep=0.5).prepare(run)
     rows = sum(map(len, prepared.selection.recomputed)) + case.plan.n_tokens - case.plan.chunk_tokens
     *_, before, last = run.costs.passes
     if own == case.adapter.shape.layers:  # the control: where every layer has one, all go on together

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samkv_rag import SamKV
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.layout import Ground
 from tests import oracles
-from tests.methods.gates import every_wiring, prompted
+from tests.methods.gates import dropping, every_wiring, prompted
 
 
 def prepared(wiring: str) -> Prepared:
     case = prompted(wiring)
-    return SamKV().prepare(Run(case.plan, case.adapter, case.store, oracles.ROOM))
+    return dropping().prepare(Run(case.plan, case.adapter, case.store, oracles.ROOM))
 
 
 @pytest.mark.parametrize("apart", [True, False])

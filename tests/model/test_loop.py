@@ -26,7 +26,12 @@ from tests.oracles import Prompted
 
 COUNT = 8
 LENGTHS = ((37, 16, 30, 5), (9,), (21, 40), (64, 3))
-METHODS: tuple[Method, ...] = (SamKV(keep=0.4), Full(), Reuse(), SamKV(keep=0.2, recompute=1 / 3))
+METHODS: tuple[Method, ...] = (
+    SamKV(keep=0.4, rest="drop"),
+    Full(),
+    Reuse(),
+    SamKV(keep=0.2, recompute=1 / 3, rest="drop"),
+)
 SLIDING = [name for name in WIRINGS if "sliding" in name or name in ("gemma2", "gemma3", "gemma4", "cohere2")]
 
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)

@@ -29,7 +29,11 @@ every_wiring = pytest.mark.parametrize("wiring", [name for name in WIRINGS if no
 @every_wiring
 @pytest.mark.parametrize(
     "method",
-    [SamKV(keep=0.3), SamKV(keep=0.3, sees=0.6, recompute=1 / 3), SamKV(keep=0.3, wide=1.0, recompute=1 / 3)],
+    [
+        SamKV(keep=0.3, rest="drop"),
+        SamKV(keep=0.3, sees=0.6, recompute=1 / 3),
+        SamKV(keep=0.3, wide=1.0, recompute=1 / 3),
+    ],
     ids=["half", "neighbours", "whole"],
 )
 def test_fixed_passes_prepare_what_plain_ones_do(wiring: str, method: Method) -> None:
@@ -85,7 +89,7 @@ def test_rows_that_fill_up_would_be_visible_at_another_slot(monkeypatch: pytest.
     assert distance(got.logits, want.logits) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("method", [Reuse(), SamKV(), METHODS["samkv-before-third"]], ids=["reuse", "samkv", "before"])
+@pytest.mark.parametrize("method", [Reuse(), SamKV(), METHODS["samkv-drop"], METHODS["samkv-before-third"]], ids=str)
 def test_an_answer_leaves_the_workspace_to_the_next_prompt(method: Method) -> None:
     first, second = prompts("llama")[:2]
     with recording(adapter("llama")) as passes:
@@ -99,7 +103,7 @@ def test_an_answer_leaves_the_workspace_to_the_next_prompt(method: Method) -> No
 
 
 @pytest.mark.parametrize("wiring", ["llama", "gemma2", "gemma4-sharing"])
-@pytest.mark.parametrize("method", [SamKV(), SamKV(keep=0.99)], ids=["samkv", "nearly all"])
+@pytest.mark.parametrize("method", [SamKV(rest="drop"), SamKV(keep=0.99)], ids=["samkv", "nearly all"])
 def test_as_many_rows_as_slots_are_no_ordinary_prefill(
     wiring: str, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from tests.oracles import Prompted, stock, stock_logits
 from tests.profiling.questions import ITEMS, planned
 
 ANSWER = (9, 250, 77, 31, 12)
-METHODS = [SamKV(keep=keep, layers=layers) for keep in (0.1, 0.5, 0.9) for layers in ((0,), (1, 2), (3,))]
+METHODS = [SamKV(keep=keep, layers=layers, rest="drop") for keep in (0.1, 0.5, 0.9) for layers in ((0,), (1, 2), (3,))]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def settled_by_stock(wiring: str, case: Prompted, method: Method, answer: Sequen
 
 @pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2"])
 def test_with_little_kept_it_is_as_likely_as_to_a_stock_model_with_the_entries_that_stay(wiring: str) -> None:
-    case, method = prompted(wiring), SamKV(keep=0.3)
+    case, method = prompted(wiring), SamKV(keep=0.3, rest="drop")
     got = forced_logits(case.adapter, case.prepare(method), ANSWER)
     assert distance(got, settled_by_stock(wiring, case, method, ANSWER)) < TOLERANCE
     if wiring == "llama":  # a window of ten sees no chunk from here
@@ -129,7 +129,7 @@ def test_with_everything_kept_nothing_is_lost(engine: SamKVEngine) -> None:
 def test_the_loss_is_what_the_answer_loses_of_its_likelihood_at_most_the_worst_and_no_gain(
     gap: float, loss: float
 ) -> None:
-    engine, method = tiny_engine(sink_prefix="none"), SamKV(keep=0.3)
+    engine, method = tiny_engine(sink_prefix="none"), SamKV(keep=0.3, rest="drop")
     plan = planned(engine)
     ids = own_answer(engine, plan).ids
     with_little = by_hand(ids, settled_by_stock("llama", Prompted(plan, engine.adapter, engine.store), method, ids))

@@ -94,14 +94,17 @@ def test_what_is_in_force_stays_unless_another_leaves_more() -> None:
     assert kept_or_best(1.0, {0.0: [kept, kept], 0.5: [more, kept], 1.0: [lost, kept]}) == 0.0
 
 
-def test_a_profile_tells_what_the_default_method_leaves_of_full_prefills_answers(
+def test_a_profile_tells_what_a_method_that_drops_leaves_of_full_prefills_answers(
     engine: SamKVEngine, found: LayerProfile
 ) -> None:
     def means(**options: Any) -> tuple[float, float]:
         plans = [planned(engine, item) for item in ITEMS]
         own = [own_answer(engine, plan) for plan in plans]
         with engine.adapter.unacquainted(room=0):
-            left = [left_of(*pair, SamKV(**options)) for pair in zip(own, [engine] * 2, plans, strict=True)]
+            left = [
+                left_of(*pair, SamKV(**{"rest": "drop"} | options))
+                for pair in zip(own, [engine] * 2, plans, strict=True)
+            ]
         return fmean(one.same for one in left), fmean(one.loss for one in left)
 
     for tried in found.tried:
@@ -175,7 +178,10 @@ def test_all_is_tried_with_the_vicinity_in_force() -> None:
     plan = planned(engine, ITEM)
     first = found.tried[0]
     left = left_of(
-        own_answer(engine, plan), engine, plan, SamKV(layers=first.layers, wide=0.25, sees=0.3, vicinity=3.0)
+        own_answer(engine, plan),
+        engine,
+        plan,
+        SamKV(rest="drop", layers=first.layers, wide=0.25, sees=0.3, vicinity=3.0),
     )
     assert first.loss == pytest.approx(left.loss)
 

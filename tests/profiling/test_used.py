@@ -48,7 +48,7 @@ def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path
 
 def flops(engine: SamKVEngine, **options: Any) -> float:
     """What an answer costs: the more is seen, the more that is."""
-    method = SamKV(keep=0.5, layers=(3,), **options)
+    method = SamKV(rest="drop", keep=0.5, layers=(3,), **options)
     return engine.answer(ITEM.question, CHUNKS, method=method, max_new_tokens=1).report.flops
 
 
@@ -86,7 +86,7 @@ def test_what_a_store_says_counts_is_used_and_without_it_the_default(
     rest: dict[str, Any],
 ) -> None:  # fmt: skip
     def found(engine: SamKVEngine, **options: Any) -> list[list[int]]:
-        return chosen(engine, SamKV(keep=0.3, layers=(3,), wide=0.5, **rest, **options))
+        return chosen(engine, SamKV(rest="drop", keep=0.3, layers=(3,), wide=0.5, **rest, **options))
 
     with tiny_engine(store=ChunkKVStore(tmp_path)) as engine:
         default, other, most = [found(engine, **{option: value}) for value in values]
@@ -103,18 +103,20 @@ def test_a_config_that_notes_layers_was_measured_with_every_look_counting_alike_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     engine = tiny_engine()
-    before = kept_by(engine, SamKV(keep=0.3, layers=(3,)))
+    before = kept_by(engine, SamKV(rest="drop", keep=0.3, layers=(3,)))
     monkeypatch.setattr(engine.adapter.model.config, "samkv_selection_layers", [3], raising=False)
-    alike, others = (kept_by(engine, SamKV(keep=0.3, answer_weight=weight)) for weight in (1.0, 2.0))
-    assert kept_by(engine, SamKV(keep=0.3)) == alike != others == before
-    anywhere, early = (recomputed_by(engine, SamKV(keep=0.3, settle_at=4, early=power)) for power in (0.0, 0.5))
-    assert recomputed_by(engine, SamKV(keep=0.3, settle_at=4)) == anywhere != early
+    alike, others = (kept_by(engine, SamKV(rest="drop", keep=0.3, answer_weight=weight)) for weight in (1.0, 2.0))
+    assert kept_by(engine, SamKV(rest="drop", keep=0.3)) == alike != others == before
+    anywhere, early = (
+        recomputed_by(engine, SamKV(rest="drop", keep=0.3, settle_at=4, early=power)) for power in (0.0, 0.5)
+    )
+    assert recomputed_by(engine, SamKV(rest="drop", keep=0.3, settle_at=4)) == anywhere != early
 
 
 def test_what_stays_at_once_is_recomputed_wherever_it_stands() -> None:
     engine = tiny_engine()
     at_once, anywhere, early = (
-        recomputed_by(engine, SamKV(keep=0.3, layers=(3,), early=power)) for power in (None, 0.0, 0.5)
+        recomputed_by(engine, SamKV(rest="drop", keep=0.3, layers=(3,), early=power)) for power in (None, 0.0, 0.5)
     )
     assert at_once == anywhere != early
 

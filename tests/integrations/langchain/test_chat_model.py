@@ -92,6 +92,7 @@ def test_an_answer_begins_with_a_word(engine: SamKVEngine) -> None:
 
 def test_the_fields_keep_belongs_to_the_fields_method(engine: SamKVEngine) -> None:
     engine.precompute(CHUNKS)
+    engine.method = SamKV(rest="drop")
     llm = ChatSamKV(engine=engine, max_tokens=2, keep=0.3)
 
     def ratio(**keywords: Any) -> float:
@@ -102,19 +103,19 @@ def test_the_fields_keep_belongs_to_the_fields_method(engine: SamKVEngine) -> No
     assert ratio(keep=0.6) == pytest.approx(0.6, abs=0.02)
 
 
-def test_all_stays_in_four_bits_from_the_ninth_token_on_where_no_method_is_named() -> None:
+def test_all_stays_in_four_bits_from_the_second_token_on_where_no_method_is_named() -> None:
     llm = ChatSamKV(model=roomy_model(), tokenizer=byte_tokenizer(), kv_store=":memory:", min_kept_tokens=0)
     llm.engine.precompute(CHUNKS)
 
     def told(**keywords: Any) -> dict[str, Any]:
         return dict(llm.invoke(ASKED, **keywords).response_metadata["samkv"])
 
-    longer, shorter = told(max_tokens=12, keep=0.3), told(max_tokens=2, keep=0.3)
+    longer, shorter = told(max_tokens=12, keep=0.3), told(max_tokens=1, keep=0.3)
     assert longer["kept_ratio"] == shorter["kept_ratio"] == 1
     assert shorter["packed_tokens"] == 0, "an answer that is shorter keeps all as it is"
     exact = longer["kept_tokens"] - longer["packed_tokens"]
     assert exact == int(0.3 * longer["chunk_tokens"]) // 4
-    dropped = told(max_tokens=12, method=SamKV(keep=0.3, settle_at=8))
+    dropped = told(max_tokens=12, method=SamKV(keep=0.3, settle_at=8, rest="drop"))
     assert dropped["kept_ratio"] == pytest.approx(0.3, abs=0.02)
     assert longer["recomputed_tokens"] == dropped["recomputed_tokens"]
 

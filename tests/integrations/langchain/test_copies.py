@@ -37,12 +37,12 @@ def test_a_configured_method_is_that_copys_alone() -> None:
     )
     full = configured(llm, method="full")
     full.engine.precompute(CHUNKS)
-    copies = (full, llm, configured(llm, method="samkv"), configured(llm, method=SamKV()))
+    copies = (full, llm, configured(llm, method="samkv"), configured(llm, method=SamKV(rest="drop")))
     reports = [copy.invoke(ASKED).response_metadata["samkv"] for copy in copies]
     assert [report["method"] for report in reports] == ["full", "samkv", "samkv", "samkv"]
     assert [report["kept_ratio"] == 1 for report in reports] == [True, True, True, False], "the name is the default's"
     assert full.invoke(ASKED, method="samkv").response_metadata["samkv"]["kept_ratio"] == 1
-    assert llm._identifying_params["method"] == repr(SamKV(settle_at=8, rest="int4")), "what an answer is remembered by"
+    assert llm._identifying_params["method"] == repr(SamKV()), "what an answer is remembered by"
 
 
 def test_a_configured_call_keeps_a_given_engines_method(engine: SamKVEngine) -> None:

@@ -131,7 +131,7 @@ def test_fields_are_the_defaults_and_keep_belongs_to_its_method() -> None:
 
 
 def test_what_stays_is_settled_within_the_answer_where_no_method_is_named() -> None:
-    assert SamKVLLM(kv_store=":memory:").engine.method == SamKV(settle_at=8, rest="int4")
+    assert SamKVLLM(kv_store=":memory:").engine.method == SamKV()
     assert SamKVLLM(kv_store=":memory:", method=SamKV()).engine.method == SamKV()
     engine = make_engine()
     assert make_llm(engine).engine.method is engine.method, "a given engine has its own"
@@ -141,8 +141,8 @@ def test_a_method_is_its_objects_own_whoever_made_the_engine() -> None:
     full = SamKVLLM(kv_store=":memory:", method="full")
     assert full.engine.method.name == "full"
     for llm in (full.model_copy(update={"method": None}), full.model_copy(update={"method": "samkv"})):
-        assert llm.engine is full.engine and llm._options({})["method"] == SamKV(settle_at=8, rest="int4")
-        assert llm._options({"method": "samkv"})["method"] == SamKV(settle_at=8, rest="int4")
+        assert llm.engine is full.engine and llm._options({})["method"] == SamKV()
+        assert llm._options({"method": "samkv"})["method"] == SamKV()
     own = full.model_copy(update={"method": SamKV(keep=0.3)})
     assert own._options({"method": "samkv"})["method"] == own._options({"method": None})["method"] == SamKV(keep=0.3)
     assert full._options({"method": "reuse"})["method"].name == "reuse"

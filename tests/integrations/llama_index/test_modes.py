@@ -23,6 +23,7 @@ from llama_index.core.schema import QueryBundle
 from llama_index.core.tools import QueryEngineTool, ToolMetadata
 
 from llama_index.llms.samkv import ChunkKVVectorStore, SamKVLLM, precompute_index
+from samkv_rag import SamKV
 from tests.integrations.llama_index.kit import QUESTION, TEXTS, Recorder, adds_up, documents, nodes
 
 WAYS = ["sync", "async", "stream", "astream"]
@@ -229,7 +230,7 @@ def test_the_comparison_can_fail(llm: SamKVLLM) -> None:
 
 
 def test_keep_below_one_thins_and_still_answers(llm: SamKVLLM) -> None:
-    llm.keep = 0.3
+    llm.keep, llm.method = 0.3, SamKV(rest="drop")
     index = wrapped_index(llm)
     index.as_query_engine(similarity_top_k=4).query(QUESTION)
     stats = llm.stats()

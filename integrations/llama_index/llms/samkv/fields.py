@@ -26,7 +26,7 @@ class SamKVFields(FunctionCallingLLM):
     )
     method: Any = Field(
         default=None,
-        description="A name or an object; None or 'samkv': SamKV(settle_at=8, rest='int4'), or the given engine's.",
+        description="A name or an object; None or 'samkv': SamKV(), or the given engine's.",
     )
     keep: float | None = Field(default=None, description="Share of the chunk tokens that is kept; None: the method's.")
     namespace: str = Field(default="default", description="Caches of one namespace are unknown in all others.")
