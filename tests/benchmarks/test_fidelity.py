@@ -13,7 +13,8 @@ from benchmarks import fidelity
 from samkv_rag import SamKVError
 from samkv_rag.eval.records import RECORDS, read_records
 
-METHODS = "samkv:keep=1,samkv:rest=drop,keep=0.3,no_context"
+SETTINGS = ["samkv:keep=1", "samkv:rest=drop,keep=0.3", "no_context"]
+METHODS = ",".join(SETTINGS)
 
 
 def options(
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_keeps_everything_loses_nothing_and_what_sees_nothing_loses_most(folder: Path) -> None:
     records = read_records(folder / RECORDS)[:6]
-    assert [record["setting"] for record in records] == METHODS.split(",") * 2
+    assert [record["setting"] for record in records] == SETTINGS * 2
     for whole, some, none in (records[:3], records[3:]):
         assert whole["same"] and whole["loss"] == pytest.approx(0, abs=1e-3) and whole["kept"] == 1
         assert 0.2 < some["kept"] <= 0.3
@@ -76,7 +77,7 @@ def test_what_does_not_fit_is_counted_and_not_answered(tmp_path: Path) -> None:
 
 def test_there_is_a_csv_row_for_every_method_and_it_says_where_it_was_measured(folder: Path) -> None:
     found = fidelity.summary(folder)
-    assert [row["method"] for row in found] == METHODS.split(",")
+    assert [row["method"] for row in found] == SETTINGS
     assert found[0]["same"] == found[0]["same_low"] == 1 and found[0]["model"] == "bundled-small"
     assert found[2]["loss_low"] <= found[2]["loss"] <= found[2]["loss_high"] <= 10
     assert found[0]["most_tokens"] == 6 >= found[0]["answer_tokens"] > 1
