@@ -26,6 +26,8 @@ QUIET = {
     "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
 }  # fmt: skip
 
+_NOTICE = re.compile(r"^(Skipping import of cpp extensions|W\d{4} .*torch/utils/_pytree\.py).*\n?", re.MULTILINE)
+"""What torchao and torch log about themselves when transformers imports them."""
 _PATH = re.compile(r"(?<![\w.])/(?:root|home|Users|tmp|private|var|opt|work|mnt)/|site-packages|[A-Z]:\\\\")
 
 
@@ -41,8 +43,15 @@ def execute(file: Path, folder: Path) -> NotebookNode:
         notebook, timeout=SECONDS, record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
     client.execute(env={**os.environ, **QUIET})
+    for cell in code_cells(notebook):
+        cell.outputs = [output for output in cell.outputs if not is_notice(output)]
     notebook.metadata = {**read(file).metadata, "samkv": {"code": digest(notebook)}}
     return notebook
+
+
+def is_notice(output: NotebookNode) -> bool:
+    """Whether this is nothing but what libraries log about themselves."""
+    return bool(output.get("name") == "stderr" and not _NOTICE.sub("", output.text).strip())
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
