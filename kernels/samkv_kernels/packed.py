@@ -39,13 +39,16 @@ class Rounded:
     @classmethod
     def of(cls, entries: Tensor, along: int) -> Rounded:
         """Of fp32 `(G, B, 32, D)`, with one scale for all along an axis."""
-        low, high = entries.aminmax(dim=along)
+        low, high = entries.amin(along), entries.amax(along)  # on a CPU aminmax takes thirty times as long
         exponent = _exponent(torch.maximum(low.abs(), high.abs()))
         low, high = (low * 2.0**-exponent).half(), high * 2.0**-exponent
         scale = ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
-        exact = ((entries - _wide(low, exponent, along)) / _wide(scale, exponent, along)).round_().clamp_(0, MOST)
-        numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
-        codes = numbers[..., :HALF, :] | numbers[..., HALF:, :] << 4
+        codes = entries.new_empty(*entries.shape[:2], HALF, entries.shape[3], dtype=torch.uint8)
+        for own in _pieces(entries):
+            exact = entries[own] - _wide(low[own], exponent, along)
+            exact.div_(_wide(scale[own], exponent, along)).round_().clamp_(0, MOST)
+            numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
+            torch.bitwise_or(numbers[..., :HALF, :], numbers[..., HALF:, :] << 4, out=codes[own])
         return cls(codes, torch.stack([scale, low], 2), exponent, along)
 
     @property
@@ -68,13 +71,10 @@ class Rounded:
         return room.flatten(2, 3)
 
     def by_head(self) -> Iterator[tuple[slice, Tensor]]:
-        """The same of some heads after others, to be used before the next ones: on a CPU they stay in its cache."""
-        if self.codes.device.type != "cpu":
-            yield slice(None), self.numbers()
-            return
-        room = torch.empty(1, self.codes.shape[1], 2, *self.codes.shape[2:])
-        for head in range(len(self.codes)):
-            yield slice(head, head + 1), self.numbers(slice(head, head + 1), room)
+        """The same of some heads after others, to be used before the next ones."""
+        room = torch.empty(1, self.codes.shape[1], 2, *self.codes.shape[2:]) if self.codes.is_cpu else None
+        for own in _pieces(self.codes):
+            yield own, self.numbers(own, room)
 
     def entries(self) -> Tensor:
         """What they stand for, fp32 `(G, 32 * B, D)`."""
@@ -94,9 +94,10 @@ class Packed:
     count: int
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor) -> Packed:
-        """Of keys and values `(G, N, D)`, of one token at least."""
-        return cls(Rounded.of(_grouped(keys), -2), Rounded.of(_grouped(values), -1), keys.shape[1])
+    def of(cls, keys: Tensor, values: Tensor, at: Tensor | None = None) -> Packed:
+        """Of keys and values `(G, T, D)`, those `at` `(N,)`, by default all; of one token at least."""
+        at = torch.arange(keys.shape[1], device=keys.device) if at is None else at
+        return cls(Rounded.of(_grouped(keys, at), -2), Rounded.of(_grouped(values, at), -1), len(at))
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """The keys and values that they stand for, fp32 `(G, N, D)`: the reference."""
@@ -153,15 +154,21 @@ def _wide(steps: Tensor, exponent: int, along: int) -> Tensor:
     return (steps.float() * 2.0**exponent).unsqueeze(along)
 
 
+def _pieces(entries: Tensor) -> Iterator[slice]:
+    """Heads that are computed together: on a CPU one at a time, which stays in its cache, and in memory that is there;
+    new memory costs more than what is done in it."""
+    if entries.is_cpu:
+        return (slice(head, head + 1) for head in range(len(entries)))
+    return iter([slice(None)])
+
+
 def _exponent(sizes: Tensor) -> int:
     """The power of two over which the largest of some sizes is just below 2 ** 15."""
     most = float(sizes.amax())
     return max(math.frexp(most)[1] - 15, -100) if math.isfinite(most) else 0
 
 
-def _grouped(entries: Tensor) -> Tensor:
-    """`(G, N, D)` -> fp32 `(G, B, 32, D)`, the last token again and again behind it."""
-    more = -entries.shape[1] % GROUP
-    if more:
-        entries = torch.cat([entries, entries[:, -1:].expand(-1, more, -1)], 1)
-    return entries.float().reshape(len(entries), -1, GROUP, entries.shape[2])
+def _grouped(entries: Tensor, at: Tensor) -> Tensor:
+    """Of `(G, T, D)` those `at` `(N,)`: fp32 `(G, B, 32, D)`, the last of them again and again behind it."""
+    filled = torch.cat([at, at[-1:].expand(-len(at) % GROUP)])
+    return entries.index_select(1, filled).float().unflatten(1, (-1, GROUP))

@@ -25,9 +25,7 @@ class PackedTokens:
     def of(cls, buffers: Iterable[Buffers], slots: Tensor, positions: Tensor, sources: Sequence[int]) -> PackedTokens:
         """Those at `slots` `(N,)` of a cache, one layer after another: a copy of one is all that it takes."""
         layers = {
-            place: Packed.of(*(entries[0].index_select(1, slots) for entries in both))
-            for one in buffers
-            for place, *both in one.by_layer()
+            place: Packed.of(keys[0], values[0], slots) for one in buffers for place, keys, values in one.by_layer()
         }
         return cls(positions, [layers[place] for place in sorted(layers)], sources)
 
