@@ -9,7 +9,7 @@ from samkv_rag.eval.results import Results, TaskResults
 from samkv_rag.eval.statistics import Estimate
 from samkv_rag.eval.summary import Row, rows_of
 from samkv_rag.eval.tasks import TASKS
-from samkv_rag.eval.verdicts import Verdict, verdict
+from samkv_rag.eval.verdicts import Verdict, verdicts
 
 _HEAD = """# Results
 
@@ -17,8 +17,9 @@ Made by `{command}` from the records in these folders, never by hand.
 
 Every method answers the same token ids. Numbers in brackets are 95 % bootstrap intervals over questions. *asked*: the
 share that a method was told to keep, or to recompute where it keeps everything. *kept*: chunk tokens that stay
-resident. *recomputed*: chunk tokens times layers that were computed again, early full layers charged. The two differ:
-SamKV lowers what is kept, CacheBlend and its relatives only what is recomputed. EM and F1 are SQuAD's, in points.
+resident, as they are or in four bits. *recomputed*: chunk tokens times layers that were computed again, early full
+layers charged. `samkv` keeps all, most of it in four bits: see *KV*. `samkv:rest=drop` keeps what it was asked to, and
+CacheBlend and its relatives all as it is. EM and F1 are SQuAD's, in points.
 *- full*: the paired difference of F1 to full prefill; *right*: the same among the questions that full answers exactly.
 *first token*: median time from the call. *KV*: resident bytes of keys and values. *scored*: bytes that choosing read.
 *work*: operations up to the first token, as a share of full's. `anchors_only`, `random`, `random_rest` (SamKV's first
@@ -49,16 +50,20 @@ def document(results: Sequence[Results], command: str, pictures: Pictures) -> st
     return "\n".join(parts)
 
 
-def _judged(task: TaskResults, rows: Sequence[Row]) -> Verdict:
+def _judged(task: TaskResults, rows: Sequence[Row]) -> list[Verdict]:
     known = TASKS.get(task.task)
-    return verdict(rows, known.margin if known else 1.0)
+    return verdicts(rows, known.margin if known else 1.0)
 
 
-def _verdicts(judged: Sequence[tuple[Results, TaskResults, Verdict]]) -> str:
-    """The word of each task; beside it what the difference alone says, whether or not the task can tell."""
-    lines = [f"| {one.name} | {task.task} | {found.word} | {found.difference} |" for one, task, found in judged]
-    head = "| evaluation | task | 15 % kept, no accuracy lost | difference to full alone |"
-    return "\n".join([head, "|---|---|---|---|", *lines, ""])
+def _verdicts(judged: Sequence[tuple[Results, TaskResults, list[Verdict]]]) -> str:
+    """The words of each task; beside them what the difference alone says, whether or not the task can tell."""
+    lines = [
+        f"| {one.name} | {task.task} | `{found.method}` | {found.word} | {found.difference} |"
+        for one, task, those in judged
+        for found in those
+    ]
+    head = "| evaluation | task | 15 % chosen | no accuracy lost | difference to full alone |"
+    return "\n".join([head, "|---|---|---|---|---|", *lines, ""])
 
 
 def _told(one: Results) -> str:
@@ -80,7 +85,7 @@ def _environment(found: Mapping[str, Any]) -> str:
     return f"{found['device']}, {found['threads']} thread(s), {versions}{commit}"
 
 
-def _section(task: TaskResults, rows: Sequence[Row], found: Verdict) -> str:
+def _section(task: TaskResults, rows: Sequence[Row], judged: Sequence[Verdict]) -> str:
     known = TASKS.get(task.task)
     tokens = f"{task.of('prompt_tokens', 'full').mean():,.0f} prompt tokens" if task.ids else "no prompts"
     left = [f"{task.skipped} did not fit the model"] * bool(task.skipped)
@@ -88,7 +93,8 @@ def _section(task: TaskResults, rows: Sequence[Row], found: Verdict) -> str:
     outside = f" ({', '.join(left)}: left out)" if left else ""
     lines = [f"### {task.task}\n", f"{len(task.ids):,} questions{outside}, on average {tokens}.\n"]
     lines += [f"Across chunks: {known.cross}\n"] if known else []
-    return "\n".join([*lines, f"**{found.word.capitalize()}.** {found.text}\n", table(rows)])
+    lines += [f"`{found.method}`: **{found.word}.** {found.text}\n" for found in judged]
+    return "\n".join([*lines, table(rows)])
 
 
 def table(rows: Sequence[Row]) -> str:

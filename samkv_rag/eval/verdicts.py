@@ -1,9 +1,9 @@
 """What the numbers of a task say about the claim, in sentences that are computed, not written.
 
-The claim: keeping 15 % of the chunk tokens loses no accuracy. It is judged by `samkv:rest=drop` where that was asked,
-else by `samkv`, which holds the others in four bits. It holds on a task when the lower end of the paired
-difference of F1 to full prefill lies above the margin that the task allows, and the controls at the same share lie
-clearly below. Where full itself is weak, or where reuse loses nothing, a task cannot tell.
+The claim: choosing 15 % of the chunk tokens loses no accuracy, with the others held in four bits (`samkv`), or even
+without them (`samkv:rest=drop`, the paper's). It holds on a task when the lower end of the paired difference of F1 to
+full prefill lies above the margin that the task allows, and the controls at the same share lie clearly below. Where
+full itself is weak, or where reuse loses nothing, a task cannot tell.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from samkv_rag.eval.results import REFERENCE
 from samkv_rag.eval.summary import CONTROLS, OURS, Row
 
 KEEP = 0.15
-DROPPING = f"{OURS}:rest=drop"
+JUDGED = (OURS, f"{OURS}:rest=drop")
 WEAK = 0.20
 NEEDED_LOSS = 0.05
 ENOUGH = 1000
@@ -26,34 +26,49 @@ FEWEST = 100
 @dataclass(frozen=True)
 class Verdict:
     """`word` is "holds", "open", "missed" or "cannot tell"; `difference` the first three by the paired difference alone
-    ("none" without one); `text` says it with its numbers."""
+    ("none" without one); `text` says it with its numbers. All of `method`."""
 
+    method: str
     word: str
     difference: str
     text: str
 
 
-def verdict(rows: Sequence[Row], margin: float) -> Verdict:
-    """Of one task whose goal allows to lose `margin` points of F1."""
+def verdicts(rows: Sequence[Row], margin: float) -> list[Verdict]:
+    """Of every method that is judged and was asked, of one task whose goal allows to lose `margin` points of F1."""
+    asked = {row.setting for row in rows}
+    found = [method for method in JUDGED if _setting(method) in asked]
+    return [verdict(rows, margin, method) for method in found or JUDGED[:1]]
+
+
+def verdict(rows: Sequence[Row], margin: float, method: str = OURS) -> Verdict:
+    """Of one method."""
     by_name = {row.setting: row for row in rows}
-    full = by_name[REFERENCE]
-    ours = next((by_name[one] for name in (DROPPING, OURS) if (one := f"{name}@{KEEP:g}") in by_name), None)
+    return Verdict(method, *_judged(by_name[REFERENCE], by_name.get(_setting(method)), by_name, margin))
+
+
+def _setting(method: str) -> str:
+    return f"{method}@{KEEP:g}"
+
+
+def _judged(full: Row, ours: Row | None, by_name: dict[str, Row], margin: float) -> tuple[str, str, str]:
+    """The word, that of the difference alone, and the text."""
     if full.f1.n == 0:
-        return Verdict("cannot tell", "none", "No question was answered by all methods.")
+        return "cannot tell", "none", "No question was answered by all methods."
     if full.f1.value < WEAK:
-        return Verdict(
+        return (
             "cannot tell",
-            "none" if ours is None else _goal(ours, margin)[0],
+            "none" if ours is None else _goal(ours, full, margin)[0],
             f"This task cannot tell: full prefill itself reaches {_points(full.f1.value)} F1 with this model, below "
             f"{_points(WEAK)}.",
         )
     if ours is None:
-        return Verdict("cannot tell", "none", f"This run cannot tell: {OURS} was not asked to keep {KEEP:.0%}.")
-    word, text = _goal(ours, margin)
+        return "cannot tell", "none", f"This run cannot tell: {OURS} was not asked to choose {KEEP:.0%}."
+    word, text = _goal(ours, full, margin)
     reuse = by_name.get("reuse")
     lost = None if reuse is None else -reuse.minus_full.value
     if lost is not None and lost < NEEDED_LOSS:
-        return Verdict(
+        return (
             "cannot tell",
             word,
             f"This task cannot tell whether chunks must see each other: reuse, where they do not, loses only "
@@ -61,13 +76,13 @@ def verdict(rows: Sequence[Row], margin: float) -> Verdict:
         )
     without = "" if lost is None else f"Reuse loses {_points(lost)} points. "
     claimed = "open" if word == "holds" and not _apart(_best_control(by_name), ours) else word
-    return Verdict(claimed, word, f"{text[0].upper()}{text[1:]} {without}{_controls(by_name, ours)}{_few(ours)}")
+    return claimed, word, f"{text[0].upper()}{text[1:]} {without}{_controls(by_name, ours)}{_few(ours)}"
 
 
-def _goal(ours: Row, margin: float) -> tuple[str, str]:
+def _goal(ours: Row, full: Row, margin: float) -> tuple[str, str]:
     gap = ours.minus_full
     found = (
-        f"at {ours.kept:.0%} kept the paired difference of F1 to full is {_signed(gap.value)} points "
+        f"at {ours.kept:.0%} kept, in {ours.kv_bytes / full.kv_bytes:.0%} of the bytes, the paired difference of F1 to full is {_signed(gap.value)} points "
         f"[{_signed(gap.low)}, {_signed(gap.high)}]"
     )
     if ours.f1.n < FEWEST:

@@ -19,7 +19,7 @@ from samkv_rag.eval.results import PACKED, TaskResults, collected, pack, read_re
 from samkv_rag.eval.runfile import open_run
 from samkv_rag.eval.statistics import Estimate
 from samkv_rag.eval.summary import CONTROLS, Row, rows_of
-from samkv_rag.eval.verdicts import verdict
+from samkv_rag.eval.verdicts import JUDGED, verdict, verdicts
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "eval"
@@ -138,18 +138,32 @@ def test_a_run_without_fifteen_percent_cannot_tell() -> None:
     assert verdict(rows, 1.0).word == "cannot tell"
 
 
+def test_what_holds_the_rest_and_what_drops_it_are_judged_apart() -> None:
+    """Each where it was asked; where neither was, the report says so once."""
+    holding, dropping = JUDGED
+    records = answered(count=1200)
+    records += [record(n, f"{dropping}@0.15", float(n < 700), kv_bytes_resident=512) for n in range(1200)]
+    rows = rows_of(collected(records, [*SETTINGS, f"{dropping}@0.15"])[0])
+    both = verdicts(rows, 1.0)
+    assert [(found.method, found.word) for found in both] == [(holding, "holds"), (dropping, "missed")]
+    assert "in 100% of the bytes" in both[0].text and "in 25% of the bytes" in both[1].text
+    neither = verdicts([row for row in rows if row.ratio != 0.15], 1.0)
+    assert [(found.method, found.word) for found in neither] == [(holding, "cannot tell")]
+
+
 def test_the_report_has_every_row_and_every_picture(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "trial", answered(count=120) + answered("needle", count=120, reuse=0.8))
     target = tmp_path / "docs" / "results.md"
     command.run([folder], target, None)
     text = target.read_text()
     for setting in ("full", "reuse", "samkv", "random", "no_context", "cacheblend"):
-        assert text.count(f"| `{setting}` |") == (4 if setting == "samkv" else 2)
+        assert text.count(f"\n| `{setting}` |") == (4 if setting == "samkv" else 2)
     links = re.findall(r"!\[trial\]\((.+)\)", text)
     assert [link.rpartition("-")[2] for link in links] == ["kept.png", "recomputed.png", "ttft.png"]
     for link in links:
         assert (target.parent / link).read_bytes().startswith(b"\x89PNG")
-    assert "| trial | two_hop | holds | holds |" in text and "| trial | needle | cannot tell | holds |" in text
+    assert "| trial | two_hop | `samkv` | holds | holds |" in text
+    assert "| trial | needle | `samkv` | cannot tell | holds |" in text
     assert "| `reuse` |  | 15.0 | 15.0 | 50.0 [" in text
     assert text == command.text_of([read_results(folder)], target)
 
