@@ -49,11 +49,12 @@ class SamKVFields(BaseChatModel):
     """How caches are used: "full" (not at all), another method's name, or a method object. None or "samkv":
     `SamKV()`, or that of the engine that was given."""
     keep: float | None = None
-    """Kept chunk tokens / chunk tokens; None is the method's own."""
+    """Chosen chunk tokens / chunk tokens: these are computed again, and with `rest="drop"` these alone stay. None: the
+    method's own."""
     namespace: str = "default"
     """Caches are shared within a namespace and never across; give every tenant one."""
     min_kept_tokens: int = 512
-    """The fewest chunk tokens of a prompt that a method with `keep` keeps: of fewer, all."""
+    """The fewest chunk tokens of a prompt that a method with `keep` chooses: of fewer, all."""
     device_map: Any = None
     dtype: Any = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)

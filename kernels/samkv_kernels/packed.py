@@ -171,4 +171,4 @@ def _exponent(sizes: Tensor) -> int:
 def _grouped(entries: Tensor, at: Tensor) -> Tensor:
     """Of `(G, T, D)` those `at` `(N,)`: fp32 `(G, B, 32, D)`, the last of them again and again behind it."""
     filled = torch.cat([at, at[-1:].expand(-len(at) % GROUP)])
-    return entries.index_select(1, filled).float().unflatten(1, (-1, GROUP))
+    return entries.index_select(1, filled).float().reshape(len(entries), -1, GROUP, entries.shape[2])

@@ -29,7 +29,7 @@ Model = Annotated[
 Keep = Annotated[
     float | None,
     typer.Option(
-        "--keep", min=0.0, max=1.0, help="Share of the passages to keep; default: 0.15, and 64 tokens at least."
+        "--keep", min=0.0, max=1.0, help="Share of the passages that is chosen, and computed again; by default 0.15."
     ),
 ]
 Question = Annotated[str, typer.Argument(help="The question, in quotes.")]
@@ -144,7 +144,9 @@ def profile(
     store: Store = DEFAULT_STORE,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each source.")] = 20,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks a question.")] = None,
-    keep: Annotated[float, typer.Option("--keep", min=0.0, max=1.0, help="Share of the passages to keep.")] = 0.15,
+    keep: Annotated[
+        float, typer.Option("--keep", min=0.0, max=1.0, help="Share of the passages that is chosen.")
+    ] = 0.15,
     kv_dtype: KVDtype = None,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, out, percent, print_json
+from samkv_rag.cli.console import counted, human_bytes, human_seconds, kept, notes, out, percent, print_json
 from samkv_rag.cli.engine import FLOOR, index_root, model_name, open_engine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.settings import parse
@@ -119,10 +119,11 @@ def show(passages: Sequence[Passage]) -> None:
 
 def tell(report: Report) -> None:
     """One line with what was kept, computed and held."""
-    first = human_seconds(report.ttft_seconds)
+    first, total = human_seconds(report.ttft_seconds), max(1, report.chunk_tokens)
     notes.print(
-        f"[dim]{report.method}: {report.prompt_tokens} prompt tokens, kept {percent(report.kept_ratio)} of the "
-        f"passages, recomputed {percent(report.recomputed_tokens / max(1, report.chunk_tokens))} of them, "
+        f"[dim]{report.method}: {report.prompt_tokens} prompt tokens, kept "
+        f"{kept(report.kept_ratio, report.packed_tokens / total)} of the passages, "
+        f"recomputed {percent(report.recomputed_tokens / total)} of them, "
         f"{human_bytes(report.kv_bytes_resident)} of K/V instead of "
         f"{human_bytes(report.kv_bytes_full)}, first token after {first}[/dim]",
         soft_wrap=True,

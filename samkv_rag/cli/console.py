@@ -35,6 +35,11 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
+def kept(share: float, packed: float) -> str:
+    """How much of the passages is kept, `packed` of them in four bits, as shares of all."""
+    return percent(share) + (f" ({percent(packed)} in four bits)" if packed else "")
+
+
 def percent(share: float) -> str:
     """A share of one as a percentage."""
     return f"{100 * share:.1f} %"

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from samkv_rag.cli.console import human_bytes, human_seconds, notes, out, percent, print_json
+from samkv_rag.cli.console import human_bytes, human_seconds, kept, notes, out, print_json
 from samkv_rag.cli.engine import FLOOR, chunk_tokens, index_root, model_name, open_engine
 from samkv_rag.cli.ingest import ingest, tell
 from samkv_rag.demo import HANDBOOK, DemoQuestion, questions
@@ -109,6 +109,7 @@ def _summary(answers: list[Mapping[str, Any]]) -> dict[str, Any]:
         "correct": sum(answer["correct"] for answer in answers),
         "of": len(answers),
         **{name: fmean(report[name] for report in reports) for name in means},
+        "packed_ratio": fmean(report["packed_tokens"] / max(report["chunk_tokens"], 1) for report in reports),
         "ttft_seconds": median(report["ttft_seconds"] for report in reports),
     }
 
@@ -118,9 +119,9 @@ def _table(number: int, result: Mapping[str, Any]) -> Table:
     title = f"{number}. {escape(result['question'])}  [dim]{about}[/dim]"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True, min_width=len("method"))
-    table.add_column("answer", no_wrap=True, overflow="ellipsis", min_width=16, max_width=20)
-    for name in ("", "kept", "recomp.", "K/V held", "first token"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=len(name) or 1)
+    table.add_column("answer", no_wrap=True, overflow="ellipsis", min_width=14, max_width=20)
+    for name in ("", "kept\n(4 bits)", "recomp.", "K/V held", "first token"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(map(len, name.split("\n"))) or 1)
     full = result["methods"]["full"]["report"]["ttft_seconds"]
     for name, answer in result["methods"].items():
         table.add_row(*_cells(name, answer, full))
@@ -131,11 +132,12 @@ def _cells(name: str, answer: Mapping[str, Any], full_ttft: float) -> tuple[str,
     report = answer["report"]
     share = report["kv_bytes_resident"] / max(report["kv_bytes_full"], 1)
     speedup = full_ttft / max(report["ttft_seconds"], 1e-9)
+    packed = report["packed_tokens"] / max(report["chunk_tokens"], 1)
     return (
         name,
         escape(" ".join(answer["text"].split()) or "(nothing)"),
         "[green]✓[/green]" if answer["correct"] else "[red]✗[/red]",
-        f"{report['kept_ratio']:.0%}",
+        f"{report['kept_ratio']:.0%}" + (f" ({packed:.0%})" if packed else ""),
         f"{report['recomputed_tokens'] / max(report['chunk_tokens'], 1):.0%}",
         f"{human_bytes(report['kv_bytes_resident'])} ({share:.0%})",
         f"{human_seconds(report['ttft_seconds'])} ({speedup:.1f}x)",
@@ -147,7 +149,7 @@ def _closing(summary: Mapping[str, Any], store: Path | None) -> None:
     samkv, full, reuse = (methods[name] for name in METHODS)
     out.print(
         f"\n[bold]samkv answered {samkv['correct']} of {samkv['of']}[/bold] (full {full['correct']}, reuse "
-        f"{reuse['correct']}) with {percent(samkv['kept_ratio'])} of the retrieved tokens kept, "
+        f"{reuse['correct']}) with {kept(samkv['kept_ratio'], samkv['packed_ratio'])} of the retrieved tokens kept, "
         f"{human_bytes(samkv['kv_bytes_resident'])} of K/V instead of {human_bytes(samkv['kv_bytes_full'])}, and the "
         f"first token {samkv['ttft_speedup']:.1f} times as fast as full prefill. Ten questions over short contexts "
         "show how it works, not how well: docs/results.md and docs/benchmarks.md do that.",

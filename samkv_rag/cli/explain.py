@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from samkv_rag.cli.ask import engine_for, found, model_of
-from samkv_rag.cli.console import notes, out, percent
+from samkv_rag.cli.console import kept, notes, out
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.settings import parse, split
 from samkv_rag.explain import Explanation, explain
@@ -54,6 +54,7 @@ def run(request: Request) -> None:
 def _tell(explanation: Explanation, file: Path) -> None:
     for method in explanation.methods:
         report = method.answer.report
+        found = kept(report.kept_ratio, report.packed_tokens / max(1, report.chunk_tokens))
         answer = " ".join(method.answer.text.split()) or "(nothing)"
-        out.print(f"{escape(method.label)}: {escape(answer)} (kept {percent(report.kept_ratio)})", soft_wrap=True)
+        out.print(f"{escape(method.label)}: {escape(answer)} (kept {found})", soft_wrap=True)
     notes.print(f"The page is in {escape(str(file))}; open it in a browser.", soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from samkv_rag.errors import SamKVError
@@ -88,6 +88,20 @@ def parse(name: str) -> tuple[Method, dict[str, Any]]:
     given = dict(_option(kind, part) for part in options.split(",") if part.strip())
     made: Any = getattr(kind, recipe)() if recipe else kind()
     return replace(made, **given), given
+
+
+def written(method: Method) -> str:
+    """The line that says a method: its name, and the options that it has otherwise than by default."""
+    if not is_dataclass(method):
+        return method.name
+    usual = type(method)()
+    own = {one.name: getattr(method, one.name) for one in fields(method)}
+    given = [f"{name}={_text(value)}" for name, value in own.items() if value != getattr(usual, name)]
+    return method.name + ":" * bool(given) + ",".join(given)
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(_text, value)) if isinstance(value, tuple) else str(value)
 
 
 def _option(kind: type, part: str) -> tuple[str, Any]:

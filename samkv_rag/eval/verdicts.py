@@ -82,7 +82,8 @@ def _judged(full: Row, ours: Row | None, by_name: dict[str, Row], margin: float)
 def _goal(ours: Row, full: Row, margin: float) -> tuple[str, str]:
     gap = ours.minus_full
     found = (
-        f"at {ours.kept:.0%} kept, in {ours.kv_bytes / full.kv_bytes:.0%} of the bytes, the paired difference of F1 to full is {_signed(gap.value)} points "
+        f"at {ours.kept:.0%} kept, in {ours.kv_bytes / full.kv_bytes:.0%} of the bytes, the paired difference of F1 to "
+        f"full is {_signed(gap.value)} points "
         f"[{_signed(gap.low)}, {_signed(gap.high)}]"
     )
     if ours.f1.n < FEWEST:

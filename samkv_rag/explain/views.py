@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
-from samkv_rag.eval.settings import parse
+from samkv_rag.eval.settings import parse, written
 from samkv_rag.explain.recording import Recording
 from samkv_rag.methods import Method
 from samkv_rag.prompt.encoding import Encoder
@@ -122,7 +122,7 @@ def explain(
 
 def _resolved(method: str | Method, keep: float | None) -> tuple[str, Method]:
     made, given = parse(method) if isinstance(method, str) else (method, {"keep": None})
-    label = method if isinstance(method, str) else made.name
+    label = method if isinstance(method, str) else written(made)
     if keep is None or "keep" in given or not is_dataclass(made) or "keep" not in {f.name for f in fields(made)}:
         return label, made
     return label, replace(made, keep=keep)

@@ -8,7 +8,7 @@ import pytest
 
 from samkv_rag import SamKV
 from samkv_rag.errors import SamKVError
-from samkv_rag.eval.settings import parse, settings, split
+from samkv_rag.eval.settings import parse, settings, split, written
 from samkv_rag.methods import METHODS, CacheBlend, Epic, Random, Reuse
 from samkv_rag.types import PromptPlan, Question, Segment
 
@@ -44,6 +44,17 @@ REFUSED = {
 @pytest.mark.parametrize("text", FORMS)
 def test_a_form_means_a_method(text: str) -> None:
     assert parse(text)[0] == FORMS[text]
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_a_method_is_written_as_it_would_be_asked_for(text: str) -> None:
+    assert parse(written(FORMS[text]))[0] == FORMS[text]
+
+
+def test_what_is_as_by_default_is_not_written() -> None:
+    method = SamKV(keep=0.15, rest="drop", layers=(1, 3), bias=False)
+    assert written(method) == "samkv:rest=drop,layers=1+3,bias=False"
+    assert [written(one) for one in (SamKV(), Reuse())] == ["samkv", "reuse"]
 
 
 @pytest.mark.parametrize("text", REFUSED)

@@ -28,7 +28,9 @@ class SamKVFields(FunctionCallingLLM):
         default=None,
         description="A name or an object; None or 'samkv': SamKV(), or the given engine's.",
     )
-    keep: float | None = Field(default=None, description="Share of the chunk tokens that is kept; None: the method's.")
+    keep: float | None = Field(
+        default=None, description="Share of the chunk tokens that is chosen and computed again; None: the method's."
+    )
     namespace: str = Field(default="default", description="Caches of one namespace are unknown in all others.")
     max_new_tokens: int = Field(default=256, description="The most tokens of an answer.", gt=0)
     temperature: float = Field(default=0.0, description="0 is greedy.", ge=0)
@@ -46,7 +48,7 @@ class SamKVFields(FunctionCallingLLM):
         default_factory=dict, description="More variables of the chat template: {'enable_thinking': False} for Qwen3."
     )
     min_kept_tokens: int = Field(
-        default=512, description="The fewest chunk tokens of a prompt that a method with `keep` keeps.", ge=0
+        default=512, description="The fewest chunk tokens of a prompt that a method with `keep` chooses.", ge=0
     )
 
     _holder: EngineHolder = PrivateAttr()
