@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     arguments = {
         "data": [[source.name, source.digest] for source in sources],
         "settings": [setting.label for setting in chosen],
+        "methods": [repr(setting.base) for setting in chosen],
         "limit": options.limit,
         "seed": options.seed,
         "answer_tokens": options.answer_tokens,

@@ -162,6 +162,7 @@ METHODS: dict[str, Method] = {
     "samkv": SamKV(),
     "samkv-paper": SamKV.paper(),
     "samkv-late": SamKV(settle_at=3),
+    "samkv-half": SamKV(hold=0.5),
     "samkv-drop": SamKV(rest="drop"),
     "samkv-drop-late": SamKV(rest="drop", settle_at=1),
     "samkv-before": SamKV(settle="before"),

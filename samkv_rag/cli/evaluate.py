@@ -56,6 +56,7 @@ def run(request: Request) -> None:
         arguments = {
             "data": [[source.name, source.digest] for source in sources],
             "settings": [one.label for one in chosen],
+            "methods": [repr(one.base) for one in chosen],
             "limit": request.limit,
             "chunks": request.chunks,
             "chunk_tokens": request.chunk_tokens,

@@ -29,10 +29,9 @@ class Picked:
         """Which they are, sorted `(count,)`."""
         return places(self.marks, self.count)
 
-    @property
-    def others(self) -> Picked:
-        """All but these."""
-        return Picked(~self.marks, len(self.marks) - self.count)
+    def but(self, few: Picked) -> Picked:
+        """All of these but a few of them."""
+        return Picked(self.marks & ~few.marks, self.count - few.count)
 
     def on(self, device: torch.device) -> Picked:
         """The same on a device."""
@@ -50,7 +49,7 @@ class Picked:
 @dataclass(frozen=True)
 class Settled:
     """What stays of a prompt, after a pass that computed `again`: `kept`, by what every token was `worth` `(T,)`. With
-    `exact` these stay as they are, and all others in fewer bits."""
+    `exact` these of them stay as they are, and the others in fewer bits."""
 
     kept: Picked
     again: Picked
@@ -58,11 +57,16 @@ class Settled:
     notes: tuple[str, ...] = ()
     exact: Picked | None = None
 
+    @property
+    def packed(self) -> Picked | None:
+        """What stays in fewer bits."""
+        return None if self.exact is None else self.kept.but(self.exact)
+
     def selection(self, lengths: Sequence[int]) -> Selection:
         """The same for every chunk, of `lengths`, as a report tells it; the host waits for it."""
         none = tuple(torch.arange(0) for _ in lengths)
         ranking = Ranking(none, tuple(self.worth.cpu().split(list(lengths))), 1)
-        packed = () if self.exact is None else self.exact.others.by_chunk(lengths)
+        packed = () if self.packed is None else self.packed.by_chunk(lengths)
         return Selection(self.kept.by_chunk(lengths), self.again.by_chunk(lengths), self.notes, ranking, packed)
 
 

@@ -51,11 +51,11 @@ class Run:
         return [len(chunk.token_ids) for chunk in self.plan.chunks]
 
     def budget(self, keep: float) -> int:
-        """How many chunk tokens to keep: the share `keep`, but no fewer than the engine's least; a note says so."""
+        """How many chunk tokens to choose: the share `keep`, but no fewer than the engine's least; a note says so."""
         total = sum(self.lengths)
         wanted, least = int(keep * total + 1e-9), min(self._min_kept_tokens, total)
         if wanted < least:
-            self.notes = (f"{least} tokens are the least to keep (min_kept_tokens): keep alone would be {wanted}",)
+            self.notes = (f"{least} tokens are the least to choose (min_kept_tokens): keep alone would be {wanted}",)
         return max(wanted, least)
 
     def stage(self, name: Stage) -> AbstractContextManager[None]:

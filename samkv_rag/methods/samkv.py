@@ -41,14 +41,10 @@ from samkv_rag.methods.selection import (
     recompute_order,
     standardised,
 )  # fmt: skip
-from samkv_rag.methods.settling import Settlement
+from samkv_rag.methods.settling import EXACT, LEAST_PACKED, Settlement
 from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinity, Weight, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
-
-EXACT = 0.25
-"""What stays as it is where the rest is packed, as a share of what was chosen: with none, packing costs three times as
-much (docs/fidelity.md)."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +66,18 @@ class SamKV(Options):
     (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
     `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
     Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
-    `rest`: what becomes of what was not chosen. "int4": nothing is dropped, and from the answer's second token on the
-    chunks are held in four bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what was looked at most, a
-    quarter of `keep`; none is where all is chosen (`keep=1`). "drop": `keep` is all that is held. None (our default):
-    "int4", or "drop" where it is settled before the recompute. With `settle_at` all stays as it is until then.
+    `rest`: what becomes of what was not chosen. "int4": from the answer's second token on the chunks are held in four
+    bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what was looked at most, a quarter of `keep`; none
+    is where all is chosen (`keep=1`). "drop": `keep` is all that is held. None (our default): "int4", or "drop" where
+    it is settled before the recompute. With `settle_at` all stays as it is until then.
+    `hold`: held chunk tokens / chunk tokens where the rest is packed, those looked at most, `keep` at least. 1 (our
+    default): nothing is dropped.
     `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
     `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
     places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
     `answer_weight`: how many times what the token that says the first of the answer looks at counts, beside what the
-    question's others look at. None: as profiled, else 2 (1 where the config notes layers). With `settle_at` all count
-    alike: the answer's tokens speak for themselves.
+    question's others look at. None: as profiled, else 2 (1 where the config notes layers); where the rest is packed, or
+    with `settle_at`, 1: the answer's tokens speak for themselves.
     `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
     turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
     `early`: what the question attends to is recomputed the sooner, the earlier in its chunk it stands, where it was
@@ -112,6 +110,7 @@ class SamKV(Options):
     settle: Literal["before", "after"] = "after"
     settle_at: Count = 0
     rest: Literal["drop", "int4"] | None = None
+    hold: Share = 1.0
     around: tuple[Count, Count] = (0, 8)
     vicinity: Vicinity | None = None
     answer_weight: Weight | None = None
@@ -147,6 +146,8 @@ class SamKV(Options):
             raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
         if self.rest == "int4" and self.settle == "before":
             raise SamKVError('rest="int4" packs after the recompute what was not chosen: it needs settle="after".')
+        if self.hold < 1 and (self.rest == "drop" or self.settle == "before"):
+            raise SamKVError('hold says how much is held in four bits: it needs rest="int4"; else keep says it.')
         if self.settle_at and self.answer_weight not in (None, 1):
             raise SamKVError("With settle_at what every token looks at counts once: leave out answer_weight.")
         if self.block is not None and self.look != "keys":
@@ -181,7 +182,7 @@ class SamKV(Options):
             run.read_ahead(layers[-1])
         scores = self._scores(run, layers, anchors, budget)
         with run.stage("select"):
-            scores = self._favoured(scores, profile, settlement.after > 0 or budget == sum(run.lengths))
+            scores = self._favoured(scores, profile, settlement.all_stays or budget == sum(run.lengths))
             anchors, notes = ranked_anchors(run.lengths, self.initial, self.local, limit, scores, anchors)
             choice = self._choose(scores, anchors, budget)
             order = recompute_order(choice, self.recompute, self.recompute_by)
@@ -229,9 +230,10 @@ class SamKV(Options):
 
         def settle(looked_at: Tensor) -> Settled:
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
-            if settlement.packed:
-                return Settled(largest(worth, len(worth)), again, worth, notes, largest(worth, int(EXACT * budget)))
-            return Settled(largest(worth, budget), again, worth, notes)
+            total, exact = len(worth), int(EXACT * budget)
+            if settlement.rest == "int4" and (held := max(budget, int(self.hold * total))) - exact >= LEAST_PACKED:
+                return Settled(largest(worth, held), again, worth, notes, largest(worth, exact))
+            return Settled(largest(worth, budget if settlement.rest == "drop" else total), again, worth, notes)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
@@ -241,13 +243,15 @@ class SamKV(Options):
 
     def _settlement(self, run: Run, budget: int) -> Settlement:
         """When it is settled what stays, as far as this model can."""
-        packs = known(self.rest, "drop" if self.settle == "before" else "int4") == "int4"
-        if budget == sum(run.lengths) or not (packs or self.settle_at):
+        rest = known(self.rest, "drop" if self.settle == "before" else "int4")
+        if budget == sum(run.lengths) or (rest == "drop" and not self.settle_at):
             return Settlement()
         if run.adapter.rotary.depends_on_length:
-            left_out = "settle_at" if self.settle_at else "rest"
-            return Settlement(notes=(f"{left_out} was left out: this model's keys turn with the length of the text",))
-        return Settlement(max(self.settle_at, int(packs)), packs)
+            turning = "this model's keys turn with the length of the text"
+            if rest == "int4":
+                return Settlement(rest="stay", notes=(f"nothing was packed, all stays as it is: {turning}",))
+            return Settlement(notes=(f"settle_at was left out: {turning}",))
+        return Settlement(max(self.settle_at, int(rest == "int4")), rest)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:
         """N*, the layers on which blocks are chosen: the caller's, else those `measured` for the model, else the middle

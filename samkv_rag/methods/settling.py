@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,17 +19,28 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.observers import AttentionMaps
-from samkv_rag.types import Selection
+from samkv_rag.types import Ranking, Selection
+
+EXACT = 0.25
+"""What stays as it is where the rest is packed, as a share of what was chosen: with none, packing costs three times as
+much (docs/fidelity.md)."""
+LEAST_PACKED = 16
+"""Tokens. Fewer take no less in four bits: they are held by 32, with scales for these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """When it is settled what stays: behind `after` tokens of the answer, 0: with the first one; whether that is all,
-    `packed`; and what was left out of what was asked for."""
+    """When it is settled what stays: behind `after` tokens of the answer, 0: with the first one; what becomes of the
+    `rest` then; and what was not done as asked."""
 
     after: int = 0
-    packed: bool = False
+    rest: Literal["drop", "int4", "stay"] = "drop"
     notes: tuple[str, ...] = ()
+
+    @property
+    def all_stays(self) -> bool:
+        """Whether there is everything for a while, as it is."""
+        return self.after > 0 or self.rest != "drop"
 
 
 @dataclass
@@ -69,9 +81,9 @@ class LateSettling:
         now = most_looked_at(maps.found).index_select(0, self.ground.spots)
         settled = self.choose(torch.maximum(self.looked_at, now))
         written = torch.arange(prompt, prompt + count, device=device)
-        cache.keep(torch.cat([self.ground.staying(settled.kept), written]))
-        if settled.exact is not None:
-            cache.pack(self.ground.spots[settled.exact.others.marks])  # of chunks: nothing was dropped
+        exact, packed = settled.exact or settled.kept, settled.packed
+        stays = torch.cat([self.ground.staying(exact), written])
+        cache.keep(stays, None if packed is None else self.ground.spots[packed.at])
         if cache.packed is not None:
             self._packed_bytes = cache.packed.nbytes
         self._settled = settled
@@ -81,10 +93,11 @@ class LateSettling:
         """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
         if self._settled is not None:
             return replace(self._settled.selection(self.lengths), packed_bytes=self._packed_bytes)
-        everything = tuple(torch.arange(length) for length in self.lengths)
+        everything, none = (tuple(torch.arange(n) for n in few) for few in (self.lengths, [0] * len(self.lengths)))
+        ranking = Ranking(none, tuple(self.looked_at.cpu().split(list(self.lengths))), 1)
         notes: tuple[str, ...] = (f"the answer ended before its token {self.after + 1}: all was kept to its end",)
         if self._short:
             notes = ("memory was too short to settle what stays: all was kept",)
         elif self.after == 1:
             notes = ()  # its only token sees all, as with any settlement
-        return Selection(everything, self.again.by_chunk(self.lengths), notes)
+        return Selection(everything, self.again.by_chunk(self.lengths), notes, ranking)

@@ -219,12 +219,16 @@ class SlotCache(Cache):
                 for buffer, entries in zip(one.both, old, strict=True):
                     buffer.index_copy_(2, slots, entries)
 
-    def keep(self, slots: Tensor) -> None:
-        """Forget all tokens but those at `slots` `(K,)`, sorted; their positions stay what they are, and so does the
-        room behind them."""
+    def keep(self, slots: Tensor, packed: Tensor | None = None) -> None:
+        """Forget all tokens but those at `slots` `(K,)`, sorted, and those at `packed` `(N,)`, sorted, none of them in
+        both: these are held in four bits a number and are no slots from then on. Positions stay what they are, and so
+        does the room behind the slots."""
         if len(slots) == self.get_seq_length():
             return  # everything stays: no copy of it all
         self.arrive()
+        four_bits = None
+        if packed is not None and len(packed):
+            four_bits = PackedTokens.of(self._buffers, packed, self.positions[packed], self._sources)
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
         kept = [
@@ -232,17 +236,9 @@ class SlotCache(Cache):
             for one in self._buffers
         ]
         self.positions, self._buffers = self.positions[stays], kept  # not before there was memory for all
+        self.packed = four_bits or self.packed
         self._bind()
         self.crop_to(len(slots))
-
-    def pack(self, slots: Tensor) -> None:
-        """Keep the tokens at `slots` `(N,)`, sorted, one at least, in four bits a number; they are no slots from then
-        on."""
-        self.arrive()
-        stays = torch.ones(self.get_seq_length(), dtype=torch.bool, device=slots.device).index_fill_(0, slots, False)
-        packed = PackedTokens.of(self._buffers, slots, self.positions[slots], self._sources)
-        self.keep(stays.nonzero()[:, 0])
-        self.packed = packed
 
     def move(self) -> None:
         """Go on in memory of its own, away from what was lent."""

@@ -81,6 +81,15 @@ def test_numbers_too_large_for_half_precision_are_none_the_worse() -> None:
     assert (found[1] - values).abs().max() < values.abs().max() / 10
 
 
+def test_numbers_close_together_and_far_from_zero_keep_their_middle() -> None:
+    """fp16 tells such numbers apart by steps that are larger than all their spread: the least of them, by which all are
+    measured, is rounded towards what is below it."""
+    torch.manual_seed(0)
+    far = torch.linspace(300, 390, 64) + 0.02 * torch.randn(1, 320, 64)
+    shift = (Packed.of(far, far).entries()[0] - far).unflatten(1, (-1, GROUP)).mean(2)
+    assert shift.abs().max() < 0.25 / MOST, "a step of fp16 there, by sixteen"
+
+
 def test_what_is_alike_everywhere_is_exact_and_what_is_not_is_rounded() -> None:
     alike = torch.full((2, 50, 8), 3.25)
     assert all(torch.equal(each, alike) for each in Packed.of(alike, alike).entries())

@@ -202,7 +202,7 @@ def on_the_host(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("short", [on_a_gpu, on_the_host])
-@pytest.mark.parametrize(("where", "method"), [("logits_of", LATE), ("keep", LATE), ("pack", PACKED[1])])
+@pytest.mark.parametrize(("where", "method"), [("logits_of", LATE), ("keep", LATE), ("keep", PACKED[1])])
 def test_without_the_memory_to_settle_all_is_kept(
     where: str, method: SamKV, short: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

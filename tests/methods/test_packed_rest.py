@@ -12,30 +12,33 @@ from transformers import Cache
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
+from samkv_rag.methods.settling import LEAST_PACKED
 from samkv_rag.profiling.answers import forced_logits
 from tests import oracles
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.models import adapter, tiny_engine
-from tests.oracles import Prompted, stock, stock_logits
+from tests.oracles import Kept, Prompted, stock, stock_logits
 
 COUNT = 8
 ANSWER = (9, 250, 77, 31, 12, 140)
 PACKED = SamKV(keep=0.3, rest="int4")
 LATER = SamKV(keep=0.3, rest="int4", settle_at=3)
+HALF = SamKV(keep=0.3, hold=0.5)
 EVERYTHING = SamKV(keep=0.3, settle_at=99)
 CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harrow Lane, above a bakery.") * 2
 
 
-def packed_entries(case: Prompted, prepared: Prepared) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The positions `(N,)` of what is packed, all of the chunks but a quarter of what was chosen; and by layer what it
-    stands for, keys and values `(G, N, D)`."""
+def packed_entries(case: Prompted, prepared: Prepared, hold: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The positions `(N,)` of what is packed, what is held of the chunks but a quarter of what was chosen; and by layer
+    what it stands for, keys and values `(G, N, D)`."""
     assert prepared.cache is not None and prepared.cache.packed is not None
     packed, of_chunks = prepared.cache.packed, set[int]()
     for chunk in case.plan.chunks:
         of_chunks |= set(range(chunk.start, chunk.stop))
     assert of_chunks >= set(packed.positions.tolist())
-    assert len(of_chunks) - len(packed.positions) == int(0.3 * case.plan.chunk_tokens) // 4
+    exact = int(0.3 * case.plan.chunk_tokens) // 4
+    assert len(packed.positions) == int(hold * case.plan.chunk_tokens) - exact
     return packed.positions, [layer.entries() for layer in packed.layers]
 
 
@@ -48,7 +51,7 @@ def with_entries(past: Cache, slots: Tensor, entries: Sequence[tuple[Tensor, Ten
 
 
 @loops.every_wiring
-@pytest.mark.parametrize("method", [PACKED, LATER], ids=["second token", "fourth token"])
+@pytest.mark.parametrize("method", [PACKED, LATER, HALF], ids=["second token", "fourth token", "half is held"])
 def test_the_first_tokens_see_all_as_it_is_and_the_others_see_what_is_packed(wiring: str, method: SamKV) -> None:
     if adapter(wiring).rotary.depends_on_length:
         pytest.skip("nothing is packed where keys turn with the length of the text")
@@ -56,7 +59,7 @@ def test_the_first_tokens_see_all_as_it_is_and_the_others_see_what_is_packed(wir
     prepared = case.prepare(method)
     got = forced_logits(case.adapter, prepared, ANSWER)
 
-    slots, packed = packed_entries(case, prepared)
+    slots, packed = packed_entries(case, prepared, method.hold)
     following, narrow = case.plan.n_tokens + torch.arange(len(ANSWER)), case.adapter.shape.layers // 4
     first, past = whole_past(wiring, case, prepared.selection.recomputed, narrow=narrow, sees=0.3)
     prompt = torch.arange(case.plan.n_tokens)
@@ -67,7 +70,9 @@ def test_the_first_tokens_see_all_as_it_is_and_the_others_see_what_is_packed(wir
             assert (exact[0][:, slots] - rounded).abs().max() < spread / 15, "every number is the nearest of sixteen"
     with_entries(past, slots, packed)
     before = torch.cat([prompt, following[:at]])
-    rest = stock_logits(stock(wiring), ANSWER[at:-1], following[at:-1], past, before=before)
+    held = torch.cat([Kept.of(case.plan, prepared.selection).positions, following])
+    seen_then = torch.isin(torch.cat([before, following[at:-1]]), held).expand(len(ANSWER) - at - 1, -1)
+    rest = stock_logits(stock(wiring), ANSWER[at:-1], following[at:-1], past, before=before, allowed=seen_then)
     assert distance(got, torch.cat([first[None], seen, rest])) < TOLERANCE
 
 
@@ -103,15 +108,44 @@ def test_a_prompt_without_chunks_has_nothing_to_pack() -> None:
     assert len(tokens) == 4 and not prepared.selection.packed_tokens
 
 
-def test_where_keys_turn_with_the_texts_length_it_is_left_out_and_said() -> None:
+@pytest.mark.parametrize("method", [PACKED, LATER, SamKV(keep=0.3)])
+def test_where_keys_turn_with_the_texts_length_all_stays_as_it_is_and_that_is_said(method: SamKV) -> None:
     case = prompted("llama-longrope-crossed")
-    prepared = case.prepare(PACKED)
-    assert prepared.settling is None and "rest was left out" in prepared.selection.notes[0]
+    prepared = case.prepare(method)
+    selection = prepared.selection
+    assert prepared.settling is None and "nothing was packed" in selection.notes[0]
+    assert sum(map(len, selection.kept)) == case.plan.chunk_tokens and not selection.packed_tokens
+
+
+def test_fewer_tokens_than_take_less_stay_as_they_are() -> None:
+    """They are held by 32, and with scales for these: a few would take more than they do."""
+    store, model = ChunkKVStore(":memory:"), adapter("llama")
+    for count, packed in ((LEAST_PACKED, True), (LEAST_PACKED - 1, False)):
+        plan = oracles.stored_plan(model, store, (count,))
+        prepared = SamKV(keep=0, rest="int4").prepare(Run(plan, model, store, 12))
+        prepared.generate(model.loop, max_new_tokens=4, do_sample=False)
+        assert sum(map(len, prepared.selection.kept)) == count
+        assert prepared.selection.packed_tokens == (count if packed else 0)
 
 
 def test_what_says_nothing_beside_it_is_refused() -> None:
     with pytest.raises(SamKVError, match='rest="int4" .* needs settle="after"'):
         SamKV(settle="before", rest="int4")
+    for others in ({"rest": "drop"}, {"settle": "before"}):
+        with pytest.raises(SamKVError, match='hold .* needs rest="int4"'):
+            SamKV(hold=0.5, **others)
+
+
+def test_what_is_held_is_what_was_looked_at_most_and_never_less_than_keep() -> None:
+    case, found = prompted("llama"), []
+    for hold in (0.0, 0.5, 0.8, 1.0):
+        prepared = case.prepare(SamKV(keep=0.3, hold=hold))
+        prepared.generate(case.adapter.loop, max_new_tokens=4, do_sample=False)
+        selection = prepared.selection
+        found.append({(c, int(t)) for c, tokens in enumerate(selection.kept) for t in tokens})
+        assert len(found[-1]) == int(max(0.3, hold) * case.plan.chunk_tokens)
+        assert selection.packed_tokens == len(found[-1]) - int(0.3 * case.plan.chunk_tokens) // 4
+    assert found[0] < found[1] < found[2] < found[3]
 
 
 # -- what it costs -------------------------------------------------------------------------------------------------
