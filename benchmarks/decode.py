@@ -47,7 +47,8 @@ class Packing:
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         """See `Settling`."""
         logits = self.adapter.logits_of(tokens, cache)
-        cache.pack(torch.arange(self.tokens, device=self.adapter.device))
+        here = torch.arange(cache.get_seq_length(), device=self.adapter.device)
+        cache.keep(here[self.tokens :], here[: self.tokens])
         return logits[-1]
 
 

@@ -33,8 +33,8 @@ from samkv_rag.model.steps import PLAIN_STEPS
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkKV
 
-SYSTEMS = ("full", "reuse", "cacheblend", "samkv", "samkv 1/3", "samkv 1/10")
-SERVED = ("full", "samkv")
+SYSTEMS = ("full", "reuse", "cacheblend", "samkv", "samkv 1/3", "samkv 1/10", "samkv drop")
+SERVED = ("full", "samkv drop", "samkv")
 NAMES = ("kernels", "ttft", "stages", "profile", "memory", "decode", "tiers", "serving")
 GIB = 2**30
 
@@ -81,7 +81,7 @@ def decoding(bench: Bench, tokens: int, answers: int) -> None:
     step as the host launches it and, on a GPU, recorded."""
     loop, asked, seen = bench.adapter.loop, served(bench, tokens), decode.Seen()
     warm, before = min(PLAIN_STEPS + 2, bench.new - 2), loop.recorder  # it is packed in the first
-    for cache, system in zip((*decode.KEPT, decode.PACKED), (*SERVED, "samkv int4"), strict=True):
+    for cache, system in zip((*decode.KEPT, decode.PACKED), SERVED, strict=True):
         said = []
         for order in ("together", "recorded")[: 1 + (bench.device == "cuda")]:
             loop.recorder = None

@@ -36,17 +36,18 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Begun:
-    """An answer whose first token is there, and the bytes of the largest cache that preparing it took."""
+    """An answer that holds what it will, and the bytes of the largest cache that preparing it took."""
 
     decoding: Decoding
     peak: int
 
     @property
     def held(self) -> int:
-        """Bytes of the buffers that hold its keys and values, room included."""
-        layers = self.decoding.cache.slot_layers
-        storages = [x.untyped_storage() for layer in layers for x in (layer.keys, layer.values) if x is not None]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        """Bytes of the buffers that hold its keys and values, room included, and of packed ones."""
+        cache = self.decoding.cache
+        storages = [x.untyped_storage() for one in cache.slot_layers for x in (one.keys, one.values) if x is not None]
+        packed = 0 if cache.packed is None else cache.packed.nbytes
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) + packed
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Served:
 
     answers: int
     tokens: int
+    prepared: int
     preparing: float
     decoding: float
     held: int
@@ -79,10 +81,12 @@ class Bench:
         return PromptPlan(segments, Question("", ids, last.start))
 
     def begin(self, method: Method, number: int) -> Begun:
-        """Prepare an answer up to its first token."""
+        """Prepare an answer up to its first token, or to that with which it is settled what stays."""
         run = Run(self.question(number), self.adapter, self.store, room=self.new)
         prepared = method.prepare(run)
         decoding = prepared.begin(self.adapter.loop, max_new_tokens=self.new, do_sample=False)
+        while decoding.due and not decoding.ended:
+            self.adapter.loop.step([decoding])
         return Begun(decoding, run.costs.kv_bytes_peak)
 
     def fitting(self, one: Begun, most: int) -> int:
@@ -97,13 +101,14 @@ class Bench:
         start = time.perf_counter()
         begun = [self.begin(method, number) for number in range(answers)]
         preparing, held = time.perf_counter() - start, sum(one.held for one in begun)
+        prepared = sum(len(one.decoding.tokens) for one in begun)
         decoding = finish(self.adapter, [[one.decoding for one in begun]], time.perf_counter)
         said = [one.decoding.result() for one in begun]
         if held > self.budget:
             raise SystemExit(f"{held / MIB:.0f} MiB were held: the budget was exceeded, nothing is reported.")
         if self.adapter.dtype == torch.float32 and said[0] != alone:
             raise SystemExit("An answer decoded with others differs from itself alone: nothing is reported.")
-        return Served(answers, sum(map(len, said)), preparing, decoding, held)
+        return Served(answers, sum(map(len, said)), prepared, preparing, decoding, held)
 
 
 def measure(
@@ -135,8 +140,8 @@ def rows(label: str, tokens: int, bench: Bench, seen: dict[str, list[Served]], d
 
 
 def _rates(found: Sequence[Served]) -> dict[str, dict[str, float]]:
-    """Tokens a second of decoding alone (every answer's first token is prepared) and of the whole."""
-    decoding = [(one.tokens - one.answers) / one.decoding for one in found]
+    """Tokens a second of decoding alone, behind those that are prepared, and of the whole."""
+    decoding = [(one.tokens - one.prepared) / one.decoding for one in found]
     whole = [one.tokens / (one.preparing + one.decoding) for one in found]
     return {"decode_tps": quantiles(decoding, "decode_tps"), "tps": quantiles(whole, "tps")}
 

@@ -243,7 +243,7 @@ class SamKV(Options):
 
     def _settlement(self, run: Run, budget: int) -> Settlement:
         """When it is settled what stays, as far as this model can."""
-        rest = known(self.rest, "drop" if self.settle == "before" else "int4")
+        rest = self.rest or ("drop" if self.settle == "before" else "int4")
         if budget == sum(run.lengths) or (rest == "drop" and not self.settle_at):
             return Settlement()
         if run.adapter.rotary.depends_on_length:

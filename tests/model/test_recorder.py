@@ -111,7 +111,8 @@ class PackedAt:
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
         logits = self.model.logits_of(tokens[-1:], cache)
-        cache.pack(torch.arange(2, 7, device=self.model.device))
+        here = torch.arange(cache.get_seq_length(), device=self.model.device)
+        cache.keep(torch.cat([here[:2], here[7:]]), here[2:7])
         return logits[-1]
 
 

@@ -145,7 +145,8 @@ def test_the_table_says_where_the_caches_lie_and_where_nobody_sits(monkeypatch: 
 def test_a_second_table_says_what_caches_hold_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of whom, and at which positions, after every step; rows of zeros have nothing."""
     recorder, rows = recording(monkeypatch, "llama"), rows_of("llama")
-    rows[1].cache.pack(torch.tensor([1, 2, 5]))
+    here, packed = torch.arange(rows[1].cache.get_seq_length()), torch.tensor([1, 2, 5])
+    rows[1].cache.keep(here[~torch.isin(here, packed)], packed)
     rows[1]._dropped = 3
     for company in (rows, [rows[3], rows[1], rows[0]], [rows[1], rows[2], rows[3]], rows[::-1]):
         step(company)
