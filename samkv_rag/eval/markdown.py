@@ -21,6 +21,7 @@ resident, as they are or in four bits. *recomputed*: chunk tokens times layers t
 layers charged. `samkv` keeps all, most of it in four bits: see *KV*. `samkv:rest=drop` keeps what it was asked to, and
 CacheBlend and its relatives all as it is. EM and F1 are SQuAD's, in points.
 *- full*: the paired difference of F1 to full prefill; *right*: the same among the questions that full answers exactly.
+*same*: answers that are full prefill's, word by word (blank where an evaluation is older than this column).
 *first token*: median time from the call. *KV*: resident bytes of keys and values. *scored*: bytes that choosing read.
 *work*: operations up to the first token, as a share of full's. `anchors_only`, `random`, `random_rest` (SamKV's first
 token, and random tokens for the others) and `no_context` are controls.
@@ -29,8 +30,8 @@ An evaluation that lists several environments was gone on with later or with oth
 timed apart, and their first tokens, in tables and pictures, do not compare. Their work does.
 """
 _TITLES = (
-    "method", "asked", "kept %", "recomputed %", "EM", "F1", "F1 - full", "F1 - full, right", "first token", "KV",
-    "scored", "work %",
+    "method", "asked", "kept %", "recomputed %", "EM", "F1", "F1 - full", "F1 - full, right", "same %", "first token",
+    "KV", "scored", "work %",
 )  # fmt: skip
 
 Pictures = Mapping[str, Sequence[str]]
@@ -118,6 +119,7 @@ def _cells(row: Row, full_flops: float) -> list[str]:
         _spread(row.f1),
         "" if row.setting == "full" else _spread(row.minus_full, "+"),
         "" if row.setting == "full" else _spread(row.where_full_is_right, "+"),
+        "" if row.setting == "full" or row.same is None else _spread(row.same),
         f"{row.ttft * 1000:.0f} ms",
         _bytes(row.kv_bytes),
         _bytes(row.scored_bytes) if row.scored_bytes else "0",

@@ -30,6 +30,8 @@ _OF_REPORT = {
     "prompt_tokens": "prompt_tokens",
 }
 COLUMNS = ("em", "f1", *_OF_REPORT)
+SAME = "same"
+"""The column that says whether the answer is that of full prefill, word by word: not in what was packed before it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ def _task(task: str, by_id: Mapping[str, Mapping[str, Mapping[str, Any]]], setti
     rows = [[_numbers(answers[label]) for label in settings] for answers in whole.values()]
     table = np.array(rows, dtype=np.float64).reshape(len(whole), len(settings), len(COLUMNS))
     columns = {name: table[:, :, number] for number, name in enumerate(COLUMNS)}
+    if REFERENCE in settings and all("prediction" in one for answers in whole.values() for one in answers.values()):
+        said = [[answers[label]["prediction"] for label in settings] for answers in whole.values()]
+        alike = [[float(text == row[settings.index(REFERENCE)]) for text in row] for row in said]
+        columns[SAME] = np.array(alike, dtype=np.float64).reshape(len(whole), len(settings))
     unfinished = len(by_id) - len(whole) - len(skipped)
     return TaskResults(task, tuple(settings), tuple(whole), columns, len(skipped), unfinished)
 

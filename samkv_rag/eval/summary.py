@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.eval.results import REFERENCE, TaskResults
+from samkv_rag.eval.results import REFERENCE, SAME, TaskResults
 from samkv_rag.eval.statistics import Array, Estimate, estimates
 
 CONTROLS = ("anchors_only", "random", "random_rest", "no_context")
@@ -18,7 +18,8 @@ OURS = "samkv"
 @dataclass(frozen=True)
 class Row:
     """`minus_full` is the paired difference of F1; `where_full_is_right` the same among the questions that full answers
-    exactly. Shares and scores are between 0 and 1; `ttft` is the median in seconds; costs are means."""
+    exactly. Shares and scores are between 0 and 1; `ttft` is the median in seconds; costs are means. `same`: the share
+    of answers that are full's, word by word, where that is known."""
 
     setting: str
     em: Estimate
@@ -31,6 +32,7 @@ class Row:
     kv_bytes: float
     scored_bytes: float
     flops: float
+    same: Estimate | None = None
 
     @property
     def method(self) -> str:
@@ -59,8 +61,17 @@ def rows_of(task: TaskResults) -> list[Row]:
     em, f1s = estimates(task.columns["em"]), estimates(f1)
     losses, among = estimates(loss), estimates(loss[right])
     costs = {name: _cost(task, name) for name in ("kept", "recomputed", "ttft", "kv_bytes", "scored_bytes", "flops")}
+    same = estimates(task.columns[SAME]) if SAME in task.columns else [None] * len(task.settings)
     rows = [
-        Row(setting, em[i], f1s[i], losses[i], among[i], **{name: float(cost[i]) for name, cost in costs.items()})
+        Row(
+            setting,
+            em[i],
+            f1s[i],
+            losses[i],
+            among[i],
+            same=same[i],
+            **{name: float(cost[i]) for name, cost in costs.items()},
+        )  # fmt: skip
         for i, setting in enumerate(task.settings)
     ]
     return sorted(rows, key=lambda row: _rank(row.method))

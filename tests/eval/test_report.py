@@ -77,6 +77,17 @@ def test_rows_are_the_means_the_paired_differences_and_the_costs() -> None:
     assert (rows["samkv@0.5"].method, rows["samkv@0.5"].ratio, rows["reuse"].ratio) == ("samkv", 0.5, None)
 
 
+def test_answers_that_are_fulls_are_counted_where_they_are_known() -> None:
+    records = [
+        record(n, setting, 1.0) | {"prediction": "Oslo" if setting == "full" or n % 4 else "Bergen"}
+        for n in range(8) for setting in SETTINGS
+    ]  # fmt: skip
+    found = rows_of(results_of(records))
+    assert [row.same.value for row in found if row.same] == [1.0] + [0.75] * (len(SETTINGS) - 1)
+    del records[3]["prediction"]
+    assert all(row.same is None for row in rows_of(results_of(records)))
+
+
 def test_only_questions_answered_by_all_count() -> None:
     records = answered(count=5)[:-3]
     records.append({"id": "two_hop-9", "task": "two_hop", "setting": "skipped", "why": "long"})
@@ -196,7 +207,10 @@ def test_more_methods_than_one_picture_can_tell_apart_are_left_to_the_table(tmp_
 
 def test_the_compact_form_gives_the_same_report(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    records = [record(n, s, float(rng.random()), ttft_seconds=float(rng.random())) for n in range(30) for s in SETTINGS]
+    records = [
+        record(n, s, float(rng.random()), ttft_seconds=float(rng.random())) | {"prediction": str(rng.integers(2))}
+        for n in range(30) for s in SETTINGS
+    ]  # fmt: skip
     folder = folder_of(tmp_path / "trial", records)
     packed = pack(folder, tmp_path / "packed")
     assert sorted(path.name for path in packed.iterdir()) == [PACKED, "run.json"]
