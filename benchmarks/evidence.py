@@ -49,8 +49,8 @@ class Asked:
         )  # fmt: skip
 
 
-LATER = f"samkv,samkv:settle_at=8,{DROPPED},{DROPPED},settle_at=8,cacheblend"
-"""What is dropped or packed, and when: with the first token or eight tokens later."""
+LATER = f"samkv,samkv:hold=0.7,samkv:hold=0.5,{DROPPED},{DROPPED},settle_at=8,cacheblend"
+"""How much is held, and when the rest is dropped: with the first token or eight tokens later."""
 LATEST = f"{LATER},{DROPPED},settle_at=4,{DROPPED},settle_at=64"
 SINKS = ("head", "bos", "none")
 SHARES = "0.05,0.1,0.15,0.25,0.5,1"

@@ -20,11 +20,12 @@ PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
 GPU_PICTURE = PICTURE.with_name("gpu.png")
 FIDELITY_PICTURE = PICTURE.with_name("fidelity.png")
 COLOURS = {
-    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv before": "#6a4c93",
+    "full": "#8d99ae", "samkv": "#2a6f97", "samkv 1/3": "#61a5c2", "samkv 1/10": "#a9d6e5", "samkv half": "#468faf",
+    "samkv drop": "#9d8189", "samkv 1/3 drop": "#d8a7b1", "samkv 1/10 drop": "#f4d3d9", "samkv before": "#6a4c93",
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
 }  # fmt: skip
 ANSWERED = {
-    "full": "full", "samkv@0.15": "samkv", "samkv:rest=drop@0.15": "rest dropped",
+    "full": "full", "samkv@0.15": "samkv", "samkv:rest=drop@0.15": "samkv drop",
     "samkv:settle=before@0.15": "samkv before",
     "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophetkv",
     "epic@0.15": "epic", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
@@ -35,6 +36,7 @@ LEFT = {
     "samkv:rest=drop,settle_at=8@0.15": "settle_at=8: 15 % after 8 tokens",
     "samkv:rest=drop,settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens", "reuse": "reuse: 100 %",
     "cacheblend@0.15": "cacheblend: 100 %", "samkv@0.15": "samkv: all, in 18 % of the bytes",
+    "samkv:hold=0.7@0.15": "hold=0.7: in 13 %", "samkv:hold=0.5@0.15": "hold=0.5: in 10 %",
     "samkv:rest=drop,settle_at=64@0.15": "samkv, all kept: 100 %",
 }  # fmt: skip
 LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
@@ -56,8 +58,7 @@ def draw_ttft(
 ) -> None:  # fmt: skip
     """Bars of the median time to the first token, with the 20 to 80 % range and the ratio to full prefill. `how` stands
     behind the names of all other methods than that."""
-    keys = {method: (model, tokens, method + how * (method != "full")) for method in COLOURS}
-    found = [(method, rows[key]) for method, key in keys.items() if key in rows]
+    found = _of_one_run(rows, model, tokens, how)
     for place, (method, row) in enumerate(found):
         median, low, high = (float(row[key]) / 1e3 for key in ("median_ms", "p20_ms", "p80_ms"))
         spread = [[median - low], [high - median]]
@@ -68,16 +69,25 @@ def draw_ttft(
     axes.set_title(where.format(tokens), fontsize=10)
 
 
+def _of_one_run(
+    rows: Mapping[tuple[str, ...], Row], model: str, tokens: str, how: str = ""
+) -> list[tuple[str, Row]]:  # fmt: skip
+    """The methods that were timed beside full prefill: others of the file are of another day."""
+    keys = {method: (model, tokens, method + how * (method != "full")) for method in COLOURS}
+    day = rows[keys["full"]].get("commit")
+    return [(method, rows[key]) for method, key in keys.items() if key in rows and rows[key].get("commit") == day]
+
+
 def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
     """Bars of the keys and values that stay in memory while the answer is written, as a share of full prefill's."""
-    found = [(method, rows["random", tokens, method]) for method in COLOURS if ("random", tokens, method) in rows]
+    found = _of_one_run(rows, "random", tokens)
     for place, (method, row) in enumerate(found):
         share = 100 * float(row["kv_resident"])
         axes.bar(place, share, 0.7, color=COLOURS[method])
         axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
     axes.set_ylabel("% of full prefill's K and V")
-    axes.set_title("kept in memory while answering (rest=drop)", fontsize=10)
+    axes.set_title("held in memory while answering", fontsize=10)
 
 
 def draw_answers(axes: Any, folder: Path) -> None:
@@ -99,7 +109,7 @@ def draw_answers(axes: Any, folder: Path) -> None:
 def draw_decode(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
     """Bars of milliseconds per token of one answer, launched step by step and recorded."""
     names = {"together": "step by step", "recorded": "CUDA graphs"}
-    caches = {"full cache": COLOURS["full"], "kept 15 %": COLOURS["samkv"]}
+    caches = {"full cache": COLOURS["full"], "kept 15 %": COLOURS["samkv drop"], "all, int4": COLOURS["samkv"]}
     bars = [(cache, order) for cache in caches for order in names if ("8b", tokens, cache, "1", order) in rows]
     for place, (cache, order) in enumerate(bars):
         value = float(rows["8b", tokens, cache, "1", order]["median_ms_per_token"])
