@@ -60,7 +60,7 @@ def run(request: Request) -> None:
     wide = f"all is seen on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest on the others"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
-        f"early {found.early:g}; what says the answer counts {found.answer_weight:g} times; "
+        f"early {found.early:g}; where the rest is dropped what says the answer counts {found.answer_weight:g} times; "
         f"vicinity {found.vicinity:g}[/bold], for this model in {escape(str(request.store))}."
     )
 
@@ -93,7 +93,7 @@ def _shown_in(bar: Progress) -> Callable[[str, int, int], None]:
 
 
 def _layers_table(found: LayerProfile) -> Table:
-    title = f"{counted(found.questions, 'question')}, {_share(found.keep)} kept"
+    title = f"{counted(found.questions, 'question')}, {_share(found.keep)} kept, the rest dropped"
     table = _table(title, "layers", SAME, LOSS, "agreement with full attention")
     for tried in found.tried:
         cells = percent(tried.same), f"{tried.loss:.2f}", percent(tried.agreement)
@@ -117,12 +117,13 @@ def _widths_table(found: LayerProfile) -> Table:
 
 
 def _weights_table(found: LayerProfile) -> Table:
-    title = "What is looked at by what says the answer counts"
+    title = "With the rest dropped, what is looked at by what says the answer counts"
     return _outcomes(title, "times", found.weights, found.answer_weight, "{:g}".format)
 
 
 def _vicinities_table(found: LayerProfile) -> Table:
-    return _outcomes("What a token's vicinity counts", "vicinity", found.vicinities, found.vicinity, "{:g}".format)
+    title = "What a token's vicinity counts, with the rest dropped"
+    return _outcomes(title, "vicinity", found.vicinities, found.vicinity, "{:g}".format)
 
 
 def _budgets_table(found: LayerProfile) -> Table:
@@ -137,6 +138,11 @@ def _waits_table(found: LayerProfile) -> Table:
 def _rests_table(found: LayerProfile) -> Table:
     title = "What becomes of the rest of the chunks (rest)"
     return _outcomes(title, "rest", found.rests, "int4", str)
+
+
+def _holds_table(found: LayerProfile) -> Table:
+    title = "What is held of the chunks, in four bits but for a few (hold)"
+    return _outcomes(title, "of their tokens", found.holds, 1.0, _share)
 
 
 def _outcomes(
@@ -160,7 +166,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 TABLES = (
     _layers_table, _earlies_table, _sights_table, _widths_table, _weights_table, _vicinities_table, _budgets_table,
-    _waits_table, _rests_table,
+    _waits_table, _rests_table, _holds_table,
 )  # fmt: skip
 """In the order in which it is measured."""
 

@@ -2,8 +2,9 @@
 
 The claim: choosing 15 % of the chunk tokens loses no accuracy, with the others held in four bits (`samkv`), or even
 without them (`samkv:rest=drop`, the paper's). It holds on a task when the lower end of the paired difference of F1 to
-full prefill lies above the margin that the task allows, and the controls at the same share lie clearly below. Where
-full itself is weak, or where reuse loses nothing, a task cannot tell.
+full prefill lies above the margin that the task allows, and the controls lie clearly below: those at the same share,
+and beside what keeps all reuse, which does so, too. Where full itself is weak, or where reuse loses nothing, a task
+cannot tell.
 """
 
 from __future__ import annotations
@@ -44,15 +45,22 @@ def verdicts(rows: Sequence[Row], margin: float) -> list[Verdict]:
 def verdict(rows: Sequence[Row], margin: float, method: str = OURS) -> Verdict:
     """Of one method."""
     by_name = {row.setting: row for row in rows}
-    return Verdict(method, *_judged(by_name[REFERENCE], by_name.get(_setting(method)), by_name, margin))
+    full, ours, reuse = (by_name.get(name) for name in (REFERENCE, _setting(method), "reuse"))
+    assert full is not None  # there are no rows without it
+    beside = [reuse] if method == OURS else []
+    controls = [by_name.get(_setting(name), by_name.get(name)) for name in CONTROLS] + beside
+    best = max((row for row in controls if row is not None), key=lambda row: row.f1.value, default=None)
+    return Verdict(method, *_judged(full, ours, best, reuse, margin))
 
 
 def _setting(method: str) -> str:
     return f"{method}@{KEEP:g}"
 
 
-def _judged(full: Row, ours: Row | None, by_name: dict[str, Row], margin: float) -> tuple[str, str, str]:
-    """The word, that of the difference alone, and the text."""
+def _judged(
+    full: Row, ours: Row | None, control: Row | None, reuse: Row | None, margin: float
+) -> tuple[str, str, str]:  # fmt: skip
+    """The word, that of the difference alone, and the text; `control` is the best one."""
     if full.f1.n == 0:
         return "cannot tell", "none", "No question was answered by all methods."
     if full.f1.value < WEAK:
@@ -65,26 +73,24 @@ def _judged(full: Row, ours: Row | None, by_name: dict[str, Row], margin: float)
     if ours is None:
         return "cannot tell", "none", f"This run cannot tell: {OURS} was not asked to choose {KEEP:.0%}."
     word, text = _goal(ours, full, margin)
-    reuse = by_name.get("reuse")
     lost = None if reuse is None else -reuse.minus_full.value
     if lost is not None and lost < NEEDED_LOSS:
         return (
             "cannot tell",
             word,
             f"This task cannot tell whether chunks must see each other: reuse, where they do not, loses only "
-            f"{_points(lost)} points. What it shows is selection: {text} {_controls(by_name, ours)}{_few(ours)}",
+            f"{_points(lost)} points. What it shows is selection: {text} {_beside(control, ours)}{_few(ours)}",
         )
     without = "" if lost is None else f"Reuse loses {_points(lost)} points. "
-    claimed = "open" if word == "holds" and not _apart(_best_control(by_name), ours) else word
-    return claimed, word, f"{text[0].upper()}{text[1:]} {without}{_controls(by_name, ours)}{_few(ours)}"
+    claimed = "open" if word == "holds" and not _apart(control, ours) else word
+    return claimed, word, f"{text[0].upper()}{text[1:]} {without}{_beside(control, ours)}{_few(ours)}"
 
 
 def _goal(ours: Row, full: Row, margin: float) -> tuple[str, str]:
     gap = ours.minus_full
     found = (
         f"at {ours.kept:.0%} kept, in {ours.kv_bytes / full.kv_bytes:.0%} of the bytes, the paired difference of F1 to "
-        f"full is {_signed(gap.value)} points "
-        f"[{_signed(gap.low)}, {_signed(gap.high)}]"
+        f"full is {_signed(gap.value)} points [{_signed(gap.low)}, {_signed(gap.high)}]"
     )
     if ours.f1.n < FEWEST:
         return "open", f"{found}: too few questions to tell."
@@ -95,24 +101,17 @@ def _goal(ours: Row, full: Row, margin: float) -> tuple[str, str]:
     return "open", f"{found}, which reaches below -{margin:g}: the goal is not shown, nor its opposite."
 
 
-def _best_control(by_name: dict[str, Row]) -> Row | None:
-    labels = [f"{name}@{KEEP:g}" for name in CONTROLS] + list(CONTROLS)
-    found = [by_name[label] for label in labels if label in by_name]
-    return max(found, key=lambda row: row.f1.value, default=None)
-
-
 def _apart(control: Row | None, ours: Row) -> bool:
     """True if the control's interval lies below ours."""
     return control is not None and control.f1.high < ours.f1.low
 
 
-def _controls(by_name: dict[str, Row], ours: Row) -> str:
+def _beside(control: Row | None, ours: Row) -> str:
     """The best control, and whether its interval and ours are apart."""
-    best = _best_control(by_name)
-    if best is None:
+    if control is None:
         return "No control was run, without which nothing is claimed. "
-    apart = "apart from" if _apart(best, ours) else "NOT apart from"
-    return f"The best control ({best.setting}) reaches {_points(best.f1.value)} F1, {apart} ours. "
+    apart = "apart from" if _apart(control, ours) else "NOT apart from"
+    return f"The best control ({control.setting}) reaches {_points(control.f1.value)} F1, {apart} ours. "
 
 
 def _few(ours: Row) -> str:

@@ -30,13 +30,14 @@ WEIGHTS = (1.0, ANSWER_WEIGHT, 4.0, 8.0)
 VICINITIES = (VICINITY, 0.5, 1.0)
 WAITS = (0, 8, 16)
 RESTS = ("drop", "int4")
+HOLDS = (0.3, 0.5, 0.7, 1.0)
 
 
 class Setting(NamedTuple):
     """What a method is tried with: the selection `layers`, how much sooner what stands `early` in a chunk is
     recomputed, the share of the rest that what is recomputed `sees`, the share of all layers that are `wide`, how often
     what says the answer counts (`answer_weight`), how much the `vicinity` of a token does, what to `keep`, from which
-    token on (`settle_at`), and what becomes of the `rest`."""
+    token on (`settle_at`), what becomes of the `rest`, and how much of the chunks to `hold` where it is packed."""
 
     layers: Layers
     early: float
@@ -47,6 +48,7 @@ class Setting(NamedTuple):
     keep: float
     settle_at: int = 0
     rest: str = "drop"
+    hold: float = 1.0
 
     def keeping_all(self) -> Setting:
         """The same, but that everything stays to the end of an answer: what is lost is lost by the recompute."""
@@ -87,8 +89,8 @@ class LayerProfile:
     what is recomputed `sees`, the share of layers that are `wide`, the `answer_weight`, and how much the `vicinity`
     counts, over how many `questions`; all sets of layers that were `tried` with the share `keep` kept; the chosen one
     with several `earlies`, `sights`, `widths`, `weights`, and `vicinities` in turn; and all that is chosen at several
-    `budgets`, with several `waits` before it is settled what stays, each from the smallest on, and with the `rests`
-    dropped or held in four bits."""
+    `budgets`, with several `waits` before it is settled what stays, each from the smallest on, with the `rests` dropped
+    or held in four bits, and with several shares that are held so (`holds`)."""
 
     chosen: Layers
     early: float
@@ -107,6 +109,7 @@ class LayerProfile:
     budgets: tuple[Outcome, ...]
     waits: tuple[Outcome, ...]
     rests: tuple[Outcome, ...]
+    holds: tuple[Outcome, ...]
 
     def as_profile(self) -> ModelProfile:
         """What a store keeps of it."""
@@ -122,6 +125,7 @@ class LayerProfile:
             "budgets": _told("keep", self.budgets),
             "waits": _told("settle_at", self.waits),
             "rests": _told("rest", self.rests),
+            "holds": _told("hold", self.holds),
         }
         return ModelProfile(self.chosen, measured, **{name: getattr(self, name) for name in NUMBERS})
 
@@ -136,15 +140,16 @@ def profile(
     """Measure on `items` which layers should choose tokens, how much sooner what stands early in a chunk should be
     recomputed, what share of the rest what is recomputed needs to see, on how many layers all, and how much what says
     the answer and a token's vicinity should count, by what `SamKV(keep=keep, layers=..., early=..., sees=..., wide=...,
-    answer_weight=..., vicinity=...)` leaves of full prefill's own answers; gold answers are not looked at.
+    answer_weight=..., vicinity=..., rest="drop")` leaves of full prefill's own answers: what is dropped tells choices
+    apart that hardly differ where nothing is. Gold answers are not looked at.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
     `cheapest` chooses; then, with everything kept (what is dropped would hide the difference), what is early, and the
     least share that is `as_good`, and the least width that is; then the weight and the vicinity. Of what costs no more
     than another, that which is in force stays, unless another leaves more. What other budgets leave, to settle later
-    what stays, and to hold the rest in four bits, is measured for the user to choose. Each question's chunks are
-    computed into a store of their own, which ends with it. Questions without passages, or too long for the model, are
-    left out; raises `SamKVError` when there are no others.
+    what stays, and to hold the rest in four bits, or some of it, is measured for the user to choose. Each
+    question's chunks are computed into a store of their own, which ends with it. Questions without passages, or too
+    long for the model, are left out; raises `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -168,8 +173,9 @@ def profile(
     by_keep = measured.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
     by_wait = measured.varied("Settling later what stays", best, "settle_at", WAITS)
     by_rest = measured.varied("Holding the rest in four bits", best, "rest", RESTS)
+    by_hold = measured.varied("Holding less of it", best._replace(rest="int4"), "hold", HOLDS)
     columns: list[Mapping[Any, Sequence[Left]]] = [
-        by_early, by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait, by_rest
+        by_early, by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait, by_rest, by_hold
     ]  # fmt: skip
     chosen = best.layers, best.early, best.sees, best.wide, best.answer_weight, best.vicinity
     return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))

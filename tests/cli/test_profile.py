@@ -39,6 +39,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     assert [budget["keep"] for budget in found["budgets"]] == [0.1, 0.15, 0.25, 0.4, 0.5]
     assert [wait["settle_at"] for wait in found["waits"]] == [0, 8, 16]
     assert [one["rest"] for one in found["rests"]] == ["drop", "int4"]
+    assert [one["hold"] for one in found["holds"]] == [0.3, 0.5, 0.7, 1.0]
     assert found["layers"] in [tried["layers"] for tried in found["tried"]]
     with SamKVEngine.from_pretrained("bundled", store=ChunkKVStore(store)) as engine:
         kept = engine.store.profiles.get(engine.model_fingerprint)

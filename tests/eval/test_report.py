@@ -126,15 +126,16 @@ def test_a_wider_margin_lets_more_hold() -> None:
 
 
 def test_the_verdict_names_the_best_control_and_the_number_of_questions() -> None:
-    good, bad = judged(), judged(count=40, random=0.75)
-    assert "The best control (random@0.15) reaches 10.0 F1, apart from ours. (1,200 questions.)" in good.text
+    good, bad, worse = judged(), judged(count=40, random=0.75), judged(random=0.55)
+    assert "The best control (reuse) reaches 50.0 F1, apart from ours. (1,200 questions.)" in good.text
+    assert "The best control (random@0.15) reaches 55.0 F1, apart from ours." in worse.text
     assert "NOT apart from ours" in bad.text and "(40 questions; the goal asks for 1,000.)" in bad.text
 
 
 def test_nothing_holds_without_a_control_that_lies_below() -> None:
     alike = judged(random=0.79)
     assert (alike.word, alike.difference) == ("open", "holds") and "NOT apart from ours" in alike.text
-    rows = [row for row in rows_of(results_of(answered(count=1200))) if row.method not in CONTROLS]
+    rows = [row for row in rows_of(results_of(answered(count=1200))) if row.method not in (*CONTROLS, "reuse")]
     alone = verdict(rows, 1.0)
     assert (alone.word, alone.difference) == ("open", "holds") and "No control was run" in alone.text
 
@@ -157,6 +158,7 @@ def test_what_holds_the_rest_and_what_drops_it_are_judged_apart() -> None:
     rows = rows_of(collected(records, [*SETTINGS, f"{dropping}@0.15"])[0])
     both = verdicts(rows, 1.0)
     assert [(found.method, found.word) for found in both] == [(holding, "holds"), (dropping, "missed")]
+    assert "(reuse) reaches 50.0 F1" in both[0].text and "(random@0.15) reaches 10.0 F1" in both[1].text
     assert "in 100% of the bytes" in both[0].text and "in 25% of the bytes" in both[1].text
     neither = verdicts([row for row in rows if row.ratio != 0.15], 1.0)
     assert [(found.method, found.word) for found in neither] == [(holding, "cannot tell")]

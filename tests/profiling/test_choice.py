@@ -119,11 +119,13 @@ def test_a_profile_tells_what_a_method_that_drops_leaves_of_full_prefills_answer
         ("vicinity", found.vicinities, found.vicinity),
         ("keep", found.budgets, KEEP),
         ("settle_at", found.waits, 0),
-        ("rest", found.rests, "drop"),
+        ("rest", found.rests, "int4"),
+        ("hold", found.holds, 1.0),
     ):
         for outcome in outcomes:
             alike: dict[str, Any] = {"settle_at": 32} if option in ("early", "sees", "wide") else {}
-            late = bool(alike) or (option == "settle_at" and outcome.value != 0) or outcome.value == "int4"
+            late = bool(alike) or (option == "settle_at" and outcome.value != 0)
+            late |= outcome.value == "int4" or option == "hold"
             alike |= {"answer_weight": None} if late else {"early": 0.0}
             assert (outcome.same, outcome.loss) == pytest.approx(means(**rest | {option: outcome.value} | alike))
         rest[option] = chosen
@@ -135,6 +137,7 @@ def test_a_profile_tells_what_a_method_that_drops_leaves_of_full_prefills_answer
     assert [budget.value for budget in found.budgets] == [0.1, 0.15, 0.2, 0.25, 0.5]
     assert [wait.value for wait in found.waits] == [0, 8, 16]
     assert [one.value for one in found.rests] == ["drop", "int4"] and found.rests[0].loss > found.rests[1].loss
+    assert [one.value for one in found.holds] == [0.3, 0.5, 0.7, 1.0] and found.holds[-1].loss == found.rests[1].loss
     assert found.waits[0].loss > found.waits[2].loss, "most see all then"
     assert len({tried.layers for tried in found.tried}) == len(found.tried) >= 5
     assert {(1, 2), (2, 3), (0, 1, 2, 3)} <= {tried.layers for tried in found.tried}
@@ -168,6 +171,7 @@ def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) ->
     assert kept.measured["budgets"][-1] == {"keep": 0.5, "same": last.same, "loss": last.loss}
     assert [wait["settle_at"] for wait in kept.measured["waits"]] == [0, 8, 16]
     assert [one["rest"] for one in kept.measured["rests"]] == ["drop", "int4"]
+    assert [one["hold"] for one in kept.measured["holds"]] == [0.3, 0.5, 0.7, 1.0]
 
 
 def test_all_is_tried_with_the_vicinity_in_force() -> None:
@@ -214,6 +218,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
         found.budgets,
         found.waits,
         found.rests,
+        found.holds,
     )
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
     others += 1 + ((found.sees, found.wide) != (0.0, 0.5))  # where everything is kept, and again where it is not
