@@ -15,6 +15,7 @@ from torch import Tensor
 
 from samkv_rag.methods.layout import Ground
 from samkv_rag.methods.picked import Picked, Settled, most_looked_at
+from samkv_rag.methods.selection import standardised
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.memory import is_out_of_memory
@@ -94,7 +95,8 @@ class LateSettling:
         if self._settled is not None:
             return replace(self._settled.selection(self.lengths), packed_bytes=self._packed_bytes)
         everything, none = (tuple(torch.arange(n) for n in few) for few in (self.lengths, [0] * len(self.lengths)))
-        ranking = Ranking(none, tuple(self.looked_at.cpu().split(list(self.lengths))), 1)
+        worth = standardised(self.looked_at[None])[0].cpu()
+        ranking = Ranking(none, worth.split(list(self.lengths)), 1)
         notes: tuple[str, ...] = (f"the answer ended before its token {self.after + 1}: all was kept to its end",)
         if self._short:
             notes = ("memory was too short to settle what stays: all was kept",)

@@ -79,6 +79,18 @@ def test_anchors_and_scores_are_shown_where_blocks_are_ranked(engine: SamKVEngin
     assert plain.uniform and not ends.uniform
 
 
+def test_an_answer_that_ends_before_it_is_settled_shows_what_was_looked_at(engine: SamKVEngine) -> None:
+    view = explain(engine, ASKED, CHUNKS, [SamKV()], max_new_tokens=1).methods[0]
+    parts = [part for chunk in view.chunks for part in chunk.parts]
+    assert {part.state for part in parts} == {"selected"}
+    assert len({part.score for part in parts}) > 5 and None not in {part.score for part in parts}
+
+
+def test_an_object_is_labelled_with_its_options(engine: SamKVEngine) -> None:
+    seen = explain(engine, ASKED, CHUNKS, [SamKV(), SamKV(rest="drop", keep=0.3), Full()], max_new_tokens=1)
+    assert [method.label for method in seen.methods] == ["samkv", "samkv:keep=0.3,rest=drop", "full"]
+
+
 def test_methods_are_written_as_for_eval_and_keep_goes_into_those_that_do_not_say(engine: SamKVEngine) -> None:
     lines = ["samkv:rest=drop", "samkv:keep=0.5,look=bound,rest=drop", "reuse"]
     seen = explain(engine, ASKED, CHUNKS, lines, keep=0.25, max_new_tokens=1)
