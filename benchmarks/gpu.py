@@ -34,7 +34,8 @@ from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkKV
 
 SYSTEMS = ("full", "reuse", "cacheblend", "samkv", "samkv 1/3", "samkv 1/10", "samkv drop")
-SERVED = ("full", "samkv drop", "samkv")
+SERVED = {"full cache": "full", "kept 15 %": "samkv drop", "all, int4": "samkv"}
+"""By the caches that they leave."""
 NAMES = ("kernels", "ttft", "stages", "profile", "memory", "decode", "tiers", "serving")
 GIB = 2**30
 
@@ -81,7 +82,7 @@ def decoding(bench: Bench, tokens: int, answers: int) -> None:
     step as the host launches it and, on a GPU, recorded."""
     loop, asked, seen = bench.adapter.loop, served(bench, tokens), decode.Seen()
     warm, before = min(PLAIN_STEPS + 2, bench.new - 2), loop.recorder  # it is packed in the first
-    for cache, system in zip((*decode.KEPT, decode.PACKED), SERVED, strict=True):
+    for cache, system in SERVED.items():
         said = []
         for order in ("together", "recorded")[: 1 + (bench.device == "cuda")]:
             loop.recorder = None
@@ -147,7 +148,7 @@ def by_tier(bench: Bench, tokens: int, forms: Sequence[str]) -> None:
 def within_a_budget(bench: Bench, tokens: int) -> None:
     """How many answers fit, and tokens a second, by what is recorded where there can be recordings."""
     asked = served(bench, tokens)
-    seen = bench.recorded(partial(serving.measure, asked, SERVED, 1, 48, 1))
+    seen = bench.recorded(partial(serving.measure, asked, list(SERVED.values()), 1, 48, 1))
     bench.save("serving", serving.rows(bench.label, tokens, asked, seen, bench.device), 14)
 
 
