@@ -37,7 +37,7 @@ LEFT = {
     "samkv:rest=drop,settle_at=16@0.15": "settle_at=16: 15 % after 16 tokens", "reuse": "reuse: 100 %",
     "cacheblend@0.15": "cacheblend: 100 %", "samkv@0.15": "samkv: all, in 18 % of the bytes",
     "samkv:hold=0.7@0.15": "hold=0.7: in 13 %", "samkv:hold=0.5@0.15": "hold=0.5: in 10 %",
-    "samkv:rest=drop,settle_at=64@0.15": "samkv, all kept: 100 %",
+    "samkv:rest=drop,settle_at=64@0.15": "all kept as it is: 100 %",
 }  # fmt: skip
 LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
 """Of which model, by how many questions of a set, with how many tokens of an answer at most."""
@@ -52,6 +52,11 @@ def latest(name: str, *keys: str, gpu: bool = False) -> dict[tuple[str, ...], Ro
     return {tuple(row[key] for key in keys): row for row in rows}
 
 
+def _in_lines(name: str) -> str:
+    """A name below a narrow bar."""
+    return name.replace(" ", "\n").replace("cacheblend", "cache-\nblend")
+
+
 def draw_ttft(
     axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str, model: str = "random",
     where: str = "12 x 768 Llama, {} prompt tokens, one CPU thread", how: str = "",
@@ -64,7 +69,7 @@ def draw_ttft(
         spread = [[median - low], [high - median]]
         axes.bar(place, median, 0.7, yerr=spread, capsize=3, color=COLOURS[method], ecolor="#444444")
         axes.annotate(f"{float(row['full_over']):.1f}x", (place, high), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
+    axes.set_xticks(range(len(found)), [_in_lines(name) for name, _ in found], fontsize=7)
     axes.set_ylabel("seconds to the first token")
     axes.set_title(where.format(tokens), fontsize=10)
 
@@ -85,7 +90,7 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
         share = 100 * float(row["kv_resident"])
         axes.bar(place, share, 0.7, color=COLOURS[method])
         axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name, _ in found], fontsize=7)
+    axes.set_xticks(range(len(found)), [_in_lines(name) for name, _ in found], fontsize=7)
     axes.set_ylabel("% of full prefill's K and V")
     axes.set_title("held in memory while answering", fontsize=10)
 
@@ -99,7 +104,7 @@ def draw_answers(axes: Any, folder: Path) -> None:
         value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
         colour = COLOURS.get(label, "#c9cdd4")
         axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
-    axes.set_xticks(range(len(shown)), [label.replace(" ", "\n") for label in shown.values()], fontsize=7)
+    axes.set_xticks(range(len(shown)), [_in_lines(label) for label in shown.values()], fontsize=7)
     axes.set_ylabel("F1")
     axes.set_title(
         f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
@@ -147,8 +152,8 @@ def draw_fidelity(path: Path) -> None:
     sources = sorted({source for _, source in rows})
     for place, method in enumerate(LEFT):
         losses = [float(rows[method, source]["loss"]) for source in sources]
-        colour = COLOURS.get(method.split(":")[0].split("@")[0], "#c9cdd4")
-        axes.barh(place, sum(losses) / len(losses), 0.7, color=colour)
+        name = "samkv drop" if "rest=drop" in method else method.split(":")[0].split("@")[0]
+        axes.barh(place, sum(losses) / len(losses), 0.7, color=COLOURS.get(name, "#c9cdd4"))
         axes.plot(losses, [place] * len(losses), "o", color="#444444", markersize=3)
     axes.set_yticks(range(len(LEFT)), LEFT.values(), fontsize=8)
     axes.invert_yaxis()
