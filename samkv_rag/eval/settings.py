@@ -94,10 +94,9 @@ def written(method: Method) -> str:
     """The line that says a method: its name, and the options that it has otherwise than by default."""
     if not is_dataclass(method):
         return method.name
-    usual = type(method)()
-    own = {one.name: getattr(method, one.name) for one in fields(method)}
-    given = [f"{name}={_text(value)}" for name, value in own.items() if value != getattr(usual, name)]
-    return method.name + ":" * bool(given) + ",".join(given)
+    values = [(one, getattr(method, one.name)) for one in fields(method)]
+    given = ",".join(f"{one.name}={_text(value)}" for one, value in values if value != one.default)
+    return f"{method.name}:{given}" if given else method.name
 
 
 def _text(value: Any) -> str:
