@@ -44,16 +44,19 @@ def test_it_is_attention_over_what_the_numbers_stand_for(
     torch.testing.assert_close(got, masked_attention(query, *whole, mask, softmax), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
+def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype, seed: int) -> None:
+    """In float32 twice that: what a channel's numbers and its least say are added up apart, and nearly cancel."""
+    torch.manual_seed(seed)
     query, keys, values = (torch.randn(1, heads, tokens, 64).to(dtype) for heads, tokens in ((6, 1), (2, 90), (2, 90)))
     packed = Packed.of(keys[0, :, :70], values[0, :, :70])
     got = packed_attention(query, keys[:, :, 70:], values[:, :, 70:], packed)
     old = [each[None] for each in packed.entries()]
     whole = [torch.cat([one, new[:, :, 70:].float()], 2) for one, new in zip(old, (keys, values), strict=True)]
     assert got.dtype == dtype
-    assert far(got, masked_attention(query.float(), *whole, None)) < TOLERANCE[dtype]
+    tolerance = TOLERANCE[dtype] * (2 if dtype == torch.float32 else 1)
+    assert far(got, masked_attention(query.float(), *whole, None)) < tolerance
 
 
 @given(st.integers(1, 3), st.integers(1, 100), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 1e4]), st.integers(0, 99))

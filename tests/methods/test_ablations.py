@@ -24,8 +24,8 @@ def test_the_papers_table_is_its_recipe_with_three_switches() -> None:
 
 
 def test_ours_vary_every_field_but_what_is_measured_apart() -> None:
-    """`keep` is swept (the evaluation "sweep"); the others are in `benchmarks.fidelity`."""
+    """`keep` and `hold` have evaluations of their own ("sweep", "late"); the others are in `benchmarks.fidelity`."""
     varied = {name for line in [*OURS.values(), *PAPER.values()] for name in parse(line)[1]}
-    apart = {"keep", "vicinity", "answer_weight", "settle_at", "early"}
+    apart = {"keep", "hold", "vicinity", "answer_weight", "settle_at", "early"}
     assert {field.name for field in fields(SamKV)} - varied == apart
     assert SamKV() in [parse(line)[0] for line in OURS.values()]
