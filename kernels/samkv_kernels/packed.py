@@ -41,7 +41,8 @@ class Rounded:
         """Of fp32 `(G, B, 32, D)`, with one scale for all along an axis."""
         low, high = entries.amin(along), entries.amax(along)  # on a CPU aminmax takes thirty times as long
         exponent = _exponent(torch.maximum(low.abs(), high.abs()))
-        low, high = _half_below(low * 2.0**-exponent), high * 2.0**-exponent
+        low, high = low * 2.0**-exponent, high * 2.0**-exponent
+        low = _half(low, (high - low) / (4 * MOST))
         scale = ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
         codes = entries.new_empty(*entries.shape[:2], HALF, entries.shape[3], dtype=torch.uint8)
         for own in _pieces(entries):
@@ -162,11 +163,11 @@ def _pieces(entries: Tensor) -> Iterator[slice]:
     return iter([slice(None)])
 
 
-def _half_below(numbers: Tensor) -> Tensor:
-    """fp16 at or just below fp32 numbers: where those of a channel lie close together and far from 0, what is rounded
-    up would stand above them all."""
+def _half(numbers: Tensor, above: Tensor) -> Tensor:
+    """fp16 `above` fp32 numbers by so much at most: where those of a channel lie close together and far from 0, what is
+    rounded up would stand above them all."""
     nearest = numbers.half()
-    return nearest.where(nearest <= numbers, (numbers - numbers.abs() * 2.0**-11).half())
+    return nearest.where(nearest <= numbers + above, (numbers - numbers.abs() * 2.0**-11).half())
 
 
 def _exponent(sizes: Tensor) -> int:

@@ -44,19 +44,28 @@ def test_it_is_attention_over_what_the_numbers_stand_for(
     torch.testing.assert_close(got, masked_attention(query, *whole, mask, softmax), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype, seed: int) -> None:
-    """In float32 twice that: what a channel's numbers and its least say are added up apart, and nearly cancel."""
+def off_and_dtype(dtype: torch.dtype, seed: int) -> tuple[float, torch.dtype]:
+    """How far from plain attention over what the numbers stand for, and in what dtype."""
     torch.manual_seed(seed)
     query, keys, values = (torch.randn(1, heads, tokens, 64).to(dtype) for heads, tokens in ((6, 1), (2, 90), (2, 90)))
     packed = Packed.of(keys[0, :, :70], values[0, :, :70])
     got = packed_attention(query, keys[:, :, 70:], values[:, :, 70:], packed)
     old = [each[None] for each in packed.entries()]
     whole = [torch.cat([one, new[:, :, 70:].float()], 2) for one, new in zip(old, (keys, values), strict=True)]
-    assert got.dtype == dtype
-    tolerance = TOLERANCE[dtype] * (2 if dtype == torch.float32 else 1)
-    assert far(got, masked_attention(query.float(), *whole, None)) < tolerance
+    return far(got, masked_attention(query.float(), *whole, None)), got.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype) -> None:
+    off, found = off_and_dtype(dtype, 0)
+    assert found == dtype
+    assert off < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("seed", range(1, 12))
+def test_what_nearly_cancels_is_off_by_twice_the_tolerance_at_most(seed: int) -> None:
+    """What a channel's numbers and its least say are added up apart: on a sixth of all draws that shows in float32."""
+    assert off_and_dtype(torch.float32, seed)[0] < 2 * TOLERANCE[torch.float32]
 
 
 @given(st.integers(1, 3), st.integers(1, 100), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 1e4]), st.integers(0, 99))
