@@ -71,7 +71,7 @@ def rows_of(task: TaskResults) -> list[Row]:
             among[i],
             same=same[i],
             **{name: float(cost[i]) for name, cost in costs.items()},
-        )  # fmt: skip
+        )
         for i, setting in enumerate(task.settings)
     ]
     return sorted(rows, key=lambda row: _rank(row.method))

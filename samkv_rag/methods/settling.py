@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from samkv_rag.methods.layout import Ground
-from samkv_rag.methods.picked import Picked, Settled, most_looked_at
+from samkv_rag.methods.picked import Picked, Settled, largest, most_looked_at
 from samkv_rag.methods.selection import standardised
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.observers import AttentionMaps
-from samkv_rag.types import Ranking, Selection
+from samkv_rag.types import Selection
 
 EXACT = 0.25
 """What stays as it is where the rest is packed, as a share of what was chosen: with none, packing costs three times as
@@ -94,12 +94,10 @@ class LateSettling:
         """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
         if self._settled is not None:
             return replace(self._settled.selection(self.lengths), packed_bytes=self._packed_bytes)
-        everything, none = (tuple(torch.arange(n) for n in few) for few in (self.lengths, [0] * len(self.lengths)))
-        worth = standardised(self.looked_at[None])[0].cpu()
-        ranking = Ranking(none, worth.split(list(self.lengths)), 1)
         notes: tuple[str, ...] = (f"the answer ended before its token {self.after + 1}: all was kept to its end",)
         if self._short:
             notes = ("memory was too short to settle what stays: all was kept",)
         elif self.after == 1:
             notes = ()  # its only token sees all, as with any settlement
-        return Selection(everything, self.again.by_chunk(self.lengths), notes, ranking)
+        worth = standardised(self.looked_at[None])[0]
+        return Settled(largest(worth, len(worth)), self.again, worth, notes).selection(self.lengths)
