@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ COLOURS = {
     "samkv drop": "#9d8189", "samkv 1/3 drop": "#d8a7b1", "samkv 1/10 drop": "#f4d3d9", "samkv before": "#6a4c93",
     "cacheblend": "#7f9c57", "reuse": "#e0a458",
 }  # fmt: skip
-ANSWERED = {
-    "full": "full", "samkv@0.15": "samkv", "samkv:rest=drop@0.15": "samkv drop",
-    "samkv:settle=before@0.15": "samkv before",
-    "samkv.paper@0.15": "samkv paper", "random_rest@0.15": "random rest", "prophetkv@0.15": "prophetkv",
-    "epic@0.15": "epic", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
+SHOWN = {
+    "full": "full\nprefill", "samkv": "samkv", "samkv 1/3": "samkv, a third\nrecomputed", "cacheblend": "CacheBlend",
+    "reuse": "reuse",
 }  # fmt: skip
+"""The bars of the README's picture, and what stands below them."""
+ANSWERED = {
+    "full": "full", "samkv@0.15": "samkv", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
+}  # fmt: skip
+NAMES = {method: method.replace(" ", "\n").replace("cacheblend", "cache-\nblend") for method in COLOURS}
+"""What stands below the bars of all methods."""
 LEFT = {
     "random_rest@0.15": "a random 15 %", "samkv:rest=drop@0.15": "rest=drop: 15 %",
     "samkv:rest=drop,keep=0.3": "rest=drop, keep=0.3: 30 %",
@@ -52,47 +56,48 @@ def latest(name: str, *keys: str, gpu: bool = False) -> dict[tuple[str, ...], Ro
     return {tuple(row[key] for key in keys): row for row in rows}
 
 
-def _in_lines(name: str) -> str:
-    """A name below a narrow bar."""
-    return name.replace(" ", "\n").replace("cacheblend", "cache-\nblend")
+def _name(axes: Any, names: Sequence[str]) -> None:
+    """Names below bars, the smaller the more there are."""
+    axes.set_xticks(range(len(names)), names, fontsize=8 if len(names) < 7 else 7)
 
 
 def draw_ttft(
     axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str, model: str = "random",
-    where: str = "12 x 768 Llama, {} prompt tokens, one CPU thread", how: str = "",
+    where: str = "to the first token\n(12 x 768 Llama, {} prompt tokens, one CPU thread)", how: str = "",
+    names: Mapping[str, str] = NAMES,
 ) -> None:  # fmt: skip
-    """Bars of the median time to the first token, with the 20 to 80 % range and the ratio to full prefill. `how` stands
-    behind the names of all other methods than that."""
-    found = _of_one_run(rows, model, tokens, how)
+    """Bars of the median time to the first token of the methods in `names`, with the 20 to 80 % range and the ratio to
+    full prefill. `how` stands behind the names of all other methods than that."""
+    found = _of_one_run(rows, names, model, tokens, how)
     for place, (method, row) in enumerate(found):
         median, low, high = (float(row[key]) / 1e3 for key in ("median_ms", "p20_ms", "p80_ms"))
         spread = [[median - low], [high - median]]
         axes.bar(place, median, 0.7, yerr=spread, capsize=3, color=COLOURS[method], ecolor="#444444")
         axes.annotate(f"{float(row['full_over']):.1f}x", (place, high), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [_in_lines(name) for name, _ in found], fontsize=7)
+    _name(axes, [names[method] for method, _ in found])
     axes.set_ylabel("seconds to the first token")
     axes.set_title(where.format(tokens), fontsize=10)
 
 
 def _of_one_run(
-    rows: Mapping[tuple[str, ...], Row], model: str, tokens: str, how: str = ""
+    rows: Mapping[tuple[str, ...], Row], methods: Iterable[str], model: str, tokens: str, how: str = ""
 ) -> list[tuple[str, Row]]:  # fmt: skip
-    """The methods that were timed beside full prefill: others of the file are of another day."""
-    keys = {method: (model, tokens, method + how * (method != "full")) for method in COLOURS}
+    """Those of the methods that were timed beside full prefill: others of the file are of another day."""
+    keys = {method: (model, tokens, method + how * (method != "full")) for method in methods}
     day = rows[keys["full"]].get("commit")
     return [(method, rows[key]) for method, key in keys.items() if key in rows and rows[key].get("commit") == day]
 
 
 def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
     """Bars of the keys and values that stay in memory while the answer is written, as a share of full prefill's."""
-    found = _of_one_run(rows, "random", tokens)
+    found = _of_one_run(rows, SHOWN, "random", tokens)
     for place, (method, row) in enumerate(found):
         share = 100 * float(row["kv_resident"])
         axes.bar(place, share, 0.7, color=COLOURS[method])
         axes.annotate(f"{share:.0f} %", (place, share), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(found)), [_in_lines(name) for name, _ in found], fontsize=7)
-    axes.set_ylabel("% of full prefill's K and V")
-    axes.set_title("held in memory while answering", fontsize=10)
+    _name(axes, [SHOWN[method] for method, _ in found])
+    axes.set_ylabel("% of full prefill's keys and values")
+    axes.set_title("held in memory while answering\n(the same model, float32)", fontsize=10)
 
 
 def draw_answers(axes: Any, folder: Path) -> None:
@@ -102,9 +107,10 @@ def draw_answers(axes: Any, folder: Path) -> None:
     shown = {setting: label for setting, label in ANSWERED.items() if setting in found}
     for place, (setting, label) in enumerate(shown.items()):
         value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
-        colour = COLOURS.get(label, "#c9cdd4")
-        axes.bar(place, value, 0.7, yerr=[[value - low], [high - value]], capsize=3, color=colour, ecolor="#444444")
-    axes.set_xticks(range(len(shown)), [_in_lines(label) for label in shown.values()], fontsize=7)
+        spread = [[value - low], [high - value]]
+        axes.bar(place, value, 0.7, yerr=spread, capsize=3, color=COLOURS[label], ecolor="#444444")
+        axes.annotate(f"{value:.0f}", (place, high), ha="center", va="bottom", fontsize=9)
+    _name(axes, [SHOWN[label] for label in shown.values()])
     axes.set_ylabel("F1")
     axes.set_title(
         f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
@@ -163,9 +169,9 @@ def draw_fidelity(path: Path) -> None:
 
 
 def main() -> None:
-    figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110, width_ratios=(1, 1, 1.25))
+    figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110, width_ratios=(1.1, 1.1, 1))
     rows = latest("ttft", "model", "tokens", "method")
-    draw_ttft(left, rows, "4096")
+    draw_ttft(left, rows, "4096", names=SHOWN)
     draw_resident(right, rows, "4096")
     draw_answers(lower, TASK)
     save(figure, PICTURE)

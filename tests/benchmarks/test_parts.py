@@ -132,10 +132,10 @@ def test_keys_at_wrong_places_are_seen(tiny: ModelAdapter) -> None:
 def test_the_picture_leaves_out_systems_that_are_gone() -> None:
     timing = {"median_ms": "10", "p20_ms": "9", "p80_ms": "11", "full_over": "1", "kv_resident": "0.5"}
     rows = {("random", "4096", name): timing for name in ("full", "samkv joint", "samkv")}
-    for draw in (plot.draw_ttft, plot.draw_resident):
+    for draw, names in ((plot.draw_ttft, plot.NAMES), (plot.draw_resident, plot.SHOWN)):
         _, axes = plot.plt.subplots()
         draw(axes, rows, "4096")
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["full", "samkv"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == [names["full"], names["samkv"]]
         plot.plt.close()
 
 
