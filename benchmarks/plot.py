@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
 
 from benchmarks.rows import RESULTS  # noqa: E402
-from samkv_rag.eval.results import read_results  # noqa: E402
+from samkv_rag.eval.results import TaskResults, read_results  # noqa: E402
 from samkv_rag.eval.summary import rows_of  # noqa: E402
 
 PICTURE = Path(__file__).parent.parent / "docs" / "result.png"
@@ -45,7 +45,11 @@ LEFT = {
 }  # fmt: skip
 LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
 """Of which model, by how many questions of a set, with how many tokens of an answer at most."""
-TASK = RESULTS / "eval" / "methods"
+REAL = {
+    "2wikimultihopqa_train_migres": "2WikiMultiHopQA", "nq_open_10doc_random_distractors": "NQ-open",
+    "hotpotqa_ircot_dev": "HotpotQA", "squad11_dev_8doc": "SQuAD",
+}  # fmt: skip
+EVALUATIONS = RESULTS / "eval"
 Row = Mapping[str, str]
 
 
@@ -103,18 +107,35 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
 def draw_answers(axes: Any, folder: Path) -> None:
     """Bars of F1 with 95 % intervals where the subject of the answer stands in an earlier chunk."""
     task = read_results(folder).tasks[0]
-    found = {row.setting: row.f1 for row in rows_of(task)}
-    shown = {setting: label for setting, label in ANSWERED.items() if setting in found}
-    for place, (setting, label) in enumerate(shown.items()):
-        value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
-        spread = [[value - low], [high - value]]
-        axes.bar(place, value, 0.7, yerr=spread, capsize=3, color=COLOURS[label], ecolor="#444444")
-        axes.annotate(f"{value:.0f}", (place, high), ha="center", va="bottom", fontsize=9)
-    _name(axes, [SHOWN[label] for label in shown.values()])
+    _bars_of(axes, task, range(len(ANSWERED)), 0.7)
+    _name(axes, [SHOWN[method] for method in ANSWERED.values()])
     axes.set_ylabel("F1")
     axes.set_title(
-        f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} questions)", fontsize=10
+        f"answers whose subject an earlier chunk names\n(bundled reader, {len(task.ids)} generated questions)",
+        fontsize=10,
     )
+
+
+def draw_real(axes: Any, folder: Path) -> None:
+    """Bars of F1 with 95 % intervals on real questions, those of a set side by side."""
+    tasks = {task.task: task for task in read_results(folder).tasks}
+    for place, name in enumerate(REAL):
+        _bars_of(axes, tasks[name], [place + 0.2 * number - 0.3 for number in range(len(ANSWERED))], 0.18)
+    questions = sum(len(tasks[name].ids) for name in REAL)
+    axes.legend([SHOWN[method].replace("\n", " ") for method in ANSWERED.values()], fontsize=8, frameon=False)
+    _name(axes, list(REAL.values()))
+    axes.set_ylabel("F1")
+    axes.set_title(f"answers to real questions\n(bundled reader, {questions} questions)", fontsize=10)
+
+
+def _bars_of(axes: Any, task: TaskResults, places: Sequence[float], width: float) -> None:
+    """A bar for each method that is shown."""
+    found = {row.setting: row.f1 for row in rows_of(task)}
+    for place, (setting, method) in zip(places, ANSWERED.items(), strict=True):
+        value, low, high = (100 * part for part in (found[setting].value, found[setting].low, found[setting].high))
+        spread = [[value - low], [high - value]]
+        axes.bar(place, value, width, yerr=spread, capsize=2, color=COLOURS[method], ecolor="#444444")
+        axes.annotate(f"{value:.0f}", (place, high), ha="center", va="bottom", fontsize=9)
 
 
 def draw_decode(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
@@ -169,11 +190,12 @@ def draw_fidelity(path: Path) -> None:
 
 
 def main() -> None:
-    figure, (left, right, lower) = plt.subplots(1, 3, figsize=(15, 3.9), dpi=110, width_ratios=(1.1, 1.1, 1))
+    figure, ((time, memory), (real, generated)) = plt.subplots(2, 2, figsize=(11, 7.4), dpi=110)
     rows = latest("ttft", "model", "tokens", "method")
-    draw_ttft(left, rows, "4096", names=SHOWN)
-    draw_resident(right, rows, "4096")
-    draw_answers(lower, TASK)
+    draw_ttft(time, rows, "4096", names=SHOWN)
+    draw_resident(memory, rows, "4096")
+    draw_real(real, EVALUATIONS / "real")
+    draw_answers(generated, EVALUATIONS / "methods")
     save(figure, PICTURE)
     draw_gpu(GPU_PICTURE)
     draw_fidelity(FIDELITY_PICTURE)

@@ -60,7 +60,7 @@ class SamKVEngine:
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`, which its maker closes; `method` a name or a method object
         (default `SamKV()`). A method with `keep` chooses `min_kept_tokens` chunk tokens of a prompt at least: with
-        512, 15 % is reached from 3,414 chunk tokens on, and of a prompt with fewer `SamKV()` computes all anew.
+        256, 15 % is reached from 1,707 chunk tokens on, and of a prompt with fewer `SamKV()` computes all anew.
         `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", the first lines of a
         prompt of `answer`, behind a BOS where prompts begin with one; "bos", a BOS token; or "none" (the paper).
         `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8", "fp8" or "int4"; others are not used then.

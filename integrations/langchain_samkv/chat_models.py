@@ -43,7 +43,7 @@ class ChatSamKV(Described):
             kv_store="./kv",          # where chunk caches live; ":memory:" keeps none
             temperature=0,
             max_tokens=256,
-            # method=SamKV(), keep=0.15, namespace, min_kept_tokens=512, kv_dtype="int4",
+            # method=SamKV(), keep=0.15, namespace, min_kept_tokens=256, kv_dtype="int4",
             # top_p, top_k, seed, stop, timeout
         )
         ```

@@ -53,7 +53,7 @@ class SamKVFields(BaseChatModel):
     method's own."""
     namespace: str = "default"
     """Caches are shared within a namespace and never across; give every tenant one."""
-    min_kept_tokens: int = 512
+    min_kept_tokens: int = 256
     """The fewest chunk tokens of a prompt that a method with `keep` chooses: of fewer, all."""
     device_map: Any = None
     dtype: Any = "auto"

@@ -33,7 +33,7 @@ def test_making_one_loads_nothing(tmp_path: Path) -> None:
 def test_a_loaded_model_with_its_tokenizer() -> None:
     llm = ChatSamKV(model=roomy_model(), tokenizer=byte_tokenizer(chat=True), kv_store=":memory:", max_tokens=4)
     assert llm.invoke("Hello").usage_metadata["output_tokens"] == 4
-    assert llm.engine.min_kept_tokens == 512 and llm.get_num_tokens("four") == 4
+    assert llm.engine.min_kept_tokens == 256 and llm.get_num_tokens("four") == 4
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")

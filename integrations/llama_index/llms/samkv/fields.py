@@ -48,7 +48,7 @@ class SamKVFields(FunctionCallingLLM):
         default_factory=dict, description="More variables of the chat template: {'enable_thinking': False} for Qwen3."
     )
     min_kept_tokens: int = Field(
-        default=512, description="The fewest chunk tokens of a prompt that a method with `keep` chooses.", ge=0
+        default=256, description="The fewest chunk tokens of a prompt that a method with `keep` chooses.", ge=0
     )
 
     _holder: EngineHolder = PrivateAttr()
