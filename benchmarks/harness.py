@@ -41,7 +41,8 @@ def opened(options: argparse.Namespace) -> ModelAdapter:
 def gated(label: str, adapter: ModelAdapter) -> ModelAdapter:
     """The adapter, once reuse has been shown to be exact on it. `ParityError`: nothing may be reported of it."""
     gate = check_parity(adapter)
-    print(f"{label}: exactness gate green (recompute {gate.recompute_error:.0e}, reuse {gate.reuse_error:.0e})")
+    errors = {"recompute": gate.recompute_error, "reuse": gate.reuse_error, "decoding": gate.decode_error}
+    print(f"{label}: exactness gate green ({', '.join(f'{name} {error:.0e}' for name, error in errors.items())})")
     return adapter
 
 

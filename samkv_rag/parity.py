@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from samkv_rag.errors import ParityError
 from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.beginnings import LEAST
+from samkv_rag.model.decoded import STEPS, decode_error
 from samkv_rag.model.quantised import is_quantised
 from samkv_rag.model.rounding import apart
 from samkv_rag.store import ChunkKVStore, chunk_key
@@ -33,20 +35,22 @@ HALF = " Some models round to more in half precision: dtype='float32' shows what
 class ParityReport:
     """Relative RMS differences of next-token logits. `recompute_error`: keep 1, recompute 1 against plain prefill.
     `reuse_error`: one chunk reused where it was cached, against plain prefill, and a prompt whose beginning is known,
-    against one whose is computed; the larger one. Both must be within `tolerance`.
-    `control_error`: the same reuse with keys left at wrong positions; it must be visibly larger."""
+    against one whose is computed; the larger one. `decode_error`: the tokens decoded behind packed
+    chunks, step by step, against a pass over the same chunks unpacked. All must be within `tolerance`.
+    `control_error`: the reuse with keys left at wrong positions; it must be visibly larger."""
 
     model: str
     dtype: str
     tolerance: float
     recompute_error: float
     reuse_error: float
+    decode_error: float
     control_error: float
 
     @property
     def passed(self) -> bool:
-        exact = max(self.recompute_error, self.reuse_error) <= self.tolerance
-        return exact and self.control_error > max(self.recompute_error, self.reuse_error)
+        off = max(self.recompute_error, self.reuse_error)
+        return max(off, self.decode_error) <= self.tolerance and self.control_error > off
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "passed": self.passed}
@@ -70,13 +74,15 @@ def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
         tolerance=QUANTISED if is_quantised(adapter.model) else TOLERANCE.get(adapter.dtype, 1e-4),
         recompute_error=_error(adapter, store, several, SamKV(keep=1.0)),
         reuse_error=max(_error(adapter, store, single, Reuse()), _known_error(adapter, store, begun)),
+        decode_error=_decode_error(adapter, store, several),
         control_error=_error(adapter, store, shifted, Reuse(), reference=single),
     )
     if not report.passed:
         doubt = "" if adapter.dtype == torch.float32 else HALF
         raise ParityError(
             f"{report.model} failed the parity gate: recompute differs by {report.recompute_error:.1e}, reuse by "
-            f"{report.reuse_error:.1e} (allowed {report.tolerance:.0e}, control {report.control_error:.1e}). "
+            f"{report.reuse_error:.1e}, decoding by {report.decode_error:.1e} (allowed {report.tolerance:.0e}, control "
+            f"{report.control_error:.1e}). "
             f"Do not serve it from caches; use method='full', or another model.{doubt}"
         )
     return report
@@ -97,6 +103,12 @@ def _error(
     got = next_logits(adapter, method.prepare(Run(plan, adapter, store, room=1)))
     want = next_logits(adapter, Full().prepare(Run(reference or plan, adapter, store)))
     return apart(got, want)
+
+
+def _decode_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:
+    """Of an answer by the default method, whose chunks are packed with its second token."""
+    prepared = SamKV().prepare(Run(plan, adapter, store, room=STEPS))
+    return decode_error(adapter, partial(prepared.begin, adapter.loop))
 
 
 def _known_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:

@@ -9,13 +9,9 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Olmo3Config
 
-from samkv_rag import parity
-from samkv_rag.errors import ParityError, UnsupportedModel
+from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.beginnings import Beginnings
-from samkv_rag.model.buffers import Buffers
-from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import handing
 from samkv_rag.model.observers import Observation
 from samkv_rag.model.rotary import _rotation_of
@@ -26,56 +22,6 @@ from tests.models import adapter, build
 from tests.oracles import random_ids, stock, unblocked
 
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
-
-
-@every_wiring
-def test_a_supported_wiring_passes_the_parity_gate(wiring: str) -> None:
-    report = check_parity(adapter(wiring))
-    assert report.passed
-    assert report.control_error > 100 * max(report.recompute_error, report.reuse_error)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("wiring", ["llama", "llama-yarn", "gemma2", "glm4", "smollm3", "gpt-oss"])
-def test_half_precision_passes_the_parity_gate_of_its_dtype(wiring: str, dtype: torch.dtype) -> None:
-    attached = ModelAdapter(build(WIRINGS[wiring](), dtype))
-    assert attached.dtype == dtype
-    assert attached.shape.itemsize == 2
-    assert check_parity(attached).passed
-
-
-def test_a_red_gate_in_half_precision_says_how_to_be_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", {})
-    with pytest.raises(ParityError, match="failed the parity gate: .* dtype='float32' shows what is wrong"):
-        check_parity(ModelAdapter(build(WIRINGS["llama"](), torch.bfloat16)))
-
-
-def test_sixteen_bits_pass_the_parity_gate_where_layers_share_keys() -> None:
-    """In bfloat16 transformers' own sdpa and eager are further apart on a random Gemma 4 than the gate allows: it does
-    not scale its scores."""
-    assert check_parity(ModelAdapter(build(WIRINGS["gemma4-sharing"](), torch.float16))).passed
-
-
-def test_the_parity_gate_holds_behind_a_sink_prefix() -> None:
-    """Chunks are then cached behind a BOS, so the gate must put one in front of its prompt."""
-    assert check_parity(ModelAdapter(build(WIRINGS["llama"]()), sink_prefix=(1,))).passed
-
-
-def test_the_parity_gate_sees_wrong_entries_of_what_prompts_begin_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it keeps its own random prompts out of what the model has met."""
-    attached, copied = ModelAdapter(build(WIRINGS["llama"]())), Beginnings._copied
-    met = attached.beginnings
-    assert check_parity(attached).passed and attached.beginnings is met and not met._kept
-
-    def wrong(self: Beginnings, cache: SlotCache, count: int) -> list[Buffers]:
-        (one,) = copied(self, cache, count)
-        one.values.mul_(-1)
-        return [one]
-
-    monkeypatch.setattr(Beginnings, "_copied", wrong)
-    with pytest.raises(ParityError, match="reuse by"):
-        check_parity(attached)
-    assert attached.beginnings is met
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
