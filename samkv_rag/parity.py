@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from samkv_kernels.backend import Backend
 from samkv_rag.errors import ParityError
 from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
@@ -29,6 +30,7 @@ QUANTISED = 0.1
 """The same of a quantised model, whatever its dtype: inputs that are rounded to 8 bits turn differences of rounding
 into steps of 1/127 (the bundled reader: 1 to 4 %)."""
 HALF = " Some models round to more in half precision: dtype='float32' shows what is wrong beside that."
+KERNELS = " If it is our kernels' fault, SAMKV_BACKEND=torch does without them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,18 @@ def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
         control_error=_error(adapter, store, shifted, Reuse(), reference=single),
     )
     if not report.passed:
-        doubt = "" if adapter.dtype == torch.float32 else HALF
         raise ParityError(
             f"{report.model} failed the parity gate: recompute differs by {report.recompute_error:.1e}, reuse by "
             f"{report.reuse_error:.1e}, decoding by {report.decode_error:.1e} (allowed {report.tolerance:.0e}, control "
             f"{report.control_error:.1e}). "
-            f"Do not serve it from caches; use method='full', or another model.{doubt}"
+            f"Do not serve it from caches; use method='full', or another model.{doubts(adapter.dtype, adapter.backend)}"
         )
     return report
+
+
+def doubts(dtype: torch.dtype, backend: Backend) -> str:
+    """What else may be wrong than the model, and how to find out."""
+    return (HALF if dtype != torch.float32 else "") + (KERNELS if backend == "triton" else "")
 
 
 def next_logits(adapter: ModelAdapter, prepared: Prepared) -> Tensor:

@@ -43,6 +43,12 @@ def test_a_red_gate_in_half_precision_says_how_to_be_sure(monkeypatch: pytest.Mo
         check_parity(ModelAdapter(build(WIRINGS["llama"](), torch.bfloat16)))
 
 
+def test_a_red_gate_says_how_to_do_without_our_kernels() -> None:
+    assert parity.doubts(torch.float32, "torch") == ""
+    assert parity.doubts(torch.float32, "triton").endswith("SAMKV_BACKEND=torch does without them.")
+    assert parity.doubts(torch.bfloat16, "triton") == parity.HALF + parity.KERNELS
+
+
 def test_sixteen_bits_pass_the_parity_gate_where_layers_share_keys() -> None:
     """In bfloat16 transformers' own sdpa and eager are further apart on a random Gemma 4 than the gate allows: it does
     not scale its scores."""
