@@ -49,59 +49,60 @@ from samkv_rag.types import BLOCK, Selection
 
 @dataclass(frozen=True)
 class SamKV(Options):
-    """The default selects in two looks; `paper()` is the recipe of the paper.
+    """The default looks twice; `paper()` is the recipe of the paper.
 
-    What differs: the question looks twice, at entries instead of summaries. First at the stored entries: the tokens it
-    attends to are recomputed, and see all stored entries on the lower layers. Then, in that same pass, at what came of
-    it: what it attends to now stays (with what surrounds it). The pass also says the first new token, in sight of all
-    entries; before the others are written the rest goes into four bits, or with `rest="drop"` goes. The paper chooses
-    once, by a pooled query against block means, and what it recomputes sees only what it keeps. What decided it:
-    docs/results.md.
+    The question looks at stored entries instead of summaries. First look: what it attends to is recomputed, attending
+    to all stored entries on the lower layers. Second look, in that same pass: what it attends to now stays (with what
+    surrounds it). The pass also gives the first new token, which attends to everything; before the second the rest is
+    packed into four bits, or with `rest="drop"` dropped. The paper chooses once, by a pooled query against block means,
+    and what it recomputes attends only to what it keeps. What decided this: docs/results.md, docs/fidelity.md.
 
-    `keep`: chosen chunk tokens / chunk tokens: where the rest is dropped, a hard ceiling of what is held, above the
-    engine's `min_kept_tokens`. `recompute`: recomputed tokens / that number, chosen by rank ("score") or from the head
-    of every chosen run (`recompute_by`).
-    `settle`: when it is settled what stays. "after" the recompute (our default); every entry of the retrieved chunks is
-    then read once, and a first chunk that is stored as the prompt computes it is left out of the recompute. "before" it
-    (the paper): what was chosen is recomputed, sees nothing else, and stays; anchors count.
-    `settle_at`: tokens of the answer after which it is settled, by what they look at, too: for answers in sentences.
-    Until then everything stays, to the end of a shorter answer. 0 (our default): with the first token.
-    `rest`: what becomes of what was not chosen. "int4": from the answer's second token on the chunks are held in four
-    bits a number, in 18 % of fp32's bytes or 32 % of bf16's, but for what was looked at most, a quarter of `keep`; none
-    is where all is chosen (`keep=1`). "drop": `keep` is all that is held. None (our default): "int4", or "drop" where
-    it is settled before the recompute. With `settle_at` all stays as it is until then.
-    `hold`: held chunk tokens / chunk tokens where the rest is packed, those looked at most, `keep` at least. 1 (our
-    default): nothing is dropped.
-    `around`: after the recompute, tokens before and behind a looked-at one that get the same score.
-    `vicinity`: how much the best-looked-at place within 64 tokens counts beside that: with 0 single facts of many
-    places stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
-    `answer_weight`: how many times what the token that says the first of the answer looks at counts, beside what the
-    question's others look at. None: as profiled, else 2 (1 where the config notes layers); where the rest is packed, or
-    with `settle_at`, 1: the answer's tokens speak for themselves.
-    `followed`: how many of the tokens that the first look likes best are computed for the sake of what they look at in
-    turn, on the layers N*: that is recomputed as if the question had looked at it. At most an eighth of what is.
-    `early`: what the question attends to is recomputed the sooner, the earlier in its chunk it stands, where it was
-    stored with the least before it: attention is divided by the place (1, 2, ...) to this power; 0: it alone decides.
-    None: where all stays for a while, as profiled, else 0.5 (0 where the config notes layers); else 0: what
-    stays of a prompt at once had better be what was recomputed. For looks by attention that settle after the recompute.
-    `wide`: the share of the layers, from below, on which what is recomputed sees all stored entries; names are bound
-    there. Above, it sees what is recomputed with it, and the share `sees` of the rest: what stands closest before any
-    of that. What stands behind the chunks, from the question on, sees all. None: as profiled for the model (`samkv-rag
-    profile`), else a quarter of the layers and 0.3 of the rest (our choice).
-    `block`: tokens per selection block; None: 1 where attention to entries decides what is recomputed, else 16; looks
-    at summaries need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends.
-    `middle`: select beyond the anchors. `layers`: the selection layers N*; None: as profiled for the model (`samkv-rag
-    profile`), else as its config notes (`samkv_selection_layers`), else the middle third (our choice). What stays is
-    settled on the upper half of all layers.
-    `look`: what scores a block. "keys" (our default): the attention it gets in a pass of the question over all stored
-    entries. "two_stage": "bound" makes a shortlist of `candidates` times the budget, "keys" over that alone decides.
-    "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors.
-    "mean", "bound": after that pass, the asking tokens' attention to its mean key, or to the bound of its keys.
-    With `settle="before"`, "keys" reads every entry, "two_stage" its shortlist, the others only what they keep.
+    What is recomputed, and held:
+
+    `keep`: chosen chunk tokens / chunk tokens, at least the engine's `min_kept_tokens`; with `rest="drop"` a hard
+    ceiling of what is held above that. `recompute`: recomputed tokens / chosen tokens, those of highest rank ("score")
+    or from the head of every chosen run (`recompute_by`).
+    `rest`: what becomes of everything else. "int4": from the answer's second token on it is held in four bits per
+    number, in 18 % of fp32's bytes or 32 % of bf16's; what was attended to most, a quarter of `keep`, stays at full
+    precision. "drop": `keep` is all that is held. None (default): "int4", or "drop" with `settle="before"`.
+    `hold`: held chunk tokens / chunk tokens where the rest is packed, at least `keep`. 1 (default): nothing is dropped.
+    `settle`: when it is decided what stays. "after" the recompute (default); every entry of the retrieved chunks is
+    read once, and a first chunk that is stored as the prompt computes it is not recomputed. "before" it (the paper):
+    what was chosen is recomputed, attends to nothing else, and stays; anchors count.
+    `settle_at`: decide after so many tokens of the answer, by what they attend to, too. Until then everything stays at
+    full precision, to the end of a shorter answer. 0 (default): with the first token.
+
+    How it is chosen what stays:
+
+    `around`: tokens before and after one that get the same score.
+    `vicinity`: how much the best place within 64 tokens counts beside a token's own: with 0 single facts of many places
+    stay, with more whole sentences of few. None: as profiled for the model (`samkv-rag profile`), else 0.
+    `answer_weight`: how often the row that gives the answer's first token counts, against the question's others. None:
+    as profiled, else 2 (1 where the config notes layers); 1 where the rest is packed, or with `settle_at`.
+
+    How it is chosen what is recomputed, and what that attends to:
+
+    `layers`: the selection layers N*; None: as profiled, else as the config notes (`samkv_selection_layers`), else the
+    middle third (our choice). What stays is always decided on the upper half of all layers.
+    `followed`: how many of the best tokens are run for what they attend to in turn, which is then recomputed as if the
+    question had attended to it; at most an eighth of what is recomputed.
+    `early`: attention is divided by the token's place in its chunk (1, 2, ...) to this power: what was stored with the
+    least before it changes most. None: as profiled, else 0.5 (0 where the config notes layers), and 0 where the rest is
+    dropped at once. For looks by attention that settle after the recompute.
+    `wide`: the share of the layers, from below, on which recomputed tokens attend to all stored entries; names are
+    bound there. Above, they attend to each other and to the share `sees` of the rest: what most closely precedes any of
+    them. The question always attends to everything. None: as profiled, else a quarter of the layers and 0.3.
+    `look`: what scores a block. "keys" (default): the attention it gets in a pass of the question over all stored
+    entries. "two_stage": "bound" makes a shortlist of `candidates` times the budget, among which "keys" decides.
+    "pooled" (the paper): the pooled question query against its mean key, after a pass over the anchors. "mean",
+    "bound": after that pass, the question's attention to its mean key, or to the bound of its keys. With
+    `settle="before"`, "keys" reads every entry, "two_stage" its shortlist, the others only what they keep.
+    `block`: tokens per selection block; None: 1 where attention decides what is recomputed, else 16; looks at summaries
+    need a multiple of 16. `initial`, `local`: anchor tokens at a chunk's two ends. `middle`: select beyond them.
     `bias`: add the other chunks' local queries, weighted by |cos| to the `partner` (the question's query, or "local").
     `frame`: where the question stands for scoring: its "true" distance, or "adjacent" to the chunk (our option).
     `dynamic`: per-chunk shares limit each chunk's candidates (eq. 2). `per_chunk`: normalise scores chunk by chunk.
-    `filtered`: chunks compete for the budget. `fill`: go on behind the candidates until the budget is full.
+    `filtered`: chunks compete for the budget. `fill`: go on after the candidates until the budget is full.
     `theta`: 1 overwrites stored entries; below 1, or "cosine", fuses. `aligned`: layer alignment (recompute module).
     """
 
