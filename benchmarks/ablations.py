@@ -1,10 +1,10 @@
-"""Ablations by name, as lines for `samkv-rag eval --methods`: the paper's, and ours one at a time.
+"""Ablations by name, as values for `samkv-rag eval --methods`: the paper's, and ours one at a time.
 
 `python -m benchmarks.ablations paper` prints one of the two tables as a single `--methods` argument:
 
     samkv-rag eval --data two_hop --out out/ablations --methods "$(python -m benchmarks.ablations paper)"
 
-The sink prefix is not a method's: chunks are stored anew for it (`samkv-rag eval --sink-prefix none`).
+The sink prefix is not part of a method: chunks are stored anew for it (`samkv-rag eval --sink-prefix none`).
 """
 
 from __future__ import annotations

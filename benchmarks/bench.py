@@ -1,4 +1,4 @@
-"""One model behind its gate, its prompts of several sizes and what time is left: what `benchmarks.gpu` works with."""
+"""One model past the gate, its prompts of several sizes, and the time left: what `benchmarks.gpu` works with."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bench:
 
     @cached_property
     def adapter(self) -> ModelAdapter:
-        """The model, once reuse has been shown to be exact on it; without our kernels, and saying so, if they fail."""
+        """The model, once reuse has been shown to be exact on it; if our kernels fail, without them, with a notice."""
         try:
             return self._plain(self._gated())
         except Exception:
@@ -57,12 +57,12 @@ class Bench:
         try:
             return self._plain(self._gated())
         except Exception:
-            self.stop = time.perf_counter()  # nothing may be told of this model: what follows is left out
+            self.stop = time.perf_counter()  # nothing may be reported of this model: what follows is skipped
             raise
 
     @staticmethod
     def _plain(adapter: ModelAdapter) -> ModelAdapter:
-        """The model, which records nothing but within `recorded`."""
+        """The model, which records nothing except within `recorded`."""
         adapter.passes = adapter.loop.recorder = None
         return adapter
 
@@ -81,7 +81,7 @@ class Bench:
 
     @cached_property
     def recordings(self) -> tuple[Passes | None, Recorder | None]:
-        """Recorded passes and recorded steps, where there can be some."""
+        """Recorded passes and recorded steps, where recording is possible."""
         if self.device != "cuda":
             return None, None
         self.adapter.record()
@@ -91,11 +91,11 @@ class Bench:
 
     @property
     def passes(self) -> Passes | None:
-        """Recorded passes, where there can be some."""
+        """Recorded passes, where recording is possible."""
         return self.recordings[0]
 
     def recorded(self, way: Callable[[], T]) -> T:
-        """What a way returns that prepares its prompt by recorded passes, and decodes by recorded steps."""
+        """What `way` returns when it prepares its prompt with recorded passes and decodes with recorded steps."""
         self.adapter.passes, self.adapter.loop.recorder = self.recordings
         try:
             return way()
@@ -103,11 +103,11 @@ class Bench:
             self._plain(self.adapter)
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return self.stop - time.perf_counter()
 
     def prompt(self, tokens: int) -> tuple[PromptPlan, ChunkKVStore]:
-        """A prompt of `tokens` in chunks of 512 or 1,024, stored where the model runs; only the last one is kept."""
+        """A prompt of `tokens` in chunks of 512 or 1,024, stored where the model runs; only the latest is kept."""
         if tokens not in self.stored:
             self.stored.clear()
             self.tidy()
@@ -118,20 +118,20 @@ class Bench:
         return self.stored[tokens]
 
     def tidy(self) -> None:
-        """Give back what the last part left."""
+        """Free the memory that the last part left behind."""
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
     def save(self, name: str, rows: Sequence[Mapping[str, Any]], shown: int) -> None:
-        """Print the first columns and write all."""
+        """Print the first `shown` columns and write all of them."""
         publish(name, rows, shown, dry=True)
         write_rows(name, rows, self.out)
 
 
 def in_turns_within(ways: Mapping[str, Callable[[], T]], seconds: float, most: int) -> dict[str, list[T]]:
-    """What every way returns in up to `most` interleaved rounds, as many as `seconds` allow, one at least, after one
-    that warms up."""
+    """What every way returns in up to `most` interleaved rounds, as many as `seconds` allow but at least one, after a
+    warm-up round."""
     for way in ways.values():
         way()
     seen: dict[str, list[T]] = defaultdict(list)

@@ -1,11 +1,11 @@
 """Decoding: milliseconds per token and tokens per second of 1, 4 and 8 answers, together and one after another, over
-whole caches, over kept ones, and over whole ones, or most of them, in four bits a number. `python -m benchmarks.decode`
+whole caches, over kept ones, and over whole ones, or most of them, in 4 bits per number. `python -m benchmarks.decode`
 
-On a random 12 x 768 Llama, over caches of random keys and values of a prompt's size: what stands in them does not
-change the time. All variants take turns in one process. Nothing is reported when the exactness gate is red, or when
-answers decoded together differ from those decoded alone. The number that counts is the ratio within one run.
-`--clock cpu` counts the processor's time instead of the wall's: with one thread the same on an idle machine, and usable
-on a busy one.
+On a random 12 x 768 Llama, over caches of random keys and values of a prompt's size: their contents do not change the
+time. All variants take turns in one process. Nothing is reported when the exactness gate is red, or when answers
+decoded together differ from those decoded alone. The number that counts is the ratio within one run.
+`--clock cpu` counts processor time instead of wall time: with one thread they are the same on an idle machine, and
+processor time is usable on a busy one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Seen = dict[tuple[str, str], list[float]]
 
 @dataclass(frozen=True)
 class Packing:
-    """Packs the first `tokens` of a cache behind the first token of an answer."""
+    """Packs the first `tokens` of a cache after the first token of an answer."""
 
     adapter: ModelAdapter
     tokens: int
@@ -53,8 +53,8 @@ class Packing:
 
 
 def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int, packed: bool = False) -> Decoding:
-    """An answer of `new` tokens and one more, which has been decoded, over the kept share of a prompt of `tokens`. With
-    `packed` all but its last 96 tokens is, and two more have been decoded."""
+    """An answer of `new` tokens plus one that is already decoded, over the kept share of a prompt of `tokens`. With
+    `packed`, two are already decoded, and all but the last 96 tokens of that share are packed."""
     generator, count = torch.Generator().manual_seed(seed), round(kept * tokens)
     ids = torch.randint(3, adapter.config.vocab_size, (count,), generator=generator).tolist()
     positions = torch.linspace(0, tokens - 1, count).long()[:-1]
@@ -71,7 +71,7 @@ def begin(adapter: ModelAdapter, tokens: int, kept: float, new: int, seed: int, 
 
 
 def finish(adapter: ModelAdapter, groups: Sequence[Sequence[Decoding]], clock: Callable[[], float]) -> float:
-    """Seconds until all answers have ended, one group after another, the members of each together."""
+    """Seconds until all answers have ended, decoding group after group and the members of each together."""
     start = clock()
     for group in groups:
         while going := [row for row in group if not row.ended]:
@@ -80,13 +80,13 @@ def finish(adapter: ModelAdapter, groups: Sequence[Sequence[Decoding]], clock: C
 
 
 def alike(some: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int:
-    """Tokens of answers up to where they part: once is enough for rounding to change all that follows."""
+    """Tokens of answers up to where they differ: one rounding difference is enough to change all that follows."""
     pairs = [list(zip(one, other, strict=True)) for one, other in zip(some, others, strict=True)]
     return sum(next((at for at, (a, b) in enumerate(row) if a != b), len(row)) for row in pairs)
 
 
 def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock: Callable[[], float]) -> Seen:
-    """Seconds of every variant (cache, order). Raises `SamKVError` when what is decoded depends on the company."""
+    """Seconds of every variant (cache, order). Raises `SamKVError` if an answer depends on those beside it."""
     seen: Seen = {}
     for cache, (kept, packed) in CACHES.items():
         said = []
@@ -103,8 +103,8 @@ def one_round(adapter: ModelAdapter, tokens: int, answers: int, new: int, clock:
 def table(
     tokens: int, answers: int, new: int, clock: str, seen: Seen, device: str = "cpu", label: str = "random"
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One row per variant: time per token of all answers, throughput, and the gain over whole caches, one answer after
-    another where that was measured."""
+    """One row per variant: time per token of all answers, throughput, and the gain over whole caches, decoded one
+    answer after another where that was measured."""
     together, alone = (("full cache", order) for order in ORDERS)
     slowest = spread(seen.get(alone, seen[together]))["median_ms"]
     out = []

@@ -1,8 +1,8 @@
-"""Every evaluation behind docs/results.md, again: `python -m benchmarks.evidence [NAME ...]`
+"""Repeat every evaluation behind docs/results.md: `python -m benchmarks.evidence [NAME ...]`
 
-By default all of them, hours on one core; each goes on where it was stopped, and several may run at a time under
-different names. With `--pack` what is done is written to `benchmarks/results/eval`, from which `make results` makes the
-document. `--real FOLDER` adds the real question sets that lie there, together. All are of the bundled reader.
+By default all of them, which takes hours on one core; each continues where it was stopped, and several may run at the
+same time under different names. `--pack` writes what is done to `benchmarks/results/eval`, from which `make results`
+makes the document. `--real FOLDER` adds the real question sets in that folder, together. All use the bundled reader.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ RUNS = {
 
 
 def wanted(names: list[str], real: Path | None) -> dict[str, Asked]:
-    """The evaluations of these names, by default all; `real` is that of the question sets in a folder."""
+    """The evaluations with these names, by default all; a folder `real` adds those of its question sets."""
     sets = [] if real is None else sorted(map(str, real.glob("*.jsonl")))
     read = {"real": (150, READ), "real-late": (60, LATER)} if sets else {}
     runs = RUNS | {name: Asked(",".join(sets), *asked, 0, chunks=None) for name, asked in read.items()}

@@ -1,14 +1,14 @@
 """What is left of full prefill's own answers? `python -m benchmarks.fidelity --model FILE --data SET --out FOLDER`
 
 Any model, any questions. Full prefill's own answer, greedy and of at most 32 tokens (`--answer-tokens`), is read
-through every method's cache, token by token: how often it would have been given again ("same"), and how many nats of
-its log-likelihood are lost, 10 at most a question, with 95 % bootstrap intervals over questions. A weak reader will
-do: it is compared with itself. Where another answer would have been given, the method gives that; how often a gold
-answer stands in full prefill's answers ("told") and in a method's ("tells") is all that gold answers are looked at for.
+through every method's cache, token by token: how often the same answer would have been given ("same"), and how many
+nats of its log-likelihood are lost, at most 10 per question, with 95 % bootstrap intervals over questions. A weak
+reader will do: it is compared with itself. Where a method would have given another answer, it writes that one; gold
+answers only serve to count how often one is in full prefill's answers ("told") and in a method's ("tells").
 
-What a method gains makes up for no loss: a mean leans upwards. Answers are kept in FOLDER, question by question: the
-command goes on where it was stopped, with the same model, questions and methods alone, and several may run at a time
-with folders of their own. `--pack FOLDER...` writes the CSV rows of what they hold, one a method and set.
+A method's gains do not offset losses, so a mean is biased upwards. Answers are kept in FOLDER, question by question:
+the command continues where it was stopped, only with the same model, questions and methods, and several may run at the
+same time, each with its own folder. `--pack FOLDER...` writes the CSV rows of what they hold, one per method and set.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Row = dict[str, Any]
 
 
 def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting], most: int) -> list[Row]:
-    """What every setting leaves of the answer to a question, of at most so many tokens; one row that says so of one
-    that does not fit."""
+    """What every setting leaves of the answer to a question, of at most `most` tokens; for a question that does not
+    fit, one row that says so."""
     about: Row = {"id": item.id, "task": item.task}
     if not can_be_asked(engine, item, most):
         return [{**about, "setting": SKIPPED, "why": "no passages, or too long for the model"}]
@@ -76,12 +76,12 @@ def answered(engine: SamKVEngine, item: Item, chosen: Sequence[Setting], most: i
 
 
 def tells(text: str, golds: Sequence[str]) -> bool:
-    """Whether one of the gold answers stands in a text, as whole words."""
+    """Whether a text contains one of the gold answers, as whole words."""
     return any(wanted and f" {wanted} " in f" {normalise(text)} " for wanted in map(normalise, golds))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Answer what is missing in `options.out`; raises `SamKVError` where that holds another run."""
+    """Answer what is missing in `options.out`; raises `SamKVError` if it holds another run."""
     drawing = Drawing(options.limit, options.seed)
     sources = [Source.of(spec) for spec in options.data.split(",")]
     chosen = settings(options.methods, [options.keep])[1:]  # full prefill is what they are compared with
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def summary(folder: Path) -> list[Row]:
-    """CSV rows of a folder, one a source and setting; where it was measured is what its run tells."""
+    """CSV rows of a folder, one per source and setting; its run says where it was measured."""
     told = read_run(folder)
     where = {"date": _day(folder), **told["environments"][0], "model": told["model"]["name"]}
     where["most_tokens"] = told["arguments"]["answer_tokens"]

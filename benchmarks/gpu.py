@@ -1,12 +1,12 @@
 """Everything that is measured on a GPU, in one call and within `--seconds`. `python -m benchmarks.gpu --out FOLDER`
 
-Kernels against their references; time to the first token of all systems, stage by stage in the middle size; decoding;
-memory; the answers that fit a budget. The model is of random weights, made where it runs, and is behind the exactness
-gate. Chunk caches lie in the device's memory (`ChunkKVStore(device=...)`); "tiers" says what they cost on the host.
+Kernels against their references; time to the first token of all systems, stage by stage for the middle size; decoding;
+memory; the answers that fit a budget. The model has random weights, made where it runs, and must pass the exactness
+gate. Chunk caches are in the device's memory (`ChunkKVStore(device=...)`); "tiers" says what they cost on the host.
 
-Parts come in the order in which they are wanted, the long ones last. Each writes its rows to `--out` as soon as it has
-them, in the form of the benchmark that it is taken from; one that fails says why, and the next begins; one that needs
-more seconds than are left is left out. `--device cpu --model tiny --tokens 64 128 256` shows that all of it runs.
+Parts run in order of priority, the long ones last. Each writes its rows to `--out` as soon as it has them, in the form
+of the benchmark that it is taken from; one that fails says why, and the next begins; one that needs more seconds than
+are left is skipped. `--device cpu --model tiny --tokens 64 128 256` shows that all of it runs.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from samkv_rag.types import ChunkKV
 
 SYSTEMS = ("full", "reuse", "cacheblend", "samkv", "samkv 1/3", "samkv 1/10", "samkv drop")
 SERVED = {"full cache": "full", "kept 15 %": "samkv drop", "all, int4": "samkv"}
-"""By the caches that they leave."""
+"""Systems by the caches that they leave."""
 NAMES = ("kernels", "ttft", "stages", "profile", "memory", "decode", "tiers", "serving")
 GIB = 2**30
 
 
 def every_kernel(bench: Bench) -> None:
-    """Kernels against their references; one that differs does not keep the others from being measured."""
+    """Kernels against their references; if one differs, the others are still measured."""
     for case in kernels.every_case(torch.device(bench.device)):
         try:
             write_rows("kernels", kernels.measure(case, 20), bench.out)
@@ -50,20 +50,20 @@ def every_kernel(bench: Bench) -> None:
 
 
 def first_tokens(bench: Bench, tokens: int, seconds: float) -> None:
-    """Time to the first token of stock transformers and all systems, and of those with recorded passes."""
+    """Time to the first token of stock transformers and of all systems, and of these with recorded passes."""
     plan, store = bench.prompt(tokens)
     ways: dict[str, Any] = {"stock": partial(ttft.stock, bench.adapter, plan)}
     ways |= {name: partial(first_token, bench.adapter, store, plan, METHODS[name]) for name in SYSTEMS}
     if bench.passes is not None:
         ways |= {f"{name}, recorded": partial(bench.recorded, ways[name]) for name in SYSTEMS[1:]}
         for name in SYSTEMS[1:]:
-            ways[f"{name}, recorded"]()  # sizes are recorded when they come again: in the round that warms up
+            ways[f"{name}, recorded"]()  # sizes are recorded when they recur: in the warm-up round
     seen = in_turns_within(ways, min(seconds, bench.left()), 9)
     bench.save("ttft", ttft.rows(bench.label, tokens, seen, bench.device), 14)
 
 
 def every_stage(bench: Bench, tokens: int) -> None:
-    """Pass by pass against floors measured in the same run."""
+    """Time to the first token, pass by pass, against floors measured in the same run."""
     plan, store = bench.prompt(tokens)
     rates = stages.Rates.measured(bench.adapter, tokens)
     bench.tidy()
@@ -72,16 +72,16 @@ def every_stage(bench: Bench, tokens: int) -> None:
 
 
 def served(bench: Bench, tokens: int) -> serving.Bench:
-    """The prompt, asked again and again."""
+    """A bench that asks about the same prompt again and again."""
     plan, store = bench.prompt(tokens)
     return serving.Bench(bench.adapter, store, plan, bench.budget, bench.new)
 
 
 def decoding(bench: Bench, tokens: int, answers: int) -> None:
-    """Milliseconds per token of `answers` answers together, over whole caches, kept ones and ones of four bits, step by
-    step as the host launches it and, on a GPU, recorded."""
+    """Milliseconds per token of `answers` answers decoded together, over whole caches, kept ones and ones in four bits,
+    launched step by step by the host and, on a GPU, recorded."""
     loop, asked, seen = bench.adapter.loop, served(bench, tokens), decode.Seen()
-    warm, before = min(PLAIN_STEPS + 2, bench.new - 2), loop.recorder  # it is packed in the first
+    warm, before = min(PLAIN_STEPS + 2, bench.new - 2), loop.recorder  # the first of these packs
     for cache, system in SERVED.items():
         said = []
         for order in ("together", "recorded")[: 1 + (bench.device == "cuda")]:
@@ -104,7 +104,7 @@ def decoding(bench: Bench, tokens: int, answers: int) -> None:
 
 
 def memory_of(bench: Bench, tokens: int) -> None:
-    """What an answer takes beside model and store, at its peak and while it is written."""
+    """What an answer takes besides model and store, at its peak and while it is written."""
     asked, gauge, seen = served(bench, tokens), gauge_of(bench.device), dict[str, list[Reading]]()
     for system in SYSTEMS:
         bench.tidy()
@@ -118,9 +118,8 @@ def memory_of(bench: Bench, tokens: int) -> None:
 
 
 def by_tier(bench: Bench, tokens: int, forms: Sequence[str]) -> None:
-    """The first token when the chunk caches lie on the device, on the host, and in these forms on a disk, by what is
-    recorded where there can be recordings: all tiers have the same sizes, which therefore come again in the round that
-    warms up."""
+    """Time to the first token with the chunk caches on the device, on the host, and in these forms on a disk, with
+    recordings where they are possible: all tiers have the same sizes, which therefore recur in the warm-up round."""
     (plan, near), far = bench.prompt(tokens), ChunkKVStore(":memory:")
     held = {
         str(chunk.key): ChunkKV(near.summary(str(chunk.key)), near.read_blocks(str(chunk.key))) for chunk in plan.chunks
@@ -146,7 +145,7 @@ def by_tier(bench: Bench, tokens: int, forms: Sequence[str]) -> None:
 
 
 def within_a_budget(bench: Bench, tokens: int) -> None:
-    """How many answers fit, and tokens a second, by what is recorded where there can be recordings."""
+    """How many answers fit, and tokens per second, with recordings where they are possible."""
     asked = served(bench, tokens)
     seen = bench.recorded(partial(serving.measure, asked, list(SERVED.values()), 1, 48, 1))
     bench.save("serving", serving.rows(bench.label, tokens, asked, seen, bench.device), 14)
@@ -167,7 +166,7 @@ Part = tuple[str, float, Callable[[Bench], None]]
 
 
 def parts(sizes: Sequence[int]) -> list[Part]:
-    """Name, seconds needed, and what to do; the last size late, since it takes longest."""
+    """Name, seconds needed, and function of each part; the last size comes late, since it takes longest."""
     *short, long = sizes
     middle = short[-1] if short else long
     return [
@@ -186,7 +185,7 @@ def parts(sizes: Sequence[int]) -> list[Part]:
 
 
 def attempt(bench: Bench, part: Part) -> bool:
-    """Do one part, if there is time; what goes wrong is told. False if it failed."""
+    """Run one part, if there is time, and print what goes wrong; returns False if it failed."""
     name, needed, do = part
     if bench.left() < needed:
         print(f"-- {name}: left out, {bench.left():.0f} s are left and it needs {needed:.0f}")

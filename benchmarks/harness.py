@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, the exactness gate, turns in one process, and how rows are shown and kept."""
+"""What the benchmarks share: options, the exactness gate, turns in one process, and showing and saving rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def options_of(
     doc: str | None, rounds: int, devices: bool = False, models: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
-    """The options that every benchmark has, `--device` where it runs on a GPU too, `--model` where it takes one."""
+    """The options that every benchmark has, `--device` if it also runs on a GPU, `--model` if it takes one."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=1)
@@ -33,13 +33,13 @@ def options_of(
 
 
 def opened(options: argparse.Namespace) -> ModelAdapter:
-    """The model that the options name, behind the exactness gate, on as many threads as they say."""
+    """The model that the options name, past the exactness gate, on as many threads as they say."""
     torch.set_num_threads(options.threads)
     return gated(options.model, model_named(options.model, options.device))
 
 
 def gated(label: str, adapter: ModelAdapter) -> ModelAdapter:
-    """The adapter, once reuse has been shown to be exact on it. `ParityError`: nothing may be reported of it."""
+    """The adapter, once reuse is shown to be exact on it. Raises `ParityError` if nothing may be reported of it."""
     gate = check_parity(adapter)
     errors = {"recompute": gate.recompute_error, "reuse": gate.reuse_error, "decoding": gate.decode_error}
     print(f"{label}: exactness gate green ({', '.join(f'{name} {error:.0e}' for name, error in errors.items())})")
@@ -47,7 +47,7 @@ def gated(label: str, adapter: ModelAdapter) -> ModelAdapter:
 
 
 def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int, warm_ups: int = 1) -> dict[str, list[T]]:
-    """What every way returns, way by way, `rounds` interleaved rounds after those that warm up."""
+    """What every way returns, way by way, in `rounds` interleaved rounds after `warm_ups` warm-up rounds."""
     seen: dict[str, list[T]] = defaultdict(list)
     for number in range(rounds + warm_ups):
         for name, way in ways.items():
@@ -58,7 +58,7 @@ def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int, warm_ups: int = 1
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given: before a clock is read."""
+    """Wait until the device has finished its work, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

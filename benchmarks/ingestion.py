@@ -1,8 +1,8 @@
-"""Tokens a second that are cached, against those that the plain model reads. `python -m benchmarks.ingestion`
+"""Tokens cached per second, against those that the plain model reads. `python -m benchmarks.ingestion`
 
-The same batches of random chunks go through the stock SDPA decoder ("forward"), through the adapter, which turns keys
+The same batches of random chunks go through the stock SDPA decoder ("forward"), through the adapter, which rotates keys
 back and summarises ("caches"), and through whole ingestion into a store in memory and on disk, in every `kv_dtype`.
-All take turns in one process; every store is a new one, made and removed outside of the clock. Nothing is reported
+All take turns in one process; every store is a new one, made and removed while no clock runs. Nothing is reported
 when the exactness gate is red. The number that counts is `of_forward`, the share of the plain model's speed that is
 left, within one run.
 """
@@ -32,14 +32,14 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Cached:
-    """Seconds of one way over all chunks, and the bytes of the files that it wrote."""
+    """Seconds that one way takes over all chunks, and the bytes of the files that it wrote."""
 
     seconds: float
     written: int = 0
 
 
 def random_chunks(adapter: ModelAdapter, chunks: int, chunk_tokens: int) -> list[Pending]:
-    """Chunks of random ids, four characters a token."""
+    """Chunks of random ids, four characters per token."""
     draws, vocab = torch.Generator().manual_seed(0), adapter.config.vocab_size
     ids = [tuple(torch.randint(3, vocab, (chunk_tokens,), generator=draws).tolist()) for _ in range(chunks)]
     return [Pending("x" * 4 * chunk_tokens, chunk_key(own, "ingestion", "ingestion"), own) for own in ids]
@@ -52,7 +52,7 @@ def batches(pending: Sequence[Pending]) -> Iterator[Sequence[Pending]]:
 
 
 def forward(adapter: ModelAdapter, pending: Sequence[Pending]) -> Cached:
-    """The stock decoder over every batch, its cache thrown away."""
+    """Run the stock decoder over every batch and discard its cache."""
     adapter.model.set_attn_implementation("sdpa")
     start = time.perf_counter()
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def forward(adapter: ModelAdapter, pending: Sequence[Pending]) -> Cached:
 
 
 def caches(adapter: ModelAdapter, pending: Sequence[Pending]) -> Cached:
-    """The caches of every batch, thrown away."""
+    """Make the caches of every batch and discard them."""
     start = time.perf_counter()
     for batch in batches(pending):
         adapter.ingest([chunk.text for chunk in batch], [chunk.token_ids for chunk in batch])
@@ -99,7 +99,7 @@ def ways(adapter: ModelAdapter, pending: Sequence[Pending], root: Path) -> dict[
 def rows(
     label: str, chunks: int, chunk_tokens: int, seen: dict[str, list[Cached]], device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """One row per way: time of all chunks, tokens a second, the share of the plain model's speed, MiB written."""
+    """One row per way: time of all chunks, tokens per second, the share of the plain model's speed, MiB written."""
     tokens = chunks * chunk_tokens
     plain = spread([each.seconds for each in seen["forward"]])["median_ms"]
     out = []

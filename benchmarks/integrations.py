@@ -1,9 +1,9 @@
 """What the integrations add to the time to the first piece of an answer. `python -m benchmarks.integrations`
 
-The same chat messages, four stored chunks among them, go through `engine.stream`, `SamKVLLM.stream_chat` and
+The same chat messages, with four stored chunks in them, go through `engine.stream`, `SamKVLLM.stream_chat` and
 `ChatSamKV.stream`, interleaved in one process, in an order that changes from round to round. Time runs from the call
-to the first piece of text, template, plan and cache reading included. The process's own processor seconds are taken
-beside the wall clock: where other programs share the core, they alone can show a difference of a few milliseconds.
+to the first piece of text, including template, plan and cache reading. The process's own processor seconds are
+measured too: where other programs share the core, only they can show a difference of a few milliseconds.
 Nothing is reported when the exactness gate is red.
 """
 
@@ -47,14 +47,14 @@ def ways(engine: SamKVEngine, messages: list[dict[str, str]]) -> dict[str, Calla
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds until the first piece of one answer on both clocks."""
+    """Seconds until the first piece of one answer, on both clocks."""
 
     wall: float
     processor: float
 
 
 def to_first_piece(way: Callable[[], Iterator[Any]]) -> Times:
-    """From the call to the first piece; the rest of the answer is waited for, outside of the clock."""
+    """The time from the call to the first piece; the rest of the answer is waited for, but not timed."""
     wall, processor = time.perf_counter(), time.process_time()
     pieces = way()
     next(pieces)
@@ -65,7 +65,7 @@ def to_first_piece(way: Callable[[], Iterator[Any]]) -> Times:
 
 
 def measure(engine: SamKVEngine, tokens: int, rounds: int) -> dict[str, list[Times]]:
-    """Times way by way, `rounds` rounds after one that warms up."""
+    """Times way by way, `rounds` rounds after a warm-up round."""
     chunks, messages = conversation(tokens)
     engine.precompute(chunks)
     made = ways(engine, messages)

@@ -1,8 +1,8 @@
-"""Every Triton kernel against its reference on a GPU: equal first, then timed. `python -m benchmarks.kernels`
+"""Compare every Triton kernel with its reference on a GPU, then time both. `python -m benchmarks.kernels`
 
 Shapes are an 8B Llama's (32 layers, 32 query and 8 key heads of 128), 16 chunks of 1,024 tokens of which 15 % are kept.
 A kernel that differs from its reference is an error and no row is written. Both are timed in turns by CUDA events,
-after warm-up, so that the ratio within one run counts. Needs a CUDA device; without one it says so and ends with 1.
+after warm-up, so that the ratio within one run counts. Needs a CUDA device; without one it says so and exits with 1.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Case:
 
 
 def gathers(device: torch.device) -> Iterator[Case]:
-    """Kept blocks out of HBM in every form, and out of pinned memory as they are."""
+    """Kept blocks from HBM in every form, and from pinned memory unquantised."""
     blocks = KEPT // SIZE
-    kv = torch.randn(1, blocks, 2, GROUPS, SIZE, DIM, dtype=torch.bfloat16)  # the layers are alike, not their places
+    kv = torch.randn(1, blocks, 2, GROUPS, SIZE, DIM, dtype=torch.bfloat16)  # equal layers, different addresses
     rows = torch.randperm(KEPT, device=device).int()
     theta = torch.randn(1, KEPT, DIM // 2, device=device)
     angles = Angles(theta.cos(), theta.sin())
@@ -110,7 +110,7 @@ def _attention(name: str, key: Tensor, value: Tensor, spans: Spans) -> Case:
 
 
 def steps(device: torch.device) -> Iterator[Case]:
-    """One layer of a decoding step over all tokens, as they are and in four bits a number beside a few that are not."""
+    """One layer of a decoding step over all tokens, unpacked, and in four bits per number with a few unpacked ones."""
     total, few = CHUNKS * CHUNK_BLOCKS * SIZE, 64
     keys, values = torch.randn(2, 1, GROUPS, total + few, DIM, device=device, dtype=torch.bfloat16)
     packed = Packed.of(keys[0, :, :total], values[0, :, :total])
@@ -126,7 +126,7 @@ def _step(name: str, keys: Tensor, values: Tensor, packed: PackedRows | None, mo
 
 
 def _all_of(tokens: int, device: torch.device) -> Spans:
-    """What one query sees that sees so many tokens."""
+    """The spans of one query that attends to `tokens` tokens."""
     first = torch.zeros(1, 1, dtype=torch.int32, device=device)
     return Spans(first, first + tokens - 1)
 
@@ -140,14 +140,14 @@ def every_case(device: torch.device) -> Iterator[Case]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of what compiles and runs kernels."""
+    """Versions of what compiles and runs kernels."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True).stdout.split() if shutil.which(query[0]) else []
     return {"cuda": str(torch.version.cuda), "triton": version("triton"), "driver": driver[0] if driver else ""}
 
 
 def check(case: Case) -> float:
-    """The largest difference of kernel and reference over the largest magnitude. SystemExit when it is too large."""
+    """The largest difference between kernel and reference over the largest magnitude; SystemExit if it is too large."""
     pairs = list(zip(case.run("triton"), case.run("torch"), strict=True))
     distances = [float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in pairs]
     if not max(distances) <= LIMITS[pairs[0][0].dtype]:
@@ -186,7 +186,7 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Check, time and record; 1 without a GPU."""
+    """Check, time and record; returns 1 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds

@@ -1,7 +1,7 @@
 """Time to find known chunks in a prompt: `python benchmarks/matcher.py` prints the rows and appends them to a CSV file.
 
-Cases: 100,000 known chunks and a prompt of 200,000 characters, with 100 of them inside and with none; 10,000 chunks
-that share their first 100 characters, 20 of them inside, with many lengths and with few.
+Cases: 100,000 known chunks and a prompt of 200,000 characters, with 100 of them in it and with none; 10,000 chunks
+that share their first 100 characters, 20 of them in the prompt, of many lengths and of few.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 
 
 class Writer:
-    """Random prose: words of one vocabulary, so that chunks look alike without being alike."""
+    """Random prose: words of one vocabulary, so that chunks are similar but not the same."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -39,7 +39,7 @@ Case = tuple[str, list[str], str, int]
 
 
 def cases() -> Iterator[Case]:
-    """Name, known chunks, prompt, how many spans are right."""
+    """Name, known chunks, prompt, and how many spans are to be found."""
     writer = Writer(0)
     known = [writer.text(writer.rng.randint(300, 2000)) for _ in range(100_000)]
     inside = writer.rng.sample(known, 100)

@@ -1,10 +1,10 @@
 """Memory that one answer takes, measured: at its peak, and while it is written. `python -m benchmarks.memory`
 
 Every system answers the same prompt in a process of its own (`benchmarks.probe`), on a random 12 x 768 Llama, from a
-store on disk, through the engine. On a CPU the kernel's high-water mark of the process is read, what the model and the
-loaded store took before the question subtracted; on a GPU torch's allocator. "model alone" asks nothing: what it shows
-is the error of the method. Nothing is reported when the exactness gate is red. `peak` is what must fit, `held` what an
-answer occupies while others are prepared beside it; the number that counts is full's over it.
+store on disk, through the engine. On a CPU the kernel's high-water mark of the process is read, less what the model and
+the loaded store took before the question; on a GPU, torch's allocator. "model alone" asks nothing: what it shows is the
+error of the measurement. Nothing is reported when the exactness gate is red. `peak` is what must fit, `held` what an
+answer occupies while others are prepared; the number that counts is full prefill's divided by it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def asked_in_a_child(folder: Path, options: Sequence[str], system: str) -> Reading:
-    """What the probe reads of `system` in a process of its own."""
+    """What the probe reads for `system` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.probe", str(folder), system, *options]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | CHILDREN, capture_output=True, text=True)
     if done.returncode:
@@ -42,7 +42,7 @@ def asked_in_a_child(folder: Path, options: Sequence[str], system: str) -> Readi
 def rows(
     tokens: int, seen: dict[str, list[Reading]], device: str = "cpu", label: str = "random"
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One row per system: MiB at the peak and held, and how much more full takes in the same run."""
+    """One row per system: MiB at the peak and held, and how much more full prefill takes in the same run."""
     digests = {reading.digest for found in seen.values() for reading in found if reading.digest}
     if len(digests) != 1:
         raise SystemExit("The systems did not answer the same prompt: no memory is reported.")

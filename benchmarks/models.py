@@ -1,8 +1,8 @@
-"""Which model types of transformers can be served: each is built small, of random weights, and tried.
+"""Which model types of transformers can be served: each is built small, with random weights, and tried.
 
-`python -m benchmarks.models [TYPE ...]` prints what came of it; of all types it writes `docs/models.md` too. A type is
-served if what is recomputed over cached chunks gives the logits of the type's own attention, and the parity gate is
-green. What cannot be built small is not tried, and nothing is said of it.
+`python -m benchmarks.models [TYPE ...]` prints the outcomes; for all types it also writes `docs/models.md`. A type is
+served if recomputing over cached chunks gives the logits of the type's own attention, and the parity gate is green. A
+type that cannot be built small is not tried, and nothing is said of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from samkv_rag.store import ChunkKVStore
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 MOST = 50_000_000
-"""Parameters that are still small."""
+"""The most parameters that still count as small."""
 TEXT: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "sliding_window": 64, "rotary_dim": 16,
@@ -68,14 +68,14 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), LATENT),
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
 }  # fmt: skip
-"""What checkpoints have and a default config has not."""
+"""What checkpoints have and a default config lacks."""
 OUTCOMES = ("served", "wrong", "refused")
 TYPED = ("layer_types", "mlp_layer_types")
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What came of a type: "served", "refused" or "wrong" (a number is off), with the reason."""
+    """The outcome of a type: "served", "refused" or "wrong" (a number is off), with the reason."""
 
     kind: str
     outcome: str
@@ -83,12 +83,12 @@ class Tried:
 
 
 def kinds() -> list[str]:
-    """All types that transformers makes text with, those that also see among them."""
+    """All types that transformers generates text with, including those that also see."""
     return sorted({*known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 
 
 def smalls(kind: str) -> Iterator[Any]:
-    """Small configs of a type, until one will do: angles may have to be shared out to the axes of an image."""
+    """Small configs of a type, to try until one works: angles may have to be divided among the axes of an image."""
     config = tf.CONFIG_MAPPING[kind]
     given = config()
     text = getattr(given, "text_config", None)
@@ -107,7 +107,7 @@ def _part(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shrunk(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that a config has; as many layers of each type in turn."""
+    """The sizes that a config has; its layer types take turns."""
     given = config.to_dict()
     found = {name: size for name, size in sizes.items() if given.get(name) is not None}
     found |= {name: sizes[name] for name in LEFT_OPEN if name in given and name in sizes}
@@ -119,7 +119,7 @@ def _shrunk(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def built(config: Any) -> Any:
-    """A random model of a config, attending by its own code, its weights large enough for attention to matter."""
+    """A random model of a config, with its own attention code and weights large enough for attention to matter."""
     auto = auto_class_of(config)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
@@ -130,18 +130,18 @@ def built(config: Any) -> Any:
 
 
 def pair(kind: str) -> tuple[Any, Any] | None:
-    """The same small model twice; None when it cannot be built."""
-    with suppress(Exception):  # whatever a class says to sizes that it was not made for
+    """The same small model twice; None if it cannot be built."""
+    with suppress(Exception):  # whatever a class raises for sizes that it was not made for
         for config in smalls(kind):
             with suppress(Exception), torch.no_grad():
-                two = built(config), built(copy.deepcopy(config))  # what attends is noted in it
+                two = built(config), built(copy.deepcopy(config))  # a config notes which attention is used
                 two[0](torch.tensor([[5, 6]]), use_cache=False)
                 return two
     return None
 
 
 def tried(kind: str) -> Tried | None:
-    """What comes of a type; None when it cannot be built small."""
+    """The outcome of trying a type; None if it cannot be built small."""
     two = pair(kind)
     if two is None:
         return None

@@ -28,12 +28,12 @@ SHOWN = {
     "full": "full\nprefill", "samkv": "samkv", "samkv 1/3": "samkv, a third\nrecomputed", "cacheblend": "CacheBlend",
     "reuse": "reuse",
 }  # fmt: skip
-"""The bars of the README's picture, and what stands below them."""
+"""The bars of the README's picture, and their labels."""
 ANSWERED = {
     "full": "full", "samkv@0.15": "samkv", "cacheblend@0.15": "cacheblend", "reuse": "reuse",
 }  # fmt: skip
 NAMES = {method: method.replace(" ", "\n").replace("cacheblend", "cache-\nblend") for method in COLOURS}
-"""What stands below the bars of all methods."""
+"""The labels of all methods' bars."""
 LEFT = {
     "random_rest@0.15": "a random 15 %", "samkv:rest=drop@0.15": "rest=drop: 15 %",
     "samkv:rest=drop,keep=0.3": "rest=drop, keep=0.3: 30 %",
@@ -44,7 +44,7 @@ LEFT = {
     "samkv:rest=drop,settle_at=64@0.15": "all kept as it is: 100 %",
 }  # fmt: skip
 LEFT_OF = ("SmolLM2-135M-Instruct.Q4_1.gguf", "10", "32")
-"""Of which model, by how many questions of a set, with how many tokens of an answer at most."""
+"""The model, the number of questions of a set, and the most tokens of an answer."""
 REAL = {
     "2wikimultihopqa_train_migres": "2WikiMultiHopQA", "nq_open_10doc_random_distractors": "NQ-open",
     "hotpotqa_ircot_dev": "HotpotQA", "squad11_dev_8doc": "SQuAD",
@@ -61,7 +61,7 @@ def latest(name: str, *keys: str, gpu: bool = False) -> dict[tuple[str, ...], Ro
 
 
 def _name(axes: Any, names: Sequence[str]) -> None:
-    """Names below bars, the smaller the more there are."""
+    """Label the bars, in a smaller font if there are many."""
     axes.set_xticks(range(len(names)), names, fontsize=8 if len(names) < 7 else 7)
 
 
@@ -71,7 +71,7 @@ def draw_ttft(
     names: Mapping[str, str] = NAMES,
 ) -> None:  # fmt: skip
     """Bars of the median time to the first token of the methods in `names`, with the 20 to 80 % range and the ratio to
-    full prefill. `how` stands behind the names of all other methods than that."""
+    full prefill. `how` follows the names of all methods but that one."""
     found = _of_one_run(rows, names, model, tokens, how)
     for place, (method, row) in enumerate(found):
         median, low, high = (float(row[key]) / 1e3 for key in ("median_ms", "p20_ms", "p80_ms"))
@@ -86,14 +86,14 @@ def draw_ttft(
 def _of_one_run(
     rows: Mapping[tuple[str, ...], Row], methods: Iterable[str], model: str, tokens: str, how: str = ""
 ) -> list[tuple[str, Row]]:  # fmt: skip
-    """Those of the methods that were timed beside full prefill: others of the file are of another day."""
+    """The methods that were timed together with full prefill: the file's other rows are of another day."""
     keys = {method: (model, tokens, method + how * (method != "full")) for method in methods}
     day = rows[keys["full"]].get("commit")
     return [(method, rows[key]) for method, key in keys.items() if key in rows and rows[key].get("commit") == day]
 
 
 def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -> None:
-    """Bars of the keys and values that stay in memory while the answer is written, as a share of full prefill's."""
+    """Bars of the keys and values that are held in memory while the answer is written, as a share of full prefill's."""
     found = _of_one_run(rows, SHOWN, "random", tokens)
     for place, (method, row) in enumerate(found):
         share = 100 * float(row["kv_resident"])
@@ -105,7 +105,7 @@ def draw_resident(axes: Any, rows: Mapping[tuple[str, ...], Row], tokens: str) -
 
 
 def draw_answers(axes: Any, folder: Path) -> None:
-    """Bars of F1 with 95 % intervals where the subject of the answer stands in an earlier chunk."""
+    """Bars of F1 with 95 % intervals where the subject of the answer is named in an earlier chunk."""
     task = read_results(folder).tasks[0]
     _bars_of(axes, task, range(len(ANSWERED)), 0.7)
     _name(axes, [SHOWN[method] for method in ANSWERED.values()])
@@ -117,7 +117,7 @@ def draw_answers(axes: Any, folder: Path) -> None:
 
 
 def draw_real(axes: Any, folder: Path) -> None:
-    """Bars of F1 with 95 % intervals on real questions, those of a set side by side."""
+    """Bars of F1 with 95 % intervals on real questions, with those of a set side by side."""
     tasks = {task.task: task for task in read_results(folder).tasks}
     for place, name in enumerate(REAL):
         _bars_of(axes, tasks[name], [place + 0.2 * number - 0.3 for number in range(len(ANSWERED))], 0.18)
@@ -162,7 +162,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw_gpu(path: Path) -> None:
-    """What was measured on a GPU: the first token at three sizes, and further ones."""
+    """What was measured on a GPU: the first token at three sizes, and further tokens."""
     figure, (*sizes, further) = plt.subplots(1, 4, figsize=(18, 3.9), dpi=110)
     rows = latest("ttft", "model", "tokens", "method", gpu=True)
     for axes, tokens in zip(sizes, ("5120", "16384", "65536"), strict=True):
@@ -172,7 +172,7 @@ def draw_gpu(path: Path) -> None:
 
 
 def draw_fidelity(path: Path) -> None:
-    """Bars of what methods lose of a public model's own answers, over four question sets, each a dot."""
+    """Bars of what methods lose of a public model's own answers, over four question sets, each of them a dot."""
     figure, axes = plt.subplots(figsize=(9, 3.4), dpi=110)
     found = latest("fidelity", "model", "questions", "most_tokens", "method", "source")
     rows = {key[3:]: row for key, row in found.items() if key[:3] == LEFT_OF}

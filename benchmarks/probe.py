@@ -1,4 +1,4 @@
-"""One system in a process of its own, for `benchmarks.memory`: what one answer takes, as the last line, in JSON."""
+"""Run one system in a process of its own, for `benchmarks.memory`: its last line has what one answer takes, in JSON."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FILL, NOTHING = "fill the store", "model alone"
 WARM_UP = 64
 PIECES = 4
 CHILDREN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""glibc settings with which freed tensors go back to the system at once: else a peak hides in what was freed before."""
+"""glibc settings that return freed tensors to the system at once: else a peak would hide in what was freed before."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Bytes: the process before the question, the most it had beyond that, and what it held beyond that when the
-    first pieces of the answer had come. `digest` is that of the prompt's token ids, the same for every system."""
+    """Bytes: what the process took before the question, its peak above that, and what it held above that when the first
+    pieces of the answer had come. `digest` is that of the prompt's token ids, the same for every system."""
 
     model: int
     peak: int
@@ -50,7 +50,7 @@ class Gauge(Protocol):
 
 
 class ResidentSet:
-    """Of this process, as the kernel counts it (Linux)."""
+    """The memory of this process, as the kernel counts it (Linux)."""
 
     def restart(self) -> None:
         """Forget the peak."""
@@ -58,7 +58,7 @@ class ResidentSet:
         Path("/proc/self/clear_refs").write_text("5")
 
     def now(self) -> int:
-        """What is resident, freed memory given back first."""
+        """What is resident, after giving back freed memory."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         return self._line("VmRSS")
@@ -73,7 +73,7 @@ class ResidentSet:
 
 
 class CudaAllocator:
-    """Of torch's allocator on the GPU."""
+    """The memory of torch's allocator on the GPU."""
 
     def restart(self) -> None:
         """Forget the peak."""
@@ -91,12 +91,12 @@ class CudaAllocator:
 
 
 def gauge_of(device: str) -> Gauge:
-    """What counts memory on `device`."""
+    """The gauge that counts memory on `device`."""
     return CudaAllocator() if device == "cuda" else ResidentSet()
 
 
 def read(engine: SamKVEngine, system: str, tokens: int, new: int, gauge: Gauge) -> Reading:
-    """Warm up with a short prompt, then ask the long one; summaries are resident before, for every system alike."""
+    """Warm up with a short prompt, then ask the long one; summaries are resident beforehand, for every system."""
     method, messages = METHODS.get(system), conversation(tokens)[1]
     engine.generate(conversation(WARM_UP)[1], method=method, max_new_tokens=2)
     engine.plan(messages)
@@ -105,7 +105,7 @@ def read(engine: SamKVEngine, system: str, tokens: int, new: int, gauge: Gauge) 
     if method is None:
         return Reading(before, gauge.peak() - before, gauge.now() - before)
     stream = engine.stream(messages, method=method, max_new_tokens=new)
-    deque(islice(stream, PIECES), 0)  # what is held in fewer bits is not before the second token
+    deque(islice(stream, PIECES), 0)  # nothing is packed before the second token
     held = gauge.now()
     report = stream.answer.report
     if report.misses or not report.chunk_tokens:

@@ -1,7 +1,7 @@
 """Where the time of one answer goes up to its first token, operation by operation, by torch's profiler.
 
-Says which operations take the most time of the processor and of the GPU, how many kernels are launched and copied
-to and from the host, and how often the host waits. What the profiler itself takes is in the times, not in the counts.
+Shows which operations take the most time of the processor and of the GPU, how many kernels are launched, how many
+copies go to and from the host, and how often the host waits. The profiler's own cost is in the times, not the counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import PromptPlan
 
 KEPT, SHOWN = 25, 9
-"""Operations that are written down, and printed."""
+"""How many operations are written to the file, and printed."""
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 COUNTED = {
     "launches": LAUNCHES,
@@ -30,7 +30,7 @@ COUNTED = {
 
 
 def counts(averages: Any) -> dict[str, int]:
-    """Calls of the driver, by kind; "items" are single numbers that the host asked for."""
+    """Driver calls, by kind; "items" are single numbers that the host asked for."""
     calls = {event.key: event.count for event in averages}
     found = {kind: sum(calls.get(name, 0) for name in names) for kind, names in COUNTED.items()}
     return found | {"items": calls.get("aten::_local_scalar_dense", 0), "nonzeros": calls.get("aten::nonzero", 0)}
@@ -39,8 +39,8 @@ def counts(averages: Any) -> dict[str, int]:
 def profiled(
     adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, system: str, out: Path, how: str = ""
 ) -> dict[str, int]:  # fmt: skip
-    """Profile one question by `system`, warm; prints counts and the first operations, writes both to `out`. `how` says
-    what else there is to say about it."""
+    """Profile one question by `system`, warm; prints counts and the first operations, and writes both to `out`. `how`
+    is added to the name of the system."""
     on_gpu = adapter.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     first_token(adapter, store, plan, METHODS[system])
@@ -62,6 +62,6 @@ def profiled(
 
 
 def _lines(averages: Any, order: str) -> list[str]:
-    """The operations that take most, one short line each."""
+    """The operations that take the most time, one short line each."""
     rows = sorted(averages, key=lambda event: -getattr(event, order))[:SHOWN]
     return [f"{order}:", *(f"{getattr(row, order) / 1e3:10.2f} ms {row.count:6d} x {row.key[:70]}" for row in rows)]

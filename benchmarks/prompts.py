@@ -1,4 +1,4 @@
-"""Prompts of random words for a whole engine: one token a word, in a chat template of its own."""
+"""Prompts of random words for a whole engine: one token per word, in a chat template of their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, so that a text has as many tokens as it has words."""
+    """A tokenizer with one token per word, so that a text has as many tokens as words."""
     special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "system", "user", "assistant", "?"]
     words = [f"w{number}" for number in range((CPU_LLAMA.vocab_size or 0) - len(special))]
     vocab = {word: number for number, word in enumerate([*special, *words])}
@@ -30,7 +30,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def conversation(tokens: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Chunk texts of `tokens` tokens together, and the messages that hold them."""
+    """Chunk texts of `tokens` tokens in total, and the messages that hold them."""
     draw = random.Random(tokens)
     chunks = [" ".join(f"w{draw.randrange(20000)}" for _ in range(tokens // CHUNKS)) for _ in range(CHUNKS)]
     system = "w1 w2 w3\n\n" + "\n\n".join(chunks)

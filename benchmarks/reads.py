@@ -1,8 +1,8 @@
-"""What a question reads from a cold disk: `python -m benchmarks.reads`
+"""What reading for a question takes from a cold disk: `python -m benchmarks.reads`
 
 Every entry's pages are dropped from the page cache (`posix_fadvise`, POSIX_FADV_DONTNEED) before each reading; all ways
-of reading are interleaved in one process, and medians are given. Caches of random numbers in the shape of a 12 x 768
-Llama, 8 chunks of 512 tokens by default: for speed, never accuracy. Entries are given back as fp32, the model's dtype.
+of reading are interleaved in one process, and medians are reported. Caches of random numbers in the shape of a 12 x 768
+Llama, 8 chunks of 512 tokens by default: for speed, never accuracy. Entries are returned as fp32, the model's dtype.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def forget_pages(folder: Path) -> None:
 
 
 def kept_blocks(tokens: int, seed: int) -> list[int]:
-    """15 % of a chunk's blocks, here and there, sorted."""
+    """15 % of a chunk's blocks, chosen at random, sorted."""
     blocks = -(-tokens // BLOCK)
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
     return sorted(order[: round(KEEP * blocks)].tolist())
@@ -74,7 +74,7 @@ def everything(store: ChunkKVStore, keys: list[str], tokens: int) -> None:
 
 
 def summaries(store: ChunkKVStore, keys: list[str], tokens: int) -> None:
-    """What selection by summaries needs when they are not resident, and all that recompute 1 reads."""
+    """What selection by summaries needs if they are not resident, and all that is read with `recompute=1`."""
     for key in keys:
         store.summary(key)
 
@@ -87,7 +87,7 @@ def selected(store: ChunkKVStore, keys: list[str], tokens: int) -> None:
 
 
 def selection_layers(store: ChunkKVStore, keys: list[str], tokens: int) -> None:
-    """All blocks of the first two thirds of the layers: a pass over all entries that looks no deeper."""
+    """All blocks of the first two thirds of the layers: a pass over all entries that goes no deeper."""
     for key in keys:
         store.read_blocks(key, None, range(8))
 
@@ -101,7 +101,7 @@ WAYS: dict[str, Callable[[ChunkKVStore, list[str], int], None]] = {
 
 
 def read_once(folder: Path, keys: list[str], tokens: int, way: str) -> tuple[float, int]:
-    """Seconds and K/V bytes of one cold reading by a store that was just opened."""
+    """Seconds and K/V bytes of one cold reading by a newly opened store."""
     forget_pages(folder)
     with ChunkKVStore(folder) as store:
         start = time.perf_counter()
@@ -110,7 +110,7 @@ def read_once(folder: Path, keys: list[str], tokens: int, way: str) -> tuple[flo
 
 
 def measure(root: Path, chunks: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """One row for every kv_dtype and way of reading, `rounds` interleaved rounds after one that warms up."""
+    """One row per kv_dtype and way of reading, from `rounds` interleaved rounds after a warm-up round."""
     seen: dict[tuple[str, str], list[float]] = defaultdict(list)
     nbytes: dict[tuple[str, str], int] = {}
     stores = {name: (root / name, fill(root / name, chunks, tokens, name)) for name in KV_DTYPES}

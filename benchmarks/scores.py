@@ -1,9 +1,9 @@
-"""What choosing costs: summaries against all keys, turned queries against turned keys. `python -m benchmarks.scores`
+"""What choosing costs: summaries against all keys, rotated queries against rotated keys. `python -m benchmarks.scores`
 
-A question's logits over all its chunks, on random tensors of a 12 x 768 Llama's shape, plain torch as the engine uses
-it on a CPU: over block means ("summaries"); over every key, the queries turned back to each chunk ("all keys"); over
-every key, all keys turned to where they stand in the prompt ("keys turned"). The last two are the same numbers by two
-ways: when they differ, nothing is reported. All take turns in one process.
+A question's logits over all its chunks, on random tensors of a 12 x 768 Llama's shape, in plain torch as the engine
+uses it on a CPU: over block means ("summaries"); over every key, with the queries rotated back to each chunk ("all
+keys"); over every key, with all keys rotated to their places in the prompt ("keys turned"). The last two are the same
+numbers computed in two ways: if they differ, nothing is reported. All take turns in one process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Asked:
-    """A question of `asked` tokens behind `chunks` chunks of `size` tokens; position-free random queries and keys."""
+    """A question of `asked` tokens after `chunks` chunks of `size` tokens; position-free random queries and keys."""
 
     adapter: ModelAdapter
     chunks: int
@@ -54,7 +54,7 @@ class Asked:
 
     @cached_property
     def own(self) -> Tensor:
-        """The keys as ingestion would turn them, every chunk in its own frame: `(L, T, G, D)`."""
+        """The keys as ingestion would rotate them, every chunk in its own frame: `(L, T, G, D)`."""
         at = torch.arange(self.size).repeat(self.chunks)
         turned: Tensor = self.adapter.table(at).rotate(self.keys)
         return turned.transpose(1, 2).contiguous()
@@ -82,14 +82,14 @@ class Asked:
         return block_logits(self._turned(), self.own, [self.size] * self.chunks)
 
     def keys_turned(self) -> Tensor:
-        """The same logits, every key turned to its place in the prompt."""
+        """The same logits, with every key rotated to its place in the prompt."""
         total = self.chunks * self.size
         keys = self.adapter.table(torch.arange(total)).rotate(self.keys).transpose(1, 2)
         queries = self.adapter.table(torch.arange(self.asked) + total).rotate(self.queries)
         return block_logits(queries[None], keys, [total])
 
     def check(self) -> float:
-        """The RMS difference of the two ways over every key, relative to their RMS; `SystemExit` when they differ."""
+        """The RMS difference of the two ways over every key, relative to their RMS; `SystemExit` if they differ."""
         one, other = self.all_keys(), self.keys_turned()
         error = apart(one, other)
         if not error <= TOLERANCE:
@@ -97,7 +97,7 @@ class Asked:
         return error
 
     def timed(self, score: Callable[[], Tensor]) -> float:
-        """Seconds of one way."""
+        """Seconds that one way takes."""
         start = time.perf_counter()
         score()
         wait(self.adapter.device)
@@ -111,7 +111,7 @@ def measure(asked: Asked, rounds: int) -> dict[str, list[float]]:
 
 
 def rows(asked: Asked, error: float, seen: dict[str, list[float]], device: str = "cpu") -> list[dict[str, Any]]:
-    """One row per way, and how much longer turning all keys takes than it."""
+    """One row per way, with how much longer rotating all keys takes."""
     slow, out = spread(seen["keys turned"])["median_ms"], []
     for name, seconds in seen.items():
         timing = spread(seconds)

@@ -1,12 +1,12 @@
-"""Answers within a fixed budget of keys and values: how many fit, and tokens a second. `python -m benchmarks.serving`
+"""Answers within a fixed budget of keys and values: how many fit, and tokens per second. `python -m benchmarks.serving`
 
-Every system serves as many questions over the same chunks as fit `--budget` MiB: caches that answers hold, buffers
+Every system serves as many questions over the same chunks as fit `--budget` MiB: the caches that answers hold, buffers
 with their room included, plus the largest cache that preparing one more takes. They are prepared one after another,
 then decoded together to the end. All systems take turns in one process, on a random 12 x 768 Llama. Nothing is
-reported when the exactness gate is red, when the budget was exceeded, or when an answer (in float32) differs from what
-it is alone.
+reported when the exactness gate is red, when the budget was exceeded, or when an answer (in float32) differs from the
+same answer decoded alone.
 
-`decode_full_over` compares decoding alone, what the budget decides; `full_over` the whole, preparing included. The
+`decode_full_over` compares decoding alone, which the budget decides; `full_over` the whole, including preparation. The
 budget counts keys and values, as servers do: `benchmarks.memory` measures all that an answer takes.
 """
 
@@ -36,7 +36,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Begun:
-    """An answer that holds what it will, and the bytes of the largest cache that preparing it took."""
+    """An answer that holds its final cache, and the bytes of the largest cache that preparing it took."""
 
     decoding: Decoding
     peak: int
@@ -64,7 +64,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Bench:
-    """One prompt's chunks, asked about again and again by one model within `budget` bytes, `new` tokens an answer."""
+    """One prompt's chunks, asked about again and again by one model within `budget` bytes, `new` tokens per answer."""
 
     adapter: ModelAdapter
     store: ChunkKVStore
@@ -81,7 +81,7 @@ class Bench:
         return PromptPlan(segments, Question("", ids, last.start))
 
     def begin(self, method: Method, number: int) -> Begun:
-        """Prepare an answer up to its first token, or to that with which it is settled what stays."""
+        """Prepare an answer up to its first token, or to the token with which it is decided what is kept."""
         run = Run(self.question(number), self.adapter, self.store, room=self.new)
         prepared = method.prepare(run)
         decoding = prepared.begin(self.adapter.loop, max_new_tokens=self.new, do_sample=False)
@@ -97,7 +97,7 @@ class Bench:
         return min(most, (self.budget - largest) // one.held + 1)
 
     def serve(self, method: Method, answers: int, alone: Sequence[int]) -> Served:
-        """Prepare `answers` answers, decode them together; the first must say what it says `alone`."""
+        """Prepare `answers` answers and decode them together; the first must have the tokens that it has `alone`."""
         start = time.perf_counter()
         begun = [self.begin(method, number) for number in range(answers)]
         preparing, held = time.perf_counter() - start, sum(one.held for one in begun)
@@ -114,8 +114,8 @@ class Bench:
 def measure(
     bench: Bench, systems: Sequence[str], rounds: int, most: int, warm_ups: int = 0
 ) -> dict[str, list[Served]]:  # fmt: skip
-    """What every system did, `rounds` interleaved rounds; one answer alone of each warms up, and `warm_ups` rounds:
-    steps of so many answers are recorded when they come again."""
+    """What every system did, in `rounds` interleaved rounds; one answer alone of each warms up, and `warm_ups` rounds:
+    steps of that many answers are recorded when they recur."""
     ways = {}
     for name in systems:
         one = bench.begin(METHODS[name], 0)
@@ -126,7 +126,7 @@ def measure(
 
 
 def rows(label: str, tokens: int, bench: Bench, seen: dict[str, list[Served]], device: str) -> list[dict[str, Any]]:
-    """One row per system: answers that fit, tokens a second while decoding and in all, and their ratios to full."""
+    """One row per system: answers that fit, tokens per second while decoding and overall, and their ratios to full."""
     out = []
     full = {key: timing[f"median_{key}"] for key, timing in _rates(seen["full"]).items()}
     for name, found in seen.items():
@@ -140,7 +140,7 @@ def rows(label: str, tokens: int, bench: Bench, seen: dict[str, list[Served]], d
 
 
 def _rates(found: Sequence[Served]) -> dict[str, dict[str, float]]:
-    """Tokens a second of decoding alone, behind those that are prepared, and of the whole."""
+    """Tokens per second of decoding alone, after the prepared ones, and of the whole."""
     decoding = [(one.tokens - one.prepared) / one.decoding for one in found]
     whole = [one.tokens / (one.preparing + one.decoding) for one in found]
     return {"decode_tps": quantiles(decoding, "decode_tps"), "tps": quantiles(whole, "tps")}

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: random models of a given shape, prompts of random ids. For speed, never accuracy."""
+"""What the benchmarks run on: random models of a given shape, and prompts of random ids. For speed, never accuracy."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LLAMA_8B = LlamaConfig(
 
 
 HEAD = tuple(range(3, 35))
-"""What chunks of "random-head" are ingested behind, and its prompts begin with."""
+"""The tokens after which chunks of "random-head" are ingested, and which its prompts begin with."""
 
 FRONT = 8
-"""Tokens in front of other prompts: so few that they are computed every time."""
+"""The number of tokens that other prompts begin with: so few that they are computed every time."""
 
 
 def random_model(
@@ -53,8 +53,8 @@ NOISE = 0.1
 
 @torch.no_grad()
 def sharpened(model: Any, by: float = 4.0) -> Any:
-    """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions. Norms and
-    biases, which begin as ones and zeros, are noisy: some mistakes are none while all channels are alike."""
+    """A random model with its weight matrices scaled up: flat attention would hide wrong masks and positions. Norms and
+    biases, which begin as ones and zeros, get noise: some mistakes do not show while all channels are alike."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
             parameter.mul_(by)
@@ -66,8 +66,8 @@ def sharpened(model: Any, by: float = 4.0) -> Any:
 def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
     """The model of a label.
 
-    "random" is 12 x 768 in float32, "random-head" the same, whose prompts begin with what chunks are ingested behind,
-    as those of `answer()` do, "random-bf16" in bfloat16, "random-int8" with linear layers in 8 bits,
+    "random" is 12 x 768 in float32, "random-head" the same, with prompts that begin with the tokens after which chunks
+    are ingested, as those of `answer()` do, "random-bf16" in bfloat16, "random-int8" with linear layers in 8 bits,
     "8b" the shape of Llama-3.1-8B in bfloat16, "8b-compiled" the same with the parts of its layers compiled,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
@@ -101,8 +101,8 @@ def random_prompt(
     adapter: ModelAdapter, store: ChunkKVStore, chunks: int, chunk_tokens: int, question: int = 32, seed: int = 0,
     front: int = FRONT,
 ) -> PromptPlan:  # fmt: skip
-    """A plan of `chunks` stored chunks of random ids, a question behind them, and in front what they are ingested
-    behind, or `front` random tokens."""
+    """A plan of `chunks` stored chunks of random ids, with a question after them, and before them the tokens after
+    which they are ingested, or `front` random tokens."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [("glue", front), *[("chunk", chunk_tokens)] * chunks, ("glue", question)]
     segments: list[Segment] = []

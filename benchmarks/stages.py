@@ -1,11 +1,11 @@
 """Where the time to the first token goes, pass by pass, against the least it could be. `python -m benchmarks.stages`
 
 Every pass through the model is timed on its own: the question's look, the recompute, the first token (or the prefill).
-What remains of a system's time is its overhead: loading and turning entries, scores and selection, the rest. A pass
+What remains of a system's time is its overhead: loading and rotating entries, scores and selection, the rest. A pass
 has a floor: its operations (`samkv_rag.flops`) at the rate of the model's own matrix products over many rows, or the
 bytes of its weights at the rate at which a product with one vector reads them, whichever takes longer; both rates are
 measured in the same run. Nothing is reported when the exactness gate is red. `overhead_share` is loading and scoring
-as a share of the time to the first token, which should be below 10 %; `--strict` ends with 1 where SamKV is above it.
+as a share of the time to the first token, which should be below 10 %; `--strict` exits with 1 if SamKV is above it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ PASSES = ("look", "recompute", "first_token")
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does at best: operations, and bytes read, a second."""
+    """What the machine achieves at best: operations, and bytes read, per second."""
 
     flops: float
     read: float
 
     @classmethod
     def measured(cls, adapter: ModelAdapter, rows: int, rounds: int = 5) -> Rates:
-        """Of the model's widest matrix over `rows` rows, and of all its layers' weights over one."""
+        """Measure them, on the model's largest matrix over `rows` rows, and on all its layers' weights over one."""
         matrix = max((p for p in adapter.decoder.layers.parameters() if p.ndim == 2), key=lambda p: p.numel()).detach()
         tokens = torch.randn(rows, matrix.shape[1], dtype=matrix.dtype, device=adapter.device)
         weights = torch.cat([p.detach().flatten() for p in adapter.decoder.layers.parameters() if p.ndim == 2])
@@ -55,7 +55,7 @@ class Rates:
         return cls(2 * rows * matrix.numel() / product, tall.nbytes / reading)
 
     def floor(self, flops: int, weight_bytes: int) -> float:
-        """Seconds that a pass takes at least."""
+        """The fewest seconds that a pass can take."""
         return max(flops / self.flops, weight_bytes / self.read)
 
 
@@ -107,7 +107,7 @@ def clocked_passes(adapter: ModelAdapter) -> Iterator[list[float]]:
 
 
 def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: Method, rates: Rates) -> Clocked:
-    """One question up to its first token, pass by pass."""
+    """Time one question up to its first token, pass by pass."""
     run, out = Run(plan, adapter, store, room=1), Clocked()
     start = time.perf_counter()
     with clocked_passes(adapter) as seconds:
@@ -126,8 +126,8 @@ def clock(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: 
 
 
 def passes_of(run: Run, prepared: Prepared) -> list[tuple[str, Pass]]:
-    """What went through the model, by name: looks, the recompute, and the first token where that took a pass of its
-    own (or the prefill)."""
+    """The passes through the model, by name: looks, the recompute, and the first token if that took a pass of its own
+    (or the prefill)."""
     passes = list(run.costs.passes)
     alone = prepared.cache is None or len(passes[-1].slots) == 1
     last = [("first_token", passes.pop())] if alone else []
@@ -135,7 +135,7 @@ def passes_of(run: Run, prepared: Prepared) -> list[tuple[str, Pass]]:
 
 
 def floor_of(adapter: ModelAdapter, one: Pass, rates: Rates) -> float:
-    """The floor of a pass, with the output matrix of one that did not end early."""
+    """The floor of a pass, including the output matrix if the pass did not end early."""
     flops, layers = pass_flops(adapter, [one]), list(adapter.decoder.layers)[: one.layers - one.ended]
     nbytes = sum(p.nbytes for layer in layers for p in layer.parameters() if p.ndim == 2)
     if not one.ended:

@@ -1,4 +1,4 @@
-"""The systems that are compared, and the way of a question through one of them to its first token, and the next."""
+"""The systems that are compared, and how a question goes through one of them to its first token, and the next."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ METHODS: dict[str, Method] = {
 
 
 def first_token(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan, method: Method) -> Report:
-    """Prepare an answer and say its first token: the whole of that is the report's `ttft_seconds`. With the next one,
-    which is the report's stage "second_token", it is settled what stays."""
+    """Prepare an answer and produce its first token: both together are the report's `ttft_seconds`. With the next one,
+    which is the report's stage "second_token", it is decided what is kept."""
     start = time.perf_counter()
     run = Run(plan, adapter, store, room=2)
     prepared = method.prepare(run)

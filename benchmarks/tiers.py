@@ -1,7 +1,7 @@
-"""Time to the first token by where the caches lie: memory, a warm disk, a cold one. `python -m benchmarks.tiers`
+"""Time to the first token by where the caches are: memory, a warm disk, a cold one. `python -m benchmarks.tiers`
 
-The store on disk is opened anew for every question; "cold" drops its pages from the page cache before
-(`posix_fadvise`, POSIX_FADV_DONTNEED), "warm" leaves them. Full prefill, which reads nothing, stands beside them. All
+The store on disk is opened anew for every question; "cold" first drops its pages from the page cache
+(`posix_fadvise`, POSIX_FADV_DONTNEED), "warm" leaves them. Full prefill, which reads nothing, is timed as well. All
 take turns in one process, on a random 12 x 768 Llama with 8 chunks. Nothing is reported when the exactness gate is red.
 """
 
@@ -35,14 +35,14 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Place:
-    """Where the caches lie, and as what."""
+    """Where the caches are, and in what form."""
 
     tier: str
     kv_dtype: str
     store: ChunkKVStore | Path
 
     def ask(self, adapter: ModelAdapter, plan: PromptPlan, method: Method) -> Report:
-        """One question up to its first token, opening a store on disk included."""
+        """Run one question up to its first token, including opening a store on disk."""
         if isinstance(self.store, ChunkKVStore):
             return first_token(adapter, self.store, plan, method)
         if self.tier == "cold":
@@ -89,7 +89,7 @@ def measure(
 
 
 def case_of(name: str) -> Case:
-    """Tier, form and system of what is called by all three."""
+    """The tier, form and system that make up a name."""
     tier, form, system = name.split(" ", 2)
     return tier, form, system
 

@@ -1,8 +1,8 @@
 """Time to the first token, and to the next: full prefill, plain reuse and SamKV, interleaved in one process.
 `python -m benchmarks.ttft`
 
-Run on the bundled reader and on a random 12 x 768 Llama, in float32 and in bfloat16, at 1k and 4k tokens. It refuses to
-report a speed-up when the exactness gate is red. The number that counts is the ratio within one run.
+Runs on the bundled reader and on a random 12 x 768 Llama, in float32 and in bfloat16, at 1k and 4k tokens. It refuses
+to report a speed-up when the exactness gate is red. The number that counts is the ratio within one run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Seen = dict[str, list[Report | float]]
 
 def stock(adapter: ModelAdapter, plan: PromptPlan) -> float:
     """Seconds of an untouched SDPA `generate()`: `full` must not be slower than this, or ratios would flatter us.
-    What is compiled for our passes is left out."""
+    What is compiled for our passes is not used."""
     adapter.model.set_attn_implementation("sdpa")
     tokens = torch.tensor([plan.token_ids], device=adapter.device)
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def measure(
     adapter: ModelAdapter, chunks: int, chunk_tokens: int, rounds: int, systems: Sequence[str] = tuple(METHODS),
     front: int = FRONT,
 ) -> Seen:  # fmt: skip
-    """Reports of every system (and stock seconds), `rounds` interleaved rounds after one that warms up."""
+    """Reports of every system (and stock seconds), from `rounds` interleaved rounds after a warm-up round."""
     store = ChunkKVStore(":memory:")
     plan = random_prompt(adapter, store, chunks, chunk_tokens, front=front)
     ways: dict[str, Callable[[], Report | float]] = {"stock": lambda: stock(adapter, plan)}

@@ -1,8 +1,8 @@
 """samkv-rag: answer from cached chunks, with about 15 % of their tokens recomputed.
 
 Every retrieved chunk's keys and values are computed once, at ingestion. The tokens that matter to a question are
-recomputed so that they see the other chunks, and before the answer goes on what the question does not attend to is held
-in four bits a number, or dropped (SamKV, AAAI 2026).
+recomputed so that they attend to the other chunks; before the answer goes on, what the question does not attend to is
+packed into four bits per number, or dropped (SamKV, AAAI 2026).
 
     engine = SamKVEngine.from_pretrained("bundled", store="./kv")
     engine.precompute(texts)
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when first asked for, so that `import samkv_rag` does not load torch."""
+    """Import public names on first access, so that `import samkv_rag` does not load torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

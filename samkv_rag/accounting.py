@@ -1,4 +1,4 @@
-"""From a run to its report. The counts come from the selection; tests compare them with what entered the model."""
+"""Turn a run into its report. The counts come from the selection; tests compare them with what entered the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MISS_CHARS = 60
 
 
 def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) -> Report:
-    """The full report of one answer; see `Report` for what adds up to what."""
+    """Make the full report of one answer; see `Report` for what adds up to what."""
     plan, selection = run.plan, prepared.selection
     kept = sum(map(len, selection.kept))
     recomputed = sum(map(len, selection.recomputed))
@@ -58,7 +58,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
 
 
 def ids_digest(ids: Sequence[int]) -> str:
-    """Hex SHA-256 of token ids as 64-bit integers: equal digests, equal prompts."""
+    """Hex SHA-256 of token ids as 64-bit integers: equal digests mean equal prompts."""
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()
 
 

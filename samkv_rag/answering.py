@@ -1,4 +1,4 @@
-"""From a call to its answer: plan and prepare in turn, decode together with whoever else does, report, heal."""
+"""From a call to its answer: plan and prepare in turn, decode together with other answers, report, heal."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Answering:
         self, make_plan: MakePlan, call: Call, on_text: OnText | None = None, cancelled: Cancelled | None = None,
         on_answer: OnAnswer | None = None,
     ) -> Answer:  # fmt: skip
-        """The answer to one call; `on_text` gets its pieces from whichever thread makes them.
+        """Answer one call; `on_text` receives the pieces from whichever thread makes them.
 
-        Whole chunks that it missed are stored before this returns, unless it was cancelled, but after `on_answer`.
+        Whole chunks that the call missed are stored before this returns but after `on_answer`, unless it was cancelled.
         """
         gone = cancelled or _never
         with self.turnstile.request(cancelled) as request:
@@ -72,18 +72,18 @@ class Answering:
                 ready = time.perf_counter()
                 decoding = self._begin(prepared, call, listener, gone)
             finally:
-                run.release()  # not before: a GPU may still read what was read for it
+                run.release()  # not earlier: a GPU may still be reading what was loaded for it
         ids = self.batch.finish(decoding, self.adapter.loop.step)
         if spoken is not None:
             spoken.end()
         first = listener.first_token_at or time.perf_counter()
-        seconds = run.costs.seconds  # what a GPU had still to do at `ready` is in its stage
+        seconds = run.costs.seconds  # what a GPU still had to do at `ready` is charged to its stage
         seconds["first_token"] += max(0.0, min(first - ready, first - started - sum(seconds.values())))
         report = make_report(run, prepared, call.method.name, first - started)
         return run.plan, self._finish(ids, call, report, gone())
 
     def _prepare(self, make_plan: MakePlan, call: Call) -> tuple[Run, Prepared]:
-        """Plan and prepare; an entry that proves unusable while it is read becomes a miss."""
+        """Plan and prepare; an entry that proves unusable when read becomes a miss."""
         while True:
             start = time.perf_counter()
             plan = make_plan()
@@ -116,12 +116,12 @@ class Answering:
         return Answer(text.strip() if call.strip else text, usage, report, tuple(ids), reason, thought)
 
     def _spoken(self, on_text: OnText | None, call: Call) -> Spoken | None:
-        """Hands on words alone, where somebody listens and there may be thoughts."""
+        """A listener that passes on words but no thoughts, if there is an `on_text` and there may be thoughts."""
         reader = None if on_text is None else self._reader(call)
         return None if on_text is None or reader is None else Spoken(on_text, reader)
 
     def _reader(self, call: Call) -> ReasoningReader | None:
-        """What tells thoughts from words where a few words were asked for; other answers are what the model writes."""
+        """What separates thoughts from words in short answers (`strip`); other answers are what the model writes."""
         return reader_of(self.tokenizer, {THINKING: False, **self.library.template}) if call.strip else None
 
 

@@ -1,10 +1,10 @@
-"""The answers that are decoded together. Whoever asked for one of them drives the steps for all.
+"""The answers that are decoded together; the thread of one of their callers drives the steps for all.
 
 Every caller waits for its own answer in its own thread; one of these threads takes the steps until its answer has
-ended, and another then takes over. A thread of the engine's own would need starting, closing, a new one after a fork,
-and a way to hear ctrl-C; here nothing runs when nobody waits, there is nothing to close, ctrl-C is raised in the
-thread that waits or drives, and a single caller computes in its own thread as in any other library. An interrupted
-step is taken again by the next driver (see `Loop.step`).
+ended, then another takes over. A thread of the engine's own would have to be started, closed, replaced after a fork,
+and told of ctrl-C; here nothing runs when no caller waits, there is nothing to close, ctrl-C is raised in the thread
+that waits or drives, and a single caller computes in its own thread as in any other library. An interrupted step is
+repeated by the next driver (see `Loop.step`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step = Callable[[Sequence[Decoding]], None]
 
 
 class Batch:
-    """Answers in the making, joined and left between steps; every step is a turn at the turnstile."""
+    """Answers being decoded, which join and leave between steps; every step is a turn at the turnstile."""
 
     def __init__(self, turnstile: Turnstile) -> None:
         self._turnstile = turnstile
@@ -28,7 +28,7 @@ class Batch:
         self._news = threading.Condition()
 
     def finish(self, decoding: Decoding, step: Step) -> list[int]:
-        """Decode to the end beside all others that are here; returns the new token ids, or raises this one's error."""
+        """Decode to the end together with all others here; return the new token ids, or raise this one's error."""
         with self._news:
             self._rows.append(decoding)
         try:
@@ -41,7 +41,7 @@ class Batch:
         return decoding.result()
 
     def _take_over(self, decoding: Decoding) -> bool:
-        """Wait for the end of the answer or for the end of who drives; True when it is on us to drive."""
+        """Wait until the answer has ended or the driver has stopped; True if this thread is to drive."""
         with self._news:
             self._news.wait_for(lambda: decoding.ended or not self._driven)
             if decoding.ended:

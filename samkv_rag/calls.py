@@ -1,4 +1,4 @@
-"""How one request is to be answered: the caller's keywords, checked."""
+"""How a request is to be answered: the caller's keywords, checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samkv_rag.types import PromptPlan
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The method and the options of one request; `strip` takes white space off both ends of the answer."""
+    """The method and the options of one request; `strip` removes white space from both ends of the answer."""
 
     method: Method
     options: GenerationOptions
@@ -24,7 +24,7 @@ class Call:
     def of(
         cls, method: str | Method, keep: float | None, generation: Mapping[str, Any], strip: bool = False
     ) -> Call:  # fmt: skip
-        """Raises `SamKVError` on an unknown method or option."""
+        """Make a call from keywords; raises `SamKVError` on an unknown method or option."""
         known = {field.name for field in fields(GenerationOptions)}
         if unknown := sorted(set(generation) - known):
             raise SamKVError(f"Unknown generation options: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
@@ -32,7 +32,7 @@ class Call:
 
 
 def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:
-    """Raise `SamKVError` if prompt and answer do not fit the model's positions."""
+    """Raise `SamKVError` if prompt and answer do not fit into the model's positions."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
         raise SamKVError(
@@ -51,5 +51,5 @@ def overridden(standing: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 
 def short(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers from passages are short; a caller may ask for more."""
+    """Default to few new tokens: answers from passages are short, but a caller may ask for more."""
     return {"max_new_tokens": 64, **generation}

@@ -1,4 +1,4 @@
-"""The engine: plan -> load -> select -> recompute -> generate, in one direction; requests share the generating."""
+"""The engine: plan -> load -> select -> recompute -> generate, in one direction; requests generate together."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ class SamKVEngine:
     ) -> SamKVEngine:  # fmt: skip
         """An engine over `model`: "bundled", a hub id, a folder, a GGUF file, a loaded model. Nothing is loaded yet.
 
-        `store` is a folder, ":memory:" or a `ChunkKVStore`, which its maker closes; `method` a name or a method object
-        (default `SamKV()`). A method with `keep` chooses `min_kept_tokens` chunk tokens of a prompt at least: with
-        256, 15 % is reached from 1,707 chunk tokens on, and of a prompt with fewer `SamKV()` computes all anew.
-        `sink_prefix`: what chunks are ingested behind (its own entries are dropped): "head", the first lines of a
-        prompt of `answer`, behind a BOS where prompts begin with one; "bos", a BOS token; or "none" (the paper).
-        `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8", "fp8" or "int4"; others are not used then.
-        Up to `max_batch` answers are decoded together, each with its cache in memory. `chat_template_kwargs` are more
-        variables of the model's chat template: `{"enable_thinking": False}` has a model answer at once that thinks
-        first (Qwen3), as `answer` has it do anyway.
+        `store` is a folder, ":memory:" or a `ChunkKVStore`, which its owner closes; `method` a name or a method object
+        (default `SamKV()`). A method with `keep` chooses at least `min_kept_tokens` chunk tokens of a prompt: with 256,
+        15 % is reached from 1,707 chunk tokens on, and `SamKV()` computes all of a prompt with fewer than 256 anew.
+        `sink_prefix`: what precedes chunks at ingestion (its own entries are dropped): "head", the first lines of a
+        prompt of `answer`, after a BOS where prompts begin with one; "bos", a BOS token; or "none" (the paper).
+        `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8", "fp8" or "int4"; caches that are stored
+        otherwise are not used. Up to `max_batch` answers are decoded together, each with its cache in memory.
+        `chat_template_kwargs` are further variables of the model's chat template: `{"enable_thinking": False}` makes a
+        model that thinks first (Qwen3) answer at once, as `answer` does anyway.
         Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
         """
         sink = sink_of(sink_prefix)
@@ -76,9 +76,9 @@ class SamKVEngine:
     # -- the model and its texts -------------------------------------------------------------------------------
 
     def load(self) -> SamKVEngine:
-        """Load model and tokenizer and index the store's texts now instead of on first use; returns the engine.
+        """Load model and tokenizer and index the store's texts now instead of on first use; return the engine.
 
-        Raises `SamKVError` when the engine is closed.
+        Raises `SamKVError` if the engine is closed.
         """
         if self._closed:
             raise SamKVError("This engine is closed: make a new one.")
@@ -93,12 +93,12 @@ class SamKVEngine:
 
     @property
     def fingerprint(self) -> str:
-        """What the caches depend on besides their token ids."""
+        """What the caches depend on, besides their token ids."""
         return self.source.fingerprint
 
     @property
     def model_fingerprint(self) -> str:
-        """What is measured of the model depends on, however its caches are stored: `store.profiles` is by this."""
+        """What measurements of the model depend on, however its caches are stored: the key of `store.profiles`."""
         return self.source.model_fingerprint
 
     @property
@@ -123,29 +123,29 @@ class SamKVEngine:
     # -- ingestion ---------------------------------------------------------------------------------------------
 
     def precompute(self, texts: Sequence[str], progress: bool | Progress = False) -> list[str]:
-        """Store the caches of chunk texts (stripped; empty ones are left out); returns their keys in order.
+        """Store the caches of chunk texts (stripped; empty ones are left out); return their keys in order.
 
-        Idempotent: what is stored already costs nothing. `progress` True shows a bar; a callable gets
-        (done tokens, all tokens) after every batch. Texts of fewer than 32 characters serve `answer`, which names its
-        chunks, and are not looked for in prompts. Raises `StoreFull` or `SamKVError`; what was done stays done.
+        Idempotent: what is already stored costs nothing. `progress` True shows a bar; a callable receives
+        (done tokens, all tokens) after every batch. Texts of fewer than 32 characters serve `answer`, which is given
+        its chunks, and are not looked for in prompts. Raises `StoreFull` or `SamKVError`; what was done stays done.
         """
         chunks = self._library.chunks(texts)
         self._library.add(chunks, self._turn, progress)
         return [chunk.key for chunk in chunks]
 
     def keys(self, texts: Sequence[str]) -> list[str]:
-        """The keys that `precompute` of the same texts gives; nothing is computed or stored."""
+        """The keys that `precompute` returns for the same texts; nothing is computed or stored."""
         return [chunk.key for chunk in self._library.chunks(texts)]
 
     def forget(self, keys: Sequence[str]) -> int:
-        """Delete entries; returns how many there were."""
+        """Delete entries; return how many there were."""
         return self._library.remove(keys)
 
     def refresh(self) -> SamKVEngine:
-        """Index the store's texts anew; returns the engine.
+        """Index the store's texts anew; return the engine.
 
         Call it when other engines or processes have stored or deleted chunks: `plan`, `generate` and `stream` look for
-        the texts that were stored when this engine first looked, or that it stored itself. `answer` needs no refresh.
+        the texts that were stored when this engine first indexed, or that it stored itself. `answer` needs no refresh.
         """
         self._library.refresh()
         return self
@@ -159,8 +159,8 @@ class SamKVEngine:
         """The answer to `question` from `chunks`, in the order given.
 
         `generation`: max_new_tokens (64), temperature, top_p, top_k, seed, stop. Chunks that are not stored are
-        prefilled, reported as misses, and stored for the next time, before this returns; a failure of that is logged.
-        What a model thinks that cannot do without is in the answer's `thought`; give it more tokens.
+        prefilled, reported as misses, and stored for next time before this returns; if storing fails, that is logged.
+        The thoughts of a model that cannot do without them are in the answer's `thought`; give it more tokens.
         """
         return self._answer(self._asked(question, chunks), self._call(method, keep, short(generation), strip=True))
 
@@ -170,21 +170,21 @@ class SamKVEngine:
     ) -> AnswerStream:  # fmt: skip
         """As `answer`, in pieces: iterate, then `.answer`; `.close()` cancels within one token.
 
-        Waiting for it ends in a `TimeoutError` after `timeout` seconds. It does not wait until chunks that were missed
-        are stored; `.join()` and the engine's `close` do.
+        Waiting for it ends in a `TimeoutError` after `timeout` seconds. It does not wait until missed chunks are
+        stored; `.join()` and the engine's `close` do.
         """
         call = self._call(method, keep, short(generation), strip=True)
         return self._stream(self._asked(question, chunks), call, timeout)
 
     def plan(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
-        """Where known chunks stand in a prompt (a string or chat messages), and what its question is."""
+        """Where known chunks are in a prompt (a string or chat messages), and what its question is."""
         return self._planner.for_prompt(prompt, question)
 
     def generate(
         self, prompt: Prompt, question: str | None = None, *, method: str | Method | None = None,
         keep: float | None = None, **generation: Any,
     ) -> Answer:  # fmt: skip
-        """The model's answer to any prompt, known chunks inside it served from their caches."""
+        """The model's answer to any prompt; known chunks in it are served from their caches."""
         return self._answer(lambda: self.plan(prompt, question), self._call(method, keep, generation))
 
     def stream(
@@ -204,7 +204,7 @@ class SamKVEngine:
     def _call(
         self, method: str | Method | None, keep: float | None, generation: Mapping[str, Any], strip: bool = False
     ) -> Call:
-        if method is None or method == self.method.name:  # the engine's own, with the options it was given
+        if method is None or method == self.method.name:  # the engine's own, with its options
             method = self.method
         return Call.of(method, keep, generation, strip)
 
@@ -223,15 +223,15 @@ class SamKVEngine:
     # -- housekeeping ------------------------------------------------------------------------------------------
 
     def self_check(self) -> ParityReport:
-        """The parity gate for THIS model: raises `ParityError` if reuse cannot be exact on it."""
+        """Run the parity gate on THIS model: raises `ParityError` if reuse cannot be exact on it."""
         self.load()
         with self._turn:
             return check_parity(self.adapter)
 
     def close(self) -> None:
-        """Answer no more, and return when what finished answers missed is stored.
+        """Stop answering, and return once the chunks that finished answers missed are stored.
 
-        A store that this engine opened is closed; one that it was given may serve others, and is its maker's to close.
+        A store that this engine opened is closed; one that was passed in may serve others and is its owner's to close.
         """
         self._closed = True
         self._library.wait_until_free()

@@ -16,11 +16,11 @@ from samkv_rag.methods import Method, SamKV, resolve_method
 from samkv_rag.store import ChunkKVStore
 
 Settings = Mapping[str, Any]
-"""The keywords of `SamKVEngine.from_pretrained` that its model and its caches depend on: all but the method."""
+"""The keywords of `SamKVEngine.from_pretrained` that an engine's model and caches depend on: all but the method."""
 
 
 def settings_of(engine: SamKVEngine) -> dict[str, Any]:
-    """What a framework's model object may say that is its engine's, as it has it: all but the model and the method."""
+    """The settings of an engine that a framework's model object may state too: all but the model and the method."""
     source = engine.source
     return {
         "namespace": engine.namespace, "min_kept_tokens": engine.min_kept_tokens, "kv_store": engine.store,
@@ -30,15 +30,15 @@ def settings_of(engine: SamKVEngine) -> dict[str, Any]:
 
 
 def require_known(owner: str, said: Iterable[str], known: Iterable[str], more: Iterable[str] = ()) -> None:
-    """Raises `SamKVError` where a model object is told something that it does not know, such as a misspelt keyword; it
-    takes `more` than it names."""
+    """Raise `SamKVError` if a model object is passed something that it does not know, such as a misspelt keyword; it
+    accepts `more` than the error names."""
     if unknown := sorted({*said} - {*known, *more}):
         raise SamKVError(f"{owner} has no {', '.join(unknown)}; it has: {', '.join(known)}.")
 
 
 def require_same(engine: SamKVEngine, **said: Any) -> None:
-    """Raises `SamKVError` where what is said beside an engine that was given is one of its settings, and another:
-    another namespace would mix up tenants, and none is passed over in silence."""
+    """Raise `SamKVError` if a setting that is passed beside a given engine differs from that engine's: a different
+    namespace would mix up tenants, and no setting is ignored in silence."""
     for name, has in settings_of(engine).items():
         if name in said and not _alike(has, said[name]):
             raise SamKVError(
@@ -48,7 +48,7 @@ def require_same(engine: SamKVEngine, **said: Any) -> None:
 
 
 def _alike(has: Any, said: Any) -> bool:
-    """Whether two settings are the same: a store and its folder, a dtype and its name are."""
+    """Whether two settings are the same, as a store and its folder are, or a dtype and its name."""
     if isinstance(has, ChunkKVStore) and isinstance(said, str | PathLike):
         path = has.stats().path
         return str(said) == path or Path(said).expanduser().absolute() == Path(path)
@@ -58,22 +58,22 @@ def _alike(has: Any, said: Any) -> bool:
 
 
 def own_method(named: str | Method | None, given: SamKVEngine | None) -> str | Method | None:
-    """The method of a model object that names this one, `SamKV()` where it names none. With an engine that was given,
-    None and bare names are that engine's to read."""
+    """The method of a model object that names `named`; `SamKV()` if it names none. With a `given` engine, None and bare
+    names are left to that engine to interpret."""
     if given is not None:
         return named
     return resolve_method(named or SamKV())
 
 
 def require_keep(keep: float | None, named: str | Method | None, given: SamKVEngine | None) -> None:
-    """Raises `SamKVError` where a model object has a `keep` and the method that it names none to put it into."""
+    """Raise `SamKVError` if a model object has a `keep` but the method that it names has none."""
     if keep is not None:
         resolve_method(own_method(named, given) or (given.method if given else SamKV()), keep)
 
 
 def meant(keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEngine | None) -> dict[str, Any]:
-    """What a call's keywords say: None says nothing, and a method's bare name is the object's `own` method where that
-    is called so, with its options."""
+    """What a call's keywords mean: None is no value, and a method's bare name means the object's `own` method, with its
+    options, if that has this name."""
     said = {name: value for name, value in keywords.items() if value is not None}
     if "method" in said:
         same = isinstance(own, Method) and said["method"] == own.name
@@ -82,14 +82,14 @@ def meant(keywords: Mapping[str, Any], own: str | Method | None, given: SamKVEng
 
 
 class Engines:
-    """One engine for all who ask for the same settings. What is pickled is empty: another process loads anew."""
+    """One engine for all callers with the same settings. It is pickled empty: another process loads its own."""
 
     def __init__(self) -> None:
         self._made: list[tuple[Settings, SamKVEngine]] = []
         self._making = threading.RLock()
 
     def get(self, settings: Settings, method: str | Method | None) -> SamKVEngine:
-        """The engine with these settings, made with the `method` of who asks first: calls say theirs."""
+        """The engine with these settings, made with the `method` of the first caller; calls pass their own."""
         with self._making:
             engine = next((engine for known, engine in self._made if known == settings), None)
             if engine is None:

@@ -1,10 +1,10 @@
-"""The errors a user can act on: each message is a sentence that names the remedy."""
+"""Errors that a user can act on: each message is a sentence that names the remedy."""
 
 from __future__ import annotations
 
 
 class SamKVError(Exception):
-    """Base of the errors that are the user's to mend; its text is fit to be shown as it stands."""
+    """Base of the errors that the user can fix; its text can be shown unchanged."""
 
 
 class UnsupportedModel(SamKVError):
@@ -12,4 +12,4 @@ class UnsupportedModel(SamKVError):
 
 
 class ParityError(SamKVError):
-    """The self check found that reuse is not exact on this model."""
+    """The self-check found that reuse is not exact on this model."""

@@ -1,15 +1,15 @@
-"""Floating-point operations of an answer up to its first new token, from the passes that were really run.
+"""Floating-point operations of an answer up to its first new token, counted from the passes that really ran.
 
-A multiplication and an addition are two operations. A pass of Q rows, row q seeing n_q tokens, costs on every layer
+A multiplication and an addition are two operations. A pass of Q rows, row q attending to n_q tokens, costs per layer
 
     2 * Q * (elements of the layer's weight matrices)  +  4 * H * D * sum over q of n_q
 
-(queries times keys, and weights times values, 2 * H * D a pair each). A pass that ends early costs on its last layer
+(queries times keys, and weights times values, each 2 * H * D per pair). A pass that ends early costs on its last layer
 2 * Q * hidden * (H + 2 G) * D. H, G and D are the layer's. The first token adds the output matrix once. Not counted:
 norms, rotations, softmax, embeddings, and the scores that a selection computes for itself (`scored_bytes` says what
-those read). A sliding window's layers see no further than their window. Of experts that lie in one tensor as many count
-as a token is sent to. Matrices in front of the layers count for every row, a layer's values as if their matrix were not
-that of its keys (Gemma 4).
+those read). Layers with a sliding window attend no further than their window. Of experts stored in one tensor, as many
+count as a token is routed to. Matrices before the layers count for every row; a layer's values count as if their matrix
+were not that of its keys (Gemma 4).
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
     )
     if one.ended:
         hidden, last = adapter.model.get_input_embeddings().weight.shape[1], shape.stack_of(one.layers - 1)
-        made = 2 * last.kv_heads if one.layers <= own else 0  # else keys and values are another layer's
+        made = 2 * last.kv_heads if one.layers <= own else 0  # otherwise keys and values are another layer's
         linear += 2 * len(one.slots) * hidden * (last.heads + made) * last.head_dim
     return linear + attention
 
 
 def _weights(module: Any, chosen: int) -> int:
-    """That a token is multiplied by: a linear layer's, in however few bits; of experts in one tensor, those of the
-    `chosen` ones."""
+    """How many weights a token is multiplied by: a linear layer's, in however few bits; of experts in one tensor, those
+    of the `chosen` ones."""
     if hasattr(module, "in_features"):
         return int(module.in_features * module.out_features)
     own = [weight for weight in module.parameters(recurse=False) if weight.ndim in (2, 3)]

@@ -1,4 +1,4 @@
-"""Chunk texts into caches: encode, skip what is there, prefill in batches, store."""
+"""Turn chunk texts into caches: encode, skip what is there, prefill in batches, store."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def ingest(
     pending: Sequence[Pending], adapter: ModelAdapter, store: ChunkKVStore, *, namespace: str, fingerprint: str,
     turn: AbstractContextManager[None], kv_dtype: str = "model", progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Prefill and store `pending`, long chunks with long ones; the model is released between batches.
+    """Prefill and store `pending`, batching long chunks with long ones; the model is released between batches.
 
-    `progress(done_tokens, all_tokens)` is called after every batch. Raises `SamKVError` for a chunk that is longer
-    than the model's positions; what was stored before stays.
+    `progress(done_tokens, all_tokens)` is called after every batch. Raises `SamKVError` for a chunk with more tokens
+    than the model has positions; what was stored before is kept.
     """
     limit = getattr(adapter.config, "max_position_embeddings", None)
     total, done = sum(len(chunk.token_ids) for chunk in pending), 0
@@ -50,7 +50,7 @@ def ingest(
 
 
 def stored_bytes(sizes: Sequence[int], adapter: ModelAdapter, kv_dtype: str) -> int:
-    """About how many bytes chunks of `sizes` tokens take in the store."""
+    """Estimate the bytes that chunks of `sizes` tokens take in the store."""
     stacks = adapter.shape.stacks
     return sum(
         estimate_bytes(
@@ -62,7 +62,7 @@ def stored_bytes(sizes: Sequence[int], adapter: ModelAdapter, kv_dtype: str) -> 
 
 
 def _batches(pending: Sequence[Pending], size: int | None) -> Iterator[list[Pending]]:
-    """Chunks by length, about `BATCH_TOKENS` padded tokens a batch."""
+    """Yield chunks by length, about `BATCH_TOKENS` padded tokens per batch."""
     batch: list[Pending] = []
     for chunk in sorted(pending, key=lambda chunk: len(chunk.token_ids)):
         full = batch and (len(batch) + 1) * len(chunk.token_ids) > BATCH_TOKENS
@@ -76,7 +76,7 @@ def _batches(pending: Sequence[Pending], size: int | None) -> Iterator[list[Pend
 
 @contextmanager
 def reported(progress: bool | Progress) -> Iterator[Progress | None]:
-    """A callable as it is; True as a bar with tokens per second and the time left; False as nothing."""
+    """Yield a callable unchanged; for True, a bar with tokens per second and the time left; for False, None."""
     if not isinstance(progress, bool):
         yield progress
         return

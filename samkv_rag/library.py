@@ -1,4 +1,4 @@
-"""The chunk texts an engine knows: their keys, their caches in the store, and where they stand in prompts."""
+"""The chunk texts that an engine knows: their keys, their caches in the store, and where they are in prompts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class Library:
     """One namespace of a store, for one model. Reads the tokenizer and the store's texts on first use, under `loading`.
 
-    `template` has more variables of the chat template. `unusable` holds the keys of entries that could not be read:
-    they count as missing until they are stored again.
+    `template` holds further variables of the chat template. `unusable` holds the keys of entries that could not be
+    read: they count as missing until they are stored again.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Library:
 
     @property
     def model_fingerprint(self) -> str:
-        """The model's, beside which the store keeps what was measured of it."""
+        """The model's own fingerprint, under which the store keeps what was measured for it."""
         return self._source.model_fingerprint
 
     @property
     def planner(self) -> Planner:
-        """What finds the known texts in a prompt."""
+        """Finds the known texts in a prompt."""
         with self._loading:
             if self._planner is None:
                 self._planner = self._make_planner()
             return self._planner
 
     def refresh(self) -> None:
-        """Read the store's texts anew: find what others stored, look no more for what they deleted."""
+        """Read the store's texts anew: find what others stored, stop looking for what they deleted."""
         with self._loading:
             self.unusable.clear()
             self._planner = self._make_planner()
@@ -79,14 +79,14 @@ class Library:
         return None if summary is None else summary.text
 
     def _summary(self, key: str) -> ChunkSummary | None:
-        """None for an entry that is gone or damaged; what is wrong with the store as a whole is raised."""
+        """An entry's summary, or None if it is gone or damaged; errors of the store as a whole are raised."""
         try:
             return self._store.summary(key)
         except EntryError:
             return None
 
     def chunks(self, texts: Sequence[str]) -> list[Pending]:
-        """The texts stripped, encoded and with their keys; empty ones are left out."""
+        """The texts, stripped and encoded, with their keys; empty ones are left out."""
         encode, texts = self.planner.encoder.chunk, require_texts(texts, "Chunk texts")
         whole = [(stripped, tuple(encode(stripped))) for text in texts if (stripped := text.strip())]
         return [Pending(text, self._key(ids), ids) for text, ids in whole]
@@ -112,21 +112,21 @@ class Library:
             return self._source.adapter
 
     def heal(self, plan: PromptPlan, turn: AbstractContextManager[None]) -> None:
-        """Store again the whole chunks that a plan missed. An error is logged: it is not the answer's problem."""
+        """Store the whole chunks that a plan missed. An error is logged: it does not concern the answer."""
         try:
             self.add(self.chunks(plan.to_store), turn)
         except Exception as error:
             logger.warning("What an answer missed could not be stored: %s: %s", type(error).__name__, error)
 
     def remove(self, keys: Sequence[str]) -> int:
-        """Delete entries; returns how many there were."""
+        """Delete entries; return how many there were."""
         for key in keys:
             self.planner.matcher.discard(key)
         return self._store.delete(list(keys))
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """The store is in use meanwhile; `wait_until_free` waits."""
+        """Mark the store as in use within the block; `wait_until_free` waits for it."""
         with self._holding:
             self._holders += 1
         try:
@@ -137,7 +137,7 @@ class Library:
                 self._holding.notify_all()
 
     def wait_until_free(self) -> None:
-        """Return when nobody holds the store open."""
+        """Wait until the store is not held open."""
         with self._holding:
             self._holding.wait_for(lambda: not self._holders)
 

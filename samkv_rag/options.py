@@ -1,4 +1,4 @@
-"""What the fields of an options class may be, said once in their types and checked when one is made."""
+"""What the fields of an options class may be: stated once, in their types, and checked when an instance is made."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def known(*values: T | None) -> T:
 
 class Options:
     """A dataclass whose fields are checked against their types: `SamKVError` says which does not fit, and what would,
-    behind the `name` of the class if it has one. A list that stands for a tuple becomes one."""
+    after the `name` of the class if it has one. A list that stands for a tuple becomes one."""
 
     name: str = ""
 
@@ -74,7 +74,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type that a field may have, its bounds included."""
+    """Whether a value fits the type of a field, bounds included."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return fits(value, inner[0]) and all(bound.least <= value <= bound.most for bound in inner[1:])
@@ -88,7 +88,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def of_environment(variable: str, *choices: str) -> str:
-    """What an environment variable chooses, the first of the `choices` where it does not. Raises `SamKVError` on
+    """What an environment variable chooses, or the first of the `choices` if it chooses none. Raises `SamKVError` on
     anything else."""
     choice = os.environ.get(variable) or choices[0]
     if choice not in choices:

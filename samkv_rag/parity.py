@@ -1,4 +1,4 @@
-"""The parity gate for one model: is reuse exact on it? Needs no text and no weights worth having."""
+"""The parity gate for one model: is reuse exact on it? Needs no text and no trained weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from samkv_rag.types import BLOCK, ChunkKV, PromptPlan, Question, Segment
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Allowed RMS difference of the next-token logits, relative to their own RMS, by dtype.
 
-Two ways to compute the same thing in bfloat16 are apart by their own roundings, which grow with depth and width: 0.7 %
-at 4 layers of 256, 1.4 % at 32, where either is 1.2 % from float32 and transformers' own sdpa and eager are 1.3 % apart
+Two ways to compute the same thing in bfloat16 differ by their own roundings, which grow with depth and width: 0.7 % at
+4 layers of 256, 1.4 % at 32, where either is 1.2 % from float32 and transformers' own sdpa and eager are 1.3 % apart
 (random weights). 32 layers of 4096 came to 5 % on a GPU. What is wrong, not rounded, shows in float32.
 """
 QUANTISED = 0.1
-"""The same of a quantised model, whatever its dtype: inputs that are rounded to 8 bits turn differences of rounding
-into steps of 1/127 (the bundled reader: 1 to 4 %)."""
+"""The same for a quantised model, whatever its dtype: inputs that are rounded to 8 bits turn rounding differences into
+steps of 1/127 (the bundled reader: 1 to 4 %)."""
 HALF = " Some models round to more in half precision: dtype='float32' shows what is wrong beside that."
 KERNELS = " If it is our kernels' fault, SAMKV_BACKEND=torch does without them."
 
@@ -36,10 +36,10 @@ KERNELS = " If it is our kernels' fault, SAMKV_BACKEND=torch does without them."
 @dataclass(frozen=True, slots=True)
 class ParityReport:
     """Relative RMS differences of next-token logits. `recompute_error`: keep 1, recompute 1 against plain prefill.
-    `reuse_error`: one chunk reused where it was cached, against plain prefill, and a prompt whose beginning is known,
-    against one whose is computed; the larger one. `decode_error`: the tokens decoded behind packed
-    chunks, step by step, against a pass over the same chunks unpacked. All must be within `tolerance`.
-    `control_error`: the reuse with keys left at wrong positions; it must be visibly larger."""
+    `reuse_error`: one chunk reused where it was cached against plain prefill, and a prompt whose beginning is known
+    against one whose beginning is computed; the larger of the two. `decode_error`: tokens decoded after packed chunks,
+    step by step, against a pass over the same chunks unpacked. All must be within `tolerance`. `control_error`: the
+    reuse with keys left at wrong positions; it must be visibly larger."""
 
     model: str
     dtype: str
@@ -90,7 +90,7 @@ def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
 
 
 def doubts(dtype: torch.dtype, backend: Backend) -> str:
-    """What else may be wrong than the model, and how to find out."""
+    """What other than the model may be wrong, and how to find out."""
     return (HALF if dtype != torch.float32 else "") + (KERNELS if backend == "triton" else "")
 
 
@@ -112,13 +112,13 @@ def _error(
 
 
 def _decode_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:
-    """Of an answer by the default method, whose chunks are packed with its second token."""
+    """The error of an answer by the default method, whose chunks are packed with its second token."""
     prepared = SamKV().prepare(Run(plan, adapter, store, room=STEPS))
     return decode_error(adapter, partial(prepared.begin, adapter.loop))
 
 
 def _known_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:
-    """What it changes that the plan's beginning has been met."""
+    """How much the logits change when the plan's beginning has been seen before."""
     first, second = (next_logits(adapter, Reuse().prepare(Run(plan, adapter, store, room=1))) for _ in range(2))
     return apart(second, first)
 
@@ -129,7 +129,7 @@ def _random_plan(
 ) -> PromptPlan:  # fmt: skip
     """Chunks of random ids in `store`, `glue` random ids before each, and a question of five at the end.
 
-    `head` stands in front: a chunk that was cached behind a sink prefix is exact behind that prefix alone.
+    `head` comes first: a chunk that was cached after a sink prefix is exact after that prefix alone.
     """
     generator = torch.Generator().manual_seed(seed)
     vocab = adapter.config.vocab_size
@@ -151,7 +151,7 @@ def _random_plan(
 
 
 def _shifted(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> PromptPlan:
-    """The plan of one chunk with its stored keys turned by 7 positions: what a wrong rotation would do."""
+    """The plan of one chunk with its stored keys rotated by 7 positions: what a wrong rotation would do."""
     chunk, table, moved = plan.chunks[0], adapter.table(torch.full((BLOCK,), 7)), list[Tensor]()
     for index, stack in enumerate(adapter.shape.stacks):
         kv = store.read_blocks(str(chunk.key), stack=index)

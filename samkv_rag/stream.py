@@ -17,16 +17,16 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.types import Answer
 
 Job = Callable[[Callable[[str], None], Callable[[], bool], Callable[[Answer], None]], Answer]
-"""Makes an answer, given what hears its pieces, whether it is cancelled, and what may hear the answer early."""
+"""Makes an answer, given what receives its pieces, what says whether it is cancelled, and what may receive it early."""
 PATIENCE = 10.0
-"""Seconds that leaving Python waits for streams that nobody closed: they stop at the next token."""
+"""Seconds that Python waits at exit for streams that were not closed: they stop at the next token."""
 
 _running: set[AnswerStream] = set()
 
 
 @functools.cache
 def _stop_at_exit() -> None:
-    """Have streams that nobody closed end before Python takes down what their threads use; asked for once."""
+    """At exit, end streams that were not closed, before Python takes down what their threads use; registered once."""
     atexit.register(_stop_running)
 
 
@@ -39,8 +39,8 @@ def _stop_running() -> None:
 
 
 def _let_go(error: BaseException) -> None:
-    """Drop what the frames of a finished answer hold: its keys and values must not live for as long as somebody keeps
-    its error."""
+    """Drop what the frames of a finished answer hold: its keys and values must not live for as long as its error is
+    kept."""
     left: BaseException | None = error
     while left is not None:
         traceback.clear_frames(left.__traceback__)
@@ -52,8 +52,8 @@ class AnswerStream:
 
     `with` and `async with` close it at the end. A task that is cancelled while it iterates or waits cancels the answer.
 
-    An error of the model is raised from the iteration and from `.answer`. The work starts at once. Whoever still waits
-    for it after `timeout` seconds gets a `TimeoutError`, and the work is cancelled.
+    An error of the model is raised from the iteration and from `.answer`. The work starts at once. A caller that still
+    waits for it after `timeout` seconds gets a `TimeoutError`, and the work is cancelled.
     """
 
     def __init__(self, job: Job, timeout: float | None = None) -> None:
@@ -76,7 +76,7 @@ class AnswerStream:
     def _work(self) -> None:
         try:
             self._finish(self._job(self._emit, self._cancelled.is_set, self._finish))
-        except BaseException as error:  # handed to the consumer, who is in another thread
+        except BaseException as error:  # passed to the consumer, which is in another thread
             _let_go(error)
             self._error = error
             self._emit(None)
@@ -88,7 +88,7 @@ class AnswerStream:
         self._emit(None)
 
     def _emit(self, piece: str | None) -> None:
-        """A new piece, or None at the end; wakes whoever waits, in threads and in event loops."""
+        """Take a new piece, or None at the end; wake all that wait, in threads and in event loops."""
         with self._news:
             if piece is None:
                 self._done = True
@@ -139,7 +139,7 @@ class AnswerStream:
         return self.answer
 
     async def _next(self, news: asyncio.Event) -> None:
-        """Wait for news; a task that is cancelled meanwhile, or out of time, cancels the answer."""
+        """Wait for news; a task that is cancelled meanwhile, or runs out of time, cancels the answer."""
         try:
             await asyncio.wait_for(news.wait(), self._left())
         except TimeoutError:
@@ -180,11 +180,11 @@ class AnswerStream:
         self._cancelled.set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the engine has let go of it and stored what it missed, at most `timeout` seconds."""
+        """Wait until the engine has finished with the answer and stored what it missed, at most `timeout` seconds."""
         self._thread.join(timeout)
 
     def close(self) -> None:
-        """Stop decoding at the next token, or waiting for a turn, and wait until no more comes of it."""
+        """Stop decoding at the next token, or waiting for a turn, and wait until no more pieces come."""
         self.cancel()
         with self._news:
             self._news.wait_for(lambda: self._done)

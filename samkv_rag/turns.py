@@ -1,13 +1,13 @@
-"""Who may use the model, one use at a time, in the order in which they asked.
+"""Turns at the model: one use at a time, in the order in which they were asked for.
 
-A request uses it to prepare (first come, first served, at most `places` requests between preparation and last token);
-all requests that decode share one use per step; whatever is no request (a batch of ingestion, the self check) comes
-between. Three rules follow, and `tests/test_turns.py` holds them:
+A request takes a turn to prepare (first come, first served, at most `places` requests between preparation and last
+token); all requests that decode share one turn per step; anything that is not a request (a batch of ingestion, the
+self-check) comes in between. Three rules follow, which `tests/test_turns.py` checks:
 
-- A newcomer waits for the step under way and for those who came before it, never for another's whole answer.
-- A step waits for those who asked before it: newcomers cannot starve who decodes.
-- What is no request waits until the requests that came before it are answered, and then goes ahead of later ones: an
-  answer is held up by one batch of ingestion at most, and ingestion by nobody who came later.
+- A newcomer waits for the step under way and for those that came before it, never for another's whole answer.
+- A step waits for those that asked before it: newcomers cannot starve the requests that decode.
+- What is not a request waits until the requests that came before it are answered, then goes ahead of later ones: an
+  answer is held up by at most one batch of ingestion, and ingestion by nothing that came later.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from types import TracebackType
 from samkv_rag.errors import SamKVError
 
 LOOK_UP_SECONDS = 0.1
-"""How often one who waits in line looks whether it has been cancelled."""
+"""How often a request that waits in line checks whether it has been cancelled."""
 
 
 class Turnstile:
-    """`with turnstile:` is for what is no request; `request()` and `step()` give the turns of requests."""
+    """Gives turns: `with turnstile:` to what is not a request, `request()` and `step()` to requests."""
 
     def __init__(self, places: int = 1) -> None:
         if places < 1:
@@ -57,7 +57,7 @@ class Turnstile:
 
     @contextmanager
     def request(self, cancelled: Callable[[], bool] | None = None) -> Iterator[Request]:
-        """A request from its arrival to its last token. One that is `cancelled` while it waits raises `SamKVError`."""
+        """A request, from its arrival to its last token. One that is `cancelled` while it waits raises `SamKVError`."""
         with self._guard:
             number = next(self._numbers)
             self._present.add(number)
@@ -70,7 +70,7 @@ class Turnstile:
                 self._let_in()
 
     def seat(self, number: int) -> _Turn:
-        """A turn that comes when there is a place for the request of this number, which then has it."""
+        """A turn that comes when there is a place for the request of this number, which then takes it."""
 
         def may() -> bool:
             return number in self._seated or len(self._seated) < self._places
@@ -78,7 +78,7 @@ class Turnstile:
         return _Turn(may, lambda: self._seated.add(number))
 
     def wait(self, turn: _Turn, cancelled: Callable[[], bool] | None = None) -> None:
-        """Stand in line until the turn has come."""
+        """Wait in line until the turn has come."""
         try:
             with self._guard:
                 self._waiting.append(turn)
@@ -91,13 +91,13 @@ class Turnstile:
             raise
 
     def give_back(self) -> None:
-        """The turn is over."""
+        """End the turn."""
         with self._guard:
             self._busy = False
             self._let_in()
 
     def _let_in(self) -> None:
-        """The first in line whose turn may come, if nobody is inside; called with the guard held."""
+        """Let in the first in line whose turn may come, if the model is free; call it with the guard held."""
         if self._busy:
             return
         turn = next((turn for turn in self._waiting if turn.may()), None)
@@ -108,7 +108,7 @@ class Turnstile:
             turn.come.set()
 
     def _abandon(self, turn: _Turn) -> None:
-        """An interrupted wait (ctrl-C) must not leave a turn that nobody takes."""
+        """Leave the line: an interrupted wait (ctrl-C) must not leave a turn that is never taken."""
         with self._guard:
             if turn in self._waiting:
                 self._waiting.remove(turn)
@@ -117,7 +117,7 @@ class Turnstile:
 
 
 class Request:
-    """One request's way through the turnstile; `with request:` is its turn to prepare."""
+    """One request's passage through the turnstile; `with request:` is its turn to prepare."""
 
     def __init__(self, turnstile: Turnstile, number: int, cancelled: Callable[[], bool] | None) -> None:
         self._turnstile, self._number, self._cancelled = turnstile, number, cancelled
@@ -130,7 +130,7 @@ class Request:
 
 
 class _Turn:
-    """One place in the line: whether it `may` come, and what begins with it."""
+    """One place in the line: whether its turn `may` come, and what to do when it begins."""
 
     def __init__(self, may: Callable[[], bool], begin: Callable[[], None] = lambda: None) -> None:
         self.may, self.begin = may, begin

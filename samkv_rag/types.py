@@ -1,10 +1,10 @@
-"""The nouns of the house: frozen dataclasses that every floor shares.
+"""The vocabulary of the package: frozen dataclasses that all its parts share.
 
 Shape letters, used everywhere: L layers, H query heads, G key/value heads, D head dimension,
 T tokens, Q question tokens, B storage blocks of `BLOCK` tokens.
 
 Layers whose caches have one shape are a *stack*: one tensor. Most models have one, and L is then all their layers;
-where wide layers stand between narrow ones there is a stack of each kind, and L counts the layers of a stack.
+where wide layers lie between narrow ones there is a stack of each kind, and L counts the layers of a stack.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 16
 """Tokens in a storage block: the unit that is summarised, checksummed and read."""
 
 KV_DTYPES = ("model", "bf16", "fp16", "int8", "fp8", "int4")
-"""How K and V may be stored; "model" is the dtype the model computes in."""
+"""How K and V may be stored; "model" is the dtype that the model computes in."""
 
 HEAD_CHARS = 32
 TAIL_CHARS = 16
@@ -30,7 +30,7 @@ TAIL_CHARS = 16
 
 @dataclass(frozen=True, slots=True)
 class MatchRecord:
-    """What is needed to find a chunk's text inside a prompt without keeping the text in memory."""
+    """What is needed to find a chunk's text in a prompt without keeping the text in memory."""
 
     length: int
     head: str
@@ -53,9 +53,9 @@ class ChunkSummary:
     """The small part of a chunk's cache: all that selection reads.
 
     `mean`, `low` and `high` are `(L, B, G, D)`: mean, minimum and maximum over each block's keys, the keys
-    rotated at the chunk's own positions 0..T-1. `local_query` is `(L, H, D)`: the mean of the position-free
+    rotated to the chunk's own positions 0..T-1. `local_query` is `(L, H, D)`: the mean of the position-free
     queries of the last min(T, 32) tokens (SamKV, "local Q cache"), one for each layer that attends to these keys. These
-    are the first stack's; `others` has the same of the model's other stacks.
+    are the first stack's; `others` has the same for the model's other stacks.
     """
 
     text: str
@@ -89,7 +89,7 @@ class ChunkSummary:
 @dataclass(frozen=True, slots=True)
 class ChunkKV:
     """One chunk's cache: `kv` is `(L, B, 2, G, BLOCK, D)`, keys position-free, the last block padded with zeros; it is
-    the first stack's, `others` has that of the model's other stacks."""
+    the first stack's, `others` has those of the model's other stacks."""
 
     summary: ChunkSummary
     kv: Tensor
@@ -97,14 +97,14 @@ class ChunkKV:
 
     @classmethod
     def of(cls, stacks: Sequence[ChunkKV]) -> ChunkKV:
-        """The cache whose `stacks` were made one by one."""
+        """Join `stacks`, made one by one, into one cache."""
         first, *others = stacks
         summary = replace(first.summary, others=tuple(other.summary for other in others))
         return cls(summary, first.kv, tuple(other.kv for other in others))
 
     @property
     def stacks(self) -> tuple[ChunkKV, ...]:
-        """Every stack by itself."""
+        """Each stack on its own."""
         alone = (replace(summary, others=()) for summary in self.summary.stacks)
         return tuple(ChunkKV(*both) for both in zip(alone, (self.kv, *self.others), strict=True))
 
@@ -136,7 +136,7 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class Question:
     """What selection asks for. `start` is the position of its first token; `in_prompt` is False when the caller
-    gave a question that does not stand in the prompt (it is then appended for the question pass only)."""
+    gave a question that is not in the prompt (it is then appended for the question pass only)."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -146,10 +146,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class PromptPlan:
-    """Where known chunks stand in a prompt, and what the question is. Segments are in prompt order, without gaps; the
+    """Where known chunks are in a prompt, and what the question is. Segments are in prompt order, without gaps; the
     last one is glue.
 
-    `misses` are chunks that the store does not have, as they stand in the prompt; `to_store` those of them that stand
+    `misses` are chunks that the store does not have, as they appear in the prompt; `to_store` are those that appear
     there whole, and can be stored again.
     """
 
@@ -169,7 +169,7 @@ class PromptPlan:
 
     @property
     def before_chunks(self) -> tuple[int, ...]:
-        """The tokens in front of the first chunk; all, where there is none."""
+        """The tokens before the first chunk; all, if there is none."""
         glue = takewhile(lambda segment: segment.kind == "glue", self.segments)
         return tuple(token for segment in glue for token in segment.token_ids)
 
@@ -185,8 +185,8 @@ class PromptPlan:
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """Why tokens were kept, per chunk: `anchors`, the sorted indices of those kept for their place; `scores` fp32
-    `(n_i,)`, each token the score of its block of `block` tokens. What a method scores by is its own affair; larger is
-    better, and all chunks of a prompt compare."""
+    `(n_i,)`, where each token has the score of its block of `block` tokens. What a method scores by is up to it; larger
+    is better, and scores are comparable across all chunks of a prompt."""
 
     anchors: tuple[Tensor, ...]
     scores: tuple[Tensor, ...]
@@ -195,11 +195,11 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tokens of each chunk stay, and which of those are computed again: sorted indices into the chunk.
+    """Which tokens of each chunk are kept, and which of those are recomputed: sorted indices into the chunk.
 
-    `recomputed` is a subset of `kept`, chunk by chunk, unless what is kept was settled after recomputing. `notes` says
+    `recomputed` is a subset of `kept`, chunk by chunk, unless what is kept was decided after recomputing. `notes` says
     what the user should know (an anchor that was trimmed, a chunk that got nothing). `ranking` says why, where blocks
-    are ranked. Of those kept the `packed` ones are held in four bits a number, in `packed_bytes`.
+    are ranked. Of those kept, the `packed` ones are held in four bits per number, in `packed_bytes`.
     """
 
     kept: tuple[Tensor, ...]
@@ -236,15 +236,15 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What one answer cost. prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed, less
-    `recomputed_dropped_tokens`, which were computed for what others see in them and did not stay.
+    `recomputed_dropped_tokens`, which were computed for other tokens to attend to and are not kept.
 
     `fresh_tokens` are glue tokens, missed chunks among them, less `head_tokens`, plus recomputed ones: all that entered
-    layer 0 for the answer itself (the question pass is counted apart). The head is what the prompt begins with, as far
-    as it is known from others that began so. `recomputed_layers_ratio`: chunk tokens times layers that were computed /
-    chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's dtype:
-    `kv_bytes_resident` once it is settled what stays, where `packed_tokens` are held in four bits a number;
-    `kv_bytes_peak` the most of one pass before it; `kv_bytes_read` as stored (what is read ahead, from a disk or for a
-    GPU, counts even where all of a block's tokens are recomputed); seconds are wall clock. `scored_bytes` are what
+    layer 0 for the answer itself (the question pass is counted separately). The head is what the prompt begins with, as
+    far as it is known from other prompts with the same beginning. `recomputed_layers_ratio`: chunk tokens times layers
+    that were computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's
+    dtype: `kv_bytes_resident` once it is decided what is kept, with `packed_tokens` held in four bits per number;
+    `kv_bytes_peak` the most of one pass before that; `kv_bytes_read` as stored (what is read ahead, from a disk or for
+    a GPU, counts even where all of a block's tokens are recomputed); seconds are wall clock. `scored_bytes` are what
     choosing read: the block summaries of the chunks it scored, the entries that the question's pass ran over, the keys
     that CacheBlend compared. `flops` are the operations up to the first new token (`samkv_rag.flops`). `prompt_digest`
     is that of the prompt's token ids, the same for every method.
@@ -290,7 +290,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished answer: its text, the token counts and the full report. `thought` is what the model thought before it
-    spoke, where that is told apart: by `answer`."""
+    answered, where that is separated: by `answer`."""
 
     text: str
     usage: Usage

@@ -21,7 +21,7 @@ __all__ = ["ChatSamKV", "ChunkKVStore", "ChunkKVVectorStore", "SamKV", "SamKVEng
 
 
 def __getattr__(name: str) -> Any:
-    """What needs langchain-core is imported when it is first asked for."""
+    """Import what needs langchain-core on first access."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""From the engine's answers to LangChain's messages, whole or in chunks."""
+"""Turn the engine's answers into LangChain's messages, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from samkv_rag.prompt.reasoning import ReasoningReader, Said, rest, split, told
 from samkv_rag.types import Answer
 
 THOUGHT = "reasoning_content"
-"""Where LangChain looks for what a model thought, in `additional_kwargs`."""
+"""The key in `additional_kwargs` where LangChain looks for a model's thoughts."""
 _CUT_OFF = "The answer ended inside this call; allow more tokens with max_tokens."
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How an answer of the model of this `name` is read: whether it may hold tool calls, and what tells thoughts."""
+    """How to read an answer of the model `name`: whether it may hold tool calls, and what separates out thoughts."""
 
     name: str
     may_call: bool
@@ -30,7 +30,7 @@ class Reading:
 
 
 def usage_of(answer: Answer) -> UsageMetadata:
-    """Token counts in LangChain's terms: what was read from chunk caches is part of the input."""
+    """Token counts in LangChain's terms: tokens read from chunk caches are part of the input."""
     usage = answer.usage
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
@@ -52,7 +52,7 @@ def metadata_of(answer: Answer, model: str, called: bool) -> dict[str, object]:
 
 
 def result_of(answer: Answer, reading: Reading) -> ChatResult:
-    """A finished answer as LangChain's result; a turn of a conversation begins with a word."""
+    """A finished answer as LangChain's result, without leading whitespace: a conversation's turn begins with a word."""
     thought, text = split(answer.text, reading.thoughts)
     text = text.lstrip()
     if reading.may_call:
@@ -66,7 +66,7 @@ def result_of(answer: Answer, reading: Reading) -> ChatResult:
 
 
 def _with_calls(answer: Answer, text: str, model: str) -> AIMessage:
-    """Words of the `text` as content, calls as `tool_calls`, a call that was cut off as an invalid one."""
+    """A message with the words of `text` as content, calls as `tool_calls`, and a call that was cut off as invalid."""
     reader = CallReader()
     words, calls = "", list[ToolCallChunk]()
     for event in [*reader.feed(text), *reader.end()]:
@@ -119,7 +119,7 @@ class ChunkWriter:
                 yield from map(_chunk, self._calls.feed(text) if self._calls else [text])
 
     def finish(self, answer: Answer) -> Iterator[ChatGenerationChunk]:
-        """What was held back, and the last chunk."""
+        """Yield what was held back, then the last chunk."""
         yield from self._written(rest(self._thoughts))
         if self._calls:
             yield from map(_chunk, self._calls.end())

@@ -1,4 +1,4 @@
-"""Tool calls out of the model's text, piece by piece as it is written."""
+"""Extract tool calls from the model's text, piece by piece as it is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEAD = re.compile(r'\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
 
 
 class CallReader:
-    """Splits text into words for the reader and pieces of tool calls; give it text as it comes, and `end` it."""
+    """Splits text into words for the reader and pieces of tool calls: `feed` it text as it comes, then `end` it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -25,7 +25,7 @@ class CallReader:
         self._written = ""
 
     def feed(self, text: str) -> Iterator[str | ToolCallChunk]:
-        """What `text` adds: words, or chunks of calls."""
+        """Yield what `text` adds: words, or chunks of calls."""
         self._held += text
         progress = True
         while progress:
@@ -34,7 +34,7 @@ class CallReader:
             progress = self._state != state
 
     def end(self) -> Iterator[str | ToolCallChunk]:
-        """What was held back, when no more text comes: a call that was cut off stays incomplete."""
+        """Yield what was held back, once no more text comes; a call that was cut off stays incomplete."""
         rest, self._held = self._held, ""
         if self._state == "arguments":
             yield self._piece(args=self._sensible(rest))
@@ -73,11 +73,11 @@ class CallReader:
         return tool_call_chunk(name=name, args=args, id=id, index=self.count - 1)
 
     def _cleaned(self, words: str) -> str:
-        """Line breaks between and behind calls are the format's."""
+        """Drop line breaks between and after calls, which belong to the format."""
         return words.lstrip() if self.count else words
 
     def _sensible(self, rest: str) -> str:
-        """The end of a call that was cut off: without the beginning of the closing, if it is whole without it."""
+        """The end of a call that was cut off, without the beginning of `CLOSE` if the call is complete without it."""
         short = rest[: len(rest) - _overlap(rest, CLOSE)]
         return next((tail for tail in (rest, short) if is_json(self._written + tail)), rest)
 
@@ -92,7 +92,7 @@ def is_json(text: str | None) -> bool:
 
 
 def _overlap(text: str, wanted: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `wanted`."""
+    """The number of characters at the end of `text` that may be the beginning of `wanted`."""
     for size in range(min(len(text), len(wanted) - 1), 0, -1):
         if wanted.startswith(text[-size:]):
             return size

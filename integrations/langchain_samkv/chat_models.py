@@ -1,4 +1,4 @@
-"""`ChatSamKV`: a local chat model that answers from chunk caches, as LangChain wants one."""
+"""`ChatSamKV`: a local LangChain chat model that answers from chunk caches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ChatSamKV(Described):
             # top_p, top_k, seed, stop, timeout
         )
         ```
-        Nothing is loaded before the first call. An engine you have already goes in as `engine=`.
+        Nothing is loaded before the first call. An existing engine is passed as `engine=`.
 
     Invoke:
         ```python
@@ -69,7 +69,7 @@ class ChatSamKV(Described):
             print(chunk.text, end="")
         ```
         The model works in a thread of its own; the event loop is never blocked, and a cancelled task frees the model.
-        Calls from many tasks or threads are prepared first come first served and decoded together.
+        Calls from many tasks or threads are prepared first come, first served, and decoded together.
 
     Tool calling:
         ```python
@@ -85,7 +85,7 @@ class ChatSamKV(Described):
         message.additional_kwargs["reasoning_content"]  # also a block of message.content_blocks
         llm.invoke("Why?", chat_template_kwargs={"enable_thinking": False})  # at once, or as a field of the model
         ```
-        What models write between `<think>` tags is not in the text. Forced calls and structured output come at once.
+        What models write between `<think>` tags is not in the text. Forced calls and structured output skip thinking.
 
     Response metadata:
         ```python
@@ -97,7 +97,7 @@ class ChatSamKV(Described):
     # -- what the model sees -----------------------------------------------------------------------------------
 
     def explain(self, messages: LanguageModelInput) -> PromptPlan:
-        """Where known chunks stand in these messages, and what the engine takes to be the question."""
+        """Show where known chunks are in these messages, and what the engine takes to be the question."""
         roles = self.shared_engines.roles(self.engine)
         turns = converted(self._convert_input(messages).to_messages(), roles)
         return self.engine.plan(Conversation(turns, template=self.chat_template_kwargs))
@@ -112,7 +112,7 @@ class ChatSamKV(Described):
     def _start(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, keywords: Mapping[str, Any]
     ) -> tuple[AnswerStream, Reading]:
-        """The running answer, and how it is to be read."""
+        """Start an answer; returns it, and how to read it."""
         name = keywords.get("model") or self.model_name
         if not isinstance(name, str):
             raise SamKVError("One call's model is a hub id or a folder; make another ChatSamKV for a loaded model.")
@@ -125,7 +125,7 @@ class ChatSamKV(Described):
         return request.start(engine, roles, messages, thoughts), reading
 
     async def _astart(self, *call: Any) -> tuple[AnswerStream, Reading]:
-        """As `_start`, which may load the tokenizer, in a thread; a cancelled call takes its answer with it."""
+        """Run `_start`, which may load the tokenizer, in a thread; a cancelled call cancels its answer."""
         starting = asyncio.ensure_future(asyncio.to_thread(self._start, *call))
         try:
             return await asyncio.shield(starting)
@@ -187,7 +187,7 @@ class ChatSamKV(Described):
         self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], *,
         tool_choice: dict[str, Any] | str | bool | None = None, parallel_tool_calls: bool = False, **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:  # fmt: skip
-        """A model that may call `tools`, one call an answer unless `parallel_tool_calls`.
+        """A model that may call `tools`, one call per answer unless `parallel_tool_calls`.
 
         `tool_choice`: "auto" (words or a call), "any" (a call), the name of a tool, or "none".
         """
@@ -207,7 +207,7 @@ class ChatSamKV(Described):
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
         return structured(self, schema, method, include_raw)
 
-    # -- what LangChain asks about us --------------------------------------------------------------------------
+    # -- what LangChain asks about the model -------------------------------------------------------------------
 
     @property
     def _llm_type(self) -> str:

@@ -1,4 +1,4 @@
-"""What LangChain asks about the model besides answers: how it is saved, and what it can do."""
+"""What LangChain needs from the model besides answers: how to save it, and what it can do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from samkv_rag import SamKVError
 class Described(SamKVFields):
     """A chat model that is saved by its fields (`langchain_core.load.dumps`) when they are all plain.
 
-    There are no secrets in them. `loads` with `allowed_objects=[ChatSamKV]` and
-    `valid_namespaces=["langchain_samkv"]` makes the model again; it opens the same cache store.
+    They hold no secrets. `loads` with `allowed_objects=[ChatSamKV]` and `valid_namespaces=["langchain_samkv"]`
+    restores the model; it opens the same cache store.
     """
 
     @classmethod
@@ -26,7 +26,7 @@ class Described(SamKVFields):
         return True
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """A loaded model, an engine, a store or a method that were given as objects cannot be saved."""
+        """Save the fields; a loaded model, an engine, a store or a method given as an object cannot be saved."""
         given = [getattr(self, name) for name in ("model", "method", "kv_store", "device_map", "dtype")]
         plain = all(value is None or isinstance(value, str | int | dict) for value in given)
         return super().to_json() if plain and self.given_engine is None else self.to_json_not_implemented()
@@ -57,7 +57,7 @@ class Described(SamKVFields):
         return str(sorted({**params, "stop": self.stop if stop is None else stop}.items()))
 
     def _identity(self) -> str:
-        """What tells models of one name apart: the tokenizer's name, or, of objects, what is in them."""
+        """What tells models of the same name apart: the tokenizer's name or, for objects, their contents."""
         if self.given_engine is None and isinstance(self.model, str) and isinstance(self.tokenizer, str | None):
             return repr(self.tokenizer)
         engine = self.engine
@@ -65,12 +65,12 @@ class Described(SamKVFields):
         return f"{engine.fingerprint} {template} {sorted(engine.chat_template_kwargs.items())}"
 
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
-        """As the base class's, whose answer cache asks for the identity; it is found beside the event loop."""
+        """Like the base class's, whose answer cache asks for the identity: this is found first, in a thread."""
         await asyncio.to_thread(self._identity)
         return await super().agenerate(*args, **kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile:
-        """Text only; tools and structured output of any model, by grammar. The window is known of a loaded model."""
+        """Text only; tools and structured output for any model, by grammar. The window of a loaded model is known."""
         profile = ModelProfile(
             text_inputs=True, image_inputs=False, audio_inputs=False, video_inputs=False, pdf_inputs=False,
             text_outputs=True, image_outputs=False, audio_outputs=False, video_outputs=False, reasoning_output=True,
@@ -81,7 +81,7 @@ class Described(SamKVFields):
 
 
 def _positions(model: Any) -> int | None:
-    """The positions of a loaded model; a name is not looked up, for making a chat model loads nothing."""
+    """The positions of a loaded model. A name is not looked up: making a chat model loads nothing."""
     config = getattr(model, "config", None)
     found = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
     return int(found) if found else None

@@ -17,7 +17,7 @@ class ChatEngines(Engines):
         self._roles: dict[SamKVEngine, Roles] = {}
 
     def roles(self, engine: SamKVEngine) -> Roles:
-        """The roles that the chat template of an engine's model can carry, found once."""
+        """The roles that the chat template of an engine's model can carry, determined once."""
         with self._making:
             if engine not in self._roles:
                 self._roles[engine] = Roles.of(engine.tokenizer)
@@ -25,5 +25,5 @@ class ChatEngines(Engines):
 
 
 def fields_of(engine: SamKVEngine) -> dict[str, Any]:
-    """What the fields of a chat model over this engine are."""
+    """The fields of a chat model over this engine."""
     return {**settings_of(engine), "model": engine.source.name, "method": engine.method}

@@ -14,10 +14,10 @@ from samkv_rag.engines import own_method, require_keep, require_known, require_s
 from samkv_rag.methods import Method
 
 DEFAULTS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "timeout", "keep", "chat_template_kwargs")
-"""The fields that a call may override, the method aside."""
+"""The fields that a call may override, apart from the method."""
 
 MEANINGLESS = {"api_key", "max_retries"}
-"""What LangChain gives every model, and means nothing to one in this process."""
+"""Keywords that LangChain passes to every model and that mean nothing to one in this process."""
 
 
 class SamKVFields(BaseChatModel):
@@ -39,44 +39,44 @@ class SamKVFields(BaseChatModel):
     stop: list[str] | str | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
     """Texts that end the answer; they are cut off."""
     timeout: float | None = None
-    """Seconds after which a call raises `TimeoutError` and lets go of the model."""
+    """Seconds after which a call raises `TimeoutError` and releases the model."""
     streaming: bool = False
     kv_store: Any = "./kv"
     """Where chunk caches live: a folder, ":memory:" or a `ChunkKVStore`."""
     kv_dtype: str = "model"
-    """How they are stored: as the model computes, or "bf16", "fp16", "int8", "fp8", "int4"."""
+    """How they are stored: as the model computes them, or "bf16", "fp16", "int8", "fp8", "int4"."""
     method: Any = None
     """How caches are used: "full" (not at all), another method's name, or a method object. None or "samkv":
-    `SamKV()`, or that of the engine that was given."""
+    `SamKV()`, or the given engine's."""
     keep: float | None = None
-    """Chosen chunk tokens / chunk tokens: these are computed again, and with `rest="drop"` these alone stay. None: the
+    """Chosen chunk tokens / chunk tokens: these are recomputed, and with `rest="drop"` only these are kept. None: the
     method's own."""
     namespace: str = "default"
-    """Caches are shared within a namespace and never across; give every tenant one."""
+    """Caches are shared within a namespace and never across; give every tenant its own."""
     min_kept_tokens: int = 256
-    """The fewest chunk tokens of a prompt that a method with `keep` chooses: of fewer, all."""
+    """The fewest chunk tokens of a prompt that a method with `keep` chooses; if there are fewer, all."""
     device_map: Any = None
     dtype: Any = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keywords for transformers' `from_pretrained`."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More variables of the model's chat template: `{"enable_thinking": False}` has Qwen3 answer at once."""
+    """More variables for the model's chat template: `{"enable_thinking": False}` makes Qwen3 answer at once."""
     given_engine: SamKVEngine | None = Field(default=None, alias="engine", exclude=True, repr=False)
 
     shared_engines: ChatEngines = Field(default_factory=ChatEngines, exclude=True, repr=False)
-    """The engines made so far: copies of this object, as for configured calls, go on with them."""
+    """The engines made so far, shared by copies of this object, such as those for configured calls."""
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, said: Any) -> Any:
-        """A keyword that is misspelt, or another model's, is not passed over in silence."""
+        """Refuse a keyword that is misspelt, or another model's, instead of ignoring it."""
         if isinstance(said, dict):
             require_known(cls.__name__, said, cls.model_fields, cls._aliases() | MEANINGLESS)
         return said
 
     @classmethod
     def _aliases(cls) -> set[str]:
-        """What fields may be called, too."""
+        """The other names of fields."""
         names = set[str]()
         for field in cls.model_fields.values():
             other = field.validation_alias or field.alias
@@ -85,8 +85,8 @@ class SamKVFields(BaseChatModel):
 
     @model_validator(mode="after")
     def _as_its_engine(self) -> Self:
-        """The fields say what a given engine is; a name and a method of this object's own stay. Anything else of an
-        engine that is said beside it and that it has otherwise is refused, and so is `keep` for a method without."""
+        """Set the fields to those of a given engine, except for a name and a method of this object's own. Refuse any
+        other setting that differs from the engine's, and `keep` for a method that has none."""
         if self.given_engine is not None:
             said = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
             require_same(self.given_engine, **said)
@@ -106,12 +106,12 @@ class SamKVFields(BaseChatModel):
 
     @property
     def model_name(self) -> str:
-        """What the model is called."""
+        """The model's name."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", "")
         return str(name or "model")
 
     def _engine(self, name: str) -> SamKVEngine:
-        """The engine of this object's model, or of one that a call named: that one shares the store."""
+        """The engine of this object's model, or of another one that a call names, which shares the store."""
         if name != self.model_name:
             other = {**self._settings, "model": name, "tokenizer": None, "store": self.engine.store}
             return self.shared_engines.get(other, self.engine.method)
@@ -127,5 +127,5 @@ class SamKVFields(BaseChatModel):
 
     @property
     def _own_method(self) -> str | Method | None:
-        """The method of this object's calls: not that of its engine, which a copy with another one may have made."""
+        """The method of this object's calls: not its engine's, which a copy with another method may have made."""
         return own_method(self.method, self.given_engine)

@@ -1,4 +1,4 @@
-"""Caches follow documents: kept as long as some document needs them, whoever else has the same text."""
+"""Caches follow documents: each is kept as long as any document needs it, however many share its text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Keeper:
 
     @asynccontextmanager
     async def acached(self, texts: Sequence[str]) -> AsyncIterator[None]:
-        """As `cached`, the model working beside the event loop."""
+        """Like `cached`, with the model working in a thread."""
         holder = f"adding/{uuid.uuid4()}"
         try:
             await asyncio.to_thread(self._hold, texts, holder)
@@ -71,13 +71,13 @@ class Keeper:
                 self.engine.forget(store.release(owner, old))
 
     def release(self, ids: Iterable[str]) -> None:
-        """End what these documents need."""
+        """Release the caches that these documents own."""
         self._release([self._prefix + id for id in ids])
 
     def _release(self, owners: Iterable[str]) -> None:
         gone = [key for owner in owners for key in self.engine.store.release(owner)]
         if gone:
-            self.engine.forget(gone)  # the store has deleted them; their texts need not be looked for either
+            self.engine.forget(gone)  # the store has deleted them; their texts need not be looked for any more
 
     def worth(self, texts: Iterable[str]) -> list[str]:
         """The texts that are long enough to be cached."""
@@ -88,10 +88,10 @@ def precompute(
     llm: ChatSamKV | SamKVEngine, documents: VectorStore | Iterable[Document | str], *,
     ids: Sequence[str] | None = None, collection: str = "", min_chars: int = MIN_CHARS,
 ) -> int:  # fmt: skip
-    """Cache documents that are indexed already, nothing embedded again; returns how many texts are cached now.
+    """Cache documents that are already indexed, without embedding them again; returns how many texts are cached now.
 
-    `documents`: documents, texts, or a vector store. Of a store that cannot list its documents, give the `ids`.
-    Documents with an id own their caches, so that a `ChunkKVVectorStore` over the same store (and of the same
+    `documents`: documents, texts, or a vector store. For a store that cannot list its documents, pass the `ids`.
+    Documents with an id own their caches, so that a `ChunkKVVectorStore` over the same store (and with the same
     `collection`) releases them on deletion.
     """
     found = stored_documents(documents, ids) if isinstance(documents, VectorStore) else documents
@@ -104,7 +104,7 @@ def precompute(
 
 
 def stored_documents(store: VectorStore, ids: Sequence[str] | None = None) -> list[Document]:
-    """The documents in a vector store; raises `SamKVError` when it cannot list them and no `ids` are given."""
+    """The documents in a vector store; raises `SamKVError` if it cannot list them and no `ids` are given."""
     if isinstance(getattr(store, "_keeper", None), Keeper):  # a ChunkKVVectorStore stands for the store it wraps
         store = getattr(store, "inner")  # noqa: B009
     if ids is not None:
@@ -152,7 +152,7 @@ def _qdrant(store: Any) -> list[Document] | None:
 
 
 def _postgres(store: Any) -> list[Document] | None:
-    """PGVector in its synchronous mode; an asynchronous one is given `ids`."""
+    """PGVector in its synchronous mode; for an asynchronous one, pass `ids`."""
     rows = getattr(store, "EmbeddingStore", None)
     if rows is None or getattr(store, "async_mode", True):
         return None

@@ -1,4 +1,4 @@
-"""From LangChain messages to those of chat templates. Text is passed on as it is: it is the key to the caches."""
+"""Convert LangChain messages to those of chat templates. Text is passed on unchanged: it is the key to the caches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from samkv_rag.prompt.template import has_template, merged
 
 Turn = dict[str, Any]
 
-# Parts of an assistant's content that are not text for the reader: calls stand in `tool_calls`, thoughts are private.
+# Parts of an assistant's content that are not text for the reader: calls are in `tool_calls`, thoughts are private.
 _SILENT = {
     "tool_use",
     "tool_call",
@@ -44,7 +44,7 @@ class Roles:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Roles:
-        """Found by rendering: a template may refuse a role, and it may drop what it says."""
+        """Determined by rendering: a template may refuse a role, or drop its content."""
         if not has_template(tokenizer):
             return cls()
         ask, called = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -58,7 +58,7 @@ class Roles:
 def _shows(tokenizer: Any, turns: list[Turn]) -> bool:
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template is a program of the model's and may raise anything
+    except Exception:  # a template is a program that comes with the model and may raise anything
         return False
     return str(text).count(_MARK) == 1
 
@@ -66,8 +66,8 @@ def _shows(tokenizer: Any, turns: list[Turn]) -> bool:
 def converted(messages: Sequence[BaseMessage], roles: Roles, instructions: str = "") -> list[Turn]:
     """Turns for a chat template that has these `roles`; `instructions` go into the system message.
 
-    Neighbours of one role become one turn, because many templates want turns to alternate. Without a system role its
-    text leads the first user turn; without a tool role results become user turns.
+    Adjacent messages of one role become one turn, because many templates want turns to alternate. Without a system role
+    its text begins the first user turn; without a tool role, results become user turns.
     """
     turns = [_turn(message) for message in messages]
     if instructions:
@@ -81,7 +81,7 @@ def converted(messages: Sequence[BaseMessage], roles: Roles, instructions: str =
 
 
 def question_of(messages: Sequence[BaseMessage], roles: Roles) -> str | None:
-    """What is asked, where the engine cannot see it from the turns: results that had to become user turns hide it."""
+    """The question, if the engine cannot find it in the turns because results that had to become user turns hide it."""
     if roles.tool or not any(isinstance(message, ToolMessage | FunctionMessage) for message in messages):
         return None
     asked = [text_of(message) for message in messages if isinstance(message, HumanMessage)]
@@ -89,7 +89,7 @@ def question_of(messages: Sequence[BaseMessage], roles: Roles) -> str | None:
 
 
 def text_of(message: BaseMessage) -> str:
-    """The text of a message, its parts put together without a seam; raises `SamKVError` on images, audio and files."""
+    """The text of a message, its parts joined without a separator; raises `SamKVError` on images, audio and files."""
     content = message.content
     return content if isinstance(content, str) else "".join(_part(part, message) for part in content)
 

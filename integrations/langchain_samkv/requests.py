@@ -1,4 +1,4 @@
-"""From a chat model's fields and a call's keywords to what the engine is asked."""
+"""Turn a chat model's fields and a call's keywords into a request to the engine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ DEFAULT_MAX_TOKENS = 256
 _GENERATION = ("temperature", "top_p", "top_k", "seed")
 _CALL = ("method", "keep", "timeout")
 _FORM = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-# What LangChain itself leaves among the keywords, and what says nothing to a local model.
+# Keywords that LangChain itself leaves in a call, and those that mean nothing to a local model.
 _NOT_OURS = ("stream", "stream_usage", "strict")
 _KNOWN = {*_GENERATION, *_CALL, *_FORM, *_NOT_OURS, "max_tokens", "model", "question", "chat_template_kwargs"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call of a chat model: the `fields` of the model, overridden by the call's keywords; `template` are more
-    variables of its chat template."""
+    """One call of a chat model: the `fields` of the model, overridden by the call's keywords; `template` has more
+    variables for its chat template."""
 
     fields: Mapping[str, Any]
     stop: Sequence[str]
@@ -40,7 +40,7 @@ class Request:
 
     @classmethod
     def of(cls, defaults: Mapping[str, Any], stop: Sequence[str] | None, keywords: Mapping[str, Any]) -> Request:
-        """Raises `SamKVError` on a keyword that means nothing here."""
+        """The request of a call; raises `SamKVError` on a keyword that means nothing here."""
         if unknown := sorted(set(keywords) - _KNOWN):
             known = ", ".join(sorted(_KNOWN - set(_NOT_OURS) | {"stop"}))
             raise SamKVError(f"ChatSamKV does not know {', '.join(unknown)}; a call may have: {known}.")
@@ -52,13 +52,13 @@ class Request:
         return cls(overridden(defaults, keywords), stops, form, template)
 
     def reader(self, engine: SamKVEngine) -> ReasoningReader | None:
-        """What tells thoughts from words in the answer; None where there are none."""
+        """What separates thoughts from the rest of the answer; None if there are none."""
         return self.form.reader(engine.tokenizer, {**engine.chat_template_kwargs, **self.template})
 
     def start(
         self, engine: SamKVEngine, roles: Roles, messages: Sequence[BaseMessage], thoughts: ReasoningReader | None
     ) -> AnswerStream:  # fmt: skip
-        """Hand the call to the engine; the work starts in a thread of its own. `thoughts` may stand in the answer."""
+        """Pass the call to the engine; the work starts in a thread of its own. The answer may contain `thoughts`."""
         options = {name: self.fields[name] for name in _GENERATION if self.fields.get(name) is not None}
         most = self.fields.get("max_tokens")
         return engine.stream(
@@ -75,7 +75,7 @@ class Request:
 def traced(
     params: LangSmithParams, stop: Sequence[str] | None, keywords: Mapping[str, Any], model: str
 ) -> LangSmithParams:  # fmt: skip
-    """Tracing's standard parameters with our provider's name."""
+    """The standard tracing parameters, with our provider's name."""
     params["ls_provider"] = "samkv"
     params["ls_model_name"] = str(keywords.get("model") or model)
     if stop:

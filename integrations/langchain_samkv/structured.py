@@ -18,7 +18,7 @@ METHODS = ("json_schema", "function_calling", "json_mode")
 
 
 def structured(llm: BaseChatModel, schema: Any, method: str, include_raw: bool) -> Runnable[Any, Any]:
-    """`llm` bound to write JSON for `schema`, and a parser behind it; "function_calling" is the base class's affair."""
+    """`llm` bound to write JSON for `schema`, followed by a parser; the base class handles "function_calling"."""
     if method not in METHODS:
         raise SamKVError(f"There is no method {method!r} of structured output; choose one of: {', '.join(METHODS)}.")
     response_format: Mapping[str, Any] = {"type": "json_object"}
@@ -43,14 +43,14 @@ def plain_schema(schema: Any) -> Mapping[str, Any]:
 
 
 def parser_of(schema: Any) -> BaseOutputParser[Any]:
-    """A parser to objects of a pydantic class, or to plain dictionaries."""
+    """A parser that returns objects of a pydantic class, or plain dictionaries."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return PydanticOutputParser(pydantic_object=schema)
     return JsonOutputParser()
 
 
 def with_raw(llm: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
-    """A dictionary of the raw message, what was parsed, and the error if it could not be."""
+    """A runnable that gives a dictionary of the raw message, the parsed object, and the error if parsing failed."""
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")

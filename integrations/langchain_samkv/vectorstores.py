@@ -1,4 +1,4 @@
-"""`ChunkKVVectorStore`: any vector store, whose documents' caches come and go with them."""
+"""`ChunkKVVectorStore`: any vector store, with caches that come and go with its documents."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ChunkKVVectorStore(VectorStore):
         store = ChunkKVVectorStore(InMemoryVectorStore(embeddings), llm=llm)
         index(splits, records, store, cleanup="incremental", source_id_key="source", key_encoder="blake2b")
 
-    A text that several documents share is cached once, and until the last of them is gone. Searching is the wrapped
-    store's own affair; documents and metadata are passed on untouched. `collection` keeps the ids of two stores apart
+    A text that several documents share is cached once, and kept until the last of them is gone. Searching is left to
+    the wrapped store; documents and metadata are passed on unchanged. `collection` keeps apart the ids of two stores
     that share one cache store.
     """
 
@@ -52,7 +52,7 @@ class ChunkKVVectorStore(VectorStore):
         self, texts: Iterable[str], metadatas: list[dict[str, Any]] | None = None, *, ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:  # fmt: skip
-        """Cache the texts and add them; returns their ids. Nothing is added when caching fails."""
+        """Cache the texts and add them; returns their ids. Nothing is added if caching fails."""
         listed = list(texts)
         with self._keeper.cached(listed):
             new = self.inner.add_texts(listed, metadatas, **_given(ids), **kwargs)
@@ -63,7 +63,7 @@ class ChunkKVVectorStore(VectorStore):
         self, texts: Iterable[str], metadatas: list[dict[str, Any]] | None = None, *, ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:  # fmt: skip
-        """As `add_texts`; the event loop goes on while the model works."""
+        """Like `add_texts`, without blocking the event loop while the model works."""
         listed = list(texts)
         async with self._keeper.acached(listed):
             new = await self.inner.aadd_texts(listed, metadatas, **_given(ids), **kwargs)
@@ -79,7 +79,7 @@ class ChunkKVVectorStore(VectorStore):
         return new
 
     async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
-        """As `add_documents`; the event loop goes on while the model works."""
+        """Like `add_documents`, without blocking the event loop while the model works."""
         texts = [document.page_content for document in documents]
         async with self._keeper.acached(texts):
             new = await self.inner.aadd_documents(documents, **kwargs)
@@ -89,8 +89,8 @@ class ChunkKVVectorStore(VectorStore):
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
         """Delete documents, and the caches that no other document needs.
 
-        Without `ids` (by a filter, or all) it is for the wrapped store to say which documents went: those it lists
-        before and not after. One that cannot list its documents keeps their caches, with a warning.
+        Without `ids` (by a filter, or all) the deleted documents are those that the wrapped store lists before and not
+        after. If it cannot list its documents, their caches are kept, with a warning.
         """
         known = self._listed() if ids is None else set(ids)
         done = self.inner.delete(ids, **kwargs)
@@ -100,7 +100,7 @@ class ChunkKVVectorStore(VectorStore):
         return done
 
     async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """As `delete`; the event loop goes on while documents are listed and caches released."""
+        """Like `delete`, without blocking the event loop while documents are listed and caches released."""
         known = await asyncio.to_thread(self._listed) if ids is None else set(ids)
         done = await self.inner.adelete(ids, **kwargs)
         if done is not False:
@@ -109,7 +109,7 @@ class ChunkKVVectorStore(VectorStore):
         return done
 
     def _listed(self) -> set[str]:
-        """The ids of the wrapped store's documents; none, and a warning, where it does not list them."""
+        """The ids of the wrapped store's documents; none, and a warning, if it does not list them."""
         try:
             return {str(document.id) for document in stored_documents(self.inner)}
         except SamKVError:
@@ -189,5 +189,5 @@ class ChunkKVVectorStore(VectorStore):
 
 
 def _given(ids: list[str] | None) -> dict[str, Any]:
-    """Not every store's `add_texts` has ids."""
+    """Keywords with `ids` only if there are any: not every store's `add_texts` takes them."""
     return {} if ids is None else {"ids": ids}

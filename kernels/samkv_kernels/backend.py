@@ -22,9 +22,9 @@ class BackendError(RuntimeError):
 def choose(device: torch.device, wanted: str | None = None) -> Backend:
     """The backend for tensors on `device`.
 
-    `wanted` is "auto", "torch" or "triton"; None takes it from the variable SAMKV_BACKEND, "auto" without one.
-    "auto" is Triton on CUDA devices that can run it, else torch. Raises `BackendError` when Triton was asked for and
-    cannot run: nothing falls back in silence.
+    `wanted` is "auto", "torch" or "triton"; None takes it from the environment variable SAMKV_BACKEND, else "auto".
+    "auto" is Triton on CUDA devices that can run it, else torch. Raises `BackendError` if Triton was asked for and
+    cannot run: nothing falls back silently.
     """
     name = wanted if wanted is not None else os.environ.get(VARIABLE) or "auto"
     if name not in _CHOICES:

@@ -1,8 +1,8 @@
-"""What the question makes of key blocks it sees only in summary: each chunk's query against that chunk's blocks.
+"""Scores of key blocks by their summaries alone: each chunk's query against that chunk's blocks.
 
-Query and blocks stand in one rotary frame, the chunk's own: turning a few queries back costs less than turning all keys
-(`q . R(delta) k = (R(-delta) q) . k`). All layers and all chunks go in one call; the blocks of C chunks stand behind
-each other, `counts` of each. Consecutive query heads share a key head (H = G * rep).
+Query and blocks are in one rotary frame, the chunk's own: rotating a few queries back costs less than rotating all keys
+(`q . R(delta) k = (R(-delta) q) . k`). One call takes all layers and all chunks; the blocks of C chunks follow one
+another, `counts` of each. Consecutive query heads share a key head (H = G * rep).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def block_logits(query: Tensor, mean: Tensor, counts: Sequence[int], backend: Ba
 
 
 def bound_logits(query: Tensor, low: Tensor, high: Tensor, counts: Sequence[int], backend: Backend = "torch") -> Tensor:
-    """The most that `q . k / sqrt(D)` can be for a key between `low` and `high` (Quest, Tang et al. 2024): shapes as in
+    """The most that `q . k / sqrt(D)` can be for a key between `low` and `high` (Quest, Tang et al. 2024); shapes as in
     `block_logits`."""
     _check(query, low, counts)
     if backend == "triton":

@@ -1,8 +1,8 @@
-"""Keys and values in four bits each, and attention over these beside others as they are.
+"""Keys and values packed into four bits per number, and attention over these together with unpacked ones.
 
 Keys are rounded channel by channel over neighbouring tokens, since some of their channels are large in every token;
-values, of which none are, token by token (KIVI: Liu et al., ICML 2024). A product with what was rounded is one with
-whole numbers: what these are multiplied by goes to the query, or to the weights.
+values, which have no such channels, token by token (KIVI: Liu et al., ICML 2024). A product with rounded numbers is one
+with integers: their scale is applied to the query, or to the weights.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MOST = 15
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """Whole numbers of four bits, two in a byte, and what they stand for: `scale` times the number, and `low` more.
+    """Integers of four bits, two in a byte, and what they stand for: `scale` times the integer, plus `low`.
 
-    `codes` uint8 `(G, B, 16, D)`: of each 32 neighbouring tokens the first 16 in the low bits, the others in the high
-    ones. `steps` fp16 `(G, B, 2, X)` hold scale and low, over `2 ** exponent`, so that they fit: those of a channel in
-    32 tokens (X = D, `along` -2), or of a token (X = 32, `along` -1).
+    `codes` uint8 `(G, B, 16, D)`: of each 32 neighbouring tokens, the first 16 in the low bits, the others in the high
+    bits. `steps` fp16 `(G, B, 2, X)` hold scale and low, divided by `2 ** exponent` so that they fit: per channel over
+    32 tokens (X = D, `along` -2), or per token (X = 32, `along` -1).
     """
 
     codes: Tensor
@@ -38,8 +38,8 @@ class Rounded:
 
     @classmethod
     def of(cls, entries: Tensor, along: int) -> Rounded:
-        """Of fp32 `(G, B, 32, D)`, with one scale for all along an axis."""
-        low, high = entries.amin(along), entries.amax(along)  # on a CPU aminmax takes thirty times as long
+        """Round fp32 `(G, B, 32, D)`, with one scale for all numbers along an axis."""
+        low, high = entries.amin(along), entries.amax(along)  # on a CPU, aminmax takes thirty times as long
         exponent = _exponent(torch.maximum(low.abs(), high.abs()))
         low, high = low * 2.0**-exponent, high * 2.0**-exponent
         low = _half(low, (high - low) / (4 * MOST))
@@ -48,22 +48,22 @@ class Rounded:
         for own in _pieces(entries):
             exact = entries[own] - _wide(low[own], exponent, along)
             exact.div_(_wide(scale[own], exponent, along)).round_().clamp_(0, MOST)
-            numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to make it unsigned
+            numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to convert to unsigned
             torch.bitwise_or(numbers[..., :HALF, :], numbers[..., HALF:, :] << 4, out=codes[own])
         return cls(codes, torch.stack([scale, low], 2), exponent, along)
 
     @property
     def scale(self) -> Tensor:
-        """fp32 `(G, B, 1, D)`, or `(G, B, 32, 1)` by tokens."""
+        """fp32 `(G, B, 1, D)`, or `(G, B, 32, 1)` where scales are per token."""
         return _wide(self.steps[:, :, 0], self.exponent, self.along)
 
     @property
     def low(self) -> Tensor:
-        """As `scale`."""
+        """Shaped as `scale`."""
         return _wide(self.steps[:, :, 1], self.exponent, self.along)
 
     def numbers(self, heads: slice = slice(None), room: Tensor | None = None) -> Tensor:
-        """The whole numbers of some heads, fp32 `(g, B, 32, D)`, in memory that is lent (`room`) or new."""
+        """The integers of some heads, fp32 `(g, B, 32, D)`, in borrowed (`room`) or new memory."""
         codes = self.codes[heads]
         if room is None:
             room = codes.new_empty(*codes.shape[:2], 2, *codes.shape[2:], dtype=torch.float32)
@@ -72,13 +72,13 @@ class Rounded:
         return room.flatten(2, 3)
 
     def by_head(self) -> Iterator[tuple[slice, Tensor]]:
-        """The same of some heads after others, to be used before the next ones."""
+        """Yield the heads in groups, with their `numbers`: use each group's before taking the next."""
         room = torch.empty(1, self.codes.shape[1], 2, *self.codes.shape[2:]) if self.codes.is_cpu else None
         for own in _pieces(self.codes):
             yield own, self.numbers(own, room)
 
     def entries(self) -> Tensor:
-        """What they stand for, fp32 `(G, 32 * B, D)`."""
+        """What the integers stand for, fp32 `(G, 32 * B, D)`."""
         return (self.numbers() * self.scale + self.low).flatten(1, 2)
 
     @property
@@ -88,7 +88,7 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The keys and values of `count` tokens in a layer, in four bits each."""
+    """The keys and values of `count` tokens in a layer, in four bits per number."""
 
     keys: Rounded
     values: Rounded
@@ -96,12 +96,12 @@ class Packed:
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, at: Tensor | None = None) -> Packed:
-        """Of keys and values `(G, T, D)`, those `at` `(N,)`, by default all; of one token at least."""
+        """Pack those of keys and values `(G, T, D)` that are `at` `(N,)`, by default all; at least one token's."""
         at = torch.arange(keys.shape[1], device=keys.device) if at is None else at
         return cls(Rounded.of(_grouped(keys, at), -2), Rounded.of(_grouped(values, at), -1), len(at))
 
     def entries(self) -> tuple[Tensor, Tensor]:
-        """The keys and values that they stand for, fp32 `(G, N, D)`: the reference."""
+        """The keys and values that the integers stand for, fp32 `(G, N, D)`: the reference."""
         return self.keys.entries()[:, : self.count], self.values.entries()[:, : self.count]
 
     @property
@@ -109,14 +109,14 @@ class Packed:
         return self.keys.nbytes + self.values.nbytes
 
     def scores(self, rows: Tensor) -> Tensor:
-        """Products of `rows` `(G, R, D)` with the keys of every head: `(G, R, N)`."""
+        """Products of `rows` `(G, R, D)` with every head's keys: `(G, R, N)`."""
         rows = rows[:, None]
         scaled, found = rows * self.keys.scale, rows @ self.keys.low.mT
         products = [scaled[heads] @ numbers.mT for heads, numbers in self.keys.by_head()]
         return (torch.cat(products) + found).transpose(1, 2).flatten(2)[..., : self.count]
 
     def mixed(self, weights: Tensor) -> Tensor:
-        """Sums of the values of every head by `weights` `(G, R, N)`: `(G, R, D)`."""
+        """Sums of every head's values, weighted by `weights` `(G, R, N)`: `(G, R, D)`."""
         scale, low = (each.flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
         scaled, found = weights * scale[:, None], weights @ low[..., None]
         numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self.values.by_head())
@@ -130,7 +130,7 @@ def packed_attention(
     """`softmax(q . k) v` of `query` `(1, H, Q, D)` over `key` and `value` `(1, G, T, D)` and what is `packed`: `(1, H,
     Q, D)` in the query's dtype, computed in fp32.
 
-    `seen` `(Q, T)` and `packed_seen` `(Q, N)` say what a query sees, by default all; one thing at least.
+    `seen` `(Q, T)` and `packed_seen` `(Q, N)` say what a query attends to, by default everything; at least one token.
     """
     groups, (asked, dim) = key.shape[1], query.shape[2:]
     rows: Tensor = (query[0].float() * softmax.scale_for(dim)).reshape(groups, -1, dim)
@@ -142,7 +142,7 @@ def packed_attention(
 
 
 def _capped(scores: Tensor, seen: Tensor | None, softcap: float | None) -> Tensor:
-    """Scores `(g, rep * Q, T)`, -inf where a query does not see."""
+    """Cap scores `(g, rep * Q, T)`, and set them to -inf where a query does not attend to a key."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if seen is not None:
@@ -151,32 +151,32 @@ def _capped(scores: Tensor, seen: Tensor | None, softcap: float | None) -> Tenso
 
 
 def _wide(steps: Tensor, exponent: int, along: int) -> Tensor:
-    """What fp16 steps stand for, beside the numbers that share them along an axis."""
+    """What fp16 steps stand for, in a shape that broadcasts to the numbers that share them along an axis."""
     return (steps.float() * 2.0**exponent).unsqueeze(along)
 
 
 def _pieces(entries: Tensor) -> Iterator[slice]:
-    """Heads that are computed together: on a CPU one at a time, which stays in its cache, and in memory that is there;
-    new memory costs more than what is done in it."""
+    """Heads that are computed together: on a CPU one at a time, so that it stays in the cache, and in memory that is
+    already there; new memory costs more than what is computed in it."""
     if entries.is_cpu:
         return (slice(head, head + 1) for head in range(len(entries)))
     return iter([slice(None)])
 
 
 def _half(numbers: Tensor, above: Tensor) -> Tensor:
-    """fp16 `above` fp32 numbers by so much at most: where those of a channel lie close together and far from 0, what is
-    rounded up would stand above them all."""
+    """fp16 of fp32 numbers, larger by at most `above`: where a channel's numbers are close together and far from 0, one
+    that is rounded up would exceed them all."""
     nearest = numbers.half()
     return nearest.where(nearest <= numbers + above, (numbers - numbers.abs() * 2.0**-11).half())
 
 
 def _exponent(sizes: Tensor) -> int:
-    """The power of two over which the largest of some sizes is just below 2 ** 15."""
+    """The exponent of the power of two that, dividing the largest of some sizes, leaves it just below 2 ** 15."""
     most = float(sizes.amax())
     return max(math.frexp(most)[1] - 15, -100) if math.isfinite(most) else 0
 
 
 def _grouped(entries: Tensor, at: Tensor) -> Tensor:
-    """Of `(G, T, D)` those `at` `(N,)`: fp32 `(G, B, 32, D)`, the last of them again and again behind it."""
+    """Entries `at` `(N,)` of `(G, T, D)`: fp32 `(G, B, 32, D)`, the last of them repeated to fill the last group."""
     filled = torch.cat([at, at[-1:].expand(-len(at) % GROUP)])
     return entries.index_select(1, filled).float().reshape(len(entries), -1, GROUP, entries.shape[2])

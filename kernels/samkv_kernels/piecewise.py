@@ -1,8 +1,8 @@
-"""`sparse_attention` on a processor: matrix products of a few queries at a time, in the tensors' own dtype.
+"""`sparse_attention` on a CPU: matrix products of a few queries at a time, in the tensors' own dtype.
 
-What SDPA does there computes bfloat16 in float32, and one query of a decoding step as slowly as 32. Products of pieces
-that stay in the processor's cache take a third of the time in bfloat16 on a processor that multiplies it, as long as
-SDPA in float32 where torch multiplies with MKL, and half of that where it uses oneDNN
+There SDPA computes bfloat16 in float32, and takes as long for the one query of a decoding step as for 32. Products of
+pieces that stay in the CPU's cache take a third of the time in bfloat16 on a CPU that multiplies it; in float32 as long
+as SDPA where torch multiplies with MKL, and half of that where it uses oneDNN
 (`torch.set_float32_matmul_precision("medium")`). Scores are rounded to the dtype, as in transformers' own "eager".
 """
 
@@ -18,15 +18,15 @@ from samkv_kernels.softmax import PLAIN, Softmax
 from samkv_kernels.sparse_attention import Spans
 
 ROWS = 192
-"""Rows of a product: queries of a piece times the heads that share a key head. More leave the cache at 4,000 keys."""
+"""Rows of a product: a piece's queries times the heads that share a key head. More overflow the cache at 4,000 keys."""
 SMALL = 1 << 20
-"""Scores that are computed for all key heads in one product: a decoding step's, not worth a call a head."""
+"""Most scores to compute for all key heads in one product: a decoding step's are not worth one call per head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Keys that some queries of a piece see and others do not: the `columns` among the piece's keys, and what is added
-    to their scores, 0 or -inf, `(rows, columns)`."""
+    """Keys that some queries of a piece attend to and others do not: the `columns` among the piece's keys, and what is
+    added to their scores, 0 or -inf, `(rows, columns)`."""
 
     columns: slice
     bias: Tensor
@@ -34,7 +34,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Neighbouring queries `rows` and the `keys` that any of them sees; `blind` marks rows that see nothing."""
+    """Neighbouring queries `rows` and the `keys` that any of them attends to; `blind` marks rows attending to none."""
 
     rows: slice
     keys: slice
@@ -43,12 +43,12 @@ class Piece:
 
     @classmethod
     def open(cls, rows: int, keys: int) -> Piece:
-        """The piece of `rows` queries that see all keys."""
+        """The piece of `rows` queries that attend to all keys."""
         return cls(slice(0, rows), slice(0, keys), (), None)
 
     @classmethod
     def of(cls, rows: slice, first: Tensor, last: Tensor) -> Piece:
-        """The piece of queries that see the keys from `first` to `last`, each `(rows,)`."""
+        """The piece of queries that attend to the keys from `first` to `last`, each `(rows,)`."""
         seeing = last >= first
         low, high = (int(first[seeing].min()), int(last[seeing].max()) + 1) if seeing.any() else (0, 0)
         at = torch.arange(low, high)
@@ -73,7 +73,7 @@ def _runs(sorted_numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def pieces_of(spans: Spans, shared: int) -> list[list[Piece]]:
-    """For every request of `spans` its queries in pieces, for models of which `shared` heads share a key head."""
+    """The queries of every request of `spans` in pieces, for models in which `shared` heads share a key head."""
     size = max(1, ROWS // shared)
     return [
         [Piece.of(slice(at, at + len(f)), f, n) for at, f, n in zip(range(0, len(first), size), *split, strict=True)]
@@ -88,8 +88,8 @@ def piecewise_attention(
 ) -> Tensor:  # fmt: skip
     """As `sparse_attention`: `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)`.
 
-    `pieces` are those of its spans (`pieces_of`), of each request or one list for all. To `shares` `(B, Q, T)`, if
-    given, the weights are added, averaged over heads: what `piecewise_shares` would make once more.
+    `pieces` are those of its spans (`pieces_of`), one list per request or one for all. The weights, averaged over
+    heads, are added to `shares` `(B, Q, T)` if given: what `piecewise_shares` would compute once more.
     """
     out = torch.empty_like(query)
     scaled = query * softmax.scale_for(query.shape[-1])
@@ -103,7 +103,7 @@ def piecewise_attention(
 def _attend(
     out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softmax: Softmax, shares: Tensor | None
 ) -> None:
-    """Fill the rows of a piece in `out` `(H, Q, D)`; key heads one at a time, unless there is little to do."""
+    """Fill the rows of a piece in `out` `(H, Q, D)`, one key head at a time unless there is little to do."""
     groups, shared = len(key), len(query) // len(key)
     q, keys = query[:, piece.rows].unflatten(0, (groups, shared)), piece.keys
     into = out[:, piece.rows].unflatten(0, (groups, shared))
@@ -118,13 +118,13 @@ def _attend(
 
 
 def _weights(q: Tensor, key: Tensor, piece: Piece, softmax: Softmax) -> Tensor:
-    """Weights `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`; 0 for who sees nothing."""
+    """Weights `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`; 0 for queries that attend to nothing."""
     weights = _softmax(_scores(q, key, piece, softmax.softcap), q, softmax)
     return weights if piece.blind is None else weights.masked_fill(piece.blind.repeat(q.shape[1])[:, None], 0)
 
 
 def _softmax(scores: Tensor, q: Tensor, softmax: Softmax) -> Tensor:
-    """Weights of the scores `(G, rep * Q, T)` of queries `(G, rep, Q, D)`, whose heads are all that `softmax` is of."""
+    """Weights of the scores `(G, rep * Q, T)` of queries `(G, rep, Q, D)`, whose heads are all those of `softmax`."""
     if softmax.sinks is None:
         return scores.softmax(-1)
     by_head = scores.view(q.shape[0] * q.shape[1], q.shape[2], scores.shape[2])
@@ -132,9 +132,9 @@ def _softmax(scores: Tensor, q: Tensor, softmax: Softmax) -> Tensor:
 
 
 def _scores(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tensor:
-    """Scores `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`, -inf where a query sees nothing."""
+    """Scores `(G, rep * Q, T)` of `(G, rep, Q, D)` over `(G, T, D)`, -inf where a query does not attend to a key."""
     rows = q.flatten(1, 2)
-    if rows.dtype == torch.float16:  # processors hardly multiply it
+    if rows.dtype == torch.float16:  # hardly any CPU multiplies it
         rows, key = rows.float(), key.float()
     scores = rows @ key.mT
     if softcap is not None:

@@ -1,4 +1,4 @@
-"""From stored blocks to a compact cache: gather kept tokens, dequantise, turn keys to their true positions."""
+"""From stored blocks to a compact cache: gather kept tokens, dequantise, rotate keys to their true positions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from samkv_kernels.backend import Backend
 
 COPIED = 256 << 20
-"""Bytes of blocks that are copied to a device before they are gathered there: all of a prompt's are a second cache."""
+"""Bytes of blocks copied to a device before they are gathered there: all of a prompt's would be a second cache."""
 
 
 def halves(numbers: Tensor) -> Tensor:
-    """Numbers of four bits `(..., S, D)` out of uint8 `(..., S / 2, D)`: the first half of the tokens in the low bits,
-    the other one in the high ones."""
+    """Unpack numbers of four bits `(..., S, D)` from uint8 `(..., S / 2, D)`: the first half of the tokens is in the
+    low bits, the other half in the high bits."""
     return torch.cat([numbers & 15, numbers >> 4], -2)
 
 
@@ -24,8 +24,8 @@ def halves(numbers: Tensor) -> Tensor:
 class Stored:
     """B blocks of S tokens: position-free `keys` and `values` `(L, B, G, S, D)`, any strides with D contiguous.
 
-    bf16, fp16, fp32, int8, fp8 e4m3, or uint8 `(L, B, G, S / 2, D)`: numbers of four bits (see `halves`). What they
-    mean: `key_scale * keys + key_zero` and `value_scale * values + value_zero`, where given; scales and zeros have any
+    bf16, fp16, fp32, int8, fp8 e4m3, or uint8 `(L, B, G, S / 2, D)`: numbers of four bits (see `halves`). They stand
+    for `key_scale * keys + key_zero` and `value_scale * values + value_zero`, where given; scales and zeros have any
     float dtype and any shape that broadcasts to the blocks' (per channel of a block, per token).
     """
 
@@ -42,13 +42,13 @@ class Stored:
         return cls(kv[:, :, 0], kv[:, :, 1])
 
     def restored(self, dtype: torch.dtype) -> Tensor:
-        """The storage layout again `(L, B, 2, G, S, D)` in `dtype`, dequantised in fp32."""
+        """Back in the storage layout `(L, B, 2, G, S, D)`, in `dtype`, dequantised in fp32."""
         keys = _restored(self.keys, self.key_scale, self.key_zero)
         return torch.stack([keys, _restored(self.values, self.value_scale, self.value_zero)], 2).to(dtype)
 
     @property
     def packed(self) -> bool:
-        """Whether a byte holds the numbers of two tokens."""
+        """Whether each byte holds the numbers of two tokens."""
         return self.keys.dtype == torch.uint8
 
     @property
@@ -58,7 +58,7 @@ class Stored:
 
     @property
     def scales(self) -> tuple[Tensor | None, ...]:
-        """The scales of keys, their zeros, the scales of values, theirs: views `(L, B, G, S, D)` of what there is."""
+        """Scales and zeros of the keys, then of the values: views `(L, B, G, S, D)`, None where there are none."""
         shape = (*self.keys.shape[:3], self.size, self.keys.shape[4])
         parts = (self.key_scale, self.key_zero, self.value_scale, self.value_zero)
         return tuple(x if x is None else x.expand(shape) for x in parts)
@@ -68,7 +68,7 @@ class Stored:
         return self._each(lambda x: x.to(device))
 
     def layer(self, index: int) -> Stored:
-        """One layer of it, as views."""
+        """One layer, as views."""
         key_scale, key_zero, value_scale, value_zero = self.scales
         whole = replace(self, key_scale=key_scale, key_zero=key_zero, value_scale=value_scale, value_zero=value_zero)
         return whole._each(lambda x: x[index : index + 1])
@@ -87,10 +87,10 @@ def _restored(numbers: Tensor, scale: Tensor | None, zero: Tensor | None) -> Ten
 
 @dataclass(frozen=True, slots=True)
 class Angles:
-    """How keys turn: fp32 `cos` and `sin` `(N, T, W / 2)`, N tables of W turning dimensions, W at most D.
+    """How keys are rotated: fp32 `cos` and `sin` `(N, T, W / 2)`, N tables of W rotated dimensions, W at most D.
 
-    `table` int32 `(L,)` names each layer's table, -1 a layer whose keys do not turn; None: all layers use the only one.
-    Pairs are (i, i + W / 2), or with `interleaved` (2 i, 2 i + 1); (a, b) becomes (a cos - b sin, b cos + a sin).
+    `table` int32 `(L,)` names each layer's table, -1 a layer whose keys are not rotated; None: all layers use the only
+    one. Pairs are (i, i + W / 2), or with `interleaved` (2 i, 2 i + 1); (a, b) becomes (a cos - b sin, b cos + a sin).
     """
 
     cos: Tensor
@@ -110,8 +110,8 @@ class Angles:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Stored tokens that come to stand in neighbouring slots, from slot `start` on: `rows` int `(T,)` of `stored`, as
-    in `rope_gather`."""
+    """Stored tokens for neighbouring slots, from slot `start` on: `rows` int `(T,)` of `stored`, as in
+    `rope_gather`."""
 
     start: int
     stored: Stored
@@ -119,7 +119,7 @@ class Piece:
 
     @property
     def stop(self) -> int:
-        """The slot behind them."""
+        """The slot after them."""
         return self.start + len(self.rows)
 
 
@@ -129,7 +129,7 @@ def rope_gather(
     """Keys and values `(L, G, T + room, D)` in `dtype`, on the device of `rows` and `angles`.
 
     `rows` int `(T,)` names the stored token of every slot, `block * S + offset`; -1 gives zeros. The last `room` slots
-    are left as they come. `stored` may lie in pinned host memory, from which the kernel reads over the bus.
+    are left uninitialised. `stored` may be in pinned host memory, from which the kernel reads over the bus.
     """
     shape = (*stored.keys.shape[:1], stored.keys.shape[2], len(rows) + room, stored.keys.shape[4])
     keys, values = (torch.empty(shape, dtype=dtype, device=rows.device) for _ in range(2))
@@ -147,7 +147,7 @@ def rope_gather_into(
         gather_into(keys, values, [Piece(0, stored, rows)], angles)
         return
     tokens = Tokens.of(rows, stored)
-    for layer in range(len(keys)):  # what a layer takes on the way stays in the processor's caches
+    for layer in range(len(keys)):  # one layer's intermediate results stay in the processor's caches
         plain_keys, plain_values = _gathered(stored.layer(layer), tokens)  # where the blocks are, which may be the host
         _turn_into(keys[layer, :, : len(rows)], plain_keys.to(keys.device), angles.layer(layer))
         values[layer, :, : len(rows)] = plain_values
@@ -156,9 +156,9 @@ def rope_gather_into(
 def rope_gather_pieces_into(
     keys: Tensor, values: Tensor, pieces: Iterable[Piece], angles: Angles, backend: Backend = "torch"
 ) -> None:
-    """Fill all slots of `keys` and `values` `(L, G, T, D)`: by `pieces`, which come in order and do not overlap, and
-    with zeros where there is none. `angles` are those of all slots. What the kernel cannot read where it is gets
-    copied, some `COPIED` bytes before each launch; the reference fills what has come so far."""
+    """Fill all slots of `keys` and `values` `(L, G, T, D)`: from `pieces`, which come in order and do not overlap, and
+    with zeros where there is none. `angles` are those of all slots. What the kernel cannot read in place is copied,
+    some `COPIED` bytes before each launch; the reference fills what has come so far."""
     if backend == "triton":
         from samkv_kernels.jit.rope_gather import gather_into
 
@@ -178,8 +178,8 @@ def rope_gather_pieces_into(
 
 
 def _launches(pieces: Iterable[Piece], keys: Tensor) -> Iterator[tuple[int, int, list[Piece]]]:
-    """Runs of neighbouring slots, (first, stop), that make up all of `keys`, and the pieces of each, counted from its
-    first one and where the kernel can read them."""
+    """Yield runs of neighbouring slots, (first, stop), that make up all of `keys`, and the pieces of each, their slots
+    counted from the run's first and their blocks where the kernel can read them."""
     begin, copied, run = 0, 0, list[Piece]()
     for piece in pieces:
         stored, start = piece.stored, piece.start - begin
@@ -193,7 +193,7 @@ def _launches(pieces: Iterable[Piece], keys: Tensor) -> Iterator[tuple[int, int,
 
 
 def _gaps(pieces: Sequence[Piece], slots: int) -> list[tuple[int, int]]:
-    """Runs of slots, (first, count), that are no piece's."""
+    """Runs of slots, (first, count), that belong to no piece."""
     ends = [0, *(piece.stop for piece in pieces)]
     starts = [*(piece.start for piece in pieces), slots]
     return [(end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]
@@ -201,8 +201,8 @@ def _gaps(pieces: Sequence[Piece], slots: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Which tokens of stored blocks of `size`: `block` and `offset` `(T,)`, or None where they are the first `count` in
-    order; `missing` `(T, 1)` marks those that are not stored, None where all are."""
+    """Which tokens to take from stored blocks of `size`: `block` and `offset` `(T,)`, or None for the first `count` in
+    order; `missing` `(T, 1)` marks those that are not stored, None if all are."""
 
     count: int
     size: int
@@ -224,7 +224,7 @@ class Tokens:
         """One layer `(1, B, G, S, D)` -> fp32 `(G, T, D)`."""
         if x.shape[3] != self.size:
             return self._take_packed(x[0])
-        raw = x[0].view(torch.int8) if x.dtype.itemsize == 1 else x[0]  # indexing knows no fp8
+        raw = x[0].view(torch.int8) if x.dtype.itemsize == 1 else x[0]  # indexing does not support fp8
         if self.block is None:
             found = raw.transpose(0, 1).flatten(1, 2)[:, : self.count]
         else:
@@ -232,7 +232,7 @@ class Tokens:
         return found.view(x.dtype).float()
 
     def _take_packed(self, x: Tensor) -> Tensor:
-        """The same of numbers of four bits, uint8 `(B, G, S / 2, D)`."""
+        """As `take`, from numbers of four bits, uint8 `(B, G, S / 2, D)`."""
         if self.block is None or self.offset is None:
             return halves(x).transpose(0, 1).flatten(1, 2)[:, : self.count].float()
         found = x[self.block, :, self.offset % x.shape[2]] >> 4 * (self.offset // x.shape[2])[:, None, None]
@@ -256,7 +256,7 @@ def _gathered(stored: Stored, tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def _turn_into(out: Tensor, keys: Tensor, angles: Angles) -> None:
-    """Write one layer's keys `(G, T, D)`, turned, to `out`, in its dtype."""
+    """Write one layer's keys `(G, T, D)`, rotated, to `out`, in its dtype."""
     half = angles.cos.shape[-1]
     cos, sin = _of_layer(angles.cos, angles.table, 1.0), _of_layer(angles.sin, angles.table, 0.0)
     first, second = (
@@ -274,6 +274,6 @@ def _turn_into(out: Tensor, keys: Tensor, angles: Angles) -> None:
 
 
 def _of_layer(x: Tensor, table: Tensor | None, fixed: float) -> Tensor:
-    """The angles `(T, W / 2)` of one layer from tables `(N, T, W / 2)`; `fixed` where it does not turn."""
+    """The angles `(T, W / 2)` of one layer from tables `(N, T, W / 2)`; `fixed` where its keys are not rotated."""
     which = 0 if table is None else int(table[0])
     return torch.full_like(x[0], fixed) if which < 0 else x[which]

@@ -1,6 +1,6 @@
-"""Attention of rows that have a cache each, and a launch that puts a new token's entries where they belong.
+"""Attention of rows that each have a cache of their own, and a launch that puts a new token's entries into each.
 
-Answers of unlike lengths lie in memory of their own. `Places` says where, so that what is done for all of them is one
+Answers of different lengths have memory of their own. `Places` says where, so that what is done for all of them is one
 launch: a step of 46 answers of an 8B model has 1,472 attentions.
 """
 
@@ -25,9 +25,9 @@ from samkv_kernels.sparse_attention import Spans, sparse_attention
 class Places:
     """Where the caches of rows are, none of more than `longest` tokens.
 
-    `table` int64 `(B, 4)`: how many elements keys and values begin behind `keys` and `values` `(1, G, T, D)`, which are
-    some cache's that is like theirs, and how far their heads are apart; all multiples of `hint`. A launch that is
-    recorded reads the table anew, but remembers everything else.
+    `table` int64 `(B, 4)`: how many elements after `keys` and `values` `(1, G, T, D)`, those of some cache like theirs,
+    each row's keys and values begin, and how far apart their heads are; all multiples of `hint`. A recorded launch
+    reads the table anew, but remembers everything else.
     """
 
     keys: Tensor
@@ -38,15 +38,15 @@ class Places:
 
     @classmethod
     def of(cls, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Places:
-        """Those of keys and values `(1, G, T_b, D)`, beside the first; see `place`."""
+        """The places of keys and values `(1, G, T_b, D)`, relative to the first; see `place`."""
         lines = [place(*pair, keys[0], values[0]) for pair in zip(keys, values, strict=True)]
         table = sent(torch.tensor(lines), keys[0].device)
         return cls(keys[0], values[0], table, hint(chain.from_iterable(lines)), max(x.shape[2] for x in keys))
 
 
 def place(keys: Tensor, values: Tensor, first_keys: Tensor, first_values: Tensor) -> list[int]:
-    """One row of a table: where keys and values `(1, G, T, D)` are, beside the first ones. Raises ValueError where they
-    are not alike but for their lengths."""
+    """One row of a table: where keys and values `(1, G, T, D)` are, relative to the first ones. Raises ValueError if
+    they differ in more than their lengths."""
     kinds = {
         (x.dtype, x.device, x.shape[1], x.shape[3], *x.stride()[2:]) for x in (keys, values, first_keys, first_values)
     }
@@ -57,7 +57,7 @@ def place(keys: Tensor, values: Tensor, first_keys: Tensor, first_values: Tensor
 
 @dataclass(frozen=True, slots=True)
 class Caches:
-    """Keys and values `(1, G, T_b, D)` of every row, of any length, and their `places`, all that kernels go by."""
+    """Keys and values `(1, G, T_b, D)` of every row, of any length, and their `places`, all that kernels use."""
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
@@ -65,7 +65,7 @@ class Caches:
 
     @classmethod
     def of(cls, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Caches:
-        """With places made now."""
+        """Caches of these keys and values; computes their places."""
         return cls(keys, values, Places.of(keys, values))
 
 
@@ -73,8 +73,8 @@ class Caches:
 class PackedPlaces:
     """Where packed entries of rows are, none of more than `longest` tokens.
 
-    `table` int64 `(B, 8)`, see `packed_place`; a row of zeros has none. What it counts from are `codes` and `steps`, of
-    any row. A launch that is recorded reads the table anew, but remembers everything else.
+    `table` int64 `(B, 8)`, see `packed_place`; a row of zeros has none. It counts from `codes` and `steps`, which may
+    be any row's. A recorded launch reads the table anew, but remembers everything else.
     """
 
     codes: Tensor
@@ -85,8 +85,8 @@ class PackedPlaces:
 
 
 def packed_place(packed: Packed, codes: Tensor, steps: Tensor) -> list[int]:
-    """One row of a table: how many elements the keys' and the values' codes begin behind `codes`, their steps behind
-    `steps`, how many tokens there are, and the exponents of keys and values. The first four are multiples of `hint`."""
+    """One row of a table: how many elements after `codes` the keys' and the values' codes begin, how many after `steps`
+    their steps, the number of tokens, the exponents of keys and values. The first four are multiples of `hint`."""
     both = packed.keys, packed.values
     begin = [apart(x.codes, codes) for x in both] + [apart(x.steps, steps) for x in both]
     return [*begin, packed.count, *(x.exponent for x in both), 0]
@@ -94,8 +94,8 @@ def packed_place(packed: Packed, codes: Tensor, steps: Tensor) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """What rows attend to beside their caches: `layers` by row, their `places`, all that kernels go by, and the `spans`
-    `(B, Q)` that queries see of it."""
+    """What rows attend to besides their caches: `layers` by row, their `places`, all that kernels use, and the `spans`
+    `(B, Q)` of it that queries attend to."""
 
     layers: Sequence[Packed | None]
     places: PackedPlaces
@@ -103,7 +103,7 @@ class PackedRows:
 
     @classmethod
     def of(cls, layers: Sequence[Packed | None], spans: Spans) -> PackedRows:
-        """With places made now, of one at least that there is."""
+        """Rows with these layers, at least one of them not None; computes their places."""
         there = [layer for layer in layers if layer is not None]
         codes, steps = there[0].keys.codes, there[0].keys.steps
         lines = [[0] * 8 if layer is None else packed_place(layer, codes, steps) for layer in layers]
@@ -113,7 +113,7 @@ class PackedRows:
 
 
 def put_rows(caches: Caches, slots: Tensor, keys: Tensor, values: Tensor, backend: Backend = "torch") -> None:
-    """Store new keys and values `(B, G, 1, D)`, one token of every row, at its slot of `slots` int64 `(B,)`."""
+    """Store new keys and values `(B, G, 1, D)`, one token per row, each at its slot in `slots` int64 `(B,)`."""
     if backend == "triton":
         from samkv_kernels.jit.rows_attention import put
 
@@ -129,7 +129,7 @@ def rows_attention(
     query: Tensor, caches: Caches, spans: Spans, softmax: Softmax = PLAIN, backend: Backend = "torch",
     packed: PackedRows | None = None,
 ) -> Tensor:  # fmt: skip
-    """`sparse_attention` of every row over its own cache, and what it has `packed`: `query` `(B, H, Q, D)`, `spans`
+    """`sparse_attention` of every row over its own cache and what it has `packed`: `query` `(B, H, Q, D)`, `spans`
     `(B, Q)` -> like `query`."""
     if backend == "triton":
         return _launched(query, caches.places, spans, softmax, packed)

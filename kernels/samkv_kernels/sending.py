@@ -1,4 +1,4 @@
-"""Tensors on their way to a device, which nobody waits for."""
+"""Send tensors to a device without waiting for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on a device, on its way while the host goes on. More than 64 KiB of pageable memory would be copied only
-    once the device has done everything before, and the host would wait for that."""
+    """Send `x` to a device while the host goes on. More than 64 KiB of pageable memory would be copied only once the
+    device has done everything before it, and the host would wait for that."""
     waits = device.type == "cuda" and x.device.type == "cpu"
     return (x.pin_memory() if waits else x).to(device, non_blocking=True)

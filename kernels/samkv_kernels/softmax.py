@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Weights of `softcap * tanh(q . k * scale / softcap)`: `scale` is by default `1 / sqrt(D)`, `softcap` None leaves
-    scores as they are.
+    """Weights of `softcap * tanh(q . k * scale / softcap)`: `scale` is `1 / sqrt(D)` by default, `softcap` None leaves
+    scores uncapped.
 
-    `sinks` `(H,)` are logits, one of each query head, that take part in its softmax and stand for no value, so that a
-    head may look at nothing: its weights sum to less than 1 (GPT-OSS; Xiao et al., "attention sinks", learned).
+    `sinks` `(H,)` are logits, one for each query head, that take part in its softmax and stand for no value, so that a
+    head may attend to nothing: its weights sum to less than 1 (GPT-OSS; Xiao et al., "attention sinks", learned).
     """
 
     scale: float | None = None
@@ -23,11 +23,11 @@ class Softmax:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a softmax of scaled scores and no more."""
+        """Whether it is a softmax of scaled scores and nothing else."""
         return self.softcap is None and self.sinks is None
 
     def scale_for(self, dim: int) -> float:
-        """The scale of heads of `dim` elements."""
+        """The scale for heads of `dim` elements."""
         return float(dim**-0.5) if self.scale is None else self.scale
 
     def of_heads(self, part: slice) -> Softmax:

@@ -1,9 +1,9 @@
-"""Attention over kept tokens: every query sees an interval of a compact cache whose slots are sorted by position.
+"""Attention over kept tokens: every query attends to an interval of a compact cache, its slots sorted by position.
 
-What is causal in original positions, gaps and all, is then an interval of compact indices, and so is a sliding
-window: `Spans` holds them, made once for all layers. Requests of unlike lengths need nothing more: padded, the rows too
-many see nothing; packed behind each other (B = 1), each one's spans lie in its own part. Consecutive query heads share
-a key head (H = G * rep).
+What is causal in original positions, gaps and all, is then an interval of compact indices, and so is a sliding window:
+`Spans` holds them, made once for all layers. Requests of different lengths need nothing more: if they are padded, the
+padding rows attend to nothing; if they are packed one after another (B = 1), each one's spans are within its own part.
+Consecutive query heads share a key head (H = G * rep).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from samkv_kernels.softmax import PLAIN, Softmax
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The keys each query sees: those from `first` to `last`, int32 `(B, Q)`; none where `last` is below `first`."""
+    """The keys each query attends to: from `first` to `last`, int32 `(B, Q)`; none where `last` is below `first`."""
 
     first: Tensor
     last: Tensor
 
     @classmethod
     def causal(cls, query_at: Tensor, key_at: Tensor, window: int | None = None) -> Spans:
-        """Queries at positions `(B, Q)` over keys at sorted positions `(B, T)`: those not behind them, and of these
-        the ones less than `window` before them."""
+        """Queries at positions `(B, Q)` over keys at sorted positions `(B, T)`: those not after them and, with a
+        `window`, less than that before them."""
         after = torch.searchsorted(key_at.contiguous(), query_at.contiguous(), right=True)
         if window is None:
             return cls(torch.zeros_like(after, dtype=torch.int32), (after - 1).int())
@@ -39,7 +39,7 @@ class Spans:
         return Spans(self.first[:, index], self.last[:, index])
 
     def mask(self, keys: int) -> Tensor:
-        """Bool `(B, Q, keys)`: True where a query sees a key."""
+        """Bool `(B, Q, keys)`: True where a query attends to a key."""
         at = torch.arange(keys, device=self.first.device)
         return (at >= self.first[..., None]) & (at <= self.last[..., None])
 
@@ -62,7 +62,7 @@ def sparse_attention(
 def attention_shares(
     query: Tensor, key: Tensor, spans: Spans, softmax: Softmax = PLAIN, backend: Backend = "torch"
 ) -> Tensor:
-    """The weights of `sparse_attention`, averaged over heads: fp32 `(B, Q, T)`. What a question finds in ALL keys."""
+    """The weights of `sparse_attention`, averaged over heads, fp32 `(B, Q, T)`: what a question finds in ALL keys."""
     _check(query, key, spans)
     if backend == "triton":
         from samkv_kernels.jit.sparse_attention import shares
@@ -70,7 +70,7 @@ def attention_shares(
         return shares(query, key, spans, softmax)
     mask, groups = spans.mask(key.shape[2])[:, None], key.shape[1]
     shared, found = query.shape[1] // groups, torch.zeros(mask.shape[0], *mask.shape[2:], device=query.device)
-    for group in range(groups):  # one at a time: its scores stay in a processor's cache
+    for group in range(groups):  # one at a time, so that its scores stay in a processor's cache
         heads = slice(group * shared, (group + 1) * shared)
         found += _weights(query[:, heads], key[:, group : group + 1], mask, softmax.of_heads(heads)).sum(1)
     return found / query.shape[1]
@@ -87,7 +87,7 @@ def masked_attention(
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, softmax: Softmax) -> Tensor:
-    """fp32 `(B, H, Q, T)`; zeros for a query that sees nothing."""
+    """fp32 `(B, H, Q, T)`; zeros for a query that attends to nothing."""
     batch, heads, count, dim = query.shape
     by_group = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * count, dim)
     scale, softcap = softmax.scale_for(dim), softmax.softcap

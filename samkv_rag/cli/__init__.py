@@ -1,6 +1,6 @@
 """The command line `samkv-rag`: `main` is its entry point.
 
-Importing this package costs nothing but the standard library; the commands import what they need when they run.
+Importing this package loads nothing but the standard library; the commands import what they need when they run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NEEDED = ("typer", "rich")
 def main() -> None:
     """Run the command line with the process's arguments and exit with its code.
 
-    Loading and downloading show bars on a terminal only: in a pipe that somebody closes, tqdm waits for ever.
+    Loading and downloading show bars on a terminal only: if a pipe is closed at its other end, tqdm waits for ever.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -65,7 +65,7 @@ def found(question: str, store: Path, top_k: int) -> tuple[ChunkIndex, list[Pass
 
 
 def model_of(index: ChunkIndex, store: Path, wanted: str | None) -> str:
-    """The model that the index was made for; another one has none of its caches."""
+    """The model that the index was made for; any other has no caches there."""
     made_for = index.manifest.settings.model
     if wanted and model_name(wanted) != made_for:
         raise SamKVError(
@@ -84,7 +84,7 @@ def engine_for(index: ChunkIndex, store: Path, model: str, kv_dtype: str | None,
 
 
 def _method(text: str) -> tuple[str | Method, dict[str, Any]]:
-    """A method by its name alone, which the engine knows, or with options (`samkv:recompute=0.33`), and these."""
+    """The method and the options given: a name alone, which the engine knows, or `samkv:recompute=0.33`, parsed."""
     return (text, {}) if text.isidentifier() else parse(text)
 
 
@@ -108,7 +108,7 @@ def _answer(
 
 
 def show(passages: Sequence[Passage]) -> None:
-    """The passages in prompt order, with where they stand."""
+    """Print the passages in prompt order, with their places."""
     for passage in passages:
         found = "neighbour" if passage.score is None else f"score {passage.score:.2f}"
         place = escape(f"{Path(passage.path).name} #{passage.position} ({found})")
@@ -118,7 +118,7 @@ def show(passages: Sequence[Passage]) -> None:
 
 
 def tell(report: Report) -> None:
-    """One line with what was kept, computed and held."""
+    """Print one line with what was kept, computed and held."""
     first, total = human_seconds(report.ttft_seconds), max(1, report.chunk_tokens)
     notes.print(
         f"[dim]{report.method}: {report.prompt_tokens} prompt tokens, kept "

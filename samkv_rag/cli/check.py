@@ -1,4 +1,4 @@
-"""`samkv-rag check`: the parity gate for one model, readable."""
+"""`samkv-rag check`: the parity gate for one model, in readable form."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ notes = Console(stderr=True, highlight=False)
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on stdout, whatever the width of the terminal."""
+    """Print one JSON object on stdout, whatever the width of the terminal."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
     sys.stdout.flush()
 
@@ -46,12 +46,12 @@ def percent(share: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and its noun, in the plural where it is not one."""
+    """A number and its noun, in the plural unless the number is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class _TokenRate(TextColumn):
-    """Tokens a second since the task began."""
+    """Tokens per second since the task began."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -65,7 +65,7 @@ class _TokenRate(TextColumn):
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr with the chunks done, tokens a second and the time that is left."""
+    """A bar on stderr with the chunks done, tokens per second and the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TokenRate(), TimeRemainingColumn())
     with Progress(*columns, console=notes) as progress:
         yield progress

@@ -63,7 +63,7 @@ def _ask_all(engine: Any, index: ChunkIndex, keep: float | None, top_k: int, qui
     results: Results = []
     for number, question in enumerate(questions(), start=1):
         chunks = [passage.text for passage in index.retrieve(question.question, top_k)]
-        if number == 1:  # the first forward of a process pays for warming up; no method should be charged with it
+        if number == 1:  # a process's first forward includes warming up; no method should be charged for that
             engine.answer(question.question, chunks=chunks, max_new_tokens=1, method="full")
         results.append(_ask(engine, question, chunks, keep))
         if not quiet:

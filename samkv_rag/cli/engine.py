@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BUNDLED_CHUNK = 128
 CHUNK = 512
-FLOOR = 64  # tokens: of a few sentences, a share is no sentence
+FLOOR = 64  # tokens: a share of a few sentences is less than a sentence
 
 
 def open_engine(
@@ -25,7 +25,7 @@ def open_engine(
     """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
-    if is_bundled(model) or local(model):  # nothing is downloaded: the bars would only be about loading
+    if is_bundled(model) or local(model):  # nothing is downloaded: the bars would only show loading
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
 
@@ -35,19 +35,19 @@ def open_engine(
 
 
 def model_name(model: str) -> str:
-    """A folder or GGUF file by its full path, so that it is found again from elsewhere; any other name as it is."""
+    """A folder or GGUF file by its full path, so that it is found again from elsewhere; any other name unchanged."""
     return str(local(model) or model)
 
 
 def shown(model: str) -> str:
-    """A folder or file by its name alone: where it lies on this machine is nobody's business."""
+    """A folder or file by its name alone: its place on this machine is private."""
     found = local(model)
     return found.name if found else model
 
 
 def local(model: str) -> Path | None:
-    """The full path of the folder or GGUF file that a name is; None for any other name. A file's links stay: it may be
-    called by a digest where they end (the hub's cache)."""
+    """The full path of the folder or GGUF file that a name refers to; None for any other name. A file's links are not
+    resolved: their target may be named by a digest (the hub's cache)."""
     path = Path(model).expanduser()
     if is_bundled(model) or not (path.is_dir() or path.is_file() and is_file(path)):
         return None
@@ -60,7 +60,7 @@ def index_root(store: Path) -> Path:
 
 
 def settings_of(store: Path) -> Settings | None:
-    """What a store's index was made with, the default of later commands; None before the first ingestion."""
+    """What a store's index was made with, the default for later commands; None before the first ingestion."""
     from samkv_rag.retrieval import ChunkIndex, generations
 
     root = index_root(store)

@@ -19,7 +19,7 @@ class Shell(TyperGroup):
     """The group of all commands: turns exceptions into messages and exit codes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As always, but --debug may stand after the command, too."""
+        """As usual, but --debug may also follow the command."""
         own = args[: args.index("--")] if "--" in args else args
         if "--debug" in own:
             args = ["--debug", *(arg for arg in own if arg != "--debug"), *args[len(own) :]]
@@ -43,13 +43,13 @@ class Shell(TyperGroup):
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """All but bugs, and that the reader of a pipe has gone, which typer handles."""
+    """True for all errors but bugs and a pipe whose reader has gone, which typer handles."""
     known = isinstance(error, SamKVError | OSError) or _is_memory(error)
     return known and not isinstance(error, BrokenPipeError)
 
 
 def _is_memory(error: BaseException) -> bool:
-    """Python has an error for it, and torch a text: one of the GPU's and one of the CPU's."""
+    """True if memory ran out: Python has an error for it, torch only texts, one for the GPU and one for the CPU."""
     texts = ("out of memory", "allocate memory") if isinstance(error, RuntimeError) else ()
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 

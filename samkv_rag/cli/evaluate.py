@@ -1,4 +1,4 @@
-"""`samkv-rag eval`: every method on the same questions, with a bar, to be stopped and resumed at any time."""
+"""`samkv-rag eval`: every method on the same questions, with a bar; it can be stopped and resumed at any time."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(request: Request) -> None:
         with _bar() as progress:
             tasks = {s.name: progress.add_task(s.name, total=request.limit * len(chosen)) for s in sources}
             evaluate(engine, wanted, Records(request.out), lambda name, done: progress.advance(tasks[name], done))
-            for task in tasks.values():  # a file may hold fewer questions than were asked for
+            for task in tasks.values():  # a file may hold fewer questions than were requested
                 progress.update(task, total=progress.tasks[task].completed)
     notes.print(f"Done. Tables and pictures: samkv-rag report {request.out}", soft_wrap=True)
 

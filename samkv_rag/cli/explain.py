@@ -1,4 +1,4 @@
-"""`samkv-rag explain`: retrieve as `ask` does, answer by several methods, and write a page that shows what they saw."""
+"""`samkv-rag explain`: retrieve as `ask` does, answer by several methods, and write a page of what they kept."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Request:
 def run(request: Request) -> None:
     """Write the page; one line for each method on stdout."""
     methods = split(request.methods)
-    for method in methods:  # a typing error is told before anything is computed
+    for method in methods:  # a typing error is reported before anything is computed
         parse(method)
     if not request.out.absolute().parent.is_dir() or request.out.is_dir():
         raise SamKVError(f"{request.out} cannot be written: --out takes a file in a folder that exists.")

@@ -1,4 +1,4 @@
-"""`samkv-rag ingest`: what is about to be computed, a bar while it is, and what came of it."""
+"""`samkv-rag ingest`: what is about to be computed, a bar while it is, and the outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from samkv_rag.retrieval.loading import find_files
 def run(
     path: Path, store: Path, model: str | None, embed: str | None, chunk_size: int | None, kv_dtype: str | None
 ) -> None:
-    """Ingest `path` as its store's index was made, but for what is given, and tell what happened."""
-    find_files(path)  # a wrong path is told before a store is made
+    """Ingest `path` with the settings of the store's index, except for those given, and report what happened."""
+    find_files(path)  # a wrong path is reported before a store is made
     known = settings_of(store)
     model = model_name(model) if model else known.model if known else BUNDLED
     same_model = known is not None and known.model == model

@@ -1,4 +1,4 @@
-"""`samkv-rag profile`: measure on which layers a model should choose tokens, and keep that beside its fingerprint."""
+"""`samkv-rag profile`: measure on which layers a model should choose tokens, and keep that under its fingerprint."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _bar() -> Progress:
 
 
 def _shown_in(bar: Progress) -> Callable[[str, int, int], None]:
-    """A line of `bar` for each of the steps of a profile; where nobody sees it, a note at every tenth of a step."""
+    """A line of `bar` for each step of a profile; without a terminal, a note at every tenth of a step."""
     lines: dict[str, TaskID] = {}
     tenths: dict[str, int] = {}
 
@@ -148,7 +148,7 @@ def _holds_table(found: LayerProfile) -> Table:
 def _outcomes(
     title: str, first: str, outcomes: Sequence[Outcome], in_force: float | str, label: Callable[[Any], str]
 ) -> Table:  # fmt: skip
-    """What became of full prefill's answers, the row marked that is in force."""
+    """What became of full prefill's answers, with the row marked that is in force."""
     table = _table(title, first, SAME, LOSS)
     for one in outcomes:
         style = "bold green" if one.value == in_force else None
@@ -168,7 +168,7 @@ TABLES = (
     _layers_table, _earlies_table, _sights_table, _widths_table, _weights_table, _vicinities_table, _budgets_table,
     _waits_table, _rests_table, _holds_table,
 )  # fmt: skip
-"""In the order in which it is measured."""
+"""In the order of measurement."""
 
 
 def _share(keep: float) -> str:

@@ -38,7 +38,7 @@ def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> No
 
 
 def _check_names(folders: Sequence[Path]) -> None:
-    """An evaluation goes by its folder's name, and so do its pictures and its compact copy."""
+    """Raise `SamKVError` if two folders share a name: evaluations, their pictures and compact copies go by it."""
     names = [folder.resolve().name for folder in folders]
     for name in names:
         if names.count(name) > 1:
@@ -51,7 +51,7 @@ def pictures_of(target: Path) -> Path:
 
 
 def command_of(target: Path) -> str:
-    """The command as the text tells it: without this machine's folders."""
+    """The command as the text gives it: without this machine's folders."""
     return f"samkv-rag report FOLDER... --out {target.name}"
 
 

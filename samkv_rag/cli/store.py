@@ -1,4 +1,4 @@
-"""`samkv-rag store`: what is there, whether it is sound, and room."""
+"""`samkv-rag store`: show what is there, check whether it is sound, and make room."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
 
 
 def _open(folder: Path) -> ChunkKVStore:
-    """The store in `folder`; a look at a store never makes one."""
+    """The store in `folder`; inspecting a store never creates one."""
     from samkv_rag import ChunkKVStore
     from samkv_rag.store import identity
 
@@ -31,7 +31,7 @@ def _open(folder: Path) -> ChunkKVStore:
 
 
 def stats(folder: Path, as_json: bool) -> None:
-    """Entries, bytes, hit rate."""
+    """Print entries, bytes and hit rate."""
     store = _open(folder)
     try:
         found = store.stats()
@@ -54,7 +54,7 @@ def stats(folder: Path, as_json: bool) -> None:
 
 
 def verify(folder: Path, as_json: bool) -> None:
-    """Check all sums; damaged entries give exit code 1."""
+    """Check all checksums; damaged entries give exit code 1."""
     store = _open(folder)
     try:
         with progress_bar() as bar:

@@ -109,7 +109,7 @@ def make_entities(rng: random.Random, size: int, held_out: bool, alike: bool = F
 
 
 def narrow(rng: random.Random, entities: list[Entity], variety: float) -> None:
-    """Keep about the share `variety` of all relations, the same for all things, and at least one fact a thing."""
+    """Keep about the share `variety` of all relations, the same for all things, and at least one fact per thing."""
     relations = sorted({relation for entity in entities for relation in entity.facts})
     kept = {relation for relation in relations if rng.random() < variety}
     for entity in entities:

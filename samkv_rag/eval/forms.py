@@ -31,21 +31,21 @@ class Asked:
     supporting: frozenset[int] = frozenset()
 
     def within(self, most: int | None) -> Asked:
-        """At most `most` passages: the supporting ones, then the first others, all in their order."""
+        """At most `most` passages: the supporting ones, then the first of the others, all in their original order."""
         if most is None or len(self.passages) <= most:
             return self
         wanted = sorted(range(len(self.passages)), key=lambda index: (index not in self.supporting, index))
         return replace(self, passages=tuple(self.passages[index] for index in sorted(wanted[:most])))
 
     def cut(self, size: ChunkSize | None) -> Asked:
-        """Passages longer than `size` in pieces of whole sentences."""
+        """The same, with passages longer than `size` in pieces of whole sentences."""
         if size is None:
             return self
         return replace(self, passages=tuple(piece for text in self.passages for piece in pieces(text, size)))
 
 
 def pieces(text: str, size: ChunkSize) -> list[str]:
-    """`text` in pieces of at most about `size.tokens` tokens, cut between sentences; a longer sentence stays whole."""
+    """`text` in pieces of at most about `size.tokens` tokens, cut between sentences; longer sentences stay whole."""
     found: list[list[str]] = [[]]
     used = 0
     for sentence in filter(None, _BREAK.split(text.strip())):
@@ -59,7 +59,7 @@ def pieces(text: str, size: ChunkSize) -> list[str]:
 
 
 def asked(row: Mapping[str, Any], where: str) -> Asked:
-    """The question of a row; raises `SamKVError`, naming the place, for a form that is not known or lacks something."""
+    """The question of a row; raises `SamKVError`, naming the place, for a form that is unknown or lacks something."""
     for marks, read in _FORMS:
         if marks <= row.keys():
             try:

@@ -39,7 +39,7 @@ Pictures = Mapping[str, Sequence[str]]
 
 
 def document(results: Sequence[Results], command: str, pictures: Pictures) -> str:
-    """The whole text."""
+    """The text of the whole report."""
     judged = [
         (one, task, rows, _judged(task, rows)) for one in results for task in one.tasks for rows in [rows_of(task)]
     ]
@@ -57,7 +57,7 @@ def _judged(task: TaskResults, rows: Sequence[Row]) -> list[Verdict]:
 
 
 def _verdicts(judged: Sequence[tuple[Results, TaskResults, list[Verdict]]]) -> str:
-    """The words of each task; beside them what the difference alone says, whether or not the task can tell."""
+    """The verdicts of each task; beside them what the difference alone says, whether or not the task can tell."""
     lines = [
         f"| {one.name} | {task.task} | `{found.method}` | {found.word} | {found.difference} |"
         for one, task, those in judged
@@ -68,7 +68,7 @@ def _verdicts(judged: Sequence[tuple[Results, TaskResults, list[Verdict]]]) -> s
 
 
 def _told(one: Results) -> str:
-    """What was run, on what."""
+    """What was run, and on what."""
     arguments, model = one.run["arguments"], one.run["model"]
     where = "; ".join(_environment(found) for found in one.run["environments"])
     chunks = arguments["chunks"] or "12 (tasks) or all (files)"

@@ -2,7 +2,7 @@
 
 Every name word belongs to one side of a fixed split, decided by a hash of the word: about one word in ten is
 *held out* and appears in evaluation worlds only. `NameMaker(rng, held_out)` draws from one side and never
-gives the same word twice, so that two things in one world are not confused by an accident of naming.
+gives the same word twice, so that no two things in one world are confused by an accident of naming.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VOWEL_WEIGHTS = (9, 8, 7, 8, 5, 1, 1, 1, 1, 1, 1)
 
 
 def is_held_out(word: str) -> bool:
-    """True for the tenth of all name words that only evaluation worlds may use; depends on the word alone."""
+    """True for the one in ten name words that only evaluation worlds may use; depends on the word alone."""
     return hashlib.md5(word.lower().encode(), usedforsecurity=False).digest()[0] < 26
 
 

@@ -24,7 +24,7 @@ WORDS = WORDING["words"]
 
 
 def texts() -> Iterator[str]:
-    """All wording but for names and the syllables that they are made of."""
+    """All wording except names and the syllables that they are made of."""
     rest: list[Any] = [part for key, part in WORDING.items() if key not in ("names", "syllables")]
     while rest:
         part = rest.pop()
@@ -35,7 +35,7 @@ def texts() -> Iterator[str]:
 
 
 def prose(rng: random.Random) -> str:
-    """A random sentence about nothing that is asked for."""
+    """A random sentence about nothing that any question asks for."""
     parts = WORDING["prose"]
     start = rng.choice(["", "", "", "", "In fact ", "Of course ", "At first ", "It is said that ", "Then "])
     if rng.random() < 0.5:

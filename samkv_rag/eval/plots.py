@@ -13,7 +13,7 @@ from samkv_rag.eval.results import REFERENCE, Results
 from samkv_rag.eval.summary import CONTROLS, OURS, Row, method_of, rows_of
 from samkv_rag.eval.verdicts import KEEP
 
-# Okabe and Ito's colours, told apart by people with any kind of colour vision; a marker of its own for each method too.
+# Okabe and Ito's colours, which can be told apart with any kind of colour vision; each method has its own marker, too.
 _COLOURS = {
     "full": "#000000", "samkv": "#0072B2", "reuse": "#D55E00", "cacheblend": "#E69F00", "epic": "#56B4E9",
     "multi_infllm": "#009E73", "prophetkv": "#CC79A7", "infoflow": "#8C6D31",
@@ -33,18 +33,18 @@ AXES: dict[str, tuple[str, Callable[[Row], float]]] = {
 
 
 def can_draw() -> bool:
-    """True if matplotlib is there."""
+    """True if matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def pictured(results: Results) -> list[str]:
-    """The axes that are drawn: all, or none where nothing was answered, or by too many methods to tell them apart."""
+    """The axes that are drawn: all, or none if nothing was answered, or by too many methods to tell apart."""
     methods = {method_of(setting) for task in results.tasks if task.ids for setting in task.settings}
     return list(AXES) if 0 < len(methods) <= MOST_METHODS else []
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write `<name>-kept.png`, `-recomputed.png` and `-ttft.png`: a panel for each task. Returns their paths. Raises
+    """Write `<name>-kept.png`, `-recomputed.png` and `-ttft.png`, a panel for each task, and return their paths. Raises
     `SamKVError` without matplotlib (`can_draw`)."""
     if not can_draw():
         raise SamKVError("Pictures need matplotlib: pip install matplotlib")
@@ -78,7 +78,7 @@ def _figure(title: str, axis: str, panels: Sequence[tuple[str, int, Sequence[Row
 
 
 def _look(method: str, methods: Sequence[str]) -> dict[str, Any]:
-    """A colour for each method's class, a marker and a line for each of its variants; controls grey and dotted."""
+    """A colour for each method's class, a marker and a line style for each variant of it; controls grey and dotted."""
     number, word = methods.index(method), _word(method)
     variant = [one for one in methods if _word(one) == word].index(method)
     return {
@@ -95,8 +95,8 @@ def _word(method: str) -> str:
 
 
 def _points(rows: Sequence[Row], axis: str) -> dict[str, list[tuple[float, Row]]]:
-    """Places and rows of every method. Against what is kept, a method that keeps everything has one row, that which
-    recomputes 15 %, and these stand side by side behind 100 % instead of on one another."""
+    """Places and rows of every method. Against what is kept, a method that keeps everything has one row, the one that
+    recomputes 15 %, and these are side by side from 100 % on instead of on top of each other."""
     x_of = AXES[axis][1]
     found: dict[str, list[tuple[float, Row]]] = {}
     for row in rows:

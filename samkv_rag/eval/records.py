@@ -1,4 +1,4 @@
-"""What was answered, one JSON line an answer, appended for good: a killed evaluation goes on where it stopped."""
+"""What was answered, one JSON line per answer, appended for good: a killed evaluation resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from samkv_rag.errors import SamKVError
 
 RECORDS = "records.jsonl"
 SKIPPED = "skipped"
-"""Stands for the setting in the record of a question that could not be asked."""
+"""Takes the place of the setting in the record of a question that could not be asked."""
 
 Record = Mapping[str, Any]
 
 
 class Records:
-    """The records of a folder, made when missing. A last line that a kill tore off is dropped from the file."""
+    """The records of a folder, created if missing. A last line cut off by a kill is dropped from the file."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ class Records:
             self._note(record)
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write and flush to the disk; what was appended before is never touched."""
+        """Write and flush to disk; what was appended before is never touched."""
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with self.path.open("ab") as file:
             file.write(text.encode())
@@ -47,7 +47,7 @@ class Records:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; raises `SamKVError` with the line that is damaged. A torn last line is left out."""
+    """All records of a file; raises `SamKVError` naming a damaged line. A last line that was cut off is left out."""
     found = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):

@@ -31,14 +31,14 @@ _OF_REPORT = {
 }
 COLUMNS = ("em", "f1", *_OF_REPORT)
 SAME = "same"
-"""The column that says whether the answer is that of full prefill, word by word: not in what was packed before it."""
+"""The column that says whether the answer is full prefill's, word for word: not in files packed before it existed."""
 
 
 @dataclass(frozen=True)
 class TaskResults:
     """The questions of a task that were answered under every setting. `columns` are `(questions, settings)` each.
 
-    `skipped` questions did not fit the model, `unfinished` ones lack settings (the run was stopped).
+    `skipped` questions did not fit the model, `unfinished` ones lack some settings (the run was stopped).
     """
 
     task: str
@@ -63,7 +63,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Of a folder with records or with their compact form; raises `SamKVError` when it has neither."""
+    """The results of a folder with records or with their compact form; raises `SamKVError` if it has neither."""
     run = read_run(folder)
     if (folder / RECORDS).exists():
         tasks = collected(read_records(folder / RECORDS), run["arguments"]["settings"])
@@ -75,7 +75,7 @@ def read_results(folder: Path) -> Results:
 
 
 def collected(records: Iterable[Mapping[str, Any]], settings: Sequence[str]) -> list[TaskResults]:
-    """Columns of records, tasks in the order of their first record."""
+    """The records as columns, tasks in the order of their first record."""
     found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for record in records:
         found.setdefault(record["task"], {}).setdefault(record["id"], {})[record["setting"]] = record
@@ -97,7 +97,7 @@ def _task(task: str, by_id: Mapping[str, Mapping[str, Mapping[str, Any]]], setti
 
 
 def _numbers(record: Mapping[str, Any]) -> list[float]:
-    """Rounded as they are packed: a report is the same from either form."""
+    """The numbers of a record, rounded as when packed, so that a report is the same from either form."""
     exact = [record["em"], record["f1"], *(record["report"][name] for name in _OF_REPORT.values())]
     return [float(f"{value:.5g}") for value in exact]
 

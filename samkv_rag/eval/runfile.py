@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The short commit of the sources, a plus sign behind it when they were edited; empty outside a checkout."""
+    """The short commit of the sources, followed by a plus sign if they were edited; empty outside a checkout."""
     here = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -54,9 +54,9 @@ def _commit() -> str:
 
 
 def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Write `run.json`, or see that it says the same; raises `SamKVError` with what differs.
+    """Write `run.json`, or check that it says the same; raises `SamKVError` that names what differs.
 
-    More questions (`limit`) may be asked for later. Another environment may go on; each one is listed.
+    More questions (`limit`) may be requested later. Another environment may continue; each one is listed.
     """
     path = folder / RUN
     wanted: dict[str, Any] = {"model": dict(model), "arguments": dict(arguments)}
@@ -82,7 +82,7 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `run.json` of a folder says; raises `SamKVError` when there is none."""
+    """The content of a folder's `run.json`; raises `SamKVError` if there is none."""
     try:
         found: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -91,7 +91,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """A kill leaves the old file or the new one."""
+    """Write a file in one step: a kill leaves the old one or the new one."""
     new = path.with_suffix(".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

@@ -1,4 +1,4 @@
-"""Every question under every setting, question by question, so that whatever a killed run has is paired."""
+"""Every question under every setting, question by question, so that what a killed run has answered is paired."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Advance = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be answered. `max_new_tokens` None: 16, or what a generated task needs."""
+    """What is to be answered. With `max_new_tokens` None: 16, or what a generated task needs."""
 
     sources: Sequence[Source]
     settings: Sequence[Setting]
@@ -39,13 +39,13 @@ class Evaluation:
             raise SamKVError(f"Two sources are called {twice.pop()}; rename one file, the name heads its table.")
 
     def room(self, source: Source) -> int:
-        """Tokens an answer may have."""
+        """How many tokens an answer may have."""
         task = TASKS.get(source.spec)
         return self.max_new_tokens or (task.answer_tokens if task else ANSWER_TOKENS)
 
 
 def evaluate(engine: SamKVEngine, wanted: Evaluation, records: Records, advance: Advance) -> None:
-    """Answer what `records` does not hold yet. The chunks of a question are cached once and forgotten behind it."""
+    """Answer what `records` does not hold yet. The chunks of a question are cached once and forgotten after it."""
     for source in wanted.sources:
         for item in source.items(wanted.drawing):
             open_ones = [s for s in wanted.settings if (item.id, s.label) not in records.done]
@@ -87,7 +87,7 @@ def _answers(
 
 
 def _record(item: Item, setting: Setting, answer: Answer) -> Record:
-    """What one answer was worth: marked against the best of the golds, on its first line (a base model goes on)."""
+    """The record of one answer: its first line (a base model goes on), marked against the gold answer it fits best."""
     prediction = answer.text.strip().split("\n")[0].strip()
     return {
         "id": item.id,

@@ -37,12 +37,12 @@ class Setting:
 
     @property
     def swept(self) -> str | None:
-        """The option that the ratio is put into; None for a method that has none."""
+        """The option that takes the ratio; None for a method that has none."""
         return next((name for name in _SWEPT if name in _hints(type(self.base))), None)
 
     def method(self, plan: PromptPlan) -> Method:
-        """The method for one prompt. A count of tokens per chunk becomes that which recomputes about the share `ratio`:
-        the first chunk, which needs nothing, is left out (EPIC)."""
+        """The method for one prompt. A count of tokens per chunk is set to recompute about the share `ratio`: the first
+        chunk, which needs nothing, is left out (EPIC)."""
         if self.ratio is None:
             return self.base
         value: float = self.ratio
@@ -52,7 +52,7 @@ class Setting:
 
 
 def settings(methods: str, keep: Sequence[float]) -> list[Setting]:
-    """All settings of a run, each once; `full` is added in front, because everything is compared with it."""
+    """All settings of a run, each once; `full` is added first, because everything is compared with it."""
     if bad := [share for share in keep if not 0 <= share <= 1]:
         raise SamKVError(f"{KEEP_HELP}, not {bad[0]:g}.")
     found: dict[object, Setting] = {}
@@ -77,7 +77,7 @@ def split(methods: str) -> list[str]:
 
 
 def parse(name: str) -> tuple[Method, dict[str, Any]]:
-    """A method and the options given; raises `SamKVError` with what there is to choose from."""
+    """A method and the options given; raises `SamKVError` that lists the choices."""
     head, _, options = name.partition(":")
     word, _, recipe = head.partition(".")
     if word not in METHODS:
@@ -91,7 +91,7 @@ def parse(name: str) -> tuple[Method, dict[str, Any]]:
 
 
 def written(method: Method) -> str:
-    """The line that says a method: its name, and the options that it has otherwise than by default."""
+    """A method as one line of text: its name, and the options that differ from their defaults."""
     if not is_dataclass(method):
         return method.name
     values = [(one, getattr(method, one.name)) for one in fields(method)]
@@ -121,7 +121,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _value(hint: Any, text: str) -> Any:
-    """`text` as a value of the annotated type; raises `ValueError` with what fits."""
+    """`text` as a value of the annotated type; raises `ValueError` that says what fits."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _first_fitting(inner, text)

@@ -29,7 +29,7 @@ HUB = "hub:"
 class Drawing:
     """How questions are drawn from a source.
 
-    `chunks`: how many a generated question has (12), and the most that one of a file keeps (all): its supporting ones
+    `chunks`: how many a generated question has (12), and the most that one from a file keeps (all): its supporting ones
     and the first of the others, in their order. `size`: tasks fill chunks up to it, files' passages are cut to it.
     """
 
@@ -41,7 +41,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Source:
-    """`name` heads its table in a report; `spec` is how it was asked for; `digest` of a file's bytes, else empty."""
+    """`name` heads its table in a report; `spec` is how it was requested; `digest` is of a file's bytes, else empty."""
 
     name: str
     spec: str
@@ -49,7 +49,7 @@ class Source:
 
     @classmethod
     def of(cls, spec: str) -> Source:
-        """Raises `SamKVError` when `spec` is neither a task nor a file nor a data set of the hub."""
+        """The source that `spec` names; raises `SamKVError` if it is no task, no file and no data set of the hub."""
         if spec in TASKS or spec.startswith(HUB):
             return cls(spec.removeprefix(HUB), spec)
         path = Path(spec).expanduser()

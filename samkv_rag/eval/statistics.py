@@ -25,7 +25,7 @@ class Estimate:
 
 
 def estimates(columns: Array) -> list[Estimate]:
-    """One estimate for each column of `(questions, m)`; all columns see the same resamples. No question: NaN."""
+    """One estimate for each column of `(questions, m)`; all columns share the same resamples. No question: NaN."""
     n = len(columns)
     if n == 0:
         return [Estimate(float("nan"), float("nan"), float("nan"), 0)] * columns.shape[1]

@@ -1,4 +1,4 @@
-"""One row a setting: what it was worth, what it lost against full prefill on the same questions, what it cost."""
+"""One row per setting: its scores, its loss against full prefill on the same questions, and its costs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def method_of(setting: str) -> str:
 
 
 def rows_of(task: TaskResults) -> list[Row]:
-    """A row for each setting: full, reuse, SamKV's, the controls beside it, then the other methods."""
+    """A row for each setting: full, reuse, SamKV's, the controls, then the other methods."""
     if REFERENCE not in task.settings:
         raise SamKVError(f"{task.task} was not answered by full; nothing can be compared.")
     f1 = task.columns["f1"]
@@ -78,7 +78,7 @@ def rows_of(task: TaskResults) -> list[Row]:
 
 
 def _cost(task: TaskResults, name: str) -> Array:
-    """The column's mean over the questions, of times the median; NaN without questions."""
+    """The column's mean over the questions, or the median for times; NaN without questions."""
     column = task.columns[name]
     if not task.ids:
         return np.full(len(task.settings), np.nan)

@@ -1,10 +1,10 @@
 """What the numbers of a task say about the claim, in sentences that are computed, not written.
 
 The claim: choosing 15 % of the chunk tokens loses no accuracy, with the others held in four bits (`samkv`), or even
-without them (`samkv:rest=drop`, the paper's). It holds on a task when the lower end of the paired difference of F1 to
-full prefill lies above the margin that the task allows, and the controls lie clearly below: those at the same share,
-and beside what keeps all reuse, which does so, too. Where full itself is weak, or where reuse loses nothing, a task
-cannot tell.
+without them (`samkv:rest=drop`, the paper's). It holds on a task if the lower end of the paired difference of F1 to
+full prefill is above the margin that the task allows, and the controls are clearly below: those at the same share,
+and, for a method that keeps everything, reuse, which does so, too. Where full itself is weak, or where reuse loses
+nothing, a task cannot tell.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ WEAK = 0.20
 NEEDED_LOSS = 0.05
 ENOUGH = 1000
 FEWEST = 100
-"""Questions without which nothing is said: of ten alike answers an interval has no width."""
+"""With fewer questions nothing is concluded: the interval of ten identical answers has no width."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`word` is "holds", "open", "missed" or "cannot tell"; `difference` the first three by the paired difference alone
-    ("none" without one); `text` says it with its numbers. All of `method`."""
+    """What is concluded about `method`: `word` is "holds", "open", "missed" or "cannot tell"; `difference` one of the
+    first three, by the paired difference alone ("none" without one); `text` states it with its numbers."""
 
     method: str
     word: str
@@ -36,14 +36,14 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row], margin: float) -> list[Verdict]:
-    """Of every method that is judged and was asked, of one task whose goal allows to lose `margin` points of F1."""
+    """The verdict on every judged method that was run, for a task whose goal allows a loss of `margin` points of F1."""
     asked = {row.setting for row in rows}
     found = [method for method in JUDGED if _setting(method) in asked]
     return [verdict(rows, margin, method) for method in found or JUDGED[:1]]
 
 
 def verdict(rows: Sequence[Row], margin: float, method: str = OURS) -> Verdict:
-    """Of one method."""
+    """The verdict on one method."""
     by_name = {row.setting: row for row in rows}
     full, ours, reuse = (by_name.get(name) for name in (REFERENCE, _setting(method), "reuse"))
     assert full is not None  # there are no rows without it
@@ -60,7 +60,7 @@ def _setting(method: str) -> str:
 def _judged(
     full: Row, ours: Row | None, control: Row | None, reuse: Row | None, margin: float
 ) -> tuple[str, str, str]:  # fmt: skip
-    """The word, that of the difference alone, and the text; `control` is the best one."""
+    """The word, the word by the difference alone, and the text; `control` is the best one."""
     if full.f1.n == 0:
         return "cannot tell", "none", "No question was answered by all methods."
     if full.f1.value < WEAK:
@@ -102,7 +102,7 @@ def _goal(ours: Row, full: Row, margin: float) -> tuple[str, str]:
 
 
 def _apart(control: Row | None, ours: Row) -> bool:
-    """True if the control's interval lies below ours."""
+    """True if the control's interval is below ours."""
     return control is not None and control.f1.high < ours.f1.low
 
 

@@ -1,4 +1,4 @@
-"""Fictional worlds as short documents, with questions whose answers stand in them.
+"""Fictional worlds as short documents, with questions whose answers are in them.
 
 A world is a set of invented companies, people, products and places. Each gets a short article, cut into
 chunks of whole sentences; a sentence names its subject or says "The company", "She". `context` picks chunks
@@ -29,7 +29,7 @@ _PLACES = frozenset({"base", "moved", "origin"})
 
 
 class Fact(NamedTuple):
-    """One fact that a question rests on: of what, the value, and the (document, chunk) positions that state it."""
+    """One fact that a question rests on: the thing, the value, and the (document, chunk) positions that state it."""
 
     name: str
     value: str
@@ -85,7 +85,7 @@ def draft(
 ) -> Draft:
     """Write a world of about `size` things; `held_out` worlds use only names that training never sees.
 
-    With `variety` below 1 that share of relations occurs: short articles that say the same of many things.
+    With `variety` below 1 only that share of relations occurs: short articles that say the same of many things.
     In `alike` worlds all things are of one kind, and every sentence names its subject; unless `named`, few do.
     """
     rng = random.Random(f"{seed}-{held_out}-{size}")

@@ -1,4 +1,4 @@
-"""From a thing with facts to a short article in chunks, with a record of where each fact stands."""
+"""From a thing with facts to a short article in chunks, with a record of where each fact is stated."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_document(
 ) -> Document:
     """Write most facts of `entities`, thing after thing, cut into chunks of about one random length.
 
-    `always_named`: every sentence names its subject. `terse`: half as long chunks of facts alone, that name it rarely.
+    `always_named`: every sentence names its subject. `terse`: chunks half as long, of facts alone, that rarely name it.
     """
     page = _Page(Document(entities), rng.randint(100, 420), rng.choice([0.05, 0.2, 0.5]))
     chatty, headed = rng.choice([0.0, 0.0, 0.0, 0.15, 0.5]), rng.random() < 0.15
@@ -85,7 +85,7 @@ def write_document(
 
 
 def _write(rng: random.Random, page: _Page, entity: Entity, template: str, relations: tuple[str, ...]) -> None:
-    """Add one sentence. A subject is named again at the latest in the chunk after next."""
+    """Add one sentence. A subject is named again in the chunk after next at the latest."""
     if not relations:
         return page.add(template)
     must_name = page.named_in < page.here - 1

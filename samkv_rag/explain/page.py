@@ -46,6 +46,6 @@ def tip(part: Part) -> str:
 
 
 def frame(html: str) -> str:
-    """A page inside a notebook's page, apart from its styles."""
+    """A page inside a notebook's page, isolated from its styles."""
     look = "width:100%;height:40rem;border:0"
     return f'<iframe sandbox title="samkv-rag explain" style="{look}" srcdoc="{escape(html)}"></iframe>'

@@ -11,8 +11,8 @@ from samkv_rag.types import PromptPlan, Selection
 
 @dataclass(frozen=True)
 class Recording:
-    """`method`, answering as it does. `last` holds the plan of its latest run and what tells the selection, nothing
-    before it and for a prompt without chunks."""
+    """`method`, answering as it does. `last` holds the plan of its latest run and what returns the selection; it is
+    empty before that, and for a prompt without chunks."""
 
     method: Method
     last: list[tuple[PromptPlan, Callable[[], Selection]]] = field(default_factory=list)
@@ -23,7 +23,7 @@ class Recording:
 
     @property
     def selection(self) -> Selection:
-        """What the latest run chose: of some methods that is known when the answer has ended."""
+        """What the latest run chose: of some methods this is known only when the answer has ended."""
         return self.last[0][1]()
 
     def prepare(self, run: Run) -> Prepared:

@@ -1,4 +1,4 @@
-"""One question under several methods, made visible: `explain` answers and says what became of every block."""
+"""One question under several methods, made visible: `explain` answers it and shows what became of every block."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Fate = tuple[State, bool]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive tokens of one block with the same fate: `text`, where they stand, and the score of their block.
+    """Consecutive tokens of one block with the same fate: `text`, where they are, and the score of their block.
 
-    `state` is "kept" where the method does not rank blocks, and "packed" of what is held in four bits. `recomputed` is
-    also true of what was computed for what others see in it, and then dropped.
+    `state` is "kept" where the method does not rank blocks, and "packed" for what is held in four bits. `recomputed` is
+    also true of what was recomputed for others to attend to, and then dropped.
     """
 
     block: int
@@ -86,7 +86,7 @@ class Explanation:
 
     @property
     def html(self) -> str:
-        """The whole page; it holds no script and asks for nothing outside itself."""
+        """The whole page; it holds no script and loads nothing from outside itself."""
         from samkv_rag.explain.page import render
 
         return render(self)
@@ -107,10 +107,10 @@ def explain(
     engine: SamKVEngine, question: str, chunks: Sequence[str], methods: Sequence[str | Method] = METHODS,
     keep: float | None = None, **generation: Any,
 ) -> Explanation:  # fmt: skip
-    """Answer `question` from `chunks` by every one of `methods` and show what each kept and recomputed.
+    """Answer `question` from `chunks` by each of `methods` and show what each kept and recomputed.
 
-    A method is an object or a line such as "samkv:look=bound,keep=0.3". `keep` goes into those that have one and whose
-    line does not say. Chunks that are not stored yet are computed first. Raises `SamKVError` as `answer` does.
+    A method is an object or a line such as "samkv:look=bound,keep=0.3". `keep` is set in those that have one and whose
+    line does not set it. Chunks that are not stored yet are computed first. Raises `SamKVError` as `answer` does.
     """
     if not methods:
         raise SamKVError("There is no method to explain; name one or more, for example methods=['samkv', 'full'].")

@@ -1,4 +1,4 @@
-"""Methods, one file each. Adding one: a file here, a word in `_CLASSES`, a line in `tests/cases.py`."""
+"""Methods, one file each. To add one: a file here, its class in `_CLASSES`, a line in `tests/cases.py`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def resolve_method(method: str | Method, keep: float | None = None) -> Method:
-    """A method from its name, and `keep` put into it; raises `SamKVError` on an unknown name or a method without it."""
+    """Resolve a method's name and set its `keep`; raises `SamKVError` on an unknown name or a method without one."""
     if isinstance(method, str):
         if method not in METHODS:
             raise SamKVError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}.")

@@ -1,4 +1,4 @@
-"""Control: SamKV's budget spent on the two ends of every chunk, without asking the question."""
+"""Control: SamKV's budget spent on the two ends of every chunk, whatever the question."""
 
 from __future__ import annotations
 

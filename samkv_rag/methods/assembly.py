@@ -23,8 +23,8 @@ from samkv_rag.types import BLOCK, PromptPlan, Selection
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The cache of a pass over the prompt's tokens at `positions` to its end, with the layers that it went through:
-    stored entries as they are, and at the glue what will be computed again."""
+    """The cache of a pass over the prompt's tokens at `positions` up to its end, with the layers that it ran: stored
+    entries unchanged, and at the glue entries that will be computed again."""
 
     positions: Tensor
     cache: SlotCache
@@ -32,8 +32,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a cache wants of the store: `blocks` of every chunk, for every slot its row among its chunk's (`rows`; -1:
-    none), and the `runs` of neighbouring slots, (first, count), in which chunks' tokens stand."""
+    """What a cache needs from the store: `blocks` of every chunk; for every slot its row among its chunk's (`rows`; -1:
+    none); and the `runs` of neighbouring slots, (first, count), that hold chunks' tokens."""
 
     blocks: Sequence[Sequence[int]]
     rows: Tensor
@@ -41,8 +41,8 @@ class Wanted:
 
 
 class Assembly:
-    """Builds the caches that passes run over, each with `room` for what is generated. `blocks`: how many every chunk
-    has in the store."""
+    """Builds the caches that passes run over, each with `room` for what is generated. `blocks`: how many each chunk has
+    in the store."""
 
     def __init__(self, plan: PromptPlan, adapter: ModelAdapter, entries: Entries, costs: Costs, room: int) -> None:
         self._beginning = () if adapter.rotary.depends_on_length else beginning(plan)
@@ -59,7 +59,7 @@ class Assembly:
 
     @cached_property
     def everything(self) -> tuple[Tensor, ...]:
-        """Of every chunk, all of its tokens."""
+        """All tokens of every chunk."""
         return Selection.all_of(self._plan).kept
 
     @cached_property
@@ -74,11 +74,11 @@ class Assembly:
         self, kept: Sequence[Tensor], layout: Layout, layers: range | None = None,
         replaced: Picked | None = None,
     ) -> SlotCache:  # fmt: skip
-        """A cache of the layout's tokens at their true positions: chunk tokens from the store, the head as it is known,
-        glue still empty.
+        """A cache of the layout's tokens at their true positions: chunk tokens from the store, the head from what is
+        known, glue still empty.
 
-        It has `layers`, a run of them, by default all. Chunk tokens `replaced` are about to be computed and written
-        over before anybody looks: they are not read, and stay empty too.
+        It has the consecutive `layers`, by default all. The chunk tokens `replaced` are about to be computed and
+        overwritten before anything reads them: they are not loaded, and stay empty too.
         """
         with self._costs.stage("load"):
             wanted = self._wanted_of(len(kept), layout, replaced)
@@ -91,15 +91,15 @@ class Assembly:
             return cache
 
     def expect(self, *runs: range) -> None:
-        """All entries will be wanted: have them read while something else runs, where that takes time, some `runs` of
-        layers after others."""
+        """Have all entries read in the background, where reading takes time, one of the `runs` of layers after another:
+        all will be needed."""
         self._all_wanted = True
         for layers in runs:
             self._ask([range(count) for count in self.blocks], self._entries.steps(self._adapter.shape.cached(layers)))
 
     def _all_filled(self) -> bool:
-        """Whether what is replaced is filled, too: where all entries are wanted and a GPU goes on with what it was
-        given. To leave something out the host would have to wait for what was picked there."""
+        """Whether what is replaced is filled, too: where all entries are needed and a GPU runs on without the host. To
+        leave something out the host would have to wait for what was picked there."""
         return self._all_wanted and self._runs_apart()
 
     def _runs_apart(self) -> bool:
@@ -112,14 +112,14 @@ class Assembly:
                 self._entries.ask(index, own, step)
 
     def _parts(self, wanted: Wanted, layers: range) -> Iterator[Part]:
-        """What each chunk gives to the layers of a cache."""
+        """What each chunk contributes to the `layers` of a cache."""
         for index, (start, count) in enumerate(wanted.runs):
             if wanted.blocks[index]:
                 stored = self._entries.blocks(index, wanted.blocks[index], layers)
                 yield Part(start, stored, wanted.rows[start : start + count])
 
     def _wanted_of(self, chunks: int, layout: Layout, replaced: Picked | None) -> Wanted:
-        """What a cache of the layout wants: of more layers the same as of the first ones."""
+        """What a cache of the layout needs: the same for further layers as for the first ones."""
         if replaced is not None:
             return self._wanted(chunks, layout, replaced)
         if self._known is None or self._known[0] is not layout:
@@ -140,21 +140,21 @@ class Assembly:
         return Wanted(blocks, sent(spread, self._adapter.device), layout.runs(chunks))
 
     def finish(self, cache: SlotCache) -> SlotCache:
-        """A prepared cache, in memory of its own; what the prompt begins with is kept for others."""
+        """A prepared cache, in memory of its own; what the prompt begins with is kept for other prompts."""
         cache = self._adapter.release(cache)
         self._adapter.beginnings.learn(self._beginning, cache)
         return cache
 
     def hold(self, layout: Layout, cache: SlotCache) -> None:
-        """Keep the `cache` of a pass that went to the prompt's end, for a later one to begin with."""
+        """Keep the `cache` of a pass that went to the prompt's end, for a later pass to start from."""
         self._held = Held(layout.positions, cache)
 
     def release(self) -> None:
-        """Keep no cache, nor what is known."""
+        """Forget the held cache and all that is known."""
         self._held, self._known, self._head = None, None, UNKNOWN
 
     def holds(self, layout: Layout) -> bool:
-        """True if an earlier pass has left a cache that has all tokens of the layout, the glue computed."""
+        """True if an earlier pass has left a cache with all tokens of the layout, its glue computed."""
         held = self._held
         if held is None or held.positions is layout.positions:
             return held is not None
@@ -164,8 +164,8 @@ class Assembly:
     def completed(
         self, kept: Sequence[Tensor], layout: Layout, replaced: Picked | None, layers: range | None = None
     ) -> SlotCache:  # fmt: skip
-        """A cache of the `layout` with `layers`, the first ones, by default all: what an earlier pass has left of it,
-        and the rest from the store, but for chunk tokens `replaced`."""
+        """A cache of the `layout` with `layers` (the first ones; by default all): what an earlier pass has left of it,
+        and the rest from the store, except the chunk tokens `replaced`."""
         held, self._held = self._held if self.holds(layout) else None, None
         replaced = None if self._all_filled() else replaced
         layers = self._adapter.shape.cached(layers)

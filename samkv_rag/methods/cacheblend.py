@@ -16,8 +16,8 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class CacheBlend(Options):
-    """`share` of all chunk tokens is recomputed on every layer; all of them up to the `check` layer, where the squared
-    difference of new and stored keys decides."""
+    """Recomputes `share` of all chunk tokens on every layer, and all of them up to the `check` layer, where the squared
+    difference between new and stored keys decides which."""
 
     share: Share = 0.15
     check: Count = 1

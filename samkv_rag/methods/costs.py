@@ -1,4 +1,4 @@
-"""What an answer cost up to its first token: the passes that ran, what was read and held, and the clock."""
+"""What an answer cost up to its first token: the passes that ran, what was read and held, and the time taken."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Moment = float | torch.cuda.Event
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)`, wherever these
-    are, ran.
+    """One forward pass over a cache of tokens at `positions` `(T,)`, sorted; those at `slots` `(Q,)`, on any device,
+    ran.
 
     The first `layers` layers ran; the last of them only up to its queries, keys and values if the pass `ended` there.
-    On the upper ones some rows may have seen only some of them (`narrow`). An ordinary `prefill` ran layers without a
-    cache of their own for the last row alone.
+    On the upper ones some rows may have attended only to some tokens (`narrow`). An ordinary `prefill` ran layers
+    without a cache of their own for the last row alone.
     """
 
     positions: Tensor
@@ -41,15 +41,15 @@ class Pass:
         return cls(torch.arange(tokens), torch.arange(tokens), layers, prefill=True)
 
     def among(self, cached: bool) -> Pass:
-        """What ran on layers with a cache of their own, or on those without."""
+        """The pass as it ran on layers with a cache of their own (`cached`), or on those without."""
         return self if cached or not self.prefill else Pass(self.positions, self.slots[-1:], self.layers)
 
     def narrowed(self, layer: int) -> bool:
-        """Whether some rows see only some tokens on this layer."""
+        """Whether some rows attend only to some tokens on this layer."""
         return self.narrow is not None and layer >= self.narrow.layer
 
     def pairs(self, window: int | None, narrowed: bool = False) -> int:
-        """How many (row, token it sees) pairs a layer has; a sliding `window` ends a row's view."""
+        """How many pairs (row, token that it attends to) a layer has; a sliding `window` limits each row."""
         slots = self.slots.cpu()
         if narrowed and self.narrow is not None:
             own, others = slots[: self.narrow.rows], slots[self.narrow.rows :]
@@ -83,8 +83,8 @@ class Costs:
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Charge the block's wall clock to a stage of the report: a GPU's own, which nobody waits for here. A stage
-        within another is not charged to that."""
+        """Charge the block's wall-clock time to a stage of the report: on a GPU the GPU's own, without waiting for it
+        here. A stage within another is not charged to the outer one."""
         begin, outer = self._now(), self._open
         self._open = name
         try:
@@ -102,7 +102,7 @@ class Costs:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage: ask when all is done. On a GPU this waits until the stages have ended there."""
+        """Seconds by stage; to be read when all is done. On a GPU this waits until the stages have ended there."""
         for name, outer, begin, end in self._spans:
             took = _seconds_between(begin, end)
             self._seconds[name] += took
@@ -112,7 +112,7 @@ class Costs:
         return self._seconds
 
     def held(self, cache_bytes: int) -> None:
-        """A cache of so many bytes is there at once."""
+        """Record that a cache of `cache_bytes` is held at once."""
         self.kv_bytes_peak = max(self.kv_bytes_peak, cache_bytes)
 
 

@@ -1,4 +1,4 @@
-"""EPIC (LegoLink): all entries kept, the first tokens of every chunk but the first recomputed, whatever is asked.
+"""EPIC (LegoLink): all entries kept, the first tokens of every chunk but the first recomputed, whatever the question.
 
 Hu et al., "EPIC: Efficient Position-Independent Caching for Serving Large Language Models", ICML 2025.
 """

@@ -1,4 +1,4 @@
-"""Full prefill of the plan's own token ids: the reference of every comparison."""
+"""Full prefill of the plan's own token ids: the reference for every comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InfoFlow KV: all entries kept; tokens are recomputed by the norm of the question's attention on a band of layers.
+"""InfoFlow KV: all entries kept; the norm of the question's attention on a band of layers decides what is recomputed.
 
 "InfoFlow KV", ICML 2026: per key sqrt(sum over question tokens of (mean over heads of attention)^2), late layers.
 """
@@ -18,8 +18,8 @@ from samkv_rag.options import Options, Share
 
 @dataclass(frozen=True)
 class InfoFlow(Options):
-    """`share` of all chunk tokens is recomputed. `band`: the layers looked at, as shares of the depth (the published
-    setting is layers 22 to 25 of 32)."""
+    """Recomputes `share` of all chunk tokens. `band`: the layers whose attention is used, as shares of the depth (the
+    published setting is layers 22 to 25 of 32)."""
 
     share: Share = 0.15
     band: tuple[Share, Share] = (0.6875, 0.8125)

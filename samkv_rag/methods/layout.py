@@ -1,4 +1,4 @@
-"""Where the kept tokens of a prompt stand."""
+"""Where the kept tokens of a prompt are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samkv_rag.methods.picked import Picked, places
 from samkv_rag.types import PromptPlan
 
 GLUE, HEAD = -1, -2
-"""What owns a token that is no chunk's. The head is what a prompt begins with, where that is known."""
+"""The owners of tokens that belong to no chunk. The head is what a prompt begins with, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ class Layout:
         return counts
 
     def runs(self, chunks: int) -> list[tuple[int, int]]:
-        """Every chunk's first slot, and how many there are: a chunk's tokens stand in neighbouring slots."""
+        """Every chunk's first slot, and how many there are: a chunk's tokens are in neighbouring slots."""
         firsts = torch.searchsorted(self.owned_by, torch.arange(chunks))
         at = self.owned[firsts.clamp(max=max(0, len(self.owned) - 1))] if len(self.owned) else firsts
         return list(zip(at.tolist(), self.counts(chunks), strict=True))
 
     @cached_property
     def owned_by(self) -> Tensor:
-        """The chunks of the chunk tokens."""
+        """The chunk that each chunk token belongs to."""
         return self.owner[self.owned]
 
     def columns(self, chunks: int) -> list[Tensor]:
-        """For every chunk, where its tokens stand among the chunk tokens of all."""
+        """For every chunk, the places of its tokens among the chunk tokens of all chunks."""
         return list(torch.arange(len(self.owned)).split(self.counts(chunks)))
 
 
 def beginning(plan: PromptPlan) -> tuple[int, ...]:
-    """The tokens that the plan begins with, as others may: up to its first chunk, stored or missed, or to the question,
-    which must be read. None, where it has no stored chunk."""
+    """The tokens at the plan's beginning that other plans may share: up to its first chunk, stored or missed, or to the
+    question, which must be run. None, where it has no stored chunk."""
     stops = [segment.start for segment in plan.segments if segment.text in plan.misses]
     stops += [plan.question.start] if plan.question.in_prompt else []
     return plan.before_chunks[: min(stops, default=None)] if plan.chunks else ()
@@ -69,8 +69,8 @@ def beginning(plan: PromptPlan) -> tuple[int, ...]:
 class Ground:
     """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks.
 
-    `here` are their ids `(n,)`, `spots` where the tokens of chunks stand `(T,)`, all on the `device` where the model
-    runs. The first `head` of them are as they are known beforehand; they are kept, and not computed.
+    `here` are their ids `(n,)`, `spots` the places of chunk tokens `(T,)`, all on the `device` that the model runs on.
+    The entries of the first `head` of them are known beforehand; these are kept, and not computed.
     """
 
     def __init__(self, plan: PromptPlan, device: torch.device, head: int = 0) -> None:
@@ -80,7 +80,7 @@ class Ground:
             owners.append(len(starts) if chunk else GLUE)
             starts += [segment.start] if chunk else []
             sizes.append(len(segment.token_ids))
-            ids.extend(segment.token_ids)  # torch takes a list ten times as long
+            ids.extend(segment.token_ids)  # torch takes ten times as long over a list
         self.ids = torch.frombuffer(ids, dtype=torch.long) if ids else torch.empty(0, dtype=torch.long)
         self.owner = repeated(*(torch.tensor(each, dtype=torch.long) for each in (owners, sizes)))
         self.owner[:head] = HEAD
@@ -89,12 +89,12 @@ class Ground:
 
     @cached_property
     def here(self) -> Tensor:
-        """The ids, where the model runs."""
+        """The ids, on the model's device."""
         return sent(self.ids, self.device)
 
     @cached_property
     def spots(self) -> Tensor:
-        """Where the tokens of chunks stand, where the model runs."""
+        """The places of chunk tokens, on the model's device."""
         return sent(self._owned, self.device)
 
     @cached_property
@@ -103,7 +103,7 @@ class Ground:
 
     @cached_property
     def chunked(self) -> Tensor:
-        """Bool `(n,)`: what belongs to a chunk, where the model runs."""
+        """Bool `(n,)`: which tokens belong to a chunk, on the model's device."""
         return sent(self.owner >= 0, self.device)
 
     def marked(self, tokens: Sequence[Tensor]) -> Tensor:
@@ -119,25 +119,25 @@ class Ground:
         return Picked(self.marked(tokens)[self._owned], sum(map(len, tokens)))
 
     def found(self, picked: Picked) -> Tensor:
-        """Bool over all tokens of the prompt, on the host, which waits for what was picked."""
+        """Bool over all tokens of the prompt: what was picked, on the host, which waits for it."""
         return torch.zeros(len(self.owner), dtype=torch.bool).index_copy_(0, self._owned, picked.marks.cpu())
 
     def with_glue(self, picked: Picked) -> Tensor:
-        """Where the glue and what was picked stand, sorted `(Q,)`, where the model runs; nobody waits for it."""
+        """Sorted places `(Q,)` of the glue and of what was picked, on the model's device; the host does not wait."""
         return self.staying(picked)[self.head :]
 
     def uncomputed(self, recomputed: int) -> int:
-        """How many tokens of the head are not computed where so many of chunks are: where those are all, every token
-        is, as in any prefill."""
+        """How many tokens of the head are not computed when `recomputed` chunk tokens are: when those are all, every
+        token is computed, as in any prefill."""
         return self.head if recomputed < len(self._owned) else 0
 
     def known(self, also: Picked | None) -> Tensor:
-        """Where the head stands, and the tokens `also`, which are not computed either, where the model runs."""
+        """The places of the head, and of the tokens `also`, which are not computed either, on the model's device."""
         head = torch.arange(self.head, device=self.device)
         return head if also is None else torch.cat([head, self.spots[also.at]])
 
     def staying(self, picked: Picked) -> Tensor:
-        """The same, and the head before it."""
+        """The same as `with_glue`, with the head before it."""
         marks = (~self.chunked).index_copy_(0, self.spots, picked.on(self.device).marks)
         return places(marks, len(self.owner) - len(self._owned) + picked.count)
 
@@ -149,7 +149,7 @@ class Ground:
 
 
 def with_question(layout: Layout, ids: Sequence[int]) -> Layout:
-    """The layout with question tokens behind it that do not stand in the prompt."""
+    """The layout followed by question tokens that are not in the prompt."""
     start = int(layout.positions[-1]) + 1
     positions = torch.cat([layout.positions, torch.arange(start, start + len(ids))])
     owner = torch.cat([layout.owner, torch.full((len(ids),), -1)])

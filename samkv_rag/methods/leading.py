@@ -1,4 +1,4 @@
-"""A first chunk that is stored as the prompt computes it: it is left out of what is computed again."""
+"""A first chunk that is stored as the prompt would compute it is not recomputed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from samkv_rag.types import PromptPlan
 
 
 def exact_tokens(plan: PromptPlan, sink_prefix: Sequence[int]) -> int:
-    """How many chunk tokens, from the first on, are stored as a prefill of the plan would make them: the first chunk's,
-    where nothing stands before it but what chunks are ingested behind. (Rounded as the store rounds.)"""
+    """How many chunk tokens, from the first on, are stored as a prefill of the plan would compute them: the first
+    chunk's, if what precedes it is what precedes chunks at ingestion. (Rounded as the store rounds.)"""
     exact = plan.chunks and plan.before_chunks == tuple(sink_prefix)
     return len(plan.chunks[0].token_ids) if exact else 0
 
 
 def computed_and_stored(run: Run, again: Picked, value: Tensor) -> tuple[Picked, Picked | None]:
-    """What is computed of the tokens `again`, and what is seen with it as it is stored: of a first chunk that is exact,
-    those that come first among `again`, and by their `value` `(T,)`, of all T. It gets as many of the tokens as falls
-    to it by its length, so that how many are computed is known without asking."""
+    """What is recomputed of the tokens `again`, and what of an exact first chunk is attended to with it as stored: of
+    all T tokens first those of `again`, then the best by their `value` `(T,)`. That chunk's number of tokens is in
+    proportion to its length, so that the number computed is known without waiting."""
     lengthwise, total = run.adapter.rotary.depends_on_length, len(value)
     exact = 0 if lengthwise else exact_tokens(run.plan, run.adapter.sink_prefix)
     if not exact:

@@ -1,4 +1,4 @@
-"""The first look of SamKV at the chunks: what scores their blocks, before anything is recomputed."""
+"""SamKV's first look at the chunks: how their blocks are scored before anything is recomputed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Look = Literal["keys", "two_stage", "pooled", "mean", "bound"]
 
 @dataclass(frozen=True)
 class FirstLook:
-    """One prompt's look on the selection `layers`, at blocks of `block` tokens, by the options of `SamKV` that bear
-    these names. A pass at summaries sees the tokens `anchors` of every chunk; so many `candidates` are a shortlist."""
+    """One prompt's look on the selection `layers`, at blocks of `block` tokens, with `SamKV`'s options of the same
+    names. A pass for summaries attends to the tokens `anchors` of every chunk; a shortlist has `candidates` tokens."""
 
     run: Run
     layers: tuple[int, ...]
@@ -41,11 +41,11 @@ class FirstLook:
         return self._by_pooled_query() if look == "pooled" else self._by_summaries(look)
 
     def _by_keys(self, seen: Sequence[Tensor] | None = None) -> list[ChunkScores]:
-        """By attention to the entries themselves, of the tokens `seen` alone if they are given."""
+        """By attention to the entries themselves, only of the tokens `seen` if they are given."""
         return pass_scores(self.run, self.layers, self.block, self.initial, self.local, seen)
 
     def _by_shortlist(self) -> list[ChunkScores]:
-        """By attention to the entries of what the bounds of keys like best."""
+        """By attention to the entries of the blocks whose key bounds score best."""
         bounds = self._by_summaries("bound")
         return self._by_keys(shortlist(bounds, self.run.lengths, self.candidates, self.block))
 
@@ -59,7 +59,7 @@ class FirstLook:
             )  # fmt: skip
 
     def _by_pooled_query(self) -> list[ChunkScores]:
-        """The paper's: the pooled question query, personalised for every chunk, against its mean keys."""
+        """The paper's look: the pooled question query, personalised for every chunk, against its mean keys."""
         asking = self.run.question_pass(self._anchored, self.layers[-1])
         with self.run.stage("select"):
             queries = [self._personalised(stack, own.mean(2)) for stack, own in enumerate(asking)]
@@ -67,7 +67,7 @@ class FirstLook:
             return chunk_scores(self.run, turned, self.layers, self.block, self.initial, self.local)
 
     def _personalised(self, stack: int, generic: Tensor) -> Tensor:
-        """The pooled question's queries on a stack's layers `(L, H, D)`, one for each chunk: `(C, L, H, D)`."""
+        """Pooled question queries on a stack's layers `(L, H, D)`, personalised for each chunk: `(C, L, H, D)`."""
         chunks = range(len(self.run.lengths))
         if not self.bias:
             return generic.expand(len(chunks), *generic.shape)

@@ -1,7 +1,7 @@
 """Multi-InfLLM: the concatenated caches treated as one context, its blocks chosen by the question, none recomputed.
 
 The paper's own baseline (SamKV, experiments) after InfLLM (Xiao et al., 2024): the whole context's first and last
-tokens stay, then the blocks whose keys score highest with the question's query.
+tokens are kept, then the blocks whose keys score highest with the question's query.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class MultiInfLLM(Options):
-    """`keep` of the chunk tokens; `initial` and `local` tokens of the whole context; `block` tokens per block, a
-    multiple of 16."""
+    """Keeps `keep` of the chunk tokens, `initial` and `local` tokens of the whole context among them; `block` tokens
+    per block, a multiple of 16."""
 
     keep: Share = 0.15
     block: Positive = 16

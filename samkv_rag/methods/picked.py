@@ -1,5 +1,5 @@
-"""Tokens picked among those of all chunks of a prompt. They stay where they were picked: how many there are is known
-without asking, so that nobody waits for a GPU to know what is computed next."""
+"""Tokens picked from those of all chunks of a prompt. They stay on the device where they were picked: their number is
+known beforehand, so that the host need not wait for a GPU to know what is computed next."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Picked:
 
     @cached_property
     def at(self) -> Tensor:
-        """Which they are, sorted `(count,)`."""
+        """Their indices, sorted `(count,)`."""
         return places(self.marks, self.count)
 
     def but(self, few: Picked) -> Picked:
-        """All of these but a few of them."""
+        """All of these except the `few`."""
         return Picked(self.marks & ~few.marks, self.count - few.count)
 
     def on(self, device: torch.device) -> Picked:
-        """The same on a device."""
+        """The same tokens, on a device."""
         return self if self.marks.device == device else Picked(sent(self.marks, device), self.count)
 
     def by_chunk(self, lengths: Sequence[int]) -> Chosen:
-        """The same for every chunk, of `lengths`, on the host, which waits for them."""
+        """The same tokens chunk by chunk, of `lengths`, on the host, which waits for them."""
         stops = torch.tensor(lengths, dtype=torch.long).cumsum(0)
         at = self.at.cpu()
         owner = torch.searchsorted(stops, at, right=True)
@@ -48,8 +48,8 @@ class Picked:
 
 @dataclass(frozen=True)
 class Settled:
-    """What stays of a prompt, after a pass that computed `again`: `kept`, by what every token was `worth` `(T,)`. With
-    `exact` these of them stay as they are, and the others in fewer bits."""
+    """What is kept of a prompt after a pass that computed `again`: `kept`, by what every token was `worth` `(T,)`. With
+    `exact`, these of them are kept at full precision, the others in fewer bits."""
 
     kept: Picked
     again: Picked
@@ -59,11 +59,11 @@ class Settled:
 
     @property
     def packed(self) -> Picked | None:
-        """What stays in fewer bits."""
+        """What is kept in fewer bits."""
         return None if self.exact is None else self.kept.but(self.exact)
 
     def selection(self, lengths: Sequence[int]) -> Selection:
-        """The same for every chunk, of `lengths`, as a report tells it; the host waits for it."""
+        """The same chunk by chunk, of `lengths`, as a report gives it; the host waits for it."""
         none = tuple(torch.arange(0) for _ in lengths)
         ranking = Ranking(none, tuple(self.worth.cpu().split(list(lengths))), 1)
         packed = () if self.packed is None else self.packed.by_chunk(lengths)
@@ -71,18 +71,18 @@ class Settled:
 
 
 def most_looked_at(attention: Tensor, answer_weight: float = 1.0) -> Tensor:
-    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token gives a token on any of the layers, what the last
-    of them gives, which says the next token, counting `answer_weight` times.
+    """Attention `(N, Q, T)` -> `(T,)`: the most that any asking token pays a token on any of the layers; what the last
+    of them pays, which produces the next token, counts `answer_weight` times.
 
-    What stays is for the rest of the answer. The token before it looks for its beginning alone, and in a list for the
-    first thing: a mean would bury what other tokens of the question look at (lists: docs/results.md).
+    What is kept is for the rest of the answer. The token before it attends only to what the answer begins with, in a
+    list to the first item: a mean would bury what other tokens of the question attend to (lists: docs/results.md).
     """
     most = attention.amax((0, 1))
     return most if answer_weight == 1.0 else torch.maximum(most, answer_weight * attention[:, -1].amax(0))
 
 
 def places(marks: Tensor, count: int) -> Tensor:
-    """Where a bool `(T,)` is set, sorted `(count,)`: exactly so many are."""
+    """Where the bool `marks` `(T,)` are set, sorted `(count,)`: exactly `count` are."""
     return torch.nonzero_static(marks, size=count)[:, 0]
 
 
@@ -112,10 +112,10 @@ def best_of(picked: Picked, values: Tensor, count: int) -> Picked:
 
 
 def exchanged(picked: Picked, order: Tensor, before: Tensor, after: Tensor) -> Picked:
-    """As many as `picked`, the last of which by their `order` `(T,)` give way to tokens whose value rose from `before`
-    to `after` `(T,)`, up to among the `picked.count` largest. What is infinite in the order stays in any case.
+    """As many as `picked`, whose last ones by `order` `(T,)` give way to tokens whose value rose from `before` to
+    `after` `(T,)` and is among the `picked.count` largest. What is infinite in the order is kept in any case.
 
-    Of what was picked by its value alone, what has the largest values then comes of it."""
+    Of tokens picked by value alone, this makes those with the largest values `after`."""
     rose = (after > before) & largest(after, picked.count).marks
     risen = torch.full_like(order, float("-inf")).masked_fill(rose, torch.finfo(order.dtype).max)
     return largest(torch.maximum(order.masked_fill(~picked.marks, float("-inf")), risen), picked.count)

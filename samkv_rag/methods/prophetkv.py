@@ -19,7 +19,7 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class ProphetKV(Options):
-    """`share` of all chunk tokens is recomputed, on every layer."""
+    """Recomputes `share` of all chunk tokens, on every layer."""
 
     share: Share = 0.15
 
@@ -32,6 +32,6 @@ class ProphetKV(Options):
 
 
 def top_tokens(kept: tuple[Tensor, ...], value: Tensor, columns: list[Tensor], share: float) -> Selection:
-    """Everything kept, the `share` of the tokens with the highest `value` `(T,)` recomputed."""
+    """Everything kept, and the `share` of the tokens with the highest `value` `(T,)` recomputed."""
     best = best_tokens([value[column] for column in columns], int(share * len(value)))
     return Selection(kept, tuple(tokens[part] for tokens, part in zip(kept, best, strict=True)))

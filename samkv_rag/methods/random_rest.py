@@ -1,7 +1,7 @@
 """Control: SamKV's recompute and first token, and a random rest. What settling by attention must beat.
 
-SamKV chooses the first token in sight of all entries. An answer that this token decides (yes or no, one of two names,
-"not in the passages") comes out right whatever stays: such questions say nothing of what was kept, and this shows it.
+SamKV's first token attends to all entries. An answer that this token decides (yes or no, one of two names, "not in the
+passages") comes out right whatever is kept: such questions say nothing about what was kept, and this shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from samkv_rag.methods.samkv import SamKV
 
 @dataclass(frozen=True)
 class RandomRest(SamKV):
-    """`keep` of the chunk tokens stay, drawn from `seed`. Raises `SamKVError` for `settle="before"`."""
+    """Keeps `keep` of the chunk tokens, drawn from `seed`. Raises `SamKVError` for `settle="before"`."""
 
     rest: Literal["drop", "int4"] | None = "drop"
     seed: int = 0
@@ -32,6 +32,6 @@ class RandomRest(SamKV):
             raise SamKVError('random_rest draws what stays after the recompute: for settle="before" there is "random".')
 
     def _worth(self, run: Run, attention: Tensor, vicinity: float) -> Tensor:
-        """The same draw for the same seed: of two prompts, the same places as far as both reach."""
+        """The same draw for the same seed: two prompts agree place by place, as far as both reach."""
         drawn = torch.rand(sum(run.lengths), generator=torch.Generator().manual_seed(self.seed))
         return drawn.to(run.adapter.device)

@@ -12,8 +12,8 @@ from samkv_rag.store import DamagedEntry, StoredBlocks
 
 
 class Read:
-    """Some `blocks` of a chunk on some `layers` of a stack, a run of them, read by `read`: at once, or by somebody
-    who may have begun."""
+    """Some `blocks` of a chunk on some consecutive `layers` of a stack, read by `read`: at once, or by a thread that
+    may have begun."""
 
     def __init__(self, blocks: Sequence[int], layers: range, read: Callable[[], StoredBlocks]) -> None:
         self.blocks, self.layers = list(blocks), layers
@@ -21,9 +21,9 @@ class Read:
 
     @cached_property
     def found(self) -> StoredBlocks:
-        """What was read, as soon as it is."""
+        """What was read, as soon as it is there."""
         read = self._read
-        del self._read  # a failure knows this frame, and would be kept alive by what it failed to read
+        del self._read  # an error refers to this frame, and the read that failed would keep it alive
         try:
             return read()
         finally:
@@ -31,7 +31,7 @@ class Read:
 
     @property
     def used(self) -> int:
-        """Bytes of what was asked for and is here."""
+        """Bytes of what was asked for and has arrived."""
         return self.found.nbytes if "found" in self.__dict__ else 0
 
     @cached_property
@@ -48,7 +48,7 @@ class Read:
         return deep and (self.blocks == blocks or not self._places.keys().isdisjoint(blocks))
 
     def cut(self, blocks: Sequence[int], layers: range) -> Tensor:
-        """What was read of some of its blocks, as stored: `(L, B, ...)`, of those of `layers` that it has."""
+        """What was read of some of its blocks, as stored: `(L, B, ...)`, on those of `layers` that it has."""
         rows = slice(max(0, layers.start - self.layers.start), layers.stop - self.layers.start)
         data = self.found.data[rows]
         if self.blocks == blocks:
@@ -60,8 +60,8 @@ class Read:
 
 
 class ChunkReads:
-    """What has been read of an entry's stack, in order: every layer of a block once, with those below it, and none
-    above it."""
+    """What has been read of an entry's stack, in order: of each block every layer up to some depth, once, and none
+    above that."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -69,7 +69,7 @@ class ChunkReads:
         self._depths: dict[int, int] = {}
 
     def missing(self, blocks: Sequence[int], stop: int) -> list[tuple[list[int], range]]:
-        """What must be read for `blocks` to be there up to the layer before `stop`: blocks, each with layers."""
+        """What must be read for `blocks` to be there up to the layer before `stop`: blocks, with their layers."""
         depths = [self._depths.get(block, 0) for block in blocks]
         return [
             ([block for block, known in zip(blocks, depths, strict=True) if known == depth], range(depth, stop))
@@ -77,12 +77,12 @@ class ChunkReads:
         ]
 
     def add(self, read: Read) -> None:
-        """Count on what is read."""
+        """Count the blocks of `read` as read from now on."""
         self._reads.append(read)
         self._depths.update(dict.fromkeys(read.blocks, read.layers.stop))
 
     def joined(self, blocks: Sequence[int], layers: range) -> StoredBlocks:
-        """Some blocks on some layers, none of them missing: as they were read if that was together, without a copy.
+        """Some blocks on some layers, none of them missing: without a copy, as they were read, if that was together.
         Raises `DamagedEntry` where they do not fit together."""
         blocks = list(blocks)
         deep = [read for read in self._reads if read.overlaps(blocks, layers)]
@@ -93,12 +93,12 @@ class ChunkReads:
 
     @property
     def used(self) -> int:
-        """Bytes of what was asked for and is here."""
+        """Bytes of what was asked for and has arrived."""
         return sum(read.used for read in self._reads)
 
     @property
     def pinned(self) -> bool:
-        """Whether a GPU may read any of it where it is."""
+        """Whether a GPU may read any of it in place."""
         return any(read.used and read.found.data.is_pinned() for read in self._reads)
 
 

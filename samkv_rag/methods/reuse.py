@@ -11,7 +11,7 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class Reuse:
-    """Every chunk token kept, turned to its position, none recomputed: chunks do not see each other."""
+    """Every chunk token kept, rotated to its position, none recomputed: chunks do not attend to each other."""
 
     name = "reuse"
 

@@ -1,4 +1,4 @@
-"""What a method may do with one prompt, and what it cost: the verbs between the methods and the floors below."""
+"""What a method may do with one prompt, and what it cost: the operations between the methods and the code below."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Run:
         return [len(chunk.token_ids) for chunk in self.plan.chunks]
 
     def budget(self, keep: float) -> int:
-        """How many chunk tokens to choose: the share `keep`, but no fewer than the engine's least; a note says so."""
+        """How many chunk tokens to choose: the share `keep`, but at least the engine's minimum; a note says so."""
         total = sum(self.lengths)
         wanted, least = int(keep * total + 1e-9), min(self._min_kept_tokens, total)
         if wanted < least:
@@ -59,11 +59,11 @@ class Run:
         return max(wanted, least)
 
     def stage(self, name: Stage) -> AbstractContextManager[None]:
-        """Charge the block's wall clock to a stage of the report."""
+        """Charge the block's wall-clock time to a stage of the report."""
         return self.costs.stage(name)
 
     def release(self) -> None:
-        """Forget all but what it cost: an answer may take its time."""
+        """Forget everything but the costs: an answer may take its time."""
         self.entries.release()
         self.caches.release()
 
@@ -80,12 +80,12 @@ class Run:
         return self.summaries(index).stacks[stack].local_query.to(self.adapter.device, torch.float32)
 
     def read_ahead(self, last_layer: int) -> None:
-        """Have all entries read, those up to `last_layer` first, beside what runs: for a method that needs them all."""
+        """Have all entries read in the background, those up to `last_layer` first: for a method that needs them all."""
         self.caches.expect(range(last_layer + 1), range(last_layer + 1, self.adapter.shape.layers))
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Count what the block uses of entries as scored."""
+        """Count the bytes of entries that the block uses as scored."""
         self.costs.scored_bytes -= self.entries.bytes_used
         yield
         self.costs.scored_bytes += self.entries.bytes_used
@@ -96,16 +96,16 @@ class Run:
         """Prefill the glue and the question over the `kept` chunk tokens only; what it caches is thrown away.
 
         Returns the question tokens' position-free queries by stack, fp32 `(L, H, Q, D)` (SamKV, "generic query" before
-        pooling), L being the layers up to `last_layer` that attend to it. What stands behind the question cannot change
-        them: not run.
+        pooling), L being the layers up to `last_layer` that attend to it. What follows the question cannot change them:
+        it is not run.
         """
         last = self.adapter.shape.layers - 1 if last_layer is None else last_layer
         with self._scoring():
             return self._queries(*self._asking(kept, last), last)[0]
 
     def asking_pass(self, kept: Sequence[Tensor], last_layer: int) -> tuple[list[Tensor], Tensor]:
-        """As `question_pass`, but to the prompt's end: by stack queries `(L, H, Q, D)` of the question and of the glue
-        behind the chunks, and their positions `(Q,)`."""
+        """As `question_pass`, but to the prompt's end: by stack the queries `(L, H, Q, D)` of the question and of the
+        glue after the chunks, and their positions `(Q,)`."""
         with self._scoring():
             return self._queries(*self._asking(kept, last_layer, to_the_end=True), last_layer)
 
@@ -116,10 +116,10 @@ class Run:
             return queries, layout.positions[fresh][asked]
 
     def question_attention(self, kept: Sequence[Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What the question, and the glue behind the chunks, attend to over the `kept` chunk tokens as stored.
+        """What the question, and the glue after the chunks, attend to among the `kept` chunk tokens as stored.
 
         Returns attention averaged over heads, fp32 `(N, Q, T)` for the N `layers` and all T kept chunk tokens in order,
-        where the model runs (it is large: take what is wanted of it before it is moved), and every chunk's columns.
+        on the model's device (it is large: take what you need of it before moving it), and every chunk's columns.
         """
         with self._scoring(), self.stage("select"):
             layout, cache = self._asking(kept, max(layers), to_the_end=True)
@@ -129,14 +129,14 @@ class Run:
 
     def witnessed(self, witnesses: Picked, last_layer: int) -> Tensor:
         """What the chunk tokens `witnesses` attend to among all stored ones, averaged over heads and over the layers up
-        to `last_layer`: `(W, T)`. They are computed for it, and the glue, if no pass has; what is stored stays."""
+        to `last_layer`: `(W, T)`. They, and the glue if no pass has, are computed for it; entries are restored."""
         kept, ground = self.caches.everything, self.caches.ground
         layout = self.caches.layout(kept)
         known = self.caches.holds(layout)
         cache = self.caches.completed(kept, layout, None, range(last_layer + 1))
         own = ground.spots[witnesses.at]
         slots = own if known else ground.with_glue(witnesses)
-        if known and self.adapter.rotary.depends_on_length:  # the frequencies are those of a call's last position
+        if known and self.adapter.rotary.depends_on_length:  # a call's frequencies are those of its last position
             slots = torch.cat([slots, slots.new_full((1,), self.plan.n_tokens - 1)])
         means = MeanAttention(torch.searchsorted(slots, own))
         with self.stage("select"):
@@ -163,7 +163,7 @@ class Run:
         return layout, cache
 
     def _question_rows(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots to run (the glue), which of those rows ask (the question, and glue behind the chunks), their ids."""
+        """Slots to run (the glue), which of those rows ask (the question, and glue after the chunks), their ids."""
         fresh = layout.glue
         self.costs.question_pass_tokens += len(fresh)
         return fresh, asking_rows(self.plan, layout.positions[fresh]), layout.ids[fresh]
@@ -174,7 +174,7 @@ class Run:
         """ONE forward over the glue and `selection.recomputed` at true positions; the rest of what is kept is reused.
 
         `rows[layer]` gives for every kept chunk token (in order) whether that layer stores it; `theta` below 1 or
-        "cosine" fuses chunk entries instead of overwriting them. What every layer overwrites is not read.
+        "cosine" fuses chunk entries instead of overwriting them. Entries that every layer overwrites are not read.
         """
         layout = self.caches.layout(selection.kept)
         replaced = self.caches.ground.picked(selection.recomputed) if rows is None and theta == 1.0 else None
@@ -192,15 +192,15 @@ class Run:
         theta: float | Literal["cosine"] = 1.0, wide: int | None = None, sees: float = 0.0, at: int = 0,
         answer_weight: float = 1.0, also: Picked | None = None,
     ) -> Prepared:  # fmt: skip
-        """ONE forward over the glue and the tokens `again`, which see all stored entries; `settle` says what stays.
+        """ONE forward over glue and tokens `again`, which attend to all stored entries; `settle` decides what is kept.
 
-        It gets how much every chunk token was looked at `(T,)`, where the model runs: the most that a token behind the
-        chunks, from the question on, attended to it on any of `layers` in this very pass, by the mean of heads; what
-        the last of them attended to, which says the first new token in sight of all, counts `answer_weight` times. The
-        rest is dropped before that is taken down, or when `at` tokens of the answer are there. What stands before those
-        tokens sees all on the first `wide` layers only, by default on all; above, what is computed in this pass, the
-        tokens `also`, and of the rest the share `sees`, what is closest. The host waits for nothing but to know which
-        stays.
+        It gets how much attention every chunk token received `(T,)`, on the model's device: the most that a token after
+        the chunks, from the question on, paid it on any of `layers` in this very pass, averaged over heads; what the
+        last one paid, which produces the first new token and attends to everything, counts `answer_weight` times. The
+        rest is dropped before that token is recorded, or after `at` tokens of the answer. What precedes the asking
+        tokens attends to everything on the first `wide` layers, by default on all; above, only to what is computed in
+        this pass, the tokens `also`, and of the rest the share `sees` that most closely precedes it. The host waits
+        only to know what is kept.
         """
         ground, layout = self.caches.ground, self.caches.layout(self.caches.everything)
         cache = self.caches.completed(self.caches.everything, layout, again if theta == 1.0 else None)
@@ -209,7 +209,7 @@ class Run:
         there = cache.positions[: len(layout.ids)]
         narrow = None if wide is None else Narrow.of(wide, slots[:-asking], there, sees, ground.known(also))
         if self.adapter.shape.shared and not self.adapter.speaks_at_once(len(fresh)):
-            # Behind the layers with caches nobody looks at what stands before the answer's rows: they go on alone.
+            # Above the layers with caches nothing attends to what precedes the answer's rows: these go on alone.
             self._pass(cache, layout, fresh, None, theta, None, narrow)
             fresh, narrow = fresh.last(asking), None
         rows = torch.arange(len(fresh) - asking, len(fresh), device=self.adapter.device)
@@ -229,7 +229,7 @@ class Run:
         self, cache: SlotCache, layout: Layout, fresh: Fresh, rows: Sequence[Tensor | None] | None = None,
         theta: float | Literal["cosine"] = 1.0, observer: Observer | None = None, narrow: Narrow | None = None,
     ) -> Tensor:  # fmt: skip
-        """Compute what is `fresh`, the last token (glue) among it; returns the first new token's logits `(vocab,)`."""
+        """Compute the `fresh` tokens, the last one (glue) included; returns the first new token's logits `(vocab,)`."""
         speak = self.adapter.speaks_at_once(len(fresh))
         logits = self._pass(cache, layout, fresh, rows, theta, observer, narrow, speak)
         return self._first(cache, layout) if logits is None else logits
@@ -250,14 +250,14 @@ class Run:
             )
 
     def _first(self, cache: SlotCache, layout: Layout) -> Tensor:
-        """The logits of the first new token, by the last kept one alone."""
+        """The logits of the first new token, from a pass over the last kept token alone."""
         with self.stage("first_token"):
             last = torch.tensor([len(layout.ids) - 1])
             self.costs.passes.append(Pass(layout.positions, last, self.adapter.shape.layers))
             return self.adapter.next_logits(layout.ids, cache)
 
     def recompute_checked(self, check: int, choose: Callable[[Tensor, list[Tensor]], Selection]) -> Prepared:
-        """Every chunk token kept and computed up to layer `check`; `choose` then says which go on above it.
+        """Keep every chunk token and compute it up to layer `check`; `choose` then decides which go on above it.
 
         `choose(deviation, columns)` gets the squared difference of new and stored keys at that layer, fp32 `(T,)` over
         all chunk tokens, and each chunk's columns in it (CacheBlend's step; below `check` all tokens stay fresh).
@@ -281,13 +281,13 @@ class Run:
         return Prepared.of(self.caches.finish(cache), layout.ids, selection, logits)
 
     def _of_chunks(self, found: Tensor, layout: Layout) -> Tensor:
-        """What was found about chunk tokens `(..., T)`, of what was about all slots. In two dimensions: in three a CPU
-        takes up to seven times as long."""
+        """What was found about chunk tokens `(..., T)`, out of what was found about all slots. In two dimensions: in
+        three a CPU takes up to seven times as long."""
         owned = sent(layout.owned, self.adapter.device)
         return found.flatten(0, -2).index_select(1, owned).view(*found.shape[:-1], len(owned))
 
     def _fresh(self, layout: Layout, selection: Selection) -> Fresh:
-        """What is computed: the glue and what is recomputed; where that is all, the head too."""
+        """What is computed: the glue and what is recomputed; where that is every chunk token, the head too."""
         ground, again = self.caches.ground, self.caches.ground.marked(selection.recomputed)
         known = layout.positions < ground.uncomputed(int(again.sum()))
         return Fresh.of(layout, ((layout.owner < 0) & ~known | again[layout.positions]).nonzero()[:, 0])

@@ -156,7 +156,7 @@ class SamKV(Options):
 
     @property
     def _block(self) -> int:
-        """Tokens of a selection block."""
+        """Tokens per selection block."""
         if self.block is not None:
             return self.block
         return 1 if self.look == "keys" and self.settle == "after" else BLOCK
@@ -169,7 +169,7 @@ class SamKV(Options):
         )
 
     def prepare(self, run: Run) -> Prepared:
-        """Score, select within the budget, recompute; everything kept and recomputed skips the question's pass."""
+        """Score, select within the budget, recompute; keeping and recomputing everything skips the question's pass."""
         budget = run.budget(self.keep)
         if budget == sum(run.lengths) and self.recompute == 1 and not self.aligned:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)
@@ -199,8 +199,8 @@ class SamKV(Options):
     def _followed(
         self, run: Run, again: Picked, value: Tensor, order: Tensor, last_layer: int
     ) -> tuple[Picked, Tensor]:  # fmt: skip
-        """As many tokens as `again`, the last of which by their `order` give way to what the best of them by their
-        `value` look at in turn on the layers up to `last_layer`; and every token's value then, each `(T,)`."""
+        """As many tokens as `again`, the last of which by `order` give way to what the best of them by `value` attend
+        to in turn on the layers up to `last_layer`; and every token's value after that, each `(T,)`."""
         value, order = (sent(each, run.adapter.device) for each in (value, order))
         again, count = again.on(run.adapter.device), min(self.followed, again.count // 8)
         if not count:
@@ -215,10 +215,10 @@ class SamKV(Options):
         self, run: Run, again: Picked, also: Picked | None, budget: int, settlement: Settlement,
         notes: tuple[str, ...], profile: ModelProfile,
     ) -> Prepared:  # fmt: skip
-        """Recompute the tokens `again` among all stored ones, `also` in sight of them on every layer; what the question
-        then looks at stays, `budget` tokens.
+        """Recompute the tokens `again` among all stored ones, attending to `also` on every layer; what the question
+        then attends to is kept, `budget` tokens.
 
-        Settled on the upper half of the layers, where attention goes to what is said, not to where to look.
+        Decided on the upper half of the layers, where attention goes to what is said, not to where to look.
         """
         n_layers = run.adapter.shape.layers
         wide, sees = self._sight(n_layers, profile)
@@ -239,11 +239,11 @@ class SamKV(Options):
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
     def _worth(self, run: Run, looked_at: Tensor, vicinity: float) -> Tensor:
-        """What it is worth to keep each chunk token `(T,)`, by how much it was looked at `(T,)`."""
+        """How much each chunk token is worth keeping `(T,)`, by the attention it received, `looked_at` `(T,)`."""
         return worth_keeping(looked_at, self.around, vicinity, run.lengths)
 
     def _settlement(self, run: Run, budget: int) -> Settlement:
-        """When it is settled what stays, as far as this model can."""
+        """When it is decided what is kept, as far as this model allows."""
         rest = self.rest or ("drop" if self.settle == "before" else "int4")
         if budget == sum(run.lengths) or (rest == "drop" and not self.settle_at):
             return Settlement()
@@ -265,20 +265,20 @@ class SamKV(Options):
         return tuple(sorted({layer % n_layers for layer in layers}))
 
     def _sight(self, n_layers: int, measured: ModelProfile) -> tuple[int, float]:
-        """On how many layers what is recomputed sees all, and the share of the rest that it sees on the others: the
-        caller's, else what was `measured` for the model, else the usual."""
+        """On how many layers recomputed tokens attend to everything, and the share of the rest that they attend to on
+        the others: the caller's, else as `measured` for the model, else the defaults."""
         return int(known(self.wide, measured.wide, WIDE) * n_layers + 1e-9), known(self.sees, measured.sees, SEES)
 
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
     ) -> list[ChunkScores]:  # fmt: skip
-        """What the first look finds, with a shortlist of so many times the `budget`."""
+        """What the first look finds, with a shortlist of `self.candidates` times the `budget`."""
         sizes, candidates = (self._block, self.initial, self.local), int(self.candidates * budget)
         looking = FirstLook(run, layers, anchors, *sizes, candidates, self.bias, self.partner, self.frame)
         return looking.scores(self.look)
 
     def _favoured(self, scores: list[ChunkScores], measured: ModelProfile, all_stays: bool) -> list[ChunkScores]:
-        """By what it is chosen what is recomputed: by the place in a chunk, too, where all stays for a while."""
+        """The scores that decide what is recomputed: by place in a chunk, too, where all is kept for a while."""
         early = known(self.early, measured.early if all_stays else 0.0, EARLY)
         if self.settle == "before" or self.look == "pooled" or not early:
             return scores

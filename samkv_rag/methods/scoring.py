@@ -18,11 +18,11 @@ from samkv_rag.methods.selection import ChunkScores, block_sizes, standardised
 from samkv_rag.types import BLOCK
 
 GAIN = 4.0
-"""What a look at second hand counts, to one at first hand."""
+"""How much attention at second hand counts, relative to attention at first hand."""
 
 
 def check_block(block: int) -> None:
-    """Raises `SamKVError` for selection blocks of which no whole number of summaries can be scored."""
+    """Raise `SamKVError` unless a selection block covers a whole number of the summaries that are scored."""
     if block % BLOCK:
         raise SamKVError(f"block must be a multiple of {BLOCK} tokens, the unit of the summaries that are scored.")
 
@@ -46,9 +46,9 @@ def personalised(generic: Tensor, local: Tensor, partner: str = "query") -> Tens
 
 
 def turned_to_chunks(run: Run, queries: Sequence[Tensor], frame: str = "true") -> list[Tensor]:
-    """Every stack's queries `(C, L, H, D)` turned into each chunk's own frame, where its block means stand.
+    """Every stack's queries `(C, L, H, D)` rotated into each chunk's own frame, that of its block means.
 
-    The question stands at its true distance from the chunk's first token, or ("adjacent") right behind the chunk.
+    The question is at its true distance from the chunk's first token, or ("adjacent") right after the chunk.
     """
     start = run.plan.question.start
     places = [start - chunk.start if frame == "true" else len(chunk.token_ids) for chunk in run.plan.chunks]
@@ -60,20 +60,20 @@ def turned_to_chunks(run: Run, queries: Sequence[Tensor], frame: str = "true") -
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Layers that attend to one stack: its number, their rows among its readers, the places of the keys they see."""
+    """Layers that attend to one stack: its number, their rows among its readers, the places of the keys they read."""
 
     stack: int
     rows: list[int]
     places: list[int]
 
     def of(self, queries: Sequence[Tensor], dim: int) -> Tensor:
-        """Their queries, of every stack's, whose layers lie along `dim`."""
+        """Their queries out of every stack's `queries`, whose layers lie along `dim`."""
         own = queries[self.stack]
         return own.index_select(dim, torch.tensor(self.rows).to(own.device, non_blocking=True))
 
 
 def _by_stack(run: Run, layers: Sequence[int], score: Callable[[_Chosen], Tensor]) -> Tensor:
-    """What `score` finds for layers of one stack `(n, ...)`, as `(N, ...)` for all `layers`."""
+    """What `score` finds for the layers of each stack `(n, ...)`, joined to `(N, ...)` for all `layers`."""
     parts, order, sources = list[Tensor](), list[int](), run.adapter.shape.sources
     for index, stack in enumerate(run.adapter.shape.stacks):
         own = [layer for layer in layers if layer in stack.readers]
@@ -88,7 +88,7 @@ def _by_stack(run: Run, layers: Sequence[int], score: Callable[[_Chosen], Tensor
 def chunk_scores(
     run: Run, queries: Sequence[Tensor], layers: tuple[int, ...], block: int, initial: int, local: int
 ) -> list[ChunkScores]:
-    """Scores of every chunk's selection blocks on `layers`; `queries`, `(C, L, H, D)` for each stack, stand in the
+    """Scores of every chunk's selection blocks on `layers`; `queries`, `(C, L, H, D)` for each stack, are in the
     chunks' frames."""
     counts = run.caches.blocks
 
@@ -126,10 +126,10 @@ def attention_scores(
     local: int, *,
     frame: str = "true", summary: str = "mean",
 ) -> list[ChunkScores]:  # fmt: skip
-    """Share of the asking tokens' attention that falls on every selection block, all chunks' blocks in one softmax.
+    """Share of the asking tokens' attention that falls on each selection block, all chunks' blocks in one softmax.
 
     `queries`, `(L, H, Q, D)` for each stack, are those of the tokens at `positions` `(Q,)`, position-free. A block is
-    seen through its mean key ("mean") or through the upper bound of its minimum and maximum (Quest; "bound").
+    represented by its mean key ("mean") or by the upper bound that its minimum and maximum give (Quest; "bound").
     """
 
     def score(chosen: _Chosen) -> Tensor:
@@ -142,7 +142,7 @@ def attention_scores(
 
 
 def _logits(run: Run, queries: Tensor, chosen: _Chosen, summary: str) -> Tensor:
-    """fp32 `(L, H, Q, B)` of the `chosen` layers' `queries` `(C, L, H, Q, D)`."""
+    """Logits, fp32 `(L, H, Q, B)`, of the `chosen` layers' `queries` `(C, L, H, Q, D)`."""
     counts, backend, device = run.caches.blocks, run.adapter.backend, queries.device
     if summary == "mean":
         return block_logits(queries, _joined(run, "mean", chosen, device), counts, backend)
@@ -151,9 +151,9 @@ def _logits(run: Run, queries: Tensor, chosen: _Chosen, summary: str) -> Tensor:
 
 
 def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] | None = None) -> Tensor:
-    """Every token's largest value within reach `(T,)`: a token is lifted by one it stands up to `before` tokens before,
-    or up to `behind` tokens behind, so that what surrounds a looked-at token stays with it (SnapKV pools likewise).
-    Chunks of `lengths` end there; by default all tokens are of one."""
+    """Every token's largest value within reach `(T,)`: a token is raised by one that it precedes by up to `before`
+    tokens or follows by up to `behind`, so that what surrounds a token attended to is kept with it (SnapKV pools
+    likewise). Reach ends with a chunk of `lengths`; by default all tokens are of one."""
     sizes, reach = torch.tensor(lengths or [len(values)]), before + behind
     start = torch.arange(len(values)) + reach * repeated(torch.arange(len(sizes)), sizes)
     start = sent(start, values.device)
@@ -162,15 +162,15 @@ def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] 
 
 
 def vicinities(values: Tensor, lengths: Sequence[int], window: int = 9, reach: int = 64) -> Tensor:
-    """The best place near every token `(T,)`: the largest mean of `window` neighbours (an odd number) that stand within
-    `reach` tokens, in its own chunk. One token that is looked at by chance makes no place a good one."""
+    """The best place near every token `(T,)`: the largest mean of `window` neighbours (an odd number) within `reach`
+    tokens, in its own chunk. One token that is attended to by chance does not make a place good."""
     means = [avg_pool1d(own[None], window, 1, window // 2, count_include_pad=False)[0] for own in values.split(lengths)]
     return surrounded(torch.cat(means), reach, reach, lengths)
 
 
 def worth_keeping(looked_at: Tensor, around: tuple[int, int], vicinity: float, lengths: Sequence[int]) -> Tensor:
-    """What it is worth to keep each token of chunks of `lengths`, by how much it was looked at, `(T,)` both: as much as
-    one `around` it, and its neighbourhood `vicinity` times."""
+    """How much each token of chunks of `lengths` is worth keeping, by the attention it received (`looked_at`), both
+    `(T,)`: as much as any token `around` it, plus `vicinity` times its neighbourhood."""
     near = surrounded(looked_at, *around, lengths)
     if not vicinity:
         return near
@@ -179,10 +179,10 @@ def worth_keeping(looked_at: Tensor, around: tuple[int, int], vicinity: float, l
 
 
 def followed_values(direct: Tensor, witnesses: Tensor, witnessed: Tensor, gain: float = GAIN) -> Tensor:
-    """Values `(T,)` of what is looked at, and of what the tokens looked at look at in turn.
+    """Values `(T,)` of the tokens that are attended to, and of what these attend to in turn.
 
     `direct` `(T,)` is any score that grows with the question's attention; `witnessed` `(W, T)` the attention of the
-    tokens `witnesses` `(W,)`, averaged over heads, of which few follow one thing: it counts `gain` times (our choice).
+    tokens `witnesses` `(W,)`, averaged over heads, few of which follow one thing: it counts `gain` times (our choice).
     """
     direct = direct - direct.min()
     through = (direct[witnesses][:, None] * witnessed).scatter_(1, witnesses[:, None], 0)
@@ -198,10 +198,10 @@ def weighed(attention: Tensor) -> Tensor:
 def pass_scores(
     run: Run, layers: tuple[int, ...], block: int, initial: int, local: int, seen: Sequence[Tensor] | None = None
 ) -> list[ChunkScores]:
-    """Share of attention that falls on every selection block in a pass of the question over the stored entries.
+    """Share of attention that falls on each selection block in a pass of the question over the stored entries.
 
-    Reads the tokens `seen` of every chunk (sorted indices), all of them by default: scores then lie where the model
-    runs. What is not read scores 0. Any block size.
+    Reads the tokens `seen` of every chunk (sorted indices), by default all of them: scores are then on the model's
+    device. What is not read scores 0. Any block size.
     """
     maps, columns = run.question_attention(run.caches.everything if seen is None else seen, layers)
     shares = weighed(maps)
@@ -213,7 +213,7 @@ def pass_scores(
 def _placed(
     run: Run, shares: Tensor, seen: Sequence[Tensor], columns: Sequence[Tensor], block: int, initial: int, local: int
 ) -> list[ChunkScores]:
-    """Shares `(N, T)` of the tokens seen, summed over every chunk's blocks."""
+    """Scores of every chunk's blocks: the sums of the shares `(N, T)` of the tokens `seen`."""
     parts = []
     for length, tokens, column in zip(run.lengths, seen, columns, strict=True):
         whole = torch.zeros(len(shares), length)
@@ -242,8 +242,8 @@ def _tokens_turned(run: Run, chosen: _Chosen, queries: Tensor, positions: Tensor
 
 
 def _joined(run: Run, name: str, chosen: _Chosen, device: torch.device) -> Tensor:
-    """One kind of summary (mean, low, high) of all chunks' blocks behind each other, of the keys that the `chosen`
-    layers see: `(N, B, G, D)`."""
+    """One kind of summary (mean, low, high) of all chunks' blocks, one after another, of the keys that the `chosen`
+    layers attend to: `(N, B, G, D)`."""
     stacks = [run.summaries(index).stacks[chosen.stack] for index in range(len(run.lengths))]
     parts = [
         getattr(stack, name)[chosen.places, :count] for stack, count in zip(stacks, run.caches.blocks, strict=True)

@@ -1,7 +1,7 @@
-"""Which tokens stay: anchors, dynamic shares, the cross-context filter and the budget (SamKV, KV selection module).
+"""Which tokens are kept: anchors, dynamic shares, cross-context filter and budget (SamKV, KV selection module).
 
-Pure functions of scores and lengths; sizes are tokens unless a name says blocks. Scores may lie on a GPU: where all
-blocks compete, they are chosen from there and nobody waits.
+Pure functions of scores and lengths; sizes are in tokens unless a name says blocks. Scores may be on a GPU: where all
+blocks compete, they are chosen there and the host does not wait.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ChunkScores:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen of some chunks: the `picked` tokens, `anchors` among them (bool `(n_i,)` per chunk).
-    `candidates` bool `(N, B)`: the blocks that each selection layer would have had, `owner` `(T,)` being every token's
-    block. `value` fp32 `(T,)`: the rank of the token's block. It and what was picked lie where scores do, if all blocks
+    """What was chosen of some chunks: the `picked` tokens, `anchors` among them (bool `(n_i,)` per chunk). `candidates`
+    bool `(N, B)`: the blocks that each selection layer would have chosen, `owner` `(T,)` being every token's block.
+    `value` fp32 `(T,)`: the rank of the token's block. This and what was picked are where the scores are, if all blocks
     compete; the rest is on the host."""
 
     picked: Picked
@@ -57,7 +57,7 @@ class Choice:
         return list(chosen.split(self.lengths, 1))
 
     def ranking(self, block: int) -> Ranking:
-        """The anchors and the blocks' ranks, for whoever wants to see why."""
+        """The anchors and the blocks' ranks, which show why tokens were chosen."""
         anchors = tuple((mask & kept).nonzero()[:, 0] for mask, kept in zip(self.anchors, self.kept, strict=True))
         return Ranking(anchors, tuple(self.value.cpu().split(self.lengths)), block)
 
@@ -86,7 +86,7 @@ def anchor_masks(
 def ranked_anchors(
     lengths: Sequence[int], initial: int, local: int, limit: int, scores: Sequence[ChunkScores], anchors: list[Tensor]
 ) -> tuple[list[Tensor], tuple[str, ...]]:
-    """With fewer anchor tokens than chunks the lowest-scored chunks get none, as a note says; else the `anchors`."""
+    """The `anchors`; with fewer anchor tokens than chunks, the lowest-scored chunks get none, and a note says so."""
     wanted = sum(min(length, initial + local) for length in lengths)
     if wanted <= limit:
         return anchors, ()
@@ -98,7 +98,7 @@ def ranked_anchors(
 
 
 def _even_quota(wanted: Sequence[int], limit: int, order: Sequence[int]) -> list[int]:
-    """The largest even shares of `limit`: who wants less leaves the rest to the others."""
+    """The largest even shares of `limit`: a chunk that wants less leaves the rest to the others."""
     quota = [0] * len(wanted)
     left, open_chunks = min(limit, sum(wanted)), [index for index in order if wanted[index]]
     while left > 0 and open_chunks:
@@ -112,8 +112,8 @@ def _even_quota(wanted: Sequence[int], limit: int, order: Sequence[int]) -> list
 
 
 def early_first(scores: Sequence[ChunkScores], block: int, early: float) -> list[ChunkScores]:
-    """Scores of which those of a token's block are divided by `place ** early`, the place of the first token of the
-    chunk being 1: what stands there was stored with the least before it, and is changed most by the other chunks."""
+    """The scores, divided by `place ** early`, the place in its chunk of a block's first token, counted from 1: what
+    comes early was stored with the least before it, and is changed most by the other chunks."""
     counts = [chunk.blocks.shape[1] for chunk in scores]
     places = torch.cat([torch.arange(1, count * block + 1, block) for count in counts])
     joined = torch.cat([chunk.blocks for chunk in scores], 1)
@@ -152,10 +152,10 @@ def choose(
     scores: Sequence[ChunkScores], anchors: Sequence[Tensor], budget: int, block: int, *,
     shares: Sequence[float], per_chunk: bool, fill: bool, filtered: bool = True,
 ) -> Choice:  # fmt: skip
-    """Anchors plus the best blocks of all chunks, at most `budget` tokens on the union over the selection layers.
+    """Anchors plus the best blocks of all chunks, at most `budget` tokens in the union over the selection layers.
 
     Each layer's candidates are the top `floor(share_i * blocks)` of every chunk. With `filtered` all candidates of all
-    chunks compete (SamKV, cross-context comparison); without, chunks take turns. `fill` goes on behind the candidates
+    chunks compete (SamKV, cross-context comparison); without, chunks take turns. `fill` goes on after the candidates
     until the budget is full; the last block may be cut to fit.
     """
     ranks, lengths = normalised(scores, per_chunk), [len(mask) for mask in anchors]
@@ -182,7 +182,7 @@ def _of_tokens(values: Tensor, owner: Tensor, block: int) -> Tensor:
 
 
 def _blocks_of_tokens(lengths: Sequence[int], counts: Sequence[int], block: int) -> Tensor:
-    """The block `(T,)` of every token among the blocks of all chunks, of which they have `counts`."""
+    """Every token's block `(T,)` among the blocks of all chunks; `counts` are each chunk's."""
     if block == 1:
         return torch.arange(sum(lengths))
     sizes = torch.cat([block_sizes(length, count, block) for length, count in zip(lengths, counts, strict=True)])
@@ -228,7 +228,7 @@ def _top(rank: Tensor, anchors: Tensor, share: float, block: int) -> Tensor:
 def _queue(values: Sequence[Tensor], chosen: Tensor, fill: bool, filtered: bool) -> Tensor:
     """Every block's place `(sum B,)` in the order in which they are taken: candidates first, then the rest if `fill`.
 
-    Without `fill` the rest has the place infinity. Of equals the first comes first.
+    Without `fill` the rest has place infinity. Of equals the first comes first.
     """
     rank = -torch.cat(list(values)) if filtered else torch.cat([_places(-value).float() for value in values])
     order = rank.argsort(stable=True)
@@ -247,7 +247,7 @@ def _inverse(order: Tensor) -> Tensor:
 
 
 def _best(value: Tensor, anchors: Tensor, budget: int) -> Picked:
-    """The anchors, and the best tokens beside them until there are `budget` in all, by their values `(T,)`."""
+    """The anchors, plus the best other tokens by their values `(T,)`, until there are `budget` in all."""
     fixed = int(anchors.sum())
     if not fixed:
         return largest(value, budget)
@@ -257,15 +257,15 @@ def _best(value: Tensor, anchors: Tensor, budget: int) -> Picked:
 
 
 def _taken(places: Tensor, anchors: Tensor, budget: int) -> Picked:
-    """The anchors, and the tokens with the first `places` until there are `budget` in all; none without a place."""
+    """The anchors, plus the tokens with the first `places`, until there are `budget` in all; none without a place."""
     place = places.masked_fill(anchors, float("inf"))
     marks = anchors | (largest(-place, budget - int(anchors.sum())).marks & (place != float("inf")))
     return Picked(marks, int(marks.sum()))
 
 
 def recompute_order(choice: Choice, share: float, by: str) -> Tensor:
-    """What of the chosen is recomputed first `(T,)`, where scores lie: the best-ranked blocks' tokens (`by` "score")
-    or the first tokens of every kept run (`by` "head"). If all is, anchors come before all: nothing replaces them."""
+    """The order `(T,)`, where scores are, to recompute chosen tokens in: the best-ranked blocks' first (`by` "score")
+    or each kept run's first ones (`by` "head"). If all are, anchors precede the others: nothing replaces them."""
     order = choice.value
     if by == "head":
         order = sent(-torch.cat(list(map(_depth, choice.kept))), order.device)
@@ -276,7 +276,7 @@ def recompute_order(choice: Choice, share: float, by: str) -> Tensor:
 
 
 def _depth(kept: Tensor) -> Tensor:
-    """How far each kept token stands behind the start of its run of kept ones, fp32."""
+    """How far each kept token is from the start of its run of kept ones, fp32."""
     at, starts = torch.arange(len(kept)), kept.clone()
     starts[1:] &= ~kept[:-1]
     return (at - (at * starts).cummax(0).values).float()

@@ -1,7 +1,7 @@
-"""What stays of a prompt, settled in the middle of an answer: by what its tokens look at, beside the question's.
+"""What is kept of a prompt, decided in the middle of an answer by what its tokens, and the question's, attend to.
 
-A sentence takes many tokens, and each looks elsewhere. Until it is settled everything is kept: the first tokens see all
-entries. (Lookahead Q-Cache and SpecKV choose by tokens of a draft; these are the answer's own.)
+A sentence takes many tokens, and each attends to something else. Until it is settled everything is kept: the first
+tokens attend to all entries. (Lookahead Q-Cache and SpecKV choose by tokens of a draft; these are the answer's own.)
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from samkv_rag.model.observers import AttentionMaps
 from samkv_rag.types import Selection
 
 EXACT = 0.25
-"""What stays as it is where the rest is packed, as a share of what was chosen: with none, packing costs three times as
-much (docs/fidelity.md)."""
+"""What is kept at full precision where the rest is packed, as a share of what was chosen: with none, packing costs
+three times as much (docs/fidelity.md)."""
 LEAST_PACKED = 16
-"""Tokens. Fewer take no less in four bits: they are held by 32, with scales for these."""
+"""Tokens. Fewer take no less room in four bits: they are held in groups of 32, with scales for each group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """When it is settled what stays: behind `after` tokens of the answer, 0: with the first one; what becomes of the
-    `rest` then; and what was not done as asked."""
+    """When it is decided what is kept: after `after` tokens of the answer (0: with the first one); what becomes of the
+    `rest` then; and what was not done as asked (`notes`)."""
 
     after: int = 0
     rest: Literal["drop", "int4", "stay"] = "drop"
@@ -40,17 +40,17 @@ class Settlement:
 
     @property
     def all_stays(self) -> bool:
-        """Whether there is everything for a while, as it is."""
+        """Whether everything is kept at full precision for a while."""
         return self.after > 0 or self.rest != "drop"
 
 
 @dataclass
 class LateSettling:
-    """When `after` tokens of an answer are there, `choose` says what stays of the prompt on `ground`.
+    """Once there are `after` tokens of an answer, `choose` decides what is kept of the prompt on `ground`.
 
-    It gets how much each of the T tokens of all chunks (of `lengths`) was looked at: before (`looked_at` `(T,)`), or by
-    these tokens on `layers`. They go through the model once more for it, together, in sight of all, which says the next
-    token as well. `again` are the chunks' tokens that were computed.
+    It gets how much attention each of the T tokens of all chunks (of `lengths`) received: before (`looked_at` `(T,)`),
+    or from these tokens on `layers`. For that they go through the model once more, together, attending to everything,
+    which also produces the next token. `again` are the chunk tokens that were recomputed.
     """
 
     after: int
@@ -66,7 +66,7 @@ class LateSettling:
     _short: bool = False
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
-        """See `Settling` of the model's floor."""
+        """See `samkv_rag.model.decoding.Settling`."""
         try:
             return self._settle(cache, tokens)
         except Exception as error:
@@ -91,13 +91,13 @@ class LateSettling:
         return logits[-1]
 
     def selection(self) -> Selection:
-        """What stays; all of it, if the answer ended before that was settled, or there was no memory for it."""
+        """What is kept; all, if the answer ended before that was decided, or there was no memory to decide it."""
         if self._settled is not None:
             return replace(self._settled.selection(self.lengths), packed_bytes=self._packed_bytes)
         notes: tuple[str, ...] = (f"the answer ended before its token {self.after + 1}: all was kept to its end",)
         if self._short:
             notes = ("memory was too short to settle what stays: all was kept",)
         elif self.after == 1:
-            notes = ()  # its only token sees all, as with any settlement
+            notes = ()  # its only token attends to everything, as with any settlement
         worth = standardised(self.looked_at[None])[0]
         return Settled(largest(worth, len(worth)), self.again, worth, notes).selection(self.lengths)

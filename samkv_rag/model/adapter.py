@@ -1,4 +1,4 @@
-"""Everything the house does with a model, in one place: ingest, ask, recompute, generate.
+"""Everything the library does with a model, in one place: ingest, ask, recompute, generate.
 
 The model is driven through three public seams of transformers (a Cache, a registered attention function, explicit
 `position_ids`); no layer is re-implemented, hooked or patched.
@@ -38,7 +38,7 @@ from samkv_rag.types import ChunkKV
 class ModelAdapter:
     """A decoder-only transformers model, attached. Raises `UnsupportedModel` when it cannot be served exactly.
 
-    `wanted` is "auto", "torch" or "triton", None what the environment says; `backend` is what it came to.
+    `wanted` is "auto", "torch" or "triton", None to go by the environment; `backend` is the one chosen.
     """
 
     def __init__(self, model: Any, sink_prefix: Sequence[int] = (), wanted: str | None = None) -> None:
@@ -54,7 +54,7 @@ class ModelAdapter:
                 ours = self.logits_behind(supported.PROBE, cache, count)
                 supported.refuse_other_attention(model, own, ours)
             compiling.compile_if_wanted(model)
-        # The caches are ours, and generate() refuses to get one beside a name of one, which a call cannot take back.
+        # The caches are ours; generate() refuses one beside a cache_implementation, which a call cannot unset.
         model.generation_config.cache_implementation = None
 
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ class ModelAdapter:
 
     @torch.inference_mode()
     def _measure(self) -> KVShape:
-        """Run one token; read the shapes off the cache, and see that every layer reports to our attention."""
+        """Run one token, read the shapes off the cache, and check that every layer calls our attention."""
         cache: Any = GrowingCache()
         met: dict[int, Observation] = {}
         plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda seen: met.update({seen.layer: seen}))
@@ -90,18 +90,18 @@ class ModelAdapter:
 
     @property
     def selection_layers(self) -> tuple[int, ...] | None:
-        """The layers on which this model's question finds what it needs, as measured and noted in its config
-        (`samkv_selection_layers`); None where nobody has measured."""
+        """The layers on which questions find what they need in this model, as measured and noted in its config
+        (`samkv_selection_layers`); None where that has not been measured."""
         layers = getattr(self.config, "samkv_selection_layers", None)
         return tuple(layers) if layers else None
 
     def forward(
         self, ids: Sequence[int] | Tensor, positions: Tensor, cache: Any, plan: AttentionPlan, speak: int = 0
     ) -> Tensor | None:
-        """One pass over `ids` at `positions` `(Q,)`, for what it leaves in `cache`; with `speak` up to the logits
-        `(B, speak, vocab)` behind so many of them, the last ones, else None.
+        """One pass over `ids` at `positions` `(Q,)`, to fill `cache`; with `speak` it goes on to the logits
+        `(B, speak, vocab)` after the last `speak` tokens, and returns them, else None.
 
-        The 4-D mask is a dummy: transformers hands it on as it is, and our attention compares positions instead.
+        The 4-D mask is a dummy: transformers passes it on unchanged, and our attention compares positions instead.
         """
         tokens = sent(torch.as_tensor(ids), self.device)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
@@ -121,8 +121,8 @@ class ModelAdapter:
         return logits
 
     def _last(self, count: int, tokens: Tensor) -> int | Tensor:
-        """The last `count` of some `tokens` `(B, Q)` as transformers' `logits_to_keep`. Told by a number, layers
-        without a cache of their own leave out the other tokens, which a pass may be watched for."""
+        """The last `count` of `tokens` `(B, Q)` as transformers' `logits_to_keep`. Given a number, layers without a
+        cache of their own leave out the other tokens, which an observer of the pass may want."""
         if not self.shape.shared:
             return count
         return torch.arange(tokens.shape[1] - count, tokens.shape[1], device=self.device)
@@ -130,15 +130,15 @@ class ModelAdapter:
     # -- ingestion ---------------------------------------------------------------------------------------------
 
     def ingest(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[ChunkKV]:
-        """The caches of chunks prefilled alone, one batch."""
+        """The caches of chunks that are each prefilled alone, in one batch."""
         return chunk_caches(self, texts, token_ids)
 
     # -- what prompts begin with ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def unacquainted(self, room: int = ROOM) -> Iterator[None]:
-        """Within the block no prompt has been met, and what those that are met begin with is forgotten behind it.
-        Without `room` it is at once: every prompt is computed as the first one."""
+        """Within the block no prompt counts as seen before, and what its prompts begin with is forgotten after it. With
+        a `room` of 0 it is forgotten at once: every prompt is computed like the first one."""
         known, self.beginnings = self.beginnings, Beginnings(self.shape, room)
         try:
             yield
@@ -148,19 +148,18 @@ class ModelAdapter:
     # -- query time --------------------------------------------------------------------------------------------
 
     def table(self, positions: Tensor) -> RotaryTable:
-        """Angles for `positions` `(T,)`; ask once for all positions of a prompt."""
+        """Angles for `positions` `(T,)`; call once for all positions of a prompt."""
         return self.rotary.table(positions.to(self.device, non_blocking=True))
 
     def assemble(
         self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] | None = None,
         loading: Loading = contextlib.nullcontext, head: Head = UNKNOWN,
     ) -> SlotCache:  # fmt: skip
-        """A cache for tokens at `positions` `(T,)` and `room` more, of the layers of `steps`, runs that make up one run
-        (by default a single step of all layers).
+        """A cache for tokens at `positions` `(T,)` and `room` more, with the layers of `steps`, which make up one run.
 
-        `head` is what the first of them are; `parts` fill it from the store, keys turned to their positions; what none
-        of them holds is zeros. A single step is filled now, of several each one before anybody sees its layers, within
-        `loading`.
+        By default that is a single step of all layers. `head` has the entries of the first tokens; `parts` fill in
+        others from the store, with keys turned to their positions; the rest is zeros. A single step is filled now,
+        several steps each before its layers are first read, within `loading`.
         """
         steps = [self.shape.cached()] if steps is None else steps
         layers, slots = range(steps[0].start, steps[-1].stop), len(positions) + room
@@ -173,7 +172,7 @@ class ModelAdapter:
         return cache
 
     def _buffers(self, slots: int, layers: range) -> list[Buffers]:
-        """Room for so many `slots` of `layers`, one buffer for each stack that has any of them."""
+        """Room for `slots` slots of `layers`: one buffer for each stack that has any of them."""
         return room_for(self.shape.cuts(layers), slots, layers.start, self.dtype, self.device)
 
     def question_queries(
@@ -204,64 +203,65 @@ class ModelAdapter:
         blend: Blend | None = None, last_layer: int | None = None, observer: Observer | None = None,
         narrow: Narrow | None = None, speak: bool = False,
     ) -> Tensor | None:  # fmt: skip
-        """ONE forward over the tokens at `slots` (sorted), which see all kept slots before them; entries replaced.
+        """ONE forward over the tokens at `slots` (sorted), which attend to all kept slots before them; replaces their
+        entries.
 
-        It ends once the keys and values of `last_layer`, the model's last by default, are stored; `observer` sees every
-        layer. With `speak` it goes on to the next-token logits behind the last slot, fp32 `(vocab,)`, which it returns.
-        With `narrow` some of the tokens see only one another on the upper layers.
+        It ends once the keys and values of `last_layer`, by default the model's last, are stored; `observer` is called
+        for every layer. With `speak` it goes on to the next-token logits after the last slot, fp32 `(vocab,)`, and
+        returns them. With `narrow` some of the tokens attend only to one another on the upper layers.
         """
         slots = slots.to(self.device, non_blocking=True)
         last = None if speak else self.shape.layers - 1 if last_layer is None else last_layer
         everything = len(slots) == cache.get_seq_length()
         asked = PromptPass(torch.as_tensor(ids), slots, last, observer, narrow, speak, everything)
         if self.passes is not None and rows is None and blend is None and self.passes.serves(asked, cache):
-            cache.arrive(last)  # a recording waits for nobody
+            cache.arrive(last)  # a recording does not wait for layers
             return self.passes.take(asked, cache)
         with cache.writing(slots, rows, blend):
             return self._carry_out(asked, cache)
 
     def _carry_out(self, asked: PromptPass, cache: SlotCache) -> Tensor | None:
-        """A pass whose entries the cache knows where to put."""
+        """Carry out a pass; the cache knows where its entries go."""
         narrow, slots = asked.narrow, None if asked.everything else asked.slots
         plan = AttentionPlan(cache.positions, slots, asked.observer, asked.last_layer, self.backend)
-        if narrow is not None and narrow.rows and slots is not None:  # else nothing is hidden from anybody
+        if narrow is not None and narrow.rows and slots is not None:  # else nothing is hidden from any query
             plan = NarrowedPlan(plan, narrow)
         logits = self.forward(asked.ids, cache.positions[asked.slots], cache, plan, int(asked.speak))
         return None if logits is None else logits[0, 0]
 
     def record(self) -> None:
-        """Have steps and passes over prompts recorded as CUDA graphs where that can be; a warning says why not."""
+        """Have steps and passes over prompts recorded as CUDA graphs where possible; a warning says why not."""
         self.loop.record()
         if self.loop.recorder is not None:
             workspace = Workspace(self.shape, partial(self._buffers, layers=self.shape.cached()))
             self.passes = Passes(workspace, self._carry_out, graphs.Graphs(self.device))
 
     def release(self, cache: SlotCache) -> SlotCache:
-        """A prepared cache, all there and in memory of its own: where it was prepared, the next prompt will be."""
+        """A prepared cache, complete and in memory of its own: the next prompt will be prepared where this one was."""
         cache.arrive()
         if self.passes is not None and self.passes.holds(cache):
             cache.move()
         return cache
 
     def speaks_at_once(self, rows: int) -> bool:
-        """Whether a pass over so many `rows` had better go on to the next token's logits itself.
+        """Whether a pass over `rows` rows should go on to the next token's logits itself.
 
-        Else the last token goes through the model once more, alone. That reads all weights (and launches all kernels)
-        again; going on takes all rows through the rest of the last layer. By what was measured they cost the same at
+        Otherwise the last token goes through the model once more, alone. That reads all weights (and launches all
+        kernels) again; going on takes all rows through the rest of the last layer. As measured, both cost the same at
         some 15 rows a layer on a CPU (108 GFLOP/s and 18 GB/s a thread, fp32), and at 1,700 on an H100, where a step of
-        one token takes 27 ms (docs/gpu.md). Layers without a cache of their own are left out else.
+        one token takes 27 ms (docs/gpu.md). Layers without a cache of their own are run only if the pass goes on.
         """
         more = 1 + self.shape.layers - self.shape.cached().stop
         return more * rows <= self.shape.layers * (16 if self.device.type == "cpu" else 1024)
 
     def next_logits(self, ids: Sequence[int] | Tensor, cache: SlotCache | None = None) -> Tensor:
-        """Next-token logits behind the last of `ids`, fp32 `(vocab,)`; see `logits_behind`."""
+        """Next-token logits after the last of `ids`, fp32 `(vocab,)`; see `logits_behind`."""
         return self.logits_behind(ids, cache, 1)[0]
 
     @torch.inference_mode()
     def logits_behind(self, ids: Sequence[int] | Tensor, cache: SlotCache | None, count: int) -> Tensor:
-        """Next-token logits, fp32 `(count, vocab)`, behind each of the last `count` of `ids`, whose entries are made
-        anew; all before them stand in `cache`. Without a cache this is an ordinary prefill."""
+        """Next-token logits, fp32 `(count, vocab)`, after each of the last `count` of `ids`, whose entries are computed
+        anew; those of all before them are in `cache`. Without a cache this is an ordinary prefill."""
         tokens = torch.as_tensor(ids, device=self.device)
         if cache is None:
             last = self._last(count, tokens[None])
@@ -271,7 +271,7 @@ class ModelAdapter:
 
     @torch.inference_mode()
     def logits_of(self, tokens: Sequence[int] | Tensor, cache: SlotCache, observer: Observer | None = None) -> Tensor:
-        """The same behind each of some `tokens`, which come behind what `cache` holds; `observer` sees every layer."""
+        """The same after each of `tokens`, which follow what `cache` holds; `observer` is called for every layer."""
         start, count = cache.get_seq_length(), len(tokens)
         plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend, packed=cache.packed)
         with without_cudnn:

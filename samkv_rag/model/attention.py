@@ -1,8 +1,8 @@
-"""One attention function for every supported model: it compares positions, so gaps between kept tokens are right.
+"""One attention function for every supported model: it compares positions, so kept tokens may have gaps between them.
 
-Registered with transformers under the name "samkv". Without a plan it is plain SDPA with the model's own mask; with
-one (a ContextVar, because `generate()` refuses unknown keywords) the mask is made from the true positions of the
-cache's slots: no dense HF mask, right for gaps and for sliding windows.
+Registered with transformers under the name "samkv". Without a plan it is plain SDPA with the model's own mask; with one
+(a ContextVar, because `generate()` refuses unknown keywords) the mask is made from the true positions of the cache's
+slots: no dense HF mask, and correct for gaps and for sliding windows.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Plan(Protocol):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
     ) -> Tensor:
-        """`query` `(B, H, Q, D)` over what the cache returned, `(B, G, T, D)` -> `(B, H, Q, D)`."""
+        """Attention of `query` `(B, H, Q, D)` over what the cache returned, `(B, G, T, D)` -> `(B, H, Q, D)`."""
         ...
 
 
 @dataclass(slots=True)
 class Sight:
-    """What the queries of a pass see: `spans`. `plain` says that SDPA needs no mask: every query sees all keys, or with
-    `causal` those up to its own index. `packed` is what they see of packed tokens, bool `(Q, N)`; None: all."""
+    """What the queries of a pass attend to: `spans`. `plain`: SDPA needs no mask, as every query attends to all keys,
+    or with `causal` to those up to its own index. `packed`: which of the packed tokens, bool `(Q, N)`; None: all."""
 
     spans: Spans
     keys: int
@@ -57,7 +57,7 @@ class Sight:
     _pieces: dict[int, list[list[Piece]]] = field(default_factory=dict)
 
     def mask(self) -> Tensor | None:
-        """The same, bool `(Q, T)`; None where SDPA needs none."""
+        """The mask of `spans`, bool `(Q, T)`; None where SDPA needs none."""
         if self._mask is None and not self.plain:
             self._mask = self.spans.mask(self.keys)[0]
         return self._mask
@@ -72,11 +72,11 @@ class Sight:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """What one pass needs to know: the position of every cache slot, which slots are queries, who listens.
+    """What one pass needs to know: the position of every cache slot, which slots are queries, who observes.
 
-    `slots` None means the queries are the last live slots (ingestion, decoding). `observer` sees every layer's query
-    and keys. With `last_layer` the pass ends there (`PassEnded`), once that layer's keys are stored and observed.
-    What is `packed` all queries see beside the slots, which stand behind it or around it.
+    `slots` None means the queries are the last live slots (ingestion, decoding). `observer` gets every layer's query
+    and keys. With `last_layer` the pass ends there (`PassEnded`), once that layer's keys are stored and observed. All
+    queries attend to what is `packed` too, beside the slots, which follow it or lie around it.
     """
 
     positions: Tensor
@@ -91,11 +91,11 @@ class AttentionPlan:
 
     @property
     def windows(self) -> set[int | None]:
-        """The sliding windows that layers of the pass so far have told of."""
+        """The sliding windows that the layers of the pass have reported so far."""
         return set(self._sights)
 
     def sight(self, n_query: int, n_key: int, window: int | None) -> Sight:
-        """What queries of this pass see in a layer with this sliding window; made once a pass, not once a layer."""
+        """What queries attend to in a layer with this sliding window; made once a pass, not once a layer."""
         if self._shape != (n_query, n_key):
             self._shape = (n_query, n_key)
             self._sights.clear()
@@ -127,7 +127,7 @@ class AttentionPlan:
         return out
 
     def _room_for_shares(self, layer: int, query: Tensor, key: Tensor, sight: Sight, softmax: Softmax) -> Tensor | None:
-        """Room for the weights of the queries that end a pass, where attending makes them and most are wanted."""
+        """Room for the weights of the last queries of a pass, where attending computes them and most are wanted."""
         watcher, n_query = self.observer, query.shape[2]
         together = n_query - self.apart(layer)
         if not isinstance(watcher, Watcher) or not watcher.watches(layer) or 2 * len(watcher.rows) < together:
@@ -137,11 +137,11 @@ class AttentionPlan:
         return torch.zeros(together, key.shape[2])
 
     def apart(self, layer: int) -> int:
-        """How many queries, the first ones, attend apart from the others in this layer."""
+        """How many of the queries, from the first, attend separately from the others in this layer."""
         return 0
 
     def _in_pieces(self, query: Tensor, sight: Sight, softmax: Softmax) -> bool:
-        """Whether attention goes by products of a few queries: on a CPU, but where SDPA is the faster one."""
+        """Whether attention is computed for a few queries at a time: on a CPU, except where SDPA is faster."""
         plain = sight.plain and softmax.plain
         if query.device.type != "cpu" or (self.backend == "triton" and not plain):
             return False
@@ -168,7 +168,7 @@ _PLAN: ContextVar[Plan | None] = ContextVar("samkv_attention_plan", default=None
 
 
 class PassEnded(Exception):
-    """Ends a forward pass whose later layers nobody needs; caught by whoever set `last_layer`."""
+    """Ends a forward pass whose later layers are not needed; caught by the code that set `last_layer`."""
 
 
 @contextmanager
@@ -182,9 +182,9 @@ def attention_plan(plan: Plan) -> Iterator[None]:
 
 
 class _WithoutCudnn:
-    """While anybody is within, SDPA does without cuDNN, which makes a plan for every number of keys that it has not
-    seen: 45 ms for every decoded token, twice what the rest of the step takes (torch 2.11 on an H100, where it is
-    preferred). The setting is the process's: the first one in turns it off, the last one out puts it back."""
+    """While any caller is within, SDPA does without cuDNN, which makes a plan for every new number of keys: 45 ms for
+    every decoded token, twice what the rest of the step takes (torch 2.11 on an H100, where cuDNN is preferred). The
+    setting is process-wide: the first caller in turns it off, the last one out restores it."""
 
     def __init__(self) -> None:
         self._lock, self._inside, self._before = threading.Lock(), 0, True
@@ -228,7 +228,7 @@ def samkv_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls: output `(B, Q, H, D)`, no weights. `s_aux` is its name for sinks."""
+    """The function transformers calls: output `(B, Q, H, D)`, no weights. `s_aux` is transformers' name for sinks."""
     plan, softmax = _PLAN.get(), Softmax(scaling, softcap, s_aux)
     if plan is None:
         return _without_plan(module, query, key, value, attention_mask, softmax, kwargs)

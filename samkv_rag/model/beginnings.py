@@ -1,7 +1,7 @@
-"""What prompts begin with, kept: instructions, tools and whatever else stands in front of the first chunk.
+"""What prompts begin with, kept: instructions, tools and whatever else precedes the first chunk.
 
-It sees nothing behind it, so that its entries are the same in every prompt that begins with it, at the same positions,
-but for rounding: what is computed of a prompt then are fewer rows. And an application's prompts begin alike.
+It attends to nothing after it, so its entries are the same in every prompt that begins with it, at the same positions
+(but for rounding, because fewer rows are then computed). And an application's prompts begin alike.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.shape import Cut, KVShape
 
 LEAST = 16
-"""Tokens. What is shorter is computed with the rest of a prompt."""
+"""Tokens. A shorter beginning is computed with the rest of its prompt."""
 ROOM = 1024
-"""Tokens that are kept at most, all beginnings together: 128 MiB of an 8B Llama in bf16."""
+"""Tokens kept at most, of all beginnings together: 128 MiB of an 8B Llama in bf16."""
 
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The first `count` tokens of a prompt, which are known: their `entries`, and maybe some behind them, by stack."""
+    """The first `count` tokens of a prompt, which are known: their `entries`, and maybe some that follow, by stack."""
 
     count: int = 0
     entries: Sequence[Buffers] = ()
 
     def put(self, cut: Cut, keys: Tensor, values: Tensor) -> None:
-        """Copy what it has of a cut into the first slots of its `keys` and `values` `(L, G, T, D)`."""
+        """Copy the entries of a cut's layers to the first slots of its `keys` and `values` `(L, G, T, D)`."""
         if self.count:
             known = self.entries[cut.index].layers(cut.places, 0).slots(0, self.count)
             keys[:, :, : self.count], values[:, :, : self.count] = known.both
@@ -44,15 +44,15 @@ UNKNOWN = Head()
 
 
 class Beginnings:
-    """The entries of what prompts have begun with, those used last, for a model whose caches have a `shape`. There is
-    `room` for so many tokens."""
+    """The entries of the most recently used beginnings of prompts, at most `room` tokens, for a model whose caches have
+    this `shape`."""
 
     def __init__(self, shape: KVShape, room: int = ROOM) -> None:
         self._shape, self._room = shape, room
         self._kept: OrderedDict[Tokens, list[Buffers]] = OrderedDict()
 
     def head_of(self, beginning: Sequence[int]) -> Head:
-        """What is known of a prompt that begins with these tokens: as many as one has had in common with it."""
+        """What is known of a prompt with this beginning: the longest prefix that it shares with one that is kept."""
         known, count = _longest(self._kept, tuple(beginning))
         if count < LEAST:
             return UNKNOWN
@@ -60,8 +60,8 @@ class Beginnings:
         return Head(count, self._kept[known])
 
     def learn(self, beginning: Sequence[int], cache: SlotCache) -> None:
-        """Keep the entries of what a prompt begins with, of which `cache` has all in its first slots, if much of it is
-        new, and there is memory."""
+        """Keep the entries of what a prompt begins with, all of which are in the first slots of `cache`, if much of it
+        is new and memory allows."""
         ids = tuple(beginning[: self._room])
         if len(ids) < _longest(self._kept, ids)[1] + LEAST:
             return
@@ -78,7 +78,7 @@ class Beginnings:
             self._kept.popitem(last=False)
 
     def _copied(self, cache: SlotCache, count: int) -> list[Buffers]:
-        """The first slots of a cache of all layers, by stack."""
+        """Copies of the first `count` slots of a cache that has all layers, by stack."""
         copies = []
         for cut in self._shape.cuts(self._shape.cached()):
             own = zip(*(cache.slot_layers[layer].buffers for layer in cut.layers), strict=True)
@@ -88,11 +88,11 @@ class Beginnings:
 
 
 def _longest(known: Iterable[Tokens], ids: Tokens) -> tuple[Tokens, int]:
-    """Which of them has the most first tokens in common with `ids`, and how many."""
+    """Which of `known` shares the longest prefix with `ids`, and the length of that prefix."""
     return max(((one, _common(one, ids)) for one in known), key=lambda found: found[1], default=((), 0))
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """How many first tokens both have in common."""
+    """The length of the prefix that both share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))

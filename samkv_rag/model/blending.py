@@ -1,4 +1,4 @@
-"""How what is computed again joins what was stored."""
+"""How recomputed entries are combined with stored ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between a chunk's keys and values as computed and the blocks in which they are stored."""
+"""From a chunk's keys and values as computed to the blocks in which they are stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samkv_rag.types import BLOCK, ChunkSummary
 
 
 def blocked(keys: Tensor, values: Tensor) -> Tensor:
-    """`(L, G, T, D)` twice -> `(L, B, 2, G, BLOCK, D)`, zeros behind the last token; where they are."""
+    """`(L, G, T, D)` twice -> `(L, B, 2, G, BLOCK, D)` on the same device, zeros after the last token."""
     layers, heads, tokens, dim = keys.shape
     blocks = -(-tokens // BLOCK)
     out = keys.new_zeros(layers, blocks, 2, heads, BLOCK, dim)

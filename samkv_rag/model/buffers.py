@@ -1,4 +1,4 @@
-"""The memory of caches: keys and values of layers that are alike, in one buffer each."""
+"""The memory of caches: layers that are alike share one buffer for keys and one for values."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from samkv_rag.model.shape import Cut
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Keys and values `(L, G, T + room, D)` of the layers that stand at `places` of a cache: what is done to all of
-    them is done to these at once."""
+    """Keys and values `(L, G, T + room, D)` of the layers at `places` of a cache, to be processed at once."""
 
     keys: Tensor
     values: Tensor
@@ -25,12 +24,12 @@ class Buffers:
         return self.keys, self.values
 
     def layers(self, rows: range, below: int) -> Buffers:
-        """Views of some neighbouring layers, in a cache that has all but those `below` its first one."""
+        """Views of neighbouring layers, for a cache that has all layers but the lowest `below`."""
         keys, values = (buffer[rows.start : rows.stop] for buffer in self.both)
         return Buffers(keys, values, tuple(place - below for place in self.places[rows.start : rows.stop]))
 
     def slots(self, start: int, stop: int) -> Buffers:
-        """Views of some neighbouring slots."""
+        """Views of neighbouring slots."""
         return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
 
     def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -39,8 +38,8 @@ class Buffers:
 
 
 def room_for(cuts: Iterable[Cut], slots: int, below: int, dtype: torch.dtype, device: torch.device) -> list[Buffers]:
-    """Buffers of so many `slots` for the layers of every cut, with anything in them, in a cache that has all of the
-    model's layers but those `below`."""
+    """Uninitialised buffers of `slots` slots for the layers of every cut, in a cache that has all of the model's layers
+    but the lowest `below`."""
     out = []
     for cut in cuts:
         shape = (len(cut.layers), cut.stack.kv_heads, slots, cut.stack.head_dim)

@@ -1,6 +1,6 @@
 """A cache of numbered slots: written in place during recompute, appended to during decoding.
 
-One preallocated buffer per layer serves both phases: no concatenation per step, and what was dropped is never there.
+One preallocated buffer per layer serves both phases: no concatenation per step, and dropped tokens are not in it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from samkv_rag.model.packing import PackedTokens
 
 
 class GrowingCache(DynamicCache):
-    """transformers' own, which starts with nothing. What torch compiles does not look into it: it would make a version
-    for every layer."""
+    """transformers' own cache, which starts empty. torch.compile does not look into it: it would make a version for
+    every layer."""
 
     update = torch.compiler.disable(DynamicCache.update)
 
@@ -35,7 +35,7 @@ class SlotLayer(CacheLayerMixin):
     is_compileable = False
 
     def __init__(self) -> None:
-        self.is_initialized = False  # the base class would set keys and values, too, which follow from the length here
+        self.is_initialized = False  # the base class would also set keys and values, which follow from the length here
         self.length = 0
         self._shown: tuple[Tensor, Tensor] | None = None
         self.slots: Tensor | None = None
@@ -43,7 +43,7 @@ class SlotLayer(CacheLayerMixin):
         self.blend: Blend | None = None
 
     def bind(self, keys: Tensor, values: Tensor) -> None:
-        """Have `(1, G, T + room, D)` as buffers from now on; what is live of them is said next (`length`)."""
+        """Use `(1, G, T + room, D)` as buffers from now on; how much of them is live is set next (`length`)."""
         self._keys, self._values, self._shown = keys, values, None
         self.lazy_initialization(keys, values)
 
@@ -58,7 +58,7 @@ class SlotLayer(CacheLayerMixin):
         return self._live()[1]
 
     def _live(self) -> tuple[Tensor, Tensor]:
-        """Views that are made when somebody looks: a step that is played only says how long the cache is."""
+        """The live views, made when they are first read: a replayed step only sets how long the cache is."""
         if self._shown is None or self._shown[0].shape[2] != self.length:
             self._shown = self._keys[:, :, : self.length], self._values[:, :, : self.length]
         return self._shown
@@ -110,7 +110,7 @@ class SlotLayer(CacheLayerMixin):
         return keys.clone(), values.clone()
 
     def restore(self, stored: tuple[Tensor, Tensor]) -> None:
-        """Put a snapshot of the same length back."""
+        """Put back a snapshot of the same length."""
         for live, copy in zip(self._live(), stored, strict=True):
             live.copy_(copy)
 
@@ -134,9 +134,9 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """Kept tokens of a prompt at their true positions, with room to decode.
 
-    `buffers` have all its layers between them, keys already turned to `positions` `(T,)`, which are sorted; they become
-    the cache's own. `positions` of the cache covers the free slots too: what follows the prompt runs on from its last
-    position. `sources` names for every layer of the model the one whose entries it attends to, mostly itself.
+    `buffers` together have all its layers, with keys already turned to `positions` `(T,)`, which are sorted; the cache
+    takes them over. The cache's `positions` cover the free slots too: they run on from the prompt's last position.
+    `sources` names, for every layer of the model, the layer whose entries it attends to, usually itself.
     """
 
     def __init__(self, buffers: Sequence[Buffers], positions: Tensor, sources: Sequence[int]) -> None:
@@ -159,35 +159,35 @@ class SlotCache(Cache):
                 self.slot_layers[place].bind(keys, values)
 
     def later(self, place: int, fill: Callable[[], None]) -> None:
-        """Have `fill` called before anybody sees the layer at `place` or those above it; places are given in order."""
+        """Have `fill` called before the layer at `place`, or one above it, is read; places are given in order."""
         self._coming.append((place, fill))
 
     def arrive(self, place: int | None = None) -> None:
-        """Fill the layers up to the one at `place`, by default all, that are still to come: none after a failure."""
+        """Fill the layers up to `place`, by default all, that are still to be filled; after a failure, none of them."""
         while self._coming and (place is None or self._coming[0][0] <= place):
             fill = self._coming.popleft()[1]
             try:
                 fill()
             except BaseException:
-                self._coming.clear()  # who fills has a way to this cache
+                self._coming.clear()  # the fill functions lead back to this cache
                 raise
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store a layer's new entries; see `SlotLayer.update`. What comes later has come then."""
+        """Store a layer's new entries, once it is filled; see `SlotLayer.update`."""
         self.arrive(layer_idx)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What a layer of the model attends to `(1, G, T, D)`, once its new entries `(1, G, Q, D)` are stored if it has
-        a cache of its own."""
+        """What a layer of the model attends to, `(1, G, T, D)`; its new entries `(1, G, Q, D)` are stored first if it
+        has a cache of its own."""
         own = self.slot_layers[self.home(layer)]
         return own.update(keys, values) if self.home(layer) == layer else (own.keys, own.values)
 
     def home(self, layer: int) -> int:
-        """The layer whose entries a layer of the model attends to, mostly itself."""
+        """The layer whose entries a layer of the model attends to, usually itself."""
         return self._sources[layer]
 
     @contextmanager
@@ -209,7 +209,7 @@ class SlotCache(Cache):
 
     @contextmanager
     def restoring(self, slots: Tensor) -> Iterator[None]:
-        """Put back, behind the block, what stood in `slots` `(Q,)` before it."""
+        """Restore, after the block, what was in `slots` `(Q,)` before it."""
         self.arrive()
         stood = [[buffer.index_select(2, slots) for buffer in one.both] for one in self._buffers]
         try:
@@ -220,11 +220,11 @@ class SlotCache(Cache):
                     buffer.index_copy_(2, slots, entries)
 
     def keep(self, slots: Tensor, packed: Tensor | None = None) -> None:
-        """Forget all tokens but those at `slots` `(K,)`, sorted, and those at `packed` `(N,)`, sorted, none of them in
-        both: these are held in four bits a number and are no slots from then on. Positions stay what they are, and so
-        does the room behind the slots."""
+        """Forget all tokens but those at `slots` `(K,)` and those at `packed` `(N,)`, both sorted, none in both. The
+        latter are held in four bits per number and no longer have slots. Positions do not change, nor does the room
+        after the slots."""
         if len(slots) == self.get_seq_length():
-            return  # everything stays: no copy of it all
+            return  # everything is kept: no copy of it all
         self.arrive()
         four_bits = None
         if packed is not None and len(packed):
@@ -235,13 +235,13 @@ class SlotCache(Cache):
             Buffers(one.keys.index_select(2, stays), one.values.index_select(2, stays), one.places)
             for one in self._buffers
         ]
-        self.positions, self._buffers = self.positions[stays], kept  # not before there was memory for all
+        self.positions, self._buffers = self.positions[stays], kept  # only once there was memory for all
         self.packed = four_bits or self.packed
         self._bind()
         self.crop_to(len(slots))
 
     def move(self) -> None:
-        """Go on in memory of its own, away from what was lent."""
+        """Continue in memory of its own, no longer in what was borrowed."""
         self.arrive()
         length = self.get_seq_length()
         self._buffers = [Buffers(one.keys.clone(), one.values.clone(), one.places) for one in self._buffers]
@@ -261,7 +261,7 @@ class SlotCache(Cache):
         self.slot_layers[0].require_room(count)
 
     def clear_room(self) -> None:
-        """Zeros for what stands behind the live slots: a weight of 0 makes nothing good of what is not a number."""
+        """Fill what follows the live slots with zeros: a weight of 0 does not cancel a NaN."""
         for one in self._buffers:
             for buffer in one.both:
                 buffer[:, :, self.get_seq_length() :] = 0

@@ -1,4 +1,4 @@
-"""What a model calls the cache that it is handed: "cache" since transformers 5.24, "past_key_values" before."""
+"""The name under which a model takes its cache: "cache" since transformers 5.24, "past_key_values" before."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ NAMES = ("cache", "past_key_values")
 
 
 def handing(model: Any, entries: Any) -> dict[str, Any]:
-    """The keyword that hands `entries` to a model's forward, or to its decoder's."""
+    """The keyword argument that passes `entries` to a model's forward, or to its decoder's."""
     return {cache_name(model): entries}
 
 
 def cache_name(model: Any) -> str:
-    """By its class, not by the version: code that came with a model may have the older name."""
+    """The name, by the model's class, not the version: code that came with a model may use the older one."""
     return _named(type(model).__mro__)
 
 
 @cache
 def _named(kinds: tuple[type, ...]) -> str:
-    """As the first forward calls it that names it; one that hands on whatever it gets does not."""
+    """The name in the first forward that has one; a forward that just passes on its arguments has none."""
     for forward in filter(None, (vars(kind).get("forward") for kind in kinds)):
         for name in NAMES:
             if name in signature(forward).parameters:

@@ -1,11 +1,11 @@
-"""A layer's parts compiled by torch, where they stand: what they do between their products takes one launch instead of
-up to ten. `SAMKV_COMPILE=on`.
+"""Compile the parts of layers with torch, in place: what they do between their products takes one launch instead of up
+to ten. `SAMKV_COMPILE=on`.
 
-Of an 8B model's recompute of 830 tokens on an H200 products take 16 of 28 ms, norms, rotation and gating 10
-(docs/gpu.md). Compiling takes seconds at the first prompts, which is why nobody gets it unasked.
+When an 8B model recomputes 830 tokens on an H200, products take 16 of 28 ms; norms, rotation and gating take 10
+(docs/gpu.md). Compiling takes seconds at the first prompts, so it is off by default.
 
-What stores entries and attends is never looked into (`torch.compiler.disable`, where it is defined): it asks for the
-pass's plan, which no two passes share. Layers of a kind share what is compiled.
+What stores entries and attends is never compiled (`torch.compiler.disable`, where it is defined): it asks for the
+pass's plan, which no two passes share. Layers of one kind share what is compiled.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from samkv_rag.options import of_environment
 
 VARIABLE = "SAMKV_COMPILE"
 KINDS = ("RMSNorm", "MLP", "Attention")
-"""How the classes are named whose modules are compiled."""
+"""Endings of the names of classes whose modules are compiled."""
 VERSIONS = 64
-"""Of the same code: for one token and several, with a cache and without, of layers that slide, have norms, share."""
+"""Of the same code: for one token and several, with a cache and without, for layers that slide, have norms, share."""
 
 
 def compile_if_wanted(model: Any) -> None:
-    """Have a model's parts compiled, if SAMKV_COMPILE says so: "on", or "off" (the default). Raises `SamKVError` on
+    """Have a model's parts compiled if SAMKV_COMPILE says so: "on" or "off" (the default). Raises `SamKVError` on
     anything else."""
     if of_environment(VARIABLE, "off", "on") == "on":
         compile_parts(model)
 
 
 def compile_parts(model: Any, backend: str = "inductor") -> None:
-    """Have the parts of a model's layers compiled, for any number of tokens, when they first run; those that are
-    already are left alone. Raises `SamKVError` where torch cannot compile here; the model is then as it was.
+    """Have the parts of a model's layers compiled when they first run, for any number of tokens; those already compiled
+    are left alone. Raises `SamKVError` where torch cannot compile; the model is then unchanged.
 
-    Exactness is then that of the compiled model: it differs from the other one by rounding. That a layer's number makes
-    no version of its own is set for the process.
+    Exactness then refers to the compiled model, which differs from the other one by rounding. The setting that layer
+    numbers make no versions of their own is process-wide.
     """
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)

@@ -1,6 +1,6 @@
-"""Is what is decoded step by step, behind packed tokens, what one pass over the same tokens unpacked would say?
+"""Compare decoding step by step, after packed tokens, with one pass over the same tokens unpacked.
 
-Steps have kernels of their own, and so has what is packed; none of them is run here for the expected result.
+Steps have kernels of their own, and so do packed tokens; none of these is run here for the expected result.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from samkv_rag.model.rounding import apart
 from samkv_rag.model.rules import Rules
 
 STEPS = 6
-"""Tokens that are decoded: with the second what stays of a prompt may be settled and packed."""
+"""Tokens that are decoded: at the second, the prompt may be settled and packed."""
 
 
 @torch.inference_mode()
 def decode_error(adapter: ModelAdapter, begin: Callable[..., Decoding]) -> float:
-    """The RMS difference of the scores by which the later of `STEPS` tokens are chosen, relative to those of one pass.
-    `begin` begins an answer, with room for so many, by what `generate()` takes."""
+    """The RMS difference between the scores that choose the later of `STEPS` tokens and those of one pass, relative to
+    the latter. `begin` begins an answer, with room for that many tokens, by what `generate()` takes."""
     heard, greedily = _Heard(), dict.fromkeys(("max_length", "temperature", "top_p", "top_k"))
     greedily |= {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "num_beams": 1}
     begun = begin(logits_processor=LogitsProcessorList([heard]), **greedily)
@@ -44,7 +44,7 @@ def decode_error(adapter: ModelAdapter, begin: Callable[..., Decoding]) -> float
 
 
 class _Heard(LogitsProcessor):
-    """Takes down by which `scores`, each `(1, vocab)`, tokens are chosen."""
+    """Records the `scores`, each `(1, vocab)`, by which tokens are chosen."""
 
     def __init__(self) -> None:
         self.scores: list[Tensor] = []
@@ -55,7 +55,7 @@ class _Heard(LogitsProcessor):
 
 
 class Unpacked(AttentionPlan):
-    """Attends to what packed tokens stand for, in front of the others."""
+    """Attends to packed tokens by their unpacked entries, placed before the others."""
 
     def attended(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,

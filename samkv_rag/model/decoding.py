@@ -1,4 +1,4 @@
-"""One answer in the making. Every answer has rules of its own, and its own listener and random numbers."""
+"""One answer being decoded, with rules, a listener and random numbers of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samkv_rag.model.rules import Rules
 
 
 class Hearer(Protocol):
-    """Is told every new token, one at a time, as transformers tells its streamers; `end` comes once."""
+    """Receives every new token, one at a time, as transformers' streamers do; `end` is called once."""
 
     def put(self, value: Tensor) -> None: ...
 
@@ -24,21 +24,21 @@ class Hearer(Protocol):
 
 
 class Settling(Protocol):
-    """Settles in the middle of an answer what stays of its prompt."""
+    """Decides, in the middle of an answer, what is kept of its prompt."""
 
     @property
     def after(self) -> int:
-        """How many new tokens there are by then, one at least."""
+        """How many new tokens come before this, at least one."""
         ...
 
     def settle(self, cache: SlotCache, tokens: Sequence[int]) -> Tensor:
-        """The next token's logits `(vocab,)` behind the new `tokens`, of which `cache` lacks the last. It then holds
-        them all, and of the prompt what stays."""
+        """The next token's logits `(vocab,)` after the new `tokens`, of which `cache` lacks the last. Afterwards it
+        holds all of them, and what is kept of the prompt."""
         ...
 
 
 class Written:
-    """A prompt and its answer `(1, T)` on one device, written down when somebody wants to see them."""
+    """A prompt and its answer `(1, T)` on one device, written out when they are asked for."""
 
     @torch.inference_mode(False)  # they may be asked for outside a step
     def __init__(self, prompt: Tensor, room: int) -> None:
@@ -47,7 +47,7 @@ class Written:
         self._prompt = self._length = prompt.shape[1]
 
     def upto(self, tokens: Sequence[int]) -> Tensor:
-        """The prompt and the new `tokens`, of which those that were shown before are the first."""
+        """The prompt and the new `tokens`, which begin with those of the previous call."""
         missing = tokens[self._length - self._prompt :]
         if missing:
             stop = self._prompt + len(tokens)
@@ -57,11 +57,11 @@ class Written:
 
 
 class Decoding:
-    """An answer in the making: `ids` of the kept tokens, and the `cache` of all of them (or of none).
+    """An answer being decoded: the `ids` of the kept tokens, and the `cache` of all of them (or of none).
 
-    `tokens` are the new ones; the last of them is not in the cache yet. `ended` says that there will be no more, and
-    `error` why not, if that is not in the rules. Draws come from `random`, or from torch's own generator. With
-    `settling` less is kept from some token on; the rules go on seeing all `ids`.
+    `tokens` are the new ones; the last of them is not in the cache yet. `ended`: there will be no more, and `error`
+    says why if it was not by the rules. Random draws come from `random`, or from torch's own generator. With `settling`
+    less is kept from some token on; the rules still get all `ids`.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Decoding:
         self.error: BaseException | None = None
         self._rules, self._hearer, self._random = rules, hearer, random
         self._settling, self._dropped = settling, 0
-        self._ahead: Tensor | None = None  # by what the next token is chosen, where it is settled and not yet heard
+        self._ahead: Tensor | None = None  # the next token's logits, from settling until it is heard
         self._prompt, self._room = ids.shape[1], max(rules.max_length - ids.shape[1], 1)
-        self._here: Written | None = None  # few answers are looked at on the host
+        self._here: Written | None = None  # few answers are needed on the host
         self._there = Written(ids, self._room)
         self._drawn: Tensor | None = None
 
@@ -98,23 +98,23 @@ class Decoding:
 
     @property
     def plain(self) -> bool:
-        """Whether the next token is the likeliest one."""
+        """Whether the next token is always the likeliest one."""
         return self._rules.plain
 
     def cut_back(self) -> None:
-        """Cut back a cache to which a step was added that broke off before its token was chosen."""
+        """Remove from the cache a step that broke off before its token was chosen."""
         held = self._length - self._dropped
         if self._ahead is None and self.cache.get_seq_length() >= held:
             self.cache.crop_to(held - 1)
 
     @property
     def due(self) -> bool:
-        """Whether it is to be settled now what stays of the prompt."""
+        """Whether it is time to decide what is kept of the prompt."""
         return self._settling is not None and len(self.tokens) >= self._settling.after
 
     def settle(self) -> Tensor:
-        """Settle what stays; returns the next token's logits `(1, vocab)`, again until that is heard. Who breaks it off
-        ends the answer: nobody knows then what the cache holds."""
+        """Decide what is kept; returns the next token's logits `(1, vocab)`, the same until that token is heard. An
+        interruption ends the answer: what the cache holds is then unknown."""
         if self._ahead is None:
             try:
                 self._ahead = self._settle()[None]
@@ -126,7 +126,7 @@ class Decoding:
         return self._ahead
 
     def keep_all(self) -> None:
-        """Settle nothing: go on with everything, as if no pass had been begun for it."""
+        """Do without settling: go on with everything, as if its pass had never begun."""
         self._settling = None
         self.cache.crop_to(self._length - self._dropped - 1)
 
@@ -138,8 +138,8 @@ class Decoding:
         return logits
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The next token `(1,)` by its `logits` `(1, vocab)`. What was drawn and not heard is not drawn again: a step
-        that was broken off leaves the random numbers that come next what they were."""
+        """The next token `(1,)` by its `logits` `(1, vocab)`. One that was drawn but not heard is not drawn again: an
+        interrupted step does not change the random numbers that come next."""
         if self._drawn is not None:
             return self._drawn
         scores = self._rules.processors(self.ids, logits.float())  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class Decoding:
         return self._drawn
 
     def hear(self, token: int, heard: Tensor) -> None:
-        """Go on with a `token` that was chosen, as a tensor on the host `heard` `(1,)`; what goes wrong is this
+        """Go on with the chosen `token`, which is `heard` `(1,)` as a tensor on the host; what goes wrong is this
         answer's own error."""
         try:
             self._drawn = None
@@ -159,14 +159,14 @@ class Decoding:
             try:
                 if self._hearer is not None:
                     self._hearer.put(heard)
-            finally:  # ctrl-C, too, maybe for somebody else: it ends here all the same
+            finally:  # on ctrl-C too, maybe meant for another answer: this one must still end
                 if self._is_last(token):
                     self._end()
         except Exception as error:
             self.fail(error)
 
     def _is_last(self, token: int) -> bool:
-        """Whether a token ends the answer: that is found on the host. All criteria are asked every time."""
+        """Whether a token ends the answer, which is decided on the host. All criteria are asked every time."""
         said = [one.given() for one in self._rules.signals]
         said += [bool(one(self._said, None).all()) for one in self._rules.criteria]
         return any(said) or token in self._rules.ends or self._length >= self._rules.max_length
@@ -179,7 +179,7 @@ class Decoding:
         return self._here.upto(self.tokens)
 
     def _end(self) -> None:
-        """The hearer comes first: who sees that an answer has `ended`, in another thread, hears it no further."""
+        """End the hearer first: a thread that finds that an answer has `ended` stops listening to it."""
         try:
             if self._hearer is not None:
                 self._hearer.end()
@@ -200,11 +200,11 @@ class Decoding:
 
 
 def take(decodings: Sequence[Decoding], logits: Tensor) -> None:
-    """Choose the next token of each by its row of `logits` `(B, vocab)`, all on the device first: the host waits for it
+    """Choose the next token of each by its row of `logits` `(B, vocab)`, all on the device first: the host waits only
     once. What goes wrong with one of them is its own error."""
     try:
         heard = _chosen(decodings, logits).cpu()
-    except Exception as error:  # of the device: nobody's alone
+    except Exception as error:  # of the device: not one answer's alone
         for decoding in decodings:
             decoding.fail(error)
         return
@@ -214,7 +214,7 @@ def take(decodings: Sequence[Decoding], logits: Tensor) -> None:
 
 
 def _chosen(decodings: Sequence[Decoding], logits: Tensor) -> Tensor:
-    """The next tokens `(B,)`; any where that has failed."""
+    """The next tokens `(B,)`; arbitrary where choosing failed."""
     chosen = logits.argmax(-1)
     for row, decoding in enumerate(decodings):
         if decoding.plain:

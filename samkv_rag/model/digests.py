@@ -1,5 +1,5 @@
-"""Digests of what a model consists of: of weights, in files (remembered by size and times) or loaded, of
-configs and tokenizers."""
+"""Digests of what a model consists of: weights, in files (remembered by size and times) or loaded, configs and
+tokenizers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 def file_digest(path: Path) -> str:
     """Hex digest of a file's bytes; a file whose path, size and times are known is not read again. The time of its last
-    change counts: another file may have been given the name, and the old one's modification time."""
+    change counts too: another file may have got the name, and the old one's modification time."""
     real = path.resolve()
     stat = real.stat()
     key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
@@ -45,18 +45,18 @@ def parameters_digest(model: Any) -> str:
 
 
 def told(value: Any) -> Any:
-    """What JSON has no word for, the same in every process."""
+    """Convert what JSON cannot express, the same way in every process."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def config_digest(config: Any) -> str:
-    """Digest of a config, but of what changes from release to release, or from load to load, and no number."""
+    """Digest of a config, without what changes between releases or between loads but affects no number."""
     known = {key: value for key, value in config.to_dict().items() if key not in _TRANSIENT and key[0] != "_"}
     return text_digest(json.dumps(known, sort_keys=True, default=told))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of what decides the ids; truncation and padding are per-call state and stay out."""
+    """Digest of what decides the ids; truncation and padding are per-call state and are left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return text_digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))
@@ -70,8 +70,8 @@ def text_digest(text: str) -> str:
 
 
 def _state(model: Any) -> list[tuple[str, Any]]:
-    """Parameters and buffers by name. Not from `state_dict()` where 4-bit weights lie packed for a processor: it takes
-    them apart for good, but not their scales, and the model then computes something else (bitsandbytes 0.50)."""
+    """Parameters and buffers by name. Not from `state_dict()` where 4-bit weights are packed for a CPU: it unpacks them
+    for good, but not their scales, and the model then computes something else (bitsandbytes 0.50)."""
     kept = {name: getattr(parameter, "quant_state", None) for name, parameter in model.named_parameters()}
     if not any(getattr(state, "packing_format_for_cpu", False) for state in kept.values()):
         return sorted(model.state_dict().items())
@@ -80,8 +80,8 @@ def _state(model: Any) -> list[tuple[str, Any]]:
 
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a state's value consists of: itself, or those of a quantised one (a subclass of `Tensor`), whose
-    names then tell what else it is, such as how it rounds what it is multiplied by."""
+    """The tensors that a value of the state consists of: itself, or those of a quantised one (a subclass of `Tensor`),
+    whose names then include its other properties, such as how it rounds what it is multiplied by."""
     if hasattr(value, "__tensor_flatten__"):
         parts, how = value.__tensor_flatten__()
         name += _ADDRESS.sub("", f" {type(value).__qualname__}{how}")

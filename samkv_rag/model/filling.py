@@ -1,4 +1,4 @@
-"""Filling a cache from the store: what stands where, gathered and turned to its position, some layers at a time."""
+"""Filling a cache from the store: what goes where, gathered and turned to its position, some layers at a time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from samkv_rag.model.shape import Cut, KVShape
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Stored tokens that come to stand in neighbouring slots, from slot `start` on: of every one its row among the
-    `stored` ones (int `(T,)`; -1: none, zeros), which are one for each stack that has layers of the cache."""
+    """Stored tokens that go to neighbouring slots, from slot `start` on: the row of each among the `stored` ones (int
+    `(T,)`; -1: none, zeros), of which there is one for each stack that has layers of the cache."""
 
     start: int
     stored: Sequence[Stored]
@@ -30,16 +30,16 @@ class Part:
 
 
 Parts = Callable[[range], Iterable[Part]]
-"""What fills some of a model's layers, a run of them, in order of the slots."""
+"""What fills a run of a model's layers, in order of the slots."""
 
 Loading = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """Fills the first `slots` of the `stacks` of a cache that has `layers`, a run of a model's of this `shape`; keys
-    are turned by the `angles` of their layers, and what no part holds is zeros, but for the `head`. It is done within
-    `loading`."""
+    """Fills the first `slots` slots of the `stacks` of a cache that has `layers`, a run of a model's layers of this
+    `shape`. Keys are turned by the `angles` of their layers; what no part holds is zeros, except for the `head`. This
+    is done within `loading`."""
 
     stacks: Sequence[Buffers]
     layers: range
@@ -51,7 +51,7 @@ class Filling:
     loading: Loading = nullcontext
 
     def come(self, cache: SlotCache, parts: Parts, steps: Sequence[range]) -> None:
-        """Have each of `steps`, runs of layers, filled by `parts` before anybody sees its layers: a single one now."""
+        """Have each of `steps`, runs of layers, filled by `parts` before its layers are read; a single step now."""
         for step in steps:
             cache.later(step.start - self.layers.start, partial(self.fill, parts, step))
         if len(steps) == 1:
@@ -69,11 +69,11 @@ class Filling:
                 self.head.put(cut, keys, values)
 
     def _of(self, cut: Cut, buffers: Buffers) -> Buffers:
-        """The layers of a cut among all that its stack has here."""
+        """The buffers of a cut's layers, among all that its stack has here."""
         below = cut.stack.within(self.layers).start
         return buffers.layers(range(cut.places.start - below, cut.places.stop - below), 0)
 
 
 def _piece(place: int, device: torch.device, part: Part) -> Piece:
-    """What a part has for the stack at a place, for a cache on a device."""
+    """What a part has for the stack at `place`, for a cache on a device."""
     return Piece(part.start, part.stored[place], part.rows.to(device))

@@ -47,7 +47,7 @@ class GenerationOptions(Options):
 
 
 class Listener(TextStreamer):
-    """Hears every new token: notes when the first came, hands finished text on, cuts at stop strings."""
+    """Receives every new token: notes when the first came, passes finished text on, cuts at stop strings."""
 
     def __init__(
         self, tokenizer: Any, on_text: Callable[[str], None] | None, stop: Sequence[str], strip: bool = False
@@ -70,7 +70,7 @@ class Listener(TextStreamer):
             super().end()  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with whole words: hands on what stands before the first stop string."""
+        """Called by transformers with whole words: passes on what precedes the first stop string."""
         if self._on_text is None:
             return
         out = self._cutter.feed(text) + (self._cutter.rest() if stream_end else "")
@@ -116,7 +116,7 @@ class StopCutter:
         return "" if self._closed else self._held
 
     def _pending(self) -> int:
-        """The longest tail of the held text that some stop string begins with."""
+        """The length of the longest tail of the held text that some stop string begins with."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self._stop):
@@ -168,5 +168,5 @@ def finished_by_model(model: Any, token_ids: Sequence[int]) -> bool:
 
 
 def random_of(seed: int | None, device: torch.device) -> torch.Generator | None:
-    """Draws of one answer, the same ones whoever else decodes; without a seed torch's own (None)."""
+    """The random draws of one answer, the same whatever else is decoded; without a seed torch's own (None)."""
     return None if seed is None else torch.Generator(device).manual_seed(seed)

@@ -1,8 +1,8 @@
-"""GGUF files: a model's weights, config and tokenizer in one file, in the bits of llama.cpp.
+"""GGUF files: a model's weights, config and tokenizer in one file, in llama.cpp's number formats.
 
 transformers reads them. Their weights are unpacked into the dtype that the model runs in, unless the caller's own
 `quantization_config` says otherwise: numbers of few bits save memory, but are slower to multiply by (and where there is
-no kernel for them transformers unpacks them all the same).
+no kernel for them transformers unpacks them anyway).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ ARGUMENT = "gguf_file"
 
 
 def is_file(model: Any) -> bool:
-    """Whether a model's name is that of a GGUF file, there or not; a folder may be called so."""
+    """Whether a model's name is that of a GGUF file, existing or not, and not of a folder."""
     return str(model).lower().endswith(SUFFIX) and not Path(model).expanduser().is_dir()
 
 
 def located(name: Any) -> tuple[Any, dict[str, str]]:
-    """Where a GGUF file lies, and `{"gguf_file": its name}`, as transformers takes it; of other names the name and
-    nothing. Raises `SamKVError` when there is no such file."""
+    """The folder of a GGUF file and `{"gguf_file": its name}`, as transformers takes it; for other names, the name and
+    an empty dict. Raises `SamKVError` when there is no such file."""
     if not is_file(name):
         return name, {}
     file = Path(name).expanduser()
@@ -42,7 +42,7 @@ def named(folder: Path, name: str) -> dict[str, str]:
 
 
 def unpacked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """How transformers is told to unpack the weights; nothing where it does so anyway, or `kwargs` say how."""
+    """The argument that makes transformers unpack the weights; none where it does so anyway, or `kwargs` decide."""
     import transformers
 
     config = getattr(transformers, "GgufConfig", None)  # older releases always unpack
@@ -51,7 +51,7 @@ def unpacked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def reading(file: Mapping[str, str]) -> Iterator[None]:
-    """Whatever goes wrong with a GGUF file within is a `SamKVError`: readers of damaged ones raise all sorts."""
+    """Turn whatever goes wrong with a GGUF file within into a `SamKVError`: readers of damaged ones raise all sorts."""
     try:
         yield
     except SamKVError:

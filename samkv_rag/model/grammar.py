@@ -1,4 +1,4 @@
-"""Decoding that a grammar allows and nothing else: `llguidance` says which tokens may come next."""
+"""Decoding only what a grammar allows: `llguidance` says which tokens may come next."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class GrammarGuide:
         return bool(self._matcher.is_stopped())
 
     def _follow(self, input_ids: Tensor) -> None:
-        """Take in the tokens that are new since the last call; the first call sees the prompt alone."""
+        """Take in the tokens that are new since the last call; the first call gets the prompt alone."""
         length = input_ids.shape[1]
         fresh = input_ids[0, length if self._seen is None else self._seen :].tolist()
         if fresh and not self._matcher.is_stopped():
@@ -89,7 +89,7 @@ def _library() -> Any:
 
 
 def _table(tokenizer: Any, ends: tuple[int, ...], guidance: Any) -> Any:
-    """The library's own form of the tokenizer: dear to make, so kept as long as the tokenizer lives."""
+    """The library's own form of the tokenizer: expensive to make, so kept as long as the tokenizer lives."""
     with _making:
         made = _tables.setdefault(tokenizer, {})
         if ends not in made:

@@ -1,7 +1,7 @@
-"""Work that a GPU does again without the host: functions recorded as CUDA graphs.
+"""Work that a GPU repeats without the host: functions recorded as CUDA graphs.
 
 What a recording reads, it reads from tensors, so that the same launches serve what comes next: tokens (`steps`) and
-prompts (`recorded`). `SAMKV_GRAPHS=off` does without.
+prompts (`recorded`). `SAMKV_GRAPHS=off` turns this off.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 
 
 def wanted(backend: Backend, device: torch.device, apart: bool) -> bool:
-    """Whether to record, as SAMKV_GRAPHS says: "on", "off", or "auto" (the default), where it can be done. Raises
-    `SamKVError` on anything else."""
+    """Whether to record, as SAMKV_GRAPHS says: "on", "off", or "auto" (the default), if possible. Raises `SamKVError`
+    on anything else."""
     choice = of_environment(VARIABLE, "auto", "on", "off")
     return choice == "on" or (choice == "auto" and obstacle(backend, device, apart) is None)
 
@@ -43,7 +43,7 @@ def tell(warning: str) -> None:
 
 
 class Graphs:
-    """Records functions as CUDA graphs of a device, on one stream. Graphs share the memory of what they need only while
+    """Records functions as CUDA graphs of a device, on one stream. Graphs share memory for what they need only while
     they run; what they return is their own."""
 
     def __init__(self, device: torch.device) -> None:
@@ -51,9 +51,9 @@ class Graphs:
         self._keeper: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, run: Callable[[], Result]) -> Callable[[], Result]:
-        """`run` as a graph, after one run on the stream that records: what is made only once, such as a workspace for
-        products, is not part of the graph. Raises RuntimeError where what is played is something else than what ran:
-        a part of it may depend on the host, or take place where nobody records."""
+        """Record `run` as a graph, after one run on the recording stream, so that what is made only once, such as a
+        workspace for products, is not part of it. Raises RuntimeError where the replay differs from that run: a part of
+        it may depend on the host, or happen where nothing is recorded."""
         if self._keeper is None:
             self._begin()
         with self._aside():
@@ -72,7 +72,7 @@ class Graphs:
     def _begin(self) -> None:
         with torch.cuda.device(self._device):
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))  # a pool goes with its last graph
+        self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))  # a pool dies with its last graph
 
     def _capture(self, run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
         with self._aside(), _same_draws():
@@ -87,7 +87,7 @@ class Graphs:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Within the block, work goes to the stream that records, after what was there before and before what comes."""
+        """Within the block, work goes to the recording stream, after earlier work and before later work."""
         with torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
@@ -99,7 +99,7 @@ class Graphs:
 
 
 def differ(one: object, other: object) -> bool:
-    """Whether results, tensors or tuples of some, differ by more than rounding."""
+    """Whether results, tensors or tuples of them, differ by more than rounding."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return any(differ(*pair) for pair in zip(one, other, strict=True))
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
@@ -112,12 +112,12 @@ def differ(one: object, other: object) -> bool:
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    """A recording that fails leaves the device's generator of random numbers as if it were still recorded, and it draws
-    no more: it goes on from a copy then."""
+    """After a recording that fails, go on with a copy of the device's random number generator: the original is left as
+    if it were still being recorded, and cannot draw any more."""
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     spare = generator.clone_state()
     try:
         yield
-    except BaseException:  # ctrl-C, too: a step that was broken off can be taken again
+    except BaseException:  # ctrl-C too: an interrupted step can be taken again
         generator.graphsafe_set_state(spare)
         raise

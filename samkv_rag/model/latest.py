@@ -1,4 +1,4 @@
-"""What is kept of what may be needed again: that which was used last."""
+"""Keep the most recently used of what may be needed again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 def remember(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Have `value` as the one used last; of more than `most` the one that was not used for the longest time goes."""
+    """Keep `value` as the one used last; beyond `most`, the least recently used one is dropped."""
     kept[key] = value
     kept.move_to_end(key)
     if len(kept) > most:

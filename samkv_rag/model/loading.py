@@ -37,7 +37,7 @@ _DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")
 _NOT_IN_THE_NUMBERS = {
     *_DOWNLOAD, "revision", "trust_remote_code", "attn_implementation", "low_cpu_mem_usage", "max_memory",
     "use_safetensors", "weights_only", "device_map", "offload_folder", "offload_state_dict", "offload_buffers",
-    gguf.ARGUMENT,  # which file it is, the digest of the weights says
+    gguf.ARGUMENT,  # the digest of the weights says which file it is
 }  # fmt: skip
 
 
@@ -46,11 +46,11 @@ class ModelSource:
     """A model that is loaded when it is first needed: constructing one is cheap.
 
     `model` is "bundled" (or "bundled-small"), a hub id, a folder, a GGUF file or a loaded transformers model;
-    `tokenizer` a name, an object or None.
-    `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half precision is slower; `device_map` None is the
-    GPU if there is one. `model_kwargs` go to transformers; of a hub id their `revision`, `token` and the like also say
-    which files are downloaded. Chunks are ingested behind what `sink` says of the tokenizer, by default nothing; the
-    entries of that are dropped. `kv_dtype` is how caches are stored.
+    `tokenizer` is a name, an object or None. `dtype` "auto" is the checkpoint's, but float32 on a CPU, where half
+    precision is slower; `device_map` None is the GPU if there is one. `model_kwargs` go to transformers; for a hub id
+    their `revision`, `token` and the like also decide which files are downloaded. Chunks are ingested after the tokens
+    that `sink` returns for the tokenizer, by default none; the entries of these are dropped. `kv_dtype` is how caches
+    are stored.
     """
 
     model: Any = reader.BUNDLED
@@ -95,7 +95,7 @@ class ModelSource:
 
     @cached_property
     def _file(self) -> dict[str, str]:
-        """The GGUF file that holds all of the model, as transformers takes it; nothing for other models."""
+        """The GGUF file that holds all of the model, as transformers takes it; empty for other models."""
         if self._of_file:
             return gguf.located(self.model)[1]
         given = self.model_kwargs.get(gguf.ARGUMENT)
@@ -165,7 +165,7 @@ class ModelSource:
 
     @cached_property
     def sink_ids(self) -> tuple[int, ...]:
-        """The tokens that chunks are ingested behind."""
+        """The tokens after which chunks are ingested."""
         return () if self.sink is None else tuple(self.sink(self.loaded_tokenizer))
 
     @cached_property
@@ -237,13 +237,13 @@ class ModelSource:
 
     @property
     def _quantised(self) -> bool:
-        """Whether weights are, or become, numbers of few bits when they are loaded: then they are placed at once."""
+        """Whether weights are, or become at loading, numbers of few bits: these are placed on their device at once."""
         of = (self.model_kwargs.get("quantization_config"), getattr(self.config, "quantization_config", None))
         return any(config is not None for config in of)
 
 
 def auto_class_of(config: Any) -> Any:
-    """What of transformers makes a model of a config: one that also sees (Mistral 3) may be known as such alone."""
+    """The transformers class for models of a config: one that also sees (Mistral 3) may be known only as such."""
     import transformers as tf
 
     kind = type(config)
@@ -285,6 +285,6 @@ def _of(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _changing(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of transformers' arguments that may change what a model computes: quantisation, for one."""
+    """The arguments for transformers that may change what a model computes, such as quantisation."""
     changing = {name: value for name, value in kwargs.items() if name not in _NOT_IN_THE_NUMBERS}
     return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in changing.items()}

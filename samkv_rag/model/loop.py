@@ -1,7 +1,7 @@
-"""Our own decoding loop: a forward for all answers in the making, each with its own cache, positions and rules.
+"""Our own decoding loop: one forward for all answers in progress, each with its own cache, positions and rules.
 
 transformers' `generate()` serves one batch from beginning to end; here answers join and leave between steps. Every
-model that can be attached is served this way, alone or together; on a GPU the steps are recorded (`steps`).
+model that can be attached is served this way, its answers alone or together; on a GPU the steps are recorded (`steps`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from samkv_rag.model.steps import Recorder, recorder_of
 
 @dataclass(frozen=True, slots=True)
 class RowsPlan:
-    """One new token for each of several answers, row by row over its own cache: `key` and `value` of the pass are the
-    new tokens' alone `(B, G, 1, D)`, and are appended here.
+    """One new token for each of several answers, row by row over its own cache: `key` and `value` of the pass are those
+    of the new tokens alone, `(B, G, 1, D)`, and are appended here.
 
-    Nothing is padded or copied, no row needs a mask for its neighbours, and its attention is to the bit what it is
-    when it is alone. What rows share is the reading of the weights: nearly all of a decoding step.
+    Nothing is padded or copied, no row needs a mask for its neighbours, and its attention is bit for bit what it is
+    alone. What rows share is the reading of the weights: nearly all of a decoding step.
     """
 
     rows: Sequence[Decoding]
@@ -50,10 +50,10 @@ class RowsPlan:
 
 
 class Loop:
-    """Begins answers of one model and takes steps for several of them; who may call it when is the caller's business.
+    """Begins answers of one model and takes steps for several of them; who may call it when is up to the caller.
 
-    `empty(room)` makes a cache for a prompt that has none. `apart` says that rows cannot share a forward: with longrope
-    the frequencies of a call are those of its longest position. `recorder` takes the steps where graphs are wanted.
+    `empty(room)` makes a cache for a prompt that has none. `apart`: rows cannot share a forward, because with longrope
+    the longest position of a call decides its frequencies. `recorder` takes the steps where graphs are wanted.
     """
 
     def __init__(self, model: Any, empty: Callable[[int], SlotCache], apart: bool, backend: Backend = "torch") -> None:
@@ -64,7 +64,7 @@ class Loop:
         self.recorder: Recorder | None = None
 
     def record(self) -> None:
-        """Have later steps recorded as CUDA graphs where that can be done; a warning says why it cannot."""
+        """Have later steps recorded as CUDA graphs where possible; a warning says why not."""
         self.recorder = recorder_of(self._side_by_side, self._empty, self._backend, self._model.device, self._apart)
 
     @torch.inference_mode()
@@ -73,11 +73,12 @@ class Loop:
         hearer: Hearer | None = None, random: torch.Generator | None = None, settling: Settling | None = None,
         **generation: Any,
     ) -> Decoding:  # fmt: skip
-        """The first new token after `ids`, the kept tokens' ids, chosen by its `logits` `(vocab,)` where `cache` holds
-        all of them. Without logits the model runs: over what the cache lacks, or over all without a cache.
+        """Begin an answer: choose the first new token after `ids`, the kept tokens' ids, by its `logits` `(vocab,)`
+        where `cache` holds them all. Without logits the model runs: over what the cache lacks, or over all without a
+        cache.
 
-        All kept ids are handed over so that logits processors such as a repetition penalty see the context.
-        `generation` is what transformers' `generate()` takes. Raises what goes wrong.
+        All kept ids are passed so that logits processors such as a repetition penalty get the context. `generation` is
+        what transformers' `generate()` takes. Raises what goes wrong.
         """
         tokens = sent(torch.as_tensor(ids, dtype=torch.long), self._model.device)[None]
         rules = Rules.of(self._model, tokens, **generation)
@@ -89,7 +90,7 @@ class Loop:
         return decoding
 
     def finish(self, decoding: Decoding) -> list[int]:
-        """The new token ids of an answer that is decoded to its end alone."""
+        """Decode one answer, alone, to its end; returns its new token ids."""
         while not decoding.ended:
             self.step([decoding])
         return decoding.result()
@@ -98,7 +99,7 @@ class Loop:
     def step(self, decodings: Sequence[Decoding]) -> None:
         """One more token for each, in one forward; an error ends the answer that causes it and no other.
 
-        A step that was broken off (ctrl-C in the thread that takes it) can be taken again.
+        An interrupted step (ctrl-C in the thread that takes it) can be taken again.
         """
         for decoding in decodings:
             decoding.cut_back()
@@ -116,8 +117,8 @@ class Loop:
         take(others, logits)
 
     def _settle(self, decoding: Decoding) -> None:
-        """The step of an answer in which it is settled what stays of its prompt: a pass of its own. Where memory is too
-        short for that everything stays, and the next step is an ordinary one."""
+        """The step in which it is decided what is kept of an answer's prompt: a pass of its own. Where memory is too
+        short for that, everything is kept and the next step is an ordinary one."""
         try:
             logits = decoding.settle()
         except Exception as error:
@@ -129,7 +130,7 @@ class Loop:
         take([decoding], logits)
 
     def _blame(self, decodings: Sequence[Decoding], error: Exception) -> None:
-        """A forward for several does not say whose fault it was: each has one of its own."""
+        """A forward for several answers does not tell which one caused an error: run one for each."""
         if len(decodings) == 1:
             decodings[0].fail(error)
             return
@@ -145,7 +146,7 @@ class Loop:
         return self._side_by_side(tokens, positions, RowsPlan(decodings))
 
     def _side_by_side(self, tokens: Tensor, positions: Tensor, plan: Plan) -> Tensor:
-        """Logits of one new token a row, by a plan that keeps the caches itself."""
+        """Next-token logits for one new token per row, under a plan that keeps the caches itself."""
         return self._logits(tokens, positions, plan, use_cache=False)
 
     def _alone(self, decoding: Decoding) -> Tensor:
@@ -154,14 +155,15 @@ class Loop:
         return self._logits(*decoding.next, decoding.plan, **handing(self._model, decoding.cache), use_cache=True)
 
     def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
-        """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers hands on as it is."""
+        """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers passes on unchanged."""
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
         with attention_plan(plan), without_cudnn if tokens.shape[1] == 1 else nullcontext():
             out = self._model(tokens, position_ids=positions, attention_mask=dummy, logits_to_keep=1, **caching)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
     def _renew(self, decoding: Decoding) -> None:
-        """Phi-3 wants all keys anew when the text outgrows the short frequencies: its class then drops the cache."""
+        """Empty the cache where the model drops it: Phi-3 wants all keys anew when the text outgrows the short
+        frequencies."""
         _, positions = decoding.next
         inputs = self._model.prepare_inputs_for_generation(
             decoding.ids, next_sequence_length=positions.shape[1], **handing(self._model, decoding.cache),

@@ -1,4 +1,4 @@
-"""Memory that is not there: torch says so in one way of a GPU's and in another of the host's."""
+"""Lack of memory: torch reports it in one way for a GPU and in another for the host."""
 
 from __future__ import annotations
 

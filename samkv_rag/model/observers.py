@@ -1,4 +1,4 @@
-"""Who looks at a pass: observers get what every layer attends with, and what came of it."""
+"""Observers of a pass: they get what every layer attends with, and what came of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from samkv_kernels.sparse_attention import Spans, attention_shares
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, which keys each
-    query sees, how scores become weights. `shares` `(n, T)` are the weights of the last n queries of a batch of one,
-    averaged over heads, where attending has made them anyway."""
+    query attends to, how scores become weights. `shares` `(n, T)` are the weights of the last n queries of a batch of
+    one, averaged over heads, where attending has computed them anyway."""
 
     layer: int
     query: Tensor
@@ -57,7 +57,7 @@ class Watcher(ABC):
             self.take(seen.weights(self.rows, self._own_spans(seen)))
 
     def _own_spans(self, seen: Observation) -> Spans | None:
-        """The spans of the rows: layers share theirs, so these are made once a pass."""
+        """The spans of the rows: layers share theirs, so these are made once per pass."""
         if seen.shares is not None:
             return None
         if self._spans is None or self._spans[0] is not seen.spans:
@@ -67,11 +67,11 @@ class Watcher(ABC):
     @property
     @abstractmethod
     def kind(self) -> Hashable:
-        """What it has in common with those that watch other rows in the same way."""
+        """What identifies watchers that watch other rows in the same way."""
 
     @abstractmethod
     def watching(self, rows: Tensor) -> Self:
-        """One of the same kind for other rows."""
+        """A watcher of the same kind for other rows."""
 
     @abstractmethod
     def watches(self, layer: int) -> bool:
@@ -79,16 +79,16 @@ class Watcher(ABC):
 
     @abstractmethod
     def take(self, weights: Tensor) -> None:
-        """The weights `(len(rows), T)` of one layer."""
+        """Take in the weights `(len(rows), T)` of one layer."""
 
     @property
     @abstractmethod
     def found(self) -> Tensor:
-        """What came of the weights of all layers, fp32 `(..., len(rows), T)`."""
+        """The result from the weights of all layers, fp32 `(..., len(rows), T)`."""
 
     @abstractmethod
     def accept(self, found: Tensor) -> None:
-        """What one of the same kind has found for these rows, in a pass that it saw instead."""
+        """Take over what a watcher of the same kind found for these rows, in a pass that it observed instead."""
 
 
 class AttentionMaps(Watcher):
@@ -122,7 +122,7 @@ class AttentionMaps(Watcher):
 
 
 class MeanAttention(Watcher):
-    """Averages what the query `rows` of a pass attend to over all layers that it sees."""
+    """Averages what the query `rows` of a pass attend to, over all layers that it observes."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__(rows)

@@ -1,4 +1,4 @@
-"""What stays of a prompt in four bits a number, beside a cache of what stays as it is."""
+"""What is kept of a prompt in four bits per number, beside a cache of what is kept at full precision."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from samkv_rag.model.buffers import Buffers
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """Tokens at `positions` `(N,)`, sorted, by layer of a cache. `sources` names for every layer of the model the one
-    whose entries it attends to, mostly itself."""
+    """Packed tokens at `positions` `(N,)`, sorted, by layer of a cache. `sources` names, for every layer of the model,
+    the layer whose entries it attends to, usually itself."""
 
     positions: Tensor
     layers: Sequence[Packed]
@@ -23,7 +23,8 @@ class PackedTokens:
 
     @classmethod
     def of(cls, buffers: Iterable[Buffers], slots: Tensor, positions: Tensor, sources: Sequence[int]) -> PackedTokens:
-        """Those at `slots` `(N,)` of a cache, one layer after another: a copy of one is all that it takes."""
+        """Pack those at `slots` `(N,)` of a cache, one layer after another: that takes no more than a copy of one
+        layer."""
         layers = {
             place: Packed.of(keys[0], values[0], slots) for one in buffers for place, keys, values in one.by_layer()
         }
@@ -34,13 +35,13 @@ class PackedTokens:
         return self.layers[self.sources[layer]]
 
     def seen(self, queries: Tensor, window: int | None) -> Tensor | None:
-        """What queries at positions `(Q,)`, behind all of it, see in a layer with this sliding window: bool `(Q, N)`;
-        None: all."""
+        """What queries at positions `(Q,)`, after all packed tokens, attend to in a layer with this sliding window:
+        bool `(Q, N)`; None: all."""
         if window is None:
             return None
         return Spans.causal(queries[None], self.positions[None], window).mask(len(self.positions))[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, and of what they are rounded by."""
+        """Bytes of keys and values, and of what is needed to unpack them."""
         return sum(layer.nbytes for layer in self.layers)

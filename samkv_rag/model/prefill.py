@@ -1,4 +1,4 @@
-"""Chunks prefilled alone, behind the sink prefix: their caches, and what selection needs to know of them."""
+"""Chunks prefilled alone, after the sink prefix: their caches, and what selection needs to know about them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LOCAL_QUERY_TOKENS = 32
 def chunk_caches(
     adapter: ModelAdapter, texts: Sequence[str], token_ids: Sequence[Sequence[int]]
 ) -> list[ChunkKV]:  # fmt: skip
-    """The caches of chunks prefilled alone, behind the sink prefix, one batch, right-padded (causal attention never
-    sees the padding)."""
+    """The caches of chunks prefilled alone, after the sink prefix, in one right-padded batch (causal attention never
+    reaches the padding)."""
     prefix = adapter.sink_prefix
     longest = max(map(len, token_ids))
     positions = torch.arange(len(prefix) + longest, device=adapter.device)
@@ -35,7 +35,7 @@ def chunk_caches(
     own = adapter.rotary.table(torch.arange(longest, device=adapter.device))
 
     def stacked(stack: Stack, row: int, text: str, ids: Sequence[int]) -> ChunkKV:
-        """What the chunk in a row of the batch has in the layers of a stack."""
+        """What the chunk in one row of the batch has in the layers of a stack."""
 
         def of(entries: Sequence[Tensor]) -> Tensor:
             return torch.stack([each[row, :, -longest:] for each in entries])
@@ -56,10 +56,10 @@ def chunk_caches(
 def _prefilled(
     adapter: ModelAdapter, token_ids: Sequence[Sequence[int]], prefix: Sequence[int], positions: Tensor
 ) -> tuple[Any, dict[int, Tensor]]:  # fmt: skip
-    """The cache of the prefix and the chunks at `positions`, and every layer's queries `(B, H, Q, D)` of its last pass.
+    """The cache of the prefix and the chunks at `positions`, and every layer's queries `(B, H, Q, D)` of the last pass.
 
-    Several chunks have the prefix read once for all of them; where angles depend on how long a text is, and of one
-    chunk, it is read with the chunk.
+    For several chunks the prefix is run once for all of them; where angles depend on the length of a text, and for a
+    single chunk, it is run with the chunk.
     """
     cache: Any = GrowingCache()
     queries: dict[int, Tensor] = {}
@@ -69,7 +69,7 @@ def _prefilled(
         queries[seen.layer] = seen.query
 
     def read(rows: Sequence[Sequence[int]], start: int, stop: int) -> None:
-        # Behind something it is no plain causal pass: for a mask SDPA gives up its fast way on a GPU.
+        # After a prefix it is no plain causal pass: with a mask SDPA gives up its fast path on a GPU.
         backend = adapter.backend if start else "torch"
         plan = AttentionPlan(positions[:stop], None, note, adapter.shape.layers - 1, backend)
         adapter.forward(_padded(rows, stop - start), positions[start:stop], cache, plan)
@@ -83,7 +83,7 @@ def _prefilled(
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
-    """Token ids `(B, width)`, zeros behind those of a row."""
+    """Token ids `(B, width)`, with zeros after those of each row."""
     out = torch.zeros(len(rows), width, dtype=torch.long)
     for row, ids in enumerate(rows):
         out[row, : len(ids)] = torch.tensor(ids)

@@ -1,4 +1,4 @@
-"""Quantised weights: which of them compute a token alike, whatever other tokens are computed with it."""
+"""Quantised weights: which of them compute a token the same way, whatever other tokens are computed with it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from samkv_rag.model.rounding import apart
 
 ROWS, QUIET, PEAK, LOUD = 16, 0.05, 5.0, 100.0
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
-"""Allowed RMS difference, relative to the RMS: another number of rows may go by another kernel, which rounds otherwise.
-A scale or a split of columns that other rows decide comes to many times as much."""
+"""Allowed RMS difference, relative to the RMS: a different number of rows may use another kernel, which rounds
+differently. A scale or a split of columns that depends on other rows makes many times that difference."""
 
 
 def is_quantised(model: Any) -> bool:
-    """Whether weights of a model are numbers of few bits, as far as transformers and its linear layers say."""
+    """Whether a model has weights of few bits, as far as transformers and its linear layers tell."""
     return getattr(model, "hf_quantizer", None) is not None or any(True for _ in _layers(model))
 
 
 @torch.inference_mode()
 def refuse_rows_that_mix(model: Any) -> None:
-    """Raises `UnsupportedModel` when a linear layer gives a token other values in other company.
+    """Raise `UnsupportedModel` when a linear layer's values for a token depend on the other tokens.
 
     A chunk is computed alone and read in any prompt, so its tokens must not depend on what else a pass computes.
     Weights of few bits are no obstacle, nor are inputs that are rounded token by token; a scale taken over all tokens
-    of a pass is, and so are columns that any of them makes an exception of (LLM.int8).
+    of a pass is, and so are columns that become exceptions because of any of them (LLM.int8).
     """
     like = model.get_input_embeddings().weight
     found = ((_mixing(layer, like), name, type(layer).__name__) for name, layer in _layers(model))
@@ -45,7 +45,7 @@ def refuse_rows_that_mix(model: Any) -> None:
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """The linear layers, by name, but those that multiply by a plain tensor."""
+    """The linear layers, by name, except those that multiply by a plain tensor."""
     for name, module in model.named_modules():
         if getattr(module, "in_features", None) is not None and not _is_plain(module):
             yield name, module
@@ -64,11 +64,11 @@ def _has_plain_weights(layer: Any) -> bool:
 
 
 def _mixing(layer: Any, like: Tensor) -> float:
-    """How much rows change by what follows them, relative to their RMS.
+    """How much rows change with what follows them, relative to their RMS.
 
-    Each row has one value that its rounding goes by, and the rest far below: whatever rounds with another scale, or
-    leaves a column unrounded, shows. What follows is loud in all columns. What is no linear layer but by its
-    attributes, and has plain weights, is none of our business.
+    Each row has one value that decides its rounding, and the rest far below: rounding with another scale, or leaving a
+    column unrounded, shows. What follows is loud in all columns. What is a linear layer only by its attributes, and has
+    plain weights, is not our concern.
     """
     draw = torch.Generator().manual_seed(0)
     rows = QUIET * torch.randn(1, ROWS, int(layer.in_features), generator=draw)

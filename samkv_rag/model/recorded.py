@@ -1,9 +1,9 @@
-"""Passes over a prompt, of fixed sizes, recorded as CUDA graphs: the host makes their launches once.
+"""Passes over a prompt, of fixed sizes, recorded as CUDA graphs: the host makes their launches only once.
 
-Of an 8B model's answer over 16,384 tokens a GPU was busy for 118 ms of 226; the rest went into 5,242 launches
-(docs/gpu.md). Prompts are prepared in one memory (`Workspace`), and a pass is filled up with rows that nobody
-sees, to sizes that many prompts share: a token at the first free slot, behind all that is asked for. What runs and
-where it stands is read from tensors, so that the same launches serve the next prompt. `SAMKV_GRAPHS=off` does without.
+For an 8B model's answer over 16,384 tokens a GPU was busy for 118 ms of 226; the rest went into 5,242 launches
+(docs/gpu.md). Prompts are prepared in one place in memory (`Workspace`), and a pass is padded to sizes that many
+prompts share, with rows that no other row attends to: a token at the first free slot, after all that is asked for. What
+runs, and where, is read from tensors, so the same launches serve the next prompt. `SAMKV_GRAPHS=off` turns this off.
 
 Recorded or not, a pass in the workspace is the same function, so an answer does not depend on when it was recorded.
 """
@@ -27,7 +27,7 @@ from samkv_rag.model.observers import Observer, Watcher
 from samkv_rag.model.workspace import Workspace, follow
 
 MOST = 32
-"""Recordings that are kept, those used last: prompts of one application have few sizes."""
+"""Recordings kept at most, those used last: prompts of one application have few sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,42 +41,43 @@ class PromptPass:
     narrow: Narrow | None = None
     speak: bool = False
     everything: bool = False
-    """Whether the slots are all that are live, in order: the rows then attend as an ordinary prefill's."""
+    """Whether the slots are all that are live, in order: the rows then attend as in an ordinary prefill."""
 
     @property
     def head(self) -> int:
-        """How many rows, the first ones, others may be put behind: they see nothing of those, nor are they the last."""
+        """How many of the first rows may precede padding: they do not attend to it, and none of them produces
+        logits."""
         return self.narrow.rows if self.narrow is not None else len(self.slots) - int(self.speak)
 
     @property
     def neighbours(self) -> Tensor | None:
-        """The slots that narrowed rows see, where those are not their own alone."""
+        """The slots that narrowed rows attend to, where these are not just their own."""
         return None if self.narrow is None else self.narrow.seen
 
     @property
     def watcher(self) -> Watcher | None:
-        """Its observer, if that is one."""
+        """Its observer, if that is a watcher."""
         return self.observer if isinstance(self.observer, Watcher) else None
 
 
 Run = Callable[[PromptPass, SlotCache], Tensor | None]
-"""Carries a pass out; returns the logits `(vocab,)` where it speaks."""
+"""Carries out a pass; returns the logits `(vocab,)` with `speak`."""
 Found = tuple[Tensor | None, Tensor | None]
 """Logits, and what the watcher found."""
 Capture = Callable[[Callable[[], Found]], Callable[[], Found]]
-"""Records a function: what comes back does the same work again and returns the same tensors."""
+"""Records a function: the one it returns does the same work again and returns the same tensors."""
 
 
 def rounded(count: int, parts: int = 8) -> int:
-    """The size that `count` is rounded up to, so that there are few: by 15 at most, or one of `parts` of it."""
+    """`count` rounded up so that there are few sizes: by at most 15, or by a fraction 1 / `parts` of it."""
     step = max(16, (1 << count.bit_length()) // (2 * parts))
     return -(-count // step) * step
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What passes share that one recording serves: slots, rows before and behind the filling, watched rows, what
-    narrowed rows see, layers."""
+    """What passes served by one recording have in common: slots, rows before and after the padding, watched rows, what
+    narrowed rows attend to, layers."""
 
     slots: int
     head: int
@@ -90,8 +91,8 @@ class Sizes:
 
     @classmethod
     def of(cls, asked: PromptPass, length: int, room: int) -> Sizes:
-        """Those of a pass over `length` slots, rounded up, where there is `room` for no more than so many. A single row
-        behind the head is the one that speaks."""
+        """The sizes of a pass over `length` slots, rounded up, to at most `room` slots. A single row after the head is
+        the one that produces logits."""
         tail, watcher = len(asked.slots) - asked.head, asked.watcher
         return cls(
             slots=min(rounded(length + 1, parts=4), room),
@@ -107,7 +108,7 @@ class Sizes:
 
 
 class FixedPass:
-    """A pass of some sizes over the workspace: the same launches on the same memory, prompt after prompt."""
+    """A pass of fixed sizes over the workspace: the same launches on the same memory, prompt after prompt."""
 
     def __init__(self, asked: PromptPass, sizes: Sizes, cache: SlotCache, run: Run) -> None:
         self._cache, self._run = cache, run
@@ -124,12 +125,12 @@ class FixedPass:
 
     @property
     def recorded(self) -> bool:
-        """Whether the pass is played."""
+        """Whether the pass is replayed."""
         return self._again is not None
 
     def take(self, asked: PromptPass, length: int, capture: Capture | None = None) -> Tensor | None:
-        """Carry a pass out over the first `length` slots, from now on by what `capture` makes of it, if that is given;
-        returns the logits `(vocab,)` where it speaks, and lets its watcher know."""
+        """Carry out a pass over the first `length` slots, from now on by what `capture` makes of it, if that is given.
+        Returns the logits `(vocab,)` with `speak`, and gives its watcher the result."""
         self._fill(asked, length)
         if capture is not None:
             self._again = capture(self._carry_out)
@@ -140,8 +141,8 @@ class FixedPass:
         return None if logits is None else logits.clone()
 
     def _fill(self, asked: PromptPass, length: int) -> None:
-        """Write down what runs, and where: between the head and what is behind it the prompt's last token again and
-        again, at the first free slot."""
+        """Write what runs, and where: between the head and what follows it, the prompt's last token repeatedly, at the
+        first free slot."""
         head, more = asked.head, len(self._slots) - len(asked.slots)
         for fixed, own, filling in ((self._ids, asked.ids, asked.ids[-1]), (self._slots, asked.slots, length)):
             fixed[:head].copy_(own[:head], non_blocking=True)
@@ -150,7 +151,7 @@ class FixedPass:
         if asked.neighbours is not None:
             count = len(asked.neighbours)
             self._seen[:count].copy_(asked.neighbours, non_blocking=True)
-            self._seen[count:] = asked.slots[-1]  # behind all that see less, and a number: it runs, too
+            self._seen[count:] = asked.slots[-1]  # after all narrowed rows, and a number: it is computed too
         watcher = asked.watcher
         if watcher is not None:
             rows = watcher.rows
@@ -165,8 +166,8 @@ class FixedPass:
 
 
 class Passes:
-    """Takes the passes of prompts that lie in a workspace; what sizes come again is recorded. `reason` says why nothing
-    is any more: there is no workspace then."""
+    """Takes the passes of prompts that are in a workspace; sizes that recur are recorded. `reason` says why nothing is
+    recorded any more: there is then no workspace."""
 
     def __init__(self, workspace: Workspace, run: Run, capture: Capture) -> None:
         self._workspace: Workspace | None = workspace
@@ -176,12 +177,12 @@ class Passes:
         self.recordings = 0
 
     def lend(self, layers: range, slots: int) -> list[Buffers] | None:
-        """Room of the workspace for `slots` of `layers`, by stack; None where there is none to be had."""
+        """Room in the workspace for `slots` slots of `layers`, by stack; None where there is none."""
         space = self._workspace
         if space is None or (slots > space.slots and space.in_use):
             return None
         if slots > space.slots:
-            self._fixed.clear()  # they are of the memory that goes
+            self._fixed.clear()  # they refer to memory that is freed
             try:
                 space.grow(slots)
             except torch.OutOfMemoryError:
@@ -189,20 +190,19 @@ class Passes:
         return space.lend(layers, slots)
 
     def holds(self, cache: SlotCache) -> bool:
-        """Whether a cache lies in the workspace."""
+        """Whether a cache is in the workspace."""
         return self._workspace is not None and self._workspace.holds(cache)
 
     def serves(self, asked: PromptPass, cache: SlotCache) -> bool:
-        """Whether a pass can be of fixed sizes: some rows of a prompt in the workspace, with one free slot behind it,
-        and nobody who looks but a watcher."""
+        """Whether a pass can have fixed sizes: some rows of a prompt in the workspace, with one free slot after it, and
+        no observer but a watcher."""
         some = asked.head > 0 and not asked.everything and cache.get_seq_length() < len(cache.positions)
         watcher = asked.watcher
         seen = asked.observer is None if watcher is None else len(watcher.rows) > 0
         return some and seen and self.holds(cache)
 
     def take(self, asked: PromptPass, cache: SlotCache) -> Tensor | None:
-        """Carry out a pass that is served; returns the logits `(vocab,)` where it speaks. Its watcher has what it
-        wants."""
+        """Carry out a pass that is served; returns the logits `(vocab,)` with `speak`. Its watcher gets its result."""
         fixed, again = self._fixed_for(asked, cache)
         length = cache.get_seq_length()
         if again and not fixed.recorded:
@@ -211,8 +211,8 @@ class Passes:
                 self.recordings += 1
                 return logits
             except torch.OutOfMemoryError:
-                self._fixed.clear()  # there may be room another time
-            except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
+                self._fixed.clear()  # there may be memory another time
+            except Exception as error:  # what cannot be recorded of a model can be run plainly
                 self._end(f"a pass could not be recorded ({type(error).__name__}: {error})")
         return fixed.take(asked, length)
 
@@ -222,7 +222,7 @@ class Passes:
         tell(f"Prompts are prepared without CUDA graphs: {reason}.")
 
     def _fixed_for(self, asked: PromptPass, cache: SlotCache) -> tuple[FixedPass, bool]:
-        """The pass of these sizes, its positions those of `cache`, and whether there was one before."""
+        """The pass of these sizes, its positions those of `cache`, and whether it existed before."""
         space = self._workspace
         assert space is not None
         sizes = Sizes.of(asked, cache.get_seq_length(), space.slots)

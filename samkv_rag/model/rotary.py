@@ -27,7 +27,7 @@ from samkv_rag.model.latest import remember
 
 PROBE_POSITION = 17
 _ROUND, _MOST = 1024, 2
-"""Angles are kept of so many positions, or a multiple, and of so many runs of layers that turn unlike others."""
+"""Angles are kept for this many positions, or a multiple, and for this many runs of layers that turn differently."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
@@ -42,7 +42,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class RotaryTable:
-    """Angles of one list of positions for all layers; made by `Rotary.table`. `which` names layers' groups, or -1."""
+    """Angles of one list of positions for all layers; made by `Rotary.table`. `which` has each layer's group, or -1."""
 
     groups: tuple[_Group, ...]
     which: tuple[int, ...]
@@ -51,16 +51,17 @@ class RotaryTable:
     positions: Tensor
 
     def at(self, rows: Tensor) -> RotaryTable:
-        """The angles of some rows of this table; unlike a new call they keep the frequencies of this one."""
+        """The angles of some rows of this table; unlike those of a new call they keep the frequencies of this one."""
         groups = tuple(replace(g, cos=g.cos[:, rows], sin=g.sin[:, rows]) for g in self.groups)
         return replace(self, groups=groups, positions=self.positions[rows])
 
     def width(self, layer: int) -> int:
-        """How many dimensions of a head turn; of a layer that does not turn, as many as of others."""
+        """How many dimensions of a head turn; for a layer that does not turn, as many as in others."""
         return self.groups[max(self.which[layer], 0)].cos.shape[-1] if self.groups else 0
 
     def angles(self, layers: Sequence[int]) -> Angles:
-        """How `rotate` turns `layers`, of one stack, as `rope_gather` takes it: scales are in its cos and sin."""
+        """How `rotate` turns `layers`, all of one stack, in the form `rope_gather` takes: cos and sin include the
+        scales."""
         which = [self.which[layer] for layer in layers]
         used = sorted({*which} - {-1})
         if not used:
@@ -74,7 +75,7 @@ class RotaryTable:
         return Angles(cos, sin, sent(table, cos.device), self.interleaved)
 
     def _pairs(self, group: _Group) -> tuple[Tensor, Tensor]:
-        """cos and sin `(1, T, W / 2)`, a pair once: the turns of vectors (1, 0)."""
+        """cos and sin `(1, T, W / 2)`, once per pair: the vectors (1, 0), turned."""
         width = group.cos.shape[-1]
         first = slice(0, width, 2) if self.interleaved else slice(0, width // 2)
         second = slice(1, width, 2) if self.interleaved else slice(width // 2, width)
@@ -86,7 +87,7 @@ class RotaryTable:
     def rotate(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor:
         """`x` `(L, N, T, D)` position-free -> the same shape in fp32, turned to the table's positions.
 
-        `layers` are the model's numbers of those in `x`, by default its first ones.
+        `layers` are the numbers in the model of those in `x`, by default the first ones.
         """
         return self._turn(x, layers, inverse=False)
 
@@ -143,7 +144,7 @@ class Rotary:
         self.table(torch.zeros(1, dtype=torch.long, device=model.get_input_embeddings().weight.device))  # of all layers
 
     def share(self, sources: Sequence[int]) -> None:
-        """Have layers without keys of their own turn as those do whose keys they attend to: `sources`, for every layer
+        """Have layers without keys of their own turn like those whose keys they attend to: `sources`, for every layer
         of the model."""
         self.kinds = tuple(self.kinds[source] for source in sources)
 
@@ -153,12 +154,12 @@ class Rotary:
         return "longrope" in self.rope_types
 
     def table(self, positions: Tensor) -> RotaryTable:
-        """The angles of `positions` `(T,)`, asked for in ONE call: longrope picks frequencies by the longest."""
+        """The angles of `positions` `(T,)`, computed in ONE call: longrope picks frequencies by the longest."""
         return self._table(positions, self.kinds)
 
     def turning(self, positions: Tensor, here: Tensor) -> Callable[[Sequence[int]], Angles]:
-        """How layers, of one stack, turn at sorted `positions` `(T,)` on the host, which are `here` where the model
-        runs. Angles of a whole prompt, from 0 on, are kept for the next one, if they are the same for any length."""
+        """How layers, all of one stack, turn at sorted `positions` `(T,)` on the host, which are `here` on the model's
+        device. Angles of a whole prompt, from 0 on, are kept for the next one if they are the same for any length."""
         whole = len(positions) > 0 and int(positions[-1]) == len(positions) - 1
         return partial(self._whole, here) if whole and not self.depends_on_length else self.table(here).angles
 
@@ -202,7 +203,7 @@ class Rotary:
     @torch.no_grad()
     def _probe(self, model: Any) -> tuple[str, ...]:
         """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for
-        rounding: beside a sink even one token is weighed, by a product that rotation leaves as it is."""
+        rounding: with a sink even one token gets a weight, from a product that rotation does not change."""
         at_zero, at_p = (_keys_of_one_token(model, position) for position in (0, PROBE_POSITION))
         kinds = []
         for layer, ((k0, v0), (kp, vp)) in enumerate(zip(at_zero, at_p, strict=True)):
@@ -234,8 +235,9 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 
 
 def _rotation_of(decoder: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], bool]:
-    """The model's own `apply_rotary_pos_emb`: it knows half or interleaved layout. And whether the model's tables have
-    every angle once (GPT-OSS), not for both dimensions of a pair; what is returned takes them twice in any case."""
+    """The model's own `apply_rotary_pos_emb`, which knows half or interleaved layout, and whether the model's tables
+    have every angle once (GPT-OSS), not for both dimensions of a pair. What is returned takes them twice in any
+    case."""
     function: Any = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
     one, table = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 4)
     with suppress(TypeError):

@@ -1,4 +1,4 @@
-"""How far two ways to compute the same thing are apart."""
+"""How far apart two ways to compute the same thing are."""
 
 from __future__ import annotations
 

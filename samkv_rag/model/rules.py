@@ -1,6 +1,6 @@
-"""How an answer's tokens are chosen and when it ends: transformers' business.
+"""How an answer's tokens are chosen and when it ends: transformers decides.
 
-`generate()` makes its logits processors and stopping criteria and hands them to a function of ours (`custom_generate`)
+`generate()` makes its logits processors and stopping criteria and passes them to a function of ours (`custom_generate`)
 in place of its own loop.
 """
 
@@ -28,12 +28,12 @@ from transformers import (
 )
 
 _OF_ANY_PROMPT = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
-"""Processors that are the same whatever a prompt says, and wherever it is."""
+"""Processors that are the same whatever a prompt says, and whatever device it is on."""
 _stop_strings = threading.Lock()
 
 
 class Signal(StoppingCriteria):
-    """Ends an answer when somebody says so, whatever its tokens are: `given` is asked after each of them."""
+    """Ends an answer when `given` returns true, whatever its tokens are; it is asked after each of them."""
 
     def __init__(self, given: Callable[[], bool]) -> None:
         self.given = given
@@ -45,7 +45,7 @@ class Signal(StoppingCriteria):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How to choose tokens and when to stop: at one of the tokens `ends`, when one of the `signals` or `criteria` says
-    so, and when an answer and its prompt have `max_length` tokens."""
+    so, or when an answer and its prompt have `max_length` tokens."""
 
     processors: LogitsProcessorList
     criteria: Sequence[StoppingCriteria]
@@ -56,15 +56,15 @@ class Rules:
 
     @property
     def plain(self) -> bool:
-        """Whether the likeliest token is the one."""
+        """Whether the likeliest token is always chosen."""
         return not self.sample and not self.processors
 
     @classmethod
     def of(cls, model: Any, tokens: Tensor, **generation: Any) -> Rules:
-        """What `model.generate(tokens, **generation)` would go by; the model does not run.
+        """The rules that `model.generate(tokens, **generation)` would follow; the model does not run.
 
-        The usual criteria are numbers to compare: as criteria, which get all tokens as a tensor and return one, they
-        take longer than all else that the host does for a token."""
+        The usual criteria become numbers to compare: as criteria, which take all tokens as a tensor and return one,
+        they take longer than all else that the host does for a token."""
         if tokens.is_cuda:
             rules = _beside(tokens, lambda prompt: cls._of(model, prompt, generation))
             if all(type(one) in _OF_ANY_PROMPT for one in rules.processors):
@@ -93,7 +93,7 @@ class Rules:
 
 def _beside(tokens: Tensor, make: Callable[[Tensor], Rules]) -> Rules:
     """Rules for any prompt as long as `tokens`, made on a stream of their own: `generate()` waits for a few numbers of
-    its own, and would wait for all that the GPU was given before."""
+    its own, and would otherwise wait for all earlier work on the GPU."""
     stream = _aside(tokens.device)
     with torch.cuda.stream(stream):
         rules = make(torch.zeros_like(tokens))
@@ -103,12 +103,12 @@ def _beside(tokens: Tensor, make: Callable[[Tensor], Rules]) -> Rules:
 
 @cache
 def _aside(device: torch.device) -> torch.cuda.Stream:
-    """One for all answers: torch keeps memory apart for every stream."""
+    """One stream for all answers: torch keeps separate memory for every stream."""
     return torch.cuda.Stream(device)
 
 
 def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
-    """Whether all that a criterion does is to end an answer of so many tokens: it may warn of a longer text, too."""
+    """Whether a criterion does nothing but end an answer at `most` tokens: it may warn of a longer text, too."""
     if type(criterion) is not MaxLengthCriteria or criterion.max_length != most:
         return False
     return criterion.max_position_embeddings is None or most <= criterion.max_position_embeddings
@@ -116,9 +116,10 @@ def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
 
 @contextmanager
 def _without_stop_strings(config: Any) -> Iterator[None]:
-    """The model's own stop strings need a tokenizer, which `generate()` loses when the loop is not its own.
+    """Leave out the model's own stop strings: they need a tokenizer, which `generate()` loses if the loop is not its
+    own.
 
-    They are among the criteria that it is given (see `generation_kwargs`).
+    They are among the criteria passed to it (see `generation_kwargs`).
     """
     with _stop_strings:
         theirs, config.stop_strings = config.stop_strings, None

@@ -1,4 +1,4 @@
-"""Where the caches of answers lie that take steps side by side, and what such steps are of."""
+"""Where the caches of answers that take steps side by side are in memory, and the sizes of such steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWEST_SLOTS = 256
 
 @dataclass(frozen=True, slots=True)
 class Spare:
-    """The cache of rows in which nobody sits, and what packed entries are counted from: `codes` and `steps`."""
+    """The cache of empty rows, and what offsets of packed entries are counted from: `codes` and `steps`."""
 
     cache: SlotCache
     codes: Tensor
@@ -27,7 +27,7 @@ class Spare:
 
     @classmethod
     def of(cls, cache: SlotCache) -> Spare:
-        """Beside a cache."""
+        """A spare with this cache."""
         device = cache.positions.device
         kinds = torch.uint8, torch.half
         return cls(cache, *(torch.zeros(1, dtype=kind, device=device) for kind in kinds))
@@ -35,10 +35,10 @@ class Spare:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seat:
-    """Where an answer's cache lies, by layer, int64 on the host: beside the spare one's `(L, 4)` (see `Places`), and
-    what it holds `packed` `(L, 8)` (see `PackedPlaces`), zeros if that is nothing."""
+    """Where an answer's cache is, by layer, int64 on the host: relative to the spare one, `(L, 4)` (see `Places`), and
+    what it holds `packed`, `(L, 8)` (see `PackedPlaces`), zeros if that is nothing."""
 
-    cache: weakref.ref[SlotCache]  # a recording outlives its answers, their caches do not
+    cache: weakref.ref[SlotCache]  # a recording outlives its answers; their caches must not
     memory: tuple[int, int]
     table: Tensor
     packed: Tensor
@@ -46,7 +46,7 @@ class Seat:
 
     @classmethod
     def of(cls, cache: SlotCache, spare: Spare) -> Seat:
-        """That of a cache. Raises ValueError where it is not like the spare one."""
+        """The seat of a cache. Raises ValueError where that is not like the spare one."""
         pairs = zip(cache.slot_layers, spare.cache.slot_layers, strict=True)
         lines = [place(*layer.buffers, *other.buffers) for layer, other in pairs]
         layers = [] if cache.packed is None else cache.packed.layers
@@ -61,14 +61,14 @@ class Seat:
 
     @property
     def packed_tokens(self) -> int:
-        """How many tokens it holds beside them."""
+        """How many packed tokens it holds beside them."""
         return int(self.packed[0, 4])
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What steps share that one recording serves: rows, slots of the longest cache, packed tokens of the one that has
-    most, what places are multiples of."""
+    """What steps served by one recording have in common: rows, slots of the longest cache, packed tokens of the cache
+    that has most, what places are multiples of."""
 
     rows: int
     slots: int
@@ -77,7 +77,7 @@ class Sizes:
 
     @classmethod
     def of(cls, seats: Sequence[Seat], nobody: Seat) -> Sizes:
-        """Those of some answers, rounded up, so that there are few."""
+        """The sizes for some answers, rounded up so that there are few."""
         slots, packed = max(seat.slots for seat in seats), max(seat.packed_tokens for seat in seats)
         common = min(nobody.hint, *(seat.hint for seat in seats))
         return cls(rounded(len(seats)), _power(slots, 1), _power(packed, 2) if packed else 0, common)
@@ -90,6 +90,6 @@ def rounded(rows: int) -> int:
 
 
 def _power(tokens: int, bits: int) -> int:
-    """The power of 2, or with two `bits` of 4, that `tokens` are rounded up to."""
+    """The power of 2, or with two `bits` of 4, that `tokens` is rounded up to."""
     power = (max(tokens, FEWEST_SLOTS) - 1).bit_length()
     return 1 << -(-power // bits) * bits

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Stack:
     """Layers whose caches are alike, by their sorted numbers in the model: H query heads, G key/value heads of D
-    dimensions. `readers` are those that attend to them: themselves, and layers without a cache of their own."""
+    dimensions. `readers` are the layers that attend to them: themselves, and layers without a cache of their own."""
 
     layers: tuple[int, ...]
     readers: tuple[int, ...]
@@ -19,13 +19,13 @@ class Stack:
     head_dim: int
 
     def within(self, layers: range) -> range:
-        """The places in this stack of those of its layers that are among `layers`, a run of the model's."""
+        """The places in this stack of its layers that are among `layers`, a run of the model's layers."""
         return range(bisect_left(self.layers, layers.start), bisect_left(self.layers, layers.stop))
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a run of the model's layers has of one stack: the layers at `places` of the stack number `index`."""
+    """The part of one stack that is in a run of the model's layers: those at `places` of stack number `index`."""
 
     index: int
     stack: Stack
@@ -39,8 +39,8 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What fixes a cache: its stacks, by their first layers; for every layer of the model the one whose cache it
-    attends to, mostly itself; and the element size in bytes. Layers without a cache of their own come last."""
+    """What determines a cache: its stacks, by their first layers; for every layer of the model the layer whose cache it
+    attends to, usually itself; and the element size in bytes. Layers without a cache of their own come last."""
 
     stacks: tuple[Stack, ...]
     sources: tuple[int, ...]
@@ -48,8 +48,8 @@ class KVShape:
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, ...]], sources: Sequence[int], itemsize: int) -> KVShape:
-        """The shape of caches with so many heads, key/value heads and head dimensions each; what else is in the
-        `sizes` also keeps layers apart."""
+        """The shape of caches whose layers have these `sizes`: heads, key/value heads, head dimensions, and anything
+        else that keeps layers apart."""
         alike: dict[tuple[int, ...], list[int]] = {}
         for layer, own in enumerate(sizes):
             alike.setdefault(own, []).append(layer)
@@ -61,7 +61,7 @@ class KVShape:
 
     @property
     def layers(self) -> int:
-        """Layers of the model."""
+        """The number of layers of the model."""
         return len(self.sources)
 
     @property
@@ -70,7 +70,7 @@ class KVShape:
         return self.sources != tuple(self.cached())
 
     def cached(self, layers: range | None = None) -> range:
-        """Those of `layers`, a run of the model's, that have a cache of their own; by default of all."""
+        """Those of `layers`, a run of the model's layers, that have a cache of their own; by default of all layers."""
         own = sum(len(stack.layers) for stack in self.stacks)
         return range(own) if layers is None else range(layers.start, min(layers.stop, own))
 
@@ -80,8 +80,8 @@ class KVShape:
         return 2 * values * self.itemsize
 
     def cuts(self, layers: range) -> list[Cut]:
-        """What `layers`, a run, have of each stack; stacks of which they have nothing are left out. Layers from 0 on
-        have the first stacks."""
+        """The part of each stack that is in `layers`, a run; stacks without any are left out. Layers from 0 on have the
+        first stacks."""
         found = (Cut(index, stack, stack.within(layers)) for index, stack in enumerate(self.stacks))
         return [cut for cut in found if cut.places]
 

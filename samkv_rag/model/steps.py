@@ -1,12 +1,12 @@
-"""Decoding steps of fixed sizes, recorded as CUDA graphs: a GPU plays a step again without the host.
+"""Decoding steps of fixed sizes, recorded as CUDA graphs: a GPU replays a step without the host.
 
 A step of an 8B model is 1,200 launches; the host takes 25 ms and more to make them, the GPU 6 ms to carry them out.
-Steps of so many rows are the same launches, whoever sits in the rows: where a row's cache lies, its new token, where
-that goes and what it sees is read from tensors that are written before each step. Answers join and leave, and what was
-recorded for as many is played on. Rows in which nobody sits have a cache of one slot between them, and see that alone.
+Steps of as many rows are the same launches, whichever answers are in the rows: where a row's cache is, its new token,
+where that goes and what it attends to are read from tensors that are written before each step. Answers join and leave;
+what was recorded for their number is replayed. Empty rows share a cache of one slot and attend to that alone.
 
 Recorded or not, the steps of an answer are the same function, so its tokens do not depend on when a recording began.
-They attend by our kernel where a step that is not fixed goes by SDPA: the two differ by rounding.
+They attend by our kernel where a step that is not fixed uses SDPA: the two differ by rounding.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from samkv_rag.model.latest import remember
 from samkv_rag.model.seats import Seat, Sizes, Spare
 
 PLAIN_STEPS = 2
-"""Steps of some sizes before they are recorded, which takes as long as two: sizes that do not last are not worth it."""
+"""Steps of the same sizes before they are recorded, which takes as long as two: short-lived sizes are not worth it."""
 MOST = 48
-"""Recordings that are kept, those used last: answers that come, are packed and go are of many sizes together."""
+"""Recordings kept at most, those used last: answers that join, are packed and leave make many sizes together."""
 REST = 100
-"""Steps until memory that was short is asked for again."""
+"""Steps until memory that ran short is asked for again."""
 LATER = torch.iinfo(torch.long).max
 
 Forward = Callable[[Tensor, Tensor, Plan], Tensor]
 """Next-token logits `(B, vocab)` of tokens `(B, 1)` at positions `(B, 1)` under a plan that keeps the caches."""
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""Records a function: what comes back does the same work again and returns the same tensor."""
+"""Records a function: the one it returns does the same work again and returns the same tensor."""
 
 
 def recorder_of(
     forward: Forward, empty: Callable[[int], SlotCache], backend: Backend, device: torch.device, apart: bool
 ) -> Recorder | None:
-    """Takes a model's steps, if they can be recorded; a warning says what is in the way. See `Loop` for `empty`."""
+    """The recorder of a model's steps, if they can be recorded; a warning says what prevents it. See `Loop` for
+    `empty`."""
     why_not = obstacle(backend, device, apart)
     if why_not is None:
         return Recorder(forward, backend, Graphs(device), empty)
@@ -59,7 +60,7 @@ def recorder_of(
 @dataclass(frozen=True, slots=True)
 class Packing:
     """What caches hold packed: a `table` `(L, B, 8)`, which `places` read layer by layer, and `positions` `(B, N)` that
-    are filled up with later ones."""
+    are padded with later ones."""
 
     table: Tensor
     places: Sequence[PackedPlaces]
@@ -67,7 +68,7 @@ class Packing:
 
     @classmethod
     def of(cls, sizes: Sizes, spare: Spare) -> Packing:
-        """Of nobody yet."""
+        """For no answers yet."""
         device = spare.codes.device
         table = torch.zeros(len(spare.cache.slot_layers), sizes.rows, 8, dtype=torch.long, device=device)
         places = [PackedPlaces(spare.codes, spare.steps, layer, sizes.hint, sizes.packed) for layer in table]
@@ -76,10 +77,10 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class FixedPlan:
-    """One new token for each of several caches, at `slots` `(B,)` of them. It sees its cache up to itself: `positions`
-    `(B, T)`, the caches', are filled up with later ones. `places`: where the caches are, by layer.
+    """One new token for each of several caches, at their `slots` `(B,)`. It attends to its cache up to itself:
+    `positions` `(B, T)`, the caches', are padded with later ones. `places`: where the caches are, by layer.
 
-    How a row's keys are split among programs depends on how many rows there are: its last bits depend on its company.
+    How a row's keys are split among programs depends on the number of rows: its last bits depend on its company.
     """
 
     caches: Sequence[SlotCache]
@@ -120,7 +121,7 @@ class FixedPlan:
 
 
 class FixedStep:
-    """The steps of some sizes: the same launches on the same memory, token after token, whoever sits in the rows."""
+    """Steps of fixed sizes: the same launches on the same memory, token after token, whichever answers take part."""
 
     def __init__(self, sizes: Sizes, spare: Spare, seat: Seat, forward: Forward, backend: Backend) -> None:
         self._forward, self._backend = forward, backend
@@ -142,7 +143,7 @@ class FixedStep:
 
     @property
     def recorded(self) -> bool:
-        """Whether steps are played."""
+        """Whether steps are replayed."""
         return self._again is not None
 
     def take(self, rows: Sequence[Decoding], seats: list[Seat]) -> Tensor:
@@ -159,12 +160,12 @@ class FixedStep:
         return logits[: len(rows)] if self._sorting is None else logits.index_select(0, self._sorting)
 
     def record(self, capture: Capture) -> None:
-        """Have later steps played; the last one is taken again in doing so, which changes nothing."""
+        """Have later steps replayed; this takes the last one again, which changes nothing."""
         self._again = capture(self._run)
 
     def _receive(self, seats: list[Seat]) -> None:
-        """Who was here stays where it was, who is new takes a row that is free."""
-        self._company, coming = [], set(seats)  # nobody's, if this is broken off
+        """Answers that were here keep their rows; new ones take free rows."""
+        self._company, coming = [], set(seats)  # none, if this is interrupted
         self._seats = [seat if seat in coming else self._nobody for seat in self._seats]
         free = iter([row for row, seat in enumerate(self._seats) if seat is self._nobody])
         there = {seat: row for row, seat in enumerate(self._seats)}
@@ -180,7 +181,8 @@ class FixedStep:
         table.copy_(sent(torch.stack(rows, dim=1), table.device), non_blocking=True)
 
     def _sit(self, row: int, seat: Seat) -> int:
-        """Give a row to somebody. Who leaves it need not tidy up: its first slot sees itself alone in any cache."""
+        """Give a row to an answer. Leaving it needs no tidying up: the first slot of any cache attends to itself
+        alone."""
         cache = seat.cache()
         assert cache is not None
         _fill(self._positions[row], cache.positions)
@@ -191,7 +193,7 @@ class FixedStep:
         return row
 
     def _send(self, rows: Sequence[Decoding]) -> None:
-        """Write down the new tokens and where they go; in a row where nobody sits, any token at the first slot."""
+        """Write the new tokens and where they go; in an empty row, any token at the first slot."""
         tokens, slots = ([0] * len(self._seats) for _ in range(2))
         for index, row in zip(self._order, rows, strict=True):
             tokens[index], slots[index] = row.tokens[-1], row.cache.slot_layers[0].length
@@ -205,14 +207,14 @@ class FixedStep:
 
 
 def _fill(positions: Tensor, own: Tensor) -> None:
-    """Write down as many positions as there is room for, and behind them what is later than all."""
+    """Write as many positions as there is room for, and after them one that is later than all."""
     count = min(len(own), len(positions))
     positions[:count], positions[count:] = own[:count], LATER
 
 
 class Recorder:
-    """Takes steps of answers; what sizes last is recorded. `reason` says why nothing is any more. `empty(1)` makes the
-    cache of the rows in which nobody sits."""
+    """Takes steps of answers; sizes that last are recorded. `reason` says why nothing is recorded any more. `empty(1)`
+    makes the cache of the empty rows."""
 
     def __init__(
         self, forward: Forward, backend: Backend, capture: Capture, empty: Callable[[int], SlotCache]
@@ -225,7 +227,7 @@ class Recorder:
         self.recordings = 0
 
     def take(self, rows: Sequence[Decoding]) -> Tensor:
-        """Next-token logits `(B, vocab)` of answers that lack one token each in their caches."""
+        """Next-token logits `(B, vocab)` of answers whose caches lack one token each."""
         if self._spare is None:
             spare = Spare.of(self._empty(1))
             self._spare = spare, Seat.of(spare.cache, spare)
@@ -240,7 +242,7 @@ class Recorder:
         return logits
 
     def _seat(self, cache: SlotCache, spare: Spare) -> Seat:
-        """A cache's seat, made anew when it lies elsewhere."""
+        """A cache's seat, made anew when the cache has moved."""
         seat = self._seats.get(cache)
         if seat is None or seat.memory != cache.slot_layers[0].place:
             seat = self._seats[cache] = Seat.of(cache, spare)
@@ -253,7 +255,7 @@ class Recorder:
             self.recordings += 1
         except torch.OutOfMemoryError:
             self._fixed.clear()
-            self._fixed[sizes], step.taken = step, -REST  # there may be room another time
-        except Exception as error:  # whatever a model does that cannot be recorded, it can be done plainly
+            self._fixed[sizes], step.taken = step, -REST  # there may be memory another time
+        except Exception as error:  # what cannot be recorded of a model can be run plainly
             self.reason = f"a step could not be recorded ({type(error).__name__}: {error})"
             tell(f"Decoding runs without CUDA graphs: {self.reason}.")

@@ -1,5 +1,5 @@
-"""Which models can be served exactly, as far as their configuration and a few tokens tell; the gate tells the rest
-(`parity`)."""
+"""Which models can be served exactly, as far as their configuration and a few tokens tell; the gate (`parity`) tells
+the rest."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
 
 PROBE = tuple(range(5, 29))
-"""Tokens of any vocabulary. They are fewer than a sliding window has."""
+"""Tokens of any vocabulary, fewer than a sliding window has."""
 FAR = {torch.float32: 1e-2}
 FAR_OF_FEW_BITS = 0.25
 """RMS difference, relative to the RMS, of logits that rounding does not explain: in bfloat16 two ways to compute the
-same thing are 5 % apart at 32 layers (random weights), and 2 % where inputs are rounded to 8 bits. Unlike attention is
-off by half and more."""
+same thing are 5 % apart at 32 layers (random weights), and 2 % where inputs are rounded to 8 bits. A different kind of
+attention is off by half and more."""
 
 
 def refuse_what_is_not_exact(model: Any) -> None:
-    """Raises `UnsupportedModel`, with what to do instead."""
+    """Raise `UnsupportedModel`, with what to do instead."""
     name = type(model).__name__
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
@@ -52,12 +52,13 @@ def refuse_what_is_not_exact(model: Any) -> None:
 
 @contextmanager
 def attaching(model: Any) -> Iterator[None]:
-    """What goes wrong within is a refusal, and leaves the model with the attention it had: sinks, for one, need it."""
+    """Turn what goes wrong within into a refusal and restore the model's attention: sinks, for one, need it."""
     before = _implementations(model.config)
     try:
         yield
     except Exception as error:
-        model.config._attn_implementation = before  # which takes parts of parts in every release, as the verb does not
+        # In every release this reaches parts of parts, unlike set_attn_implementation.
+        model.config._attn_implementation = before
         if isinstance(error, UnsupportedModel) or is_out_of_memory(error):
             raise
         raise UnsupportedModel(
@@ -67,21 +68,21 @@ def attaching(model: Any) -> Iterator[None]:
 
 
 def _implementations(config: Any) -> dict[str, Any]:
-    """The attention of a model and of its parts, as a config takes it."""
+    """The attention of a model and of its parts, as a config takes them."""
     parts = {name: part for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
     return {"": config._attn_implementation, **{name: _implementations(part) for name, part in parts.items()}}
 
 
 @torch.inference_mode()
 def logits_by_itself(model: Any) -> Tensor:
-    """Next-token logits `(Q, vocab)`, fp32, behind each token of `PROBE`, by whatever attention the model has."""
+    """Next-token logits `(Q, vocab)`, fp32, after each token of `PROBE`, by whatever attention the model has."""
     tokens = torch.tensor([PROBE], device=model.get_input_embeddings().weight.device)
     return model(tokens, use_cache=False, logits_to_keep=len(PROBE)).logits[0].float()  # type: ignore[no-any-return]
 
 
 def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
-    """Raises `UnsupportedModel` when the model's `own` logits are not those with our attention: it goes by something
-    beside scores, caps, windows and sinks."""
+    """Raise `UnsupportedModel` when the model's `own` logits differ from those with our attention: it then depends on
+    more than scores, caps, windows and sinks."""
     off = apart(ours, own)
     if not (off <= FAR.get(model.dtype, FAR_OF_FEW_BITS) or (off <= FAR_OF_FEW_BITS and is_quantised(model))):
         raise UnsupportedModel(
@@ -91,8 +92,8 @@ def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:
 
 
 def source_of(model: Any, met: Mapping[int, Observation], caches: Sequence[Tensor], layer: int) -> int:
-    """The layer whose keys, of those in `caches`, a layer without any of its own attended to. Raises `UnsupportedModel`
-    when there is none."""
+    """The layer whose keys, of those in `caches`, a layer without keys of its own attended to. Raises
+    `UnsupportedModel` when there is none."""
     for source, keys in enumerate(caches):
         same = layer in met and met[layer].key.data_ptr() == keys.data_ptr()
         if same and met[layer].query.shape == met[source].query.shape:
@@ -104,8 +105,8 @@ def source_of(model: Any, met: Mapping[int, Observation], caches: Sequence[Tenso
 
 
 def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
-    """Raises `UnsupportedModel` when the config has a sliding window that can matter, and the attention of no layer is
-    told of one: the model then hides what is far in its masks, which we do not go by."""
+    """Raise `UnsupportedModel` when the config has a sliding window that can matter, and the attention of no layer is
+    given one: the model then hides what is far by its masks, which we do not use."""
     config = model.config.get_text_config()
     window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not getattr(config, "use_sliding_window", True) or (types and not any("sliding" in kind for kind in types)):
@@ -119,7 +120,7 @@ def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
 
 
 def backend_for(device: torch.device, wanted: str | None) -> Backend:
-    """Which kernels run on the device. Raises `SamKVError` when the `wanted` ones do not."""
+    """The kernels that run on the device. Raises `SamKVError` when the `wanted` ones do not."""
     try:
         return choose(device, wanted)
     except BackendError as error:

@@ -19,14 +19,14 @@ from samkv_rag.types import PromptPlan
 
 ANSWER_TOKENS = 32
 WORST = 10.0
-"""Nats that one question can lose at most. An answer that is given once in 20,000 times is lost; how much less often
-another one is given is to decide nothing."""
+"""The most nats that one question can lose. An answer that is given once in 20,000 times is lost; how much rarer
+another one is should decide nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnAnswer:
-    """What full prefill answers greedily: token `ids`, at most so many as asked for, the end token among them where it
-    comes to one, and their log-`likelihood` together, in nats; `most`, how many were."""
+    """What full prefill answers greedily: token `ids`, at most `most` of them, with the end token if it comes to one,
+    and their joint log-`likelihood` in nats."""
 
     ids: tuple[int, ...]
     likelihood: float
@@ -35,15 +35,15 @@ class OwnAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a method leaves of that answer: whether greedy decoding gives the `same` tokens, and the `loss` of
-    log-likelihood of all of them together in nats, from 0 (or a gain, which makes up for no other loss) to `WORST`."""
+    """What a method leaves of that answer: whether greedy decoding gives the `same` tokens, and the `loss` of their
+    joint log-likelihood in nats, from 0 (or a gain, which makes up for no other loss) to `WORST`."""
 
     same: bool
     loss: float
 
 
 def own_answer(engine: SamKVEngine, plan: PromptPlan, most: int = ANSWER_TOKENS) -> OwnAnswer:
-    """Full prefill's answer to the plan's prompt, of at most so many tokens."""
+    """Full prefill's answer to the plan's prompt, of at most `most` tokens."""
     adapter = engine.adapter
     decoding = adapter.loop.begin(plan.token_ids, None, **_greedily(engine, most))
     ids = tuple(adapter.loop.finish(decoding))
@@ -52,7 +52,7 @@ def own_answer(engine: SamKVEngine, plan: PromptPlan, most: int = ANSWER_TOKENS)
 
 
 def method_answer(engine: SamKVEngine, plan: PromptPlan, method: Method, most: int = ANSWER_TOKENS) -> list[int]:
-    """The answer by `method` itself, in token ids, greedily as full prefill's own; the plan's chunks must be stored."""
+    """Token ids of `method`'s own answer, decoded greedily like full prefill's; the plan's chunks must be stored."""
     prepared = method.prepare(Run(plan, engine.adapter, engine.store, room=most))
     return prepared.generate(engine.adapter.loop, **_greedily(engine, most))
 
@@ -67,8 +67,8 @@ def left_of(own: OwnAnswer, engine: SamKVEngine, plan: PromptPlan, method: Metho
 
 
 def forced_logits(adapter: ModelAdapter, prepared: Prepared, answer: Sequence[int]) -> Tensor:
-    """Logits by which each token of `answer` is chosen when those before it are, fp32 `(len(answer), vocab)`, in one
-    forward. What is prepared is used up by it."""
+    """Logits by which each token of `answer` is chosen after those before it, fp32 `(len(answer), vocab)`, in one
+    forward. This uses up what was prepared."""
     ids, settling = [*prepared.ids, *answer[:-1]], prepared.settling
     if settling is not None and prepared.cache is not None and len(answer) > settling.after:
         return _settled_logits(adapter, prepared, settling, answer)
@@ -81,7 +81,7 @@ def forced_logits(adapter: ModelAdapter, prepared: Prepared, answer: Sequence[in
 
 
 def _settled_logits(adapter: ModelAdapter, prepared: Prepared, settling: Settling, answer: Sequence[int]) -> Tensor:
-    """The same, where it is settled in the middle of the answer what stays."""
+    """The same, where what is kept is decided in the middle of the answer."""
     written, cache = answer[: settling.after], prepared.cache
     assert cache is not None
     begun = forced_logits(adapter, replace(prepared, settling=None), written)
@@ -98,8 +98,8 @@ def likelihood(answer: Sequence[int], logits: Tensor) -> float:
 
 
 def _chosen(engine: SamKVEngine, ids: Sequence[int], own: OwnAnswer, logits: Tensor) -> bool:
-    """Whether greedy decoding behind the kept `ids` chooses the `own` answer: by the model's own rules (a repetition
-    penalty sees the context), as when it decodes."""
+    """Whether greedy decoding after the kept `ids` chooses the `own` answer: by the model's own rules (a repetition
+    penalty takes in the context), as in decoding."""
     text = torch.tensor([[*ids, *own.ids]], device=logits.device)
     rules = Rules.of(engine.adapter.model, text[:, : len(ids)], **_greedily(engine, own.most))
     for index, token in enumerate(own.ids):

@@ -19,11 +19,11 @@ T = TypeVar("T")
 Measure = Callable[[SamKVEngine, PromptPlan, int], T]
 """Called with an engine whose store holds the chunks of a question, the question's plan, and its number."""
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of its measurements are made, and how many there will be."""
+"""Called with what is being done, how many of its measurements have been made, and how many there will be."""
 
 
 def can_be_asked(engine: SamKVEngine, item: Item, most: int = ANSWER_TOKENS) -> bool:
-    """Whether a question has passages, and a prompt that the model has room for, with an answer of so many tokens."""
+    """Whether a question has passages, and a prompt that fits the model with an answer of `most` tokens."""
     if not any(chunk.strip() for chunk in item.chunks):
         return False
     try:
@@ -45,7 +45,7 @@ class Asking:
     def each(self, doing: str, measures: Sequence[Measure[T]]) -> list[list[T]]:
         """For every one of the `measures`, what it found for every question.
 
-        A question's chunks are computed into a store of their own, which ends before the next question's begins: those
+        A question's chunks are computed into a store of their own, closed before the next question's is opened: those
         of many would not fit into memory together. What is found does not depend on what was asked before.
         """
         with self.engine.adapter.unacquainted(room=0):

@@ -1,4 +1,4 @@
-"""Which sets of layers are worth trying, and which of what was tried is to be used."""
+"""Which sets of layers are worth trying, and which of those tried is to be used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Layers = tuple[int, ...]
 
 
 def candidates(depth: int, agreement: Callable[[Layers], float], known: Sequence[Layers]) -> list[Layers]:
-    """About ten sets of layers of a model with `depth` of them: those that agree best with full attention, one layer
-    to `MOST`, some that do not depend on a look, and those that are `known` of the model, being in force."""
+    """About ten sets of layers of a model with `depth` of them: those that agree best with full attention, of one layer
+    to `MOST`, some that do not depend on a look, and those `known` for the model, being in force."""
     middle, now = SamKV().selection_layers(depth), [SamKV().selection_layers(depth, layers) for layers in known]
     even = tuple(sorted({(part + 1) * depth // MOST - 1 for part in range(MOST)} - {-1}))
     upper = tuple(range(depth // 2, depth))
@@ -25,7 +25,7 @@ def candidates(depth: int, agreement: Callable[[Layers], float], known: Sequence
 
 
 def _growing(depth: int, agreement: Callable[[Layers], float]) -> list[Layers]:
-    """The best layer, that and the one with which it is best, and so on."""
+    """The best layer, then that with the one that goes best with it, and so on."""
     sets: list[Layers] = [()]
     while len(sets) <= min(MOST, depth):
         wider = [tuple(sorted({*sets[-1], layer})) for layer in range(depth) if layer not in sets[-1]]
@@ -36,20 +36,20 @@ def _growing(depth: int, agreement: Callable[[Layers], float]) -> list[Layers]:
 
 
 def without_one(layers: Layers) -> list[Layers]:
-    """What is left of a small set without each of its layers."""
+    """What is left of a small set without each of its layers in turn."""
     if not 1 < len(layers) <= MOST:
         return []
     return [tuple(other for other in layers if other != layer) for layer in layers]
 
 
 def cheapest(left: Mapping[Layers, Sequence[Left]]) -> Layers:
-    """Of the sets that are as good as the best one the cheapest: whose last layer is lowest, as the question's first
-    pass ends there, and then the smallest. `left` is what each leaves, question by question."""
+    """The cheapest of the sets that are as good as the best: the one whose last layer is lowest, as the question's
+    first pass ends there, and then the smallest. `left` is what each leaves, question by question."""
     return min(as_good(left), key=lambda layers: (layers[-1], len(layers), _loss(left[layers])))
 
 
 def kept_or_best(now: K, left: Mapping[K, Sequence[Left]]) -> K:
-    """What is in force `now`, unless it leaves less than the best one; then that which loses least."""
+    """What is in force `now`, unless it leaves less than the best one; then the one that loses least."""
     good = as_good(left)
     return now if now in good else min(good, key=lambda one: _loss(left[one]))
 
@@ -57,8 +57,8 @@ def kept_or_best(now: K, left: Mapping[K, Sequence[Left]]) -> K:
 def as_good(left: Mapping[K, Sequence[Left]]) -> list[K]:
     """Those that leave as much of full prefill's answers as the one that leaves most.
 
-    As much: no fewer of the same answers, and the mean of the differences in loss is within its standard error. The
-    error alone would not do: who loses one question more, and that wholly, differs by one standard error.
+    As much: no fewer identical answers, and the mean of the differences in loss is within its standard error. The error
+    alone would not do: a set that loses one question more, and wholly, differs by one standard error.
     """
     same = {one: sum(part.same for part in found) for one, found in left.items()}
     best = min(left, key=lambda one: (_loss(left[one]), -same[one]))

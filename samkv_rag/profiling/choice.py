@@ -1,5 +1,5 @@
-"""From many questions to a model's selection layers: sets of them are tried, and the one that answers as full prefill
-does is chosen."""
+"""From many questions to a model's selection layers: sets of them are tried, and the one that answers most like full
+prefill is chosen."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ HOLDS = (0.3, 0.5, 0.7, 1.0)
 
 
 class Setting(NamedTuple):
-    """What a method is tried with: the selection `layers`, how much sooner what stands `early` in a chunk is
-    recomputed, the share of the rest that what is recomputed `sees`, the share of all layers that are `wide`, how often
-    what says the answer counts (`answer_weight`), how much the `vicinity` of a token does, what to `keep`, from which
-    token on (`settle_at`), what becomes of the `rest`, and how much of the chunks to `hold` where it is packed."""
+    """What a method is tried with: the selection `layers`, how much sooner tokens `early` in a chunk are recomputed,
+    the share of the rest that recomputed tokens attend to (`sees`), the share of all layers that are `wide`, how often
+    the token that produces the answer's first counts (`answer_weight`), how much a token's `vicinity` does, what to
+    `keep`, from which token on (`settle_at`), what becomes of the `rest`, and how much to `hold` where it is packed."""
 
     layers: Layers
     early: float
@@ -51,12 +51,12 @@ class Setting(NamedTuple):
     hold: float = 1.0
 
     def keeping_all(self) -> Setting:
-        """The same, but that everything stays to the end of an answer: what is lost is lost by the recompute."""
+        """The same, but everything is kept to the end of an answer: what is lost is lost by the recompute."""
         return self._replace(settle_at=ANSWER_TOKENS)
 
     def method(self) -> SamKV:
-        """What is tried: when it is settled later what stays, how often what says the answer counts is left out, and
-        where it is with the first token, what is early."""
+        """The method to try: without `answer_weight` where it is decided later what is kept, and without `early` where
+        that is decided with the first token."""
         late = self.settle_at > 0 or self.rest != "drop"
         left_out: dict[str, Any] = {"answer_weight": None} if late else {"early": None}
         return SamKV(**self._asdict() | left_out)
@@ -64,9 +64,9 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What a set of layers came to over the questions: the share with the `same` answer as full prefill, token by
-    token; the mean `loss` of that answer's log-likelihood in nats, at most `WORST` a question; and the mean
-    `agreement` of the first look with full attention."""
+    """How a set of layers did over the questions: the share with the `same` answer as full prefill, token by token; the
+    mean `loss` of that answer's log-likelihood in nats, at most `WORST` a question; and the mean `agreement` of the
+    first look with full attention."""
 
     layers: Layers
     same: float
@@ -76,7 +76,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one `value` of an option comes to beside the chosen layers: `same` and `loss` as above."""
+    """How one `value` of an option did with the chosen layers: `same` and `loss` as above."""
 
     value: float | str
     same: float
@@ -85,12 +85,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """The `chosen` layers, how much sooner what stands `early` in a chunk is recomputed, the share of the rest that
-    what is recomputed `sees`, the share of layers that are `wide`, the `answer_weight`, and how much the `vicinity`
-    counts, over how many `questions`; all sets of layers that were `tried` with the share `keep` kept; the chosen one
-    with several `earlies`, `sights`, `widths`, `weights`, and `vicinities` in turn; and all that is chosen at several
-    `budgets`, with several `waits` before it is settled what stays, each from the smallest on, with the `rests` dropped
-    or held in four bits, and with several shares that are held so (`holds`)."""
+    """The `chosen` layers, how much sooner tokens `early` in a chunk are recomputed, the share of the rest that
+    recomputed tokens attend to (`sees`), the share of layers that are `wide`, the `answer_weight`, and how much the
+    `vicinity` counts, from how many `questions`; all sets of layers that were `tried` with the share `keep` kept; the
+    chosen one with several `earlies`, `sights`, `widths`, `weights`, and `vicinities` in turn; and all that was chosen
+    at several `budgets`, with several `waits` before it is decided what is kept, each from the smallest on, with the
+    `rests` dropped or held in four bits, and with several shares held so (`holds`)."""
 
     chosen: Layers
     early: float
@@ -137,19 +137,19 @@ def _told(option: str, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def profile(
     engine: SamKVEngine, items: Iterable[Item], keep: float = 0.15, progress: Progress = lambda *_: None
 ) -> LayerProfile:
-    """Measure on `items` which layers should choose tokens, how much sooner what stands early in a chunk should be
-    recomputed, what share of the rest what is recomputed needs to see, on how many layers all, and how much what says
-    the answer and a token's vicinity should count, by what `SamKV(keep=keep, layers=..., early=..., sees=..., wide=...,
-    answer_weight=..., vicinity=..., rest="drop")` leaves of full prefill's own answers: what is dropped tells choices
-    apart that hardly differ where nothing is. Gold answers are not looked at.
+    """Measure on `items` which layers should choose tokens, how much sooner tokens early in a chunk should be
+    recomputed, what share of the rest recomputed tokens need to attend to, on how many layers to everything, and how
+    much the token that produces the answer's first and a token's vicinity should count, by what `SamKV(keep=keep,
+    layers=..., early=..., sees=..., wide=..., answer_weight=..., vicinity=..., rest="drop")` leaves of full prefill's
+    own answers: dropping tells apart choices that hardly differ where nothing is dropped. Gold answers are not used.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then, with everything kept (what is dropped would hide the difference), what is early, and the
-    least share that is `as_good`, and the least width that is; then the weight and the vicinity. Of what costs no more
-    than another, that which is in force stays, unless another leaves more. What other budgets leave, to settle later
-    what stays, and to hold the rest in four bits, or some of it, is measured for the user to choose. Each
-    question's chunks are computed into a store of their own, which ends with it. Questions without passages, or too
-    long for the model, are left out; raises `SamKVError` when there are no others.
+    `cheapest` chooses; then, with everything kept (dropping would hide the difference), `early`, the smallest share
+    that is `as_good`, and the smallest width that is; then the weight and the vicinity. Of values that cost the same,
+    the one in force is kept unless another leaves more. What other budgets, settling later, and holding the rest or
+    some of it in four bits leave is measured for the user to choose. Each question's chunks are computed into a store
+    of their own, which is closed with it. Questions without passages, or too long for the model, are left out; raises
+    `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -184,7 +184,7 @@ def profile(
 def _best_layers(
     measured: _Measured, setting: Setting, sets: Sequence[Layers]
 ) -> tuple[Setting, tuple[Tried, ...]]:  # fmt: skip
-    """`setting` with the best of the `sets`, or of the best one without each of its layers; and what all came to."""
+    """`setting` with the best of the `sets`, or of the best one without each of its layers; and how all of them did."""
     first = cheapest(measured.varied("Trying sets of layers", setting, "layers", sets))
     left = measured.varied("Leaving layers out", setting, "layers", [*sets, *without_one(first)])
     tried = tuple(Tried(layers, *_means(found), measured.agreement(layers)) for layers, found in left.items())
@@ -210,8 +210,8 @@ def _stored(engine: SamKVEngine) -> ModelProfile | None:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What is known of the questions: full prefill's `own` answers, what a look saw, and what methods have `left` of
-    the answers: settings that differ in nothing that is used are one."""
+    """What is known of the questions: full prefill's `own` answers, what a look found (`looked`), and what methods have
+    `left` of the answers: settings that differ only in what is not used are one."""
 
     asking: Asking
     own: Sequence[OwnAnswer]
@@ -220,7 +220,7 @@ class _Measured:
 
     @classmethod
     def of(cls, asking: Asking, keep: float) -> _Measured:
-        """Full prefill's answers, and a look for which the share `keep` is to be kept."""
+        """Full prefill's answers, and a look with the share `keep` to be kept."""
 
         def seen(engine: SamKVEngine, plan: PromptPlan, number: int) -> tuple[OwnAnswer, Looked]:
             own = own_answer(engine, plan)
@@ -230,7 +230,7 @@ class _Measured:
         return cls(asking, [own for own, _ in found], [looked for _, looked in found])
 
     def measure(self, doing: str, methods: Iterable[SamKV]) -> None:
-        """Find out about those `methods` of which nothing is known."""
+        """Measure those `methods` that have not been measured yet."""
         new = [method for method in dict.fromkeys(methods) if method not in self.left]
         if new:
             found = self.asking.each(doing, [self._leaving(method) for method in new])
@@ -240,7 +240,7 @@ class _Measured:
         return lambda engine, plan, number: left_of(self.own[number], engine, plan, method)
 
     def varied(self, doing: str, best: Setting, option: str, values: Iterable[K]) -> dict[K, list[Left]]:
-        """What several values of an option leave, the rest being as in `best`."""
+        """What several values of an option leave, with everything else as in `best`."""
         others: list[dict[str, Any]] = [{option: value} for value in values]
         methods = {other[option]: best._replace(**other).method() for other in others}
         self.measure(doing, methods.values())

@@ -1,4 +1,4 @@
-"""One question, looked at on every layer: what each layer would choose, and what a full prefill attends to."""
+"""One question's look on every layer: what each layer would choose, and what a full prefill attends to."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Looked:
     """A question's block scores on all L layers, and the reference: a cheap look, from which to guess which sets of
     layers are worth trying.
 
-    `reference` per chunk fp32 `(n_i,)`: the attention that each chunk token gets from the rows that write full
+    `reference` per chunk fp32 `(n_i,)`: the attention that each chunk token gets from the rows that produce full
     prefill's own answer (the last prompt token and the answer's, teacher-forced) in a prefill of everything, the mean
-    over all layers, heads and rows. `budget` is how many chunk tokens may stay.
+    over all layers, heads and rows. `budget` is how many chunk tokens may be kept.
     """
 
     scores: list[ChunkScores]
@@ -35,7 +35,7 @@ class Looked:
         return self._best([ChunkScores(chunk.blocks[list(layers)], chunk.anchor) for chunk in self.scores])
 
     def agreement(self, layers: Sequence[int]) -> float:
-        """Reference attention on what is kept / on the best blocks there are for as many tokens: 1 is agreement."""
+        """Reference attention on what is kept / on the best blocks of as many tokens: 1 is agreement."""
         return self._mass(self.kept(layers)) / max(self._attainable, 1e-30)
 
     @cached_property
@@ -53,7 +53,7 @@ class Looked:
 
 
 def look(engine: SamKVEngine, plan: PromptPlan, answer: Sequence[int], keep: float) -> Looked:
-    """Ask the plan's question on every layer, `keep` of its chunk tokens to be kept; its chunks must be stored.
+    """Run the plan's question on every layer, `keep` of its chunk tokens to be kept; its chunks must be stored.
     `answer` is full prefill's own, as token ids."""
     run = Run(plan, engine.adapter, engine.store)
     scores = pass_scores(run, tuple(range(engine.adapter.shape.layers)), BLOCK, 0, 0)

@@ -1,4 +1,4 @@
-"""The prompt floor: where known chunks stand in a prompt, and what the question is. Knows no model."""
+"""The prompt layer: where known chunks are in a prompt, and what the question is. Independent of any model."""
 
 from samkv_rag.prompt.matcher import Matcher, Span
 

@@ -1,4 +1,4 @@
-"""What callers hand in as text, looked at before anything is made of it."""
+"""Checks of what callers pass as text, before anything is made of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from samkv_rag.errors import SamKVError
 
 
 def require_text(value: Any, what: str) -> str:
-    """`value`, if it is a string that can be encoded; raises `SamKVError` that says what it is instead."""
+    """`value`, if it is a string that can be encoded; else raises `SamKVError` that says what it is."""
     if not isinstance(value, str):
         raise SamKVError(f"{what} must be text, not {_kind(value)}.")
     try:

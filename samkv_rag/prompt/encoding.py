@@ -1,6 +1,6 @@
 """Text to token ids, one segment at a time.
 
-Glue is tokenised as the tokenizer would. Chunk text is tokenised with every added token disabled, so that
+Glue is tokenised in the tokenizer's usual way. Chunk text is tokenised with every added token disabled, so that
 `<|im_end|>` inside a document is a few ordinary tokens and cannot forge a turn.
 """
 
@@ -19,7 +19,7 @@ class Encoder:
         self.tokenizer = tokenizer
 
     def glue(self, text: str) -> list[int]:
-        """Ids of prompt text; added tokens are recognised, none are put in front."""
+        """Ids of prompt text; added tokens are recognised, none are prepended."""
         return self._encode(text)
 
     def chunk(self, text: str) -> list[int]:
@@ -32,8 +32,8 @@ class Encoder:
     def chunk_texts(self, text: str) -> list[str]:
         """The piece of `text` that each of its `chunk(text)` tokens stands for; together they are `text`.
 
-        A character that takes several tokens stands with the last of them. Tokenizers that do not tell where their
-        tokens stand give what each token decodes to.
+        A character that takes several tokens goes to the last of them. For tokenizers that do not report the places of
+        their tokens, each piece is what the token decodes to.
         """
         ids = self.chunk(text)
         starts = self._starts(text) if getattr(self.tokenizer, "is_fast", False) else []
@@ -53,7 +53,7 @@ class Encoder:
 
     @cached_property
     def prefix(self) -> list[int]:
-        """What the tokenizer puts in front of a raw string (BOS), or nothing."""
+        """What the tokenizer prepends to a raw string (BOS), or nothing."""
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer("a", add_special_tokens=True)["input_ids"]
         return [bos] if bos is not None and ids and ids[0] == bos else []
@@ -74,7 +74,7 @@ class Encoder:
 
     @cached_property
     def _controls(self) -> dict[str, int]:
-        """Added tokens by text; runs of blanks, which some tokenizers add for compactness, are harmless."""
+        """Added tokens by text, except runs of blanks, which some tokenizers add for compactness and are harmless."""
         added = self.tokenizer.get_added_vocab()
         return {text: index for text, index in added.items() if text.strip()}
 

@@ -1,6 +1,6 @@
-"""What an answer must look like, as a Lark grammar for `llguidance`: JSON that fits a schema, and calls of tools.
+"""What an answer must look like, as a Lark grammar for `llguidance`: JSON that fits a schema, and tool calls.
 
-A call is written as Hermes and Qwen models write it, so that a model that knows that form is never led astray:
+A call is written as Hermes and Qwen models write it, so that a model that knows this form is never led astray:
 
     <tool_call>
     {"name": "search", "arguments": {"query": "..."}}
@@ -26,8 +26,8 @@ Schema = Mapping[str, Any]
 def json_grammar(schema: Schema) -> str:
     """The grammar of one JSON value that fits `schema`, written as `json.dumps` writes it.
 
-    Objects have no properties but those that the schema names, unless it says otherwise. What JSON Schema can say and
-    a grammar cannot is left to whoever reads the value.
+    Objects have only the properties that the schema names, unless it says otherwise. What JSON Schema can express and
+    a grammar cannot is left to the caller to check.
     """
     return f"{_HEAD}start: {_rule(schema)}\n"
 
@@ -38,9 +38,9 @@ def call_grammar(
 ) -> str:  # fmt: skip
     """The grammar of an answer with calls of `tools`, given as (name, schema of the arguments).
 
-    `required`: calls and nothing else. Otherwise words, a call, or words with a call after them; with a schema for the
-    `answer`, a call or JSON that fits it. `parallel` allows several calls. Where words are allowed, a thought may stand
-    before them, in which nothing is a call: `inside` says whether the prompt has opened it; None: there is none.
+    `required`: calls and nothing else. Otherwise words, a call, or words followed by a call; with a schema for the
+    `answer`, a call or JSON that fits it. `parallel` allows several calls. Where words are allowed, a thought may
+    precede them, in which nothing is a call: `inside` says whether the prompt has opened it; None: there is none.
     """
     words = not required and answer is None
     otherwise = f"{_rule(answer)} | " if answer is not None and not required else "WORDS | " if words else ""
@@ -59,7 +59,7 @@ def call_grammar(
 
 
 def _thinking(inside: bool | None) -> list[str]:
-    """Rules for what may stand before what is said, and for words, which are then no thoughts."""
+    """Rules for what may precede what is said, and for words, which are then not thoughts."""
     text = r"TEXT: /(.|\n)*/"
     if inside is None:
         return ["start: said", text, "WORDS: TEXT"]
@@ -73,7 +73,7 @@ def _thinking(inside: bool | None) -> list[str]:
 
 
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call as `call_grammar` has it."""
+    """A call in the form of `call_grammar`."""
     return f'{OPEN}\n{{"name": {_opening(name)}{json.dumps(arguments, ensure_ascii=False)}{CLOSE}'
 
 

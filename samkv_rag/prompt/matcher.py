@@ -1,10 +1,10 @@
-"""Finds known chunk texts inside any prompt, by content, without keeping the texts in memory.
+"""Find known chunk texts inside any prompt, by content, without keeping the texts in memory.
 
-A chunk is anchored on its first 32 characters (a shorter one on the widest power of two that fits), so a chunk may
-start anywhere, in the middle of a word too. The hashes of all windows of the prompt pass a filter of all anchors; at
-the few places that remain, chunks with that anchor are tried, the longest first: length, 16-character tail, digest.
+A chunk is anchored on its first 32 characters (a shorter one on the largest power of two that fits), so a chunk may
+start anywhere, even in the middle of a word. The hashes of all windows of the prompt go through a filter of all
+anchors; at the few places left, chunks with that anchor are tried, longest first: length, 16-character tail, digest.
 
-A prompt that was packed to a size holds only the beginning of its last chunk. Keys and values of a prefix are exact,
+A prompt that was cut to a size holds only the beginning of its last chunk. Keys and values of a prefix are exact,
 so such a place gives a partial span, verified against the chunk's text.
 """
 
@@ -22,14 +22,14 @@ from samkv_rag.prompt.windows import TOP_LEVEL, Hashes, WindowFilter, hash_text,
 from samkv_rag.types import TAIL_CHARS, MatchRecord, text_digest
 
 MIN_CHARS = 32
-"""Texts shorter than this are not worth looking for in prompts: they stand in ordinary sentences by chance."""
+"""Texts shorter than this are not worth looking for in prompts: they occur in ordinary sentences by chance."""
 
 MIN_PARTIAL = 64
 """Characters of a cut chunk below which its prefix is not worth reusing."""
 
 _TAIL_LEVEL = TAIL_CHARS.bit_length() - 1
 # Texts that are fetched to find a cut chunk: at one place, and in one prompt. Only chunks that share their first 32
-# characters compete for these, so a limit costs reuse under long boilerplate heads and never correctness.
+# characters compete for these, so a limit may cost reuse under long boilerplate heads, but never correctness.
 _TRIES = 64
 _TRIES_PER_PROMPT = 512
 # More lengths than this under one anchor are sieved by their tails' hashes in one numpy step.
@@ -48,14 +48,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """The lengths under one anchor, longest first; if they are many, also all (length, hash of tail) pairs."""
+    """The lengths under one anchor, longest first; if there are many, also all (length, hash of tail) pairs."""
 
     lengths: list[int]
     pair_lengths: NDArray[np.int64]
     pair_tails: Hashes
 
     def fitting(self, start: int, size: int, tails: Hashes) -> list[int]:
-        """Lengths that a chunk at `start` of `size` characters may have; `tails` hashes every 16-character window."""
+        """Possible lengths of a chunk at `start` of `size` characters; `tails` hashes every 16-character window."""
         if len(self.lengths) <= _MANY_LENGTHS:
             return [length for length in self.lengths if start + length <= size]
         ends = start + self.pair_lengths - TAIL_CHARS
@@ -83,7 +83,7 @@ class _Family:
         self.index = None
 
     def discard(self, key: str, record: MatchRecord) -> None:
-        """Forget that `key` holds this text; KeyError where it does not."""
+        """Forget that `key` holds this text; KeyError if it does not."""
         tails = self.members[record.length]
         digests = tails[record.tail]
         keys = tuple(other for other in digests.pop(record.digest) if other != key)
@@ -96,7 +96,7 @@ class _Family:
         self.index = None
 
     def build(self) -> _Index:
-        """The index over the present members."""
+        """The index of the current members."""
         lengths = sorted(self.members, reverse=True)
         if len(lengths) <= _MANY_LENGTHS:
             return _Index(lengths, np.zeros(0, np.int64), np.zeros(0, np.uint32))
@@ -125,7 +125,7 @@ class _Family:
 
 
 class Matcher:
-    """The known chunks. `text_of` gives a chunk's text (or None); it is asked only where a chunk may have been cut."""
+    """The known chunks. `text_of` gives a chunk's text (or None); it is called only where a chunk may have been cut."""
 
     def __init__(self, text_of: Callable[[str], str | None] | None = None) -> None:
         self._text_of = text_of
@@ -142,7 +142,7 @@ class Matcher:
         return key in self._records
 
     def add(self, key: str, record: MatchRecord) -> None:
-        """Know this chunk from now on; a key that is known already gets the new record. Empty texts are never found."""
+        """Add this chunk; a key that is already known gets the new record. Empty texts are never found."""
         with self._lock:
             if self._records.get(key) == record:
                 return
@@ -220,7 +220,7 @@ class Matcher:
         family = self._families[anchor]
         family.discard(key, record)
         if not family.members:
-            # Its hash stays in the filter until that grows: a look-up that finds nothing, no wrong answer.
+            # Its hash is left in the filter until that grows: this costs a look-up that finds nothing, no wrong answer.
             del self._families[anchor]
 
     def _index(self, family: _Family) -> _Index:
@@ -231,7 +231,7 @@ class Matcher:
         return index
 
     def _ready(self) -> dict[int, WindowFilter]:
-        """The filters by level, with the anchors that were added since the last time."""
+        """The filters by level, including the anchors added since the last call."""
         with self._lock:
             for level, anchors in self._pending.items():
                 known = self._filters.get(level)
@@ -253,7 +253,7 @@ def _anchor(record: MatchRecord) -> str:
 
 
 def _common_prefix(chunk: str, text: str, start: int) -> int:
-    """How many characters of `chunk` stand at `text[start:]`, by bisection: slices compare far faster than a loop."""
+    """How many characters of `chunk` match `text[start:]`, by bisection: slices compare far faster than a loop."""
     low, high = 0, min(len(chunk), len(text) - start)
     while low < high:
         middle = (low + high + 1) // 2
@@ -265,7 +265,7 @@ def _common_prefix(chunk: str, text: str, start: int) -> int:
 
 
 def _safe_cut(chunk: str, length: int) -> int:
-    """The longest cut of at most `length` before white space that follows a word: a token cannot reach across it.
+    """The longest cut of at most `length` before white space that follows a word: a token cannot extend across it.
 
     Tokenizers may join punctuation with the line break after it (".\\n" is one token in several families), so a
     break counts only after a letter or digit.

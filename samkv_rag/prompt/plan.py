@@ -1,4 +1,4 @@
-"""Where known chunks stand in a prompt, and what is the question: text or messages in, `PromptPlan` out."""
+"""Where known chunks are in a prompt, and what the question is: text or messages in, `PromptPlan` out."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Prompt = str | Sequence[Message] | Conversation
 class Planner:
     """Makes plans for one tokenizer and one store.
 
-    `key_of(token_ids)` is the store key of a chunk, `stored_ids(key)` its token ids, or None when the store has no
-    such entry: the chunk is then a reported miss, and its tokens are prefilled like glue. `template` has more variables
-    of the chat template.
+    `key_of(token_ids)` is the store key of a chunk, `stored_ids(key)` its token ids, or None if the store has no
+    such entry: the chunk is then a reported miss, and its tokens are prefilled like glue. `template` holds further
+    variables of the chat template.
     """
 
     encoder: Encoder
@@ -43,7 +43,7 @@ class Planner:
     def for_question(self, question: str, chunks: Sequence[str]) -> PromptPlan:
         """The plan of `answer(question, chunks)`: one fixed template, chunk texts stripped, empty ones left out.
 
-        A few words are asked for: models that can do without thinking are to."""
+        The prompt asks for a few words, so thinking is turned off in models that can do without."""
         texts = [text for chunk in chunks if (text := chunk.strip())]
         pieces = answer_pieces(question, texts)
         if not has_template(self.encoder.tokenizer):
@@ -55,7 +55,7 @@ class Planner:
         return self._plan(rendered, question, [])
 
     def for_prompt(self, prompt: Prompt, question: str | None = None) -> PromptPlan:
-        """The plan of any prompt: known chunk texts are found by content. Nothing known: one glue segment."""
+        """The plan of any prompt: known chunk texts are found by content. If there are none: one glue segment."""
         question = question if question is None else require_text(question, "The question")
         if isinstance(prompt, str):
             pieces = self._matched(require_text(prompt, "The prompt"))
@@ -116,12 +116,12 @@ class Planner:
         ids = self.encoder.chunk(piece.text)
         key = piece.key if piece.partial and piece.key is not None else self.key_of(ids)
         stored = self.stored_ids(key)
-        if stored is None or self.key_of(stored) != key:  # the second: another model's entry for the same text
+        if stored is None or self.key_of(stored) != key:  # the latter: another model's entry for the same text
             return ids, None, 0
         return ids, key, _common_prefix(ids, stored)
 
     def _question(self, segments: Sequence[Segment], text: str, n_prefix: int) -> Question:
-        """The question's tokens where they stand in the glue, the last occurrence; else to be appended."""
+        """The question's tokens at their last occurrence in the glue; if there is none, as tokens to be appended."""
         wanted = text.strip()
         for segment in reversed(segments):
             at = segment.text.rfind(wanted) if wanted and segment.kind == "glue" else -1
@@ -138,7 +138,7 @@ class Planner:
 
 
 def _ending_fresh(segments: list[Segment]) -> list[Segment]:
-    """The same, but that the last token is glue: what is said next is said by it, so it is always computed."""
+    """The same, but with the last token as glue: it produces the next token, so it is always computed."""
     *others, last = segments
     if last.kind == "glue":
         return segments

@@ -1,8 +1,8 @@
-"""What a model thinks before it speaks, told apart from what it says, piece by piece as it is written.
+"""Separate what a model thinks from what it then says, piece by piece as it is written.
 
-Models that think write it between `<think>` and `</think>` (Qwen3, DeepSeek-R1 and their kin); some chat templates
-open it themselves, so that the model's text begins in the middle of a thought. GPT-OSS writes channels, of whose marks
-a decoded text shows the names alone: `analysis`, a thought, `assistantfinal`, the answer; or `final` and the answer.
+Models that think do so between `<think>` and `</think>` (Qwen3, DeepSeek-R1 and their relatives); some chat templates
+open the thought, so that the model's text begins in the middle of it. GPT-OSS writes channels, of whose marks only the
+names show in decoded text: `analysis`, a thought, `assistantfinal`, the answer; or `final` and the answer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from samkv_rag.prompt.template import has_template, rendered
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What stands before a thought and behind it, and before an answer without one. `known_by` is in the chat templates
-    of models that write so."""
+    """The marks before and after a thought, and before an answer without one. `known_by` occurs in the chat templates
+    of models that write them."""
 
     known_by: str
     open: str
@@ -37,8 +37,8 @@ class Said(NamedTuple):
 
 
 class ReasoningReader:
-    """Splits an answer; give it text as it comes, and `end` it. Only what stands first can be a thought; `inside`: the
-    prompt has opened one."""
+    """Splits an answer; feed it text as it comes, then call `end`. Only what comes first can be a thought; `inside`:
+    the prompt has opened one."""
 
     def __init__(self, inside: bool = False, marks: Marks = TAGS) -> None:
         self.inside, self.marks = inside, marks
@@ -47,7 +47,7 @@ class ReasoningReader:
         self._held = ""
 
     def feed(self, text: str) -> Iterator[Said]:
-        """What `text` adds."""
+        """The pieces that `text` adds."""
         self._held += text
         state = None
         while state != self._state:
@@ -57,7 +57,7 @@ class ReasoningReader:
             ]()
 
     def end(self) -> Iterator[Said]:
-        """What was held back, when no more text comes."""
+        """What was held back, once no more text comes."""
         rest, self._held = self._held, ""
         if self._state == "inside":
             rest = rest.rstrip() if self._begun else rest.strip()
@@ -81,7 +81,7 @@ class ReasoningReader:
         if found:
             self._state, self._held = "behind", rest
             thought = thought.rstrip()
-        else:  # blanks, and what may be the beginning of the end
+        else:  # hold back blanks, and what may be the beginning of the closing mark
             keep = next((n for n in range(len(close) - 1, 0, -1) if thought.endswith(close[:n])), 0)
             shown = len(thought[: len(thought) - keep].rstrip())
             thought, self._held = thought[:shown], thought[shown:]
@@ -102,7 +102,7 @@ class ReasoningReader:
 
 
 class Spoken:
-    """Hands on what is said, and no thoughts, of an answer that comes in pieces; `end` it."""
+    """Passes on what is said, but no thoughts, of an answer that comes in pieces; call `end` after the last."""
 
     def __init__(self, hand_on: Callable[[str], None], reader: ReasoningReader) -> None:
         self._hand_on, self._reader = hand_on, reader
@@ -111,7 +111,7 @@ class Spoken:
         self._say(self._reader.feed(piece))
 
     def end(self) -> None:
-        """Hand on what was held back."""
+        """Pass on what was held back."""
         self._say(self._reader.end())
 
     def _say(self, pieces: Iterable[Said]) -> None:
@@ -121,24 +121,24 @@ class Spoken:
 
 
 def told(piece: str, reader: ReasoningReader | None) -> Iterable[Said]:
-    """What a piece of an answer adds; without a reader all of it is said."""
+    """What a piece of an answer adds; without a reader, all of it counts as said."""
     return [Said(piece)] if reader is None else reader.feed(piece)
 
 
 def rest(reader: ReasoningReader | None) -> Iterable[Said]:
-    """What a reader held back, when no more text comes."""
+    """What a reader held back, once no more text comes."""
     return () if reader is None else reader.end()
 
 
 def split(text: str, reader: ReasoningReader | None) -> tuple[str, str]:
-    """A whole answer as what is thought and what is said."""
+    """Split a whole answer into what is thought and what is said."""
     pieces = [*told(text, reader), *rest(reader)]
     return "".join(p.text for p in pieces if p.thought), "".join(p.text for p in pieces if not p.thought)
 
 
 def reader_of(tokenizer: Any, options: Mapping[str, Any]) -> ReasoningReader | None:
-    """The reader of answers to prompts that the tokenizer's chat template makes with these `options`; None where it
-    knows no thoughts."""
+    """The reader for answers to prompts that the tokenizer's chat template makes with these `options`; None if the
+    template has no thoughts."""
     template = str(tokenizer.chat_template) if has_template(tokenizer) else ""
     marks = next((marks for marks in (CHANNELS, TAGS) if marks.known_by in template), None)
     if marks is None:

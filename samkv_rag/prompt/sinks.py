@@ -1,4 +1,4 @@
-"""What chunks are ingested behind, so that their first tokens do not become attention sinks."""
+"""Sink prefixes: what precedes chunks at ingestion, so that their first tokens do not become attention sinks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.template import HEAD, THINKING, answer_pieces, has_template, render
 
 Sink = Callable[[Any], tuple[int, ...]]
-"""The tokens that a tokenizer's chunks are ingested behind."""
+"""From a tokenizer to the tokens that precede its chunks at ingestion."""
 
 
 def _head(tokenizer: Any) -> tuple[int, ...]:
-    """The first lines of a prompt of `answer`, behind a BOS where prompts begin with one. What else a chat template
-    writes in front would make every chunk one that opens a talk, which few are (docs/fidelity.md)."""
+    """The first lines of an `answer` prompt, after a BOS where prompts begin with one. Anything else that a chat
+    template puts first would make every chunk one that opens a conversation, which few do (docs/fidelity.md)."""
     encoder = Encoder(tokenizer)
     began = encoder.glue(_rendered(tokenizer)) if has_template(tokenizer) else encoder.prefix
     bos = [token for token in began[:1] if token == tokenizer.bos_token_id]
@@ -24,7 +24,7 @@ def _head(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _rendered(tokenizer: Any) -> str:
-    """What the chat template writes up to the first passage; a BOS, where it refuses or loses that."""
+    """What the chat template writes before the first passage; a BOS if it refuses or loses the passage."""
     pieces = None
     with suppress(SamKVError):
         pieces = render(tokenizer, [{"role": "user"}], [answer_pieces("?", ["passage"])], options={THINKING: False})
@@ -41,7 +41,7 @@ SINK_PREFIXES: Mapping[str, Sink] = {"none": lambda tokenizer: (), "bos": _bos, 
 
 
 def sink_of(sink_prefix: str) -> Sink:
-    """What a sink prefix of this name is; raises `SamKVError` on an unknown one."""
+    """The sink prefix of this name; raises `SamKVError` on an unknown one."""
     if sink_prefix not in SINK_PREFIXES:
         raise SamKVError(f"sink_prefix is one of {', '.join(SINK_PREFIXES)}, not {sink_prefix!r}.")
     return SINK_PREFIXES[sink_prefix]

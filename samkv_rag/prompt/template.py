@@ -1,7 +1,7 @@
-"""The one prompt `answer()` renders, and how messages become a prompt with the chunks still findable.
+"""The one prompt that `answer()` renders, and how messages become a prompt in which the chunks can still be found.
 
-Chunks are swapped for ASCII placeholders before the chat template runs (templates trim and escape) and found again
-after it. A template that drops or doubles a placeholder is detected; then nothing is reused.
+Chunks are replaced with ASCII placeholders before the chat template runs (templates trim and escape) and found again
+afterwards. A template that drops or doubles a placeholder is detected; then nothing is reused.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ QUESTION = "\n\nQuestion: "
 TAIL = "\nAnswer:"
 
 THINKING = "enable_thinking"
-"""The variable by which chat templates let thinking be turned off; those of models that do not think ignore it."""
+"""The variable with which chat templates turn thinking off; those of models that do not think ignore it."""
 
 Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Chat messages, the tools (JSON schemas of functions) that the model's chat template is to offer, and more of its
-    variables, `template`, such as `enable_thinking`; they go before the engine's own."""
+    """Chat messages, the tools (JSON schemas of functions) that the model's chat template is to offer, and further
+    variables of it, `template`, such as `enable_thinking`; they take precedence over the engine's own."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -37,7 +37,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Prompt text in order: a chunk's (with `is_chunk`) or glue. `key` is the matched store entry, if any."""
+    """A piece of the prompt, in order: a chunk (with `is_chunk`) or glue. `key` is the matched store entry, if any."""
 
     text: str
     is_chunk: bool = False
@@ -66,9 +66,9 @@ def content_of(message: Message) -> str:
 
 
 def merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Neighbours of one role as one message, a blank line between: many chat templates want roles to alternate.
+    """Adjacent messages of one role as one, with blank lines between: many chat templates require roles to alternate.
 
-    Results of tools, and messages that call tools by themselves, stay apart; a name stays if all have it.
+    Tool results, and messages that call tools, are kept apart; a name is kept if all have it.
     """
     made: list[dict[str, Any]] = []
     for message in messages:
@@ -83,7 +83,7 @@ def merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Whether the tokenizer has a chat template; that one writes a prompt's BOS itself."""
+    """Whether the tokenizer has a chat template, which then writes a prompt's BOS itself."""
     return getattr(tokenizer, "chat_template", None) is not None
 
 
@@ -93,8 +93,8 @@ def render(
 ) -> list[Piece] | None:  # fmt: skip
     """The chat template's output as pieces, chunks in place; None if the template lost or doubled one.
 
-    `contents[i]` are the pieces of message i's content, `options` more variables of the template. Raises `SamKVError`
-    on what cannot be encoded.
+    `contents[i]` are the pieces of message i's content, `options` further variables of the template. Raises
+    `SamKVError` on what cannot be encoded.
     """
     nonce = secrets.token_hex(4)
     marks: dict[str, Piece] = {}
@@ -112,8 +112,8 @@ def render(
 
 
 def variables(*given: Any) -> dict[str, Any]:
-    """Variables of a chat template as callers give them, the last ones first; None says nothing. Raises `SamKVError` on
-    what are no variables."""
+    """Variables of a chat template as callers give them, later ones taking precedence; None adds nothing. Raises
+    `SamKVError` on anything but a mapping."""
     for one in given:
         if one is not None and not isinstance(one, Mapping):
             raise SamKVError(f"chat_template_kwargs is a dictionary, such as {{{THINKING!r}: False}}, not {one!r}.")
@@ -121,13 +121,13 @@ def variables(*given: Any) -> dict[str, Any]:
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], options: Mapping[str, Any]) -> str:
-    """What the chat template makes of messages; without one they stand behind each other."""
+    """What the chat template makes of messages; without one they are joined in order."""
     given = {**options, **({"tools": list(tools)} if tools else {})}
     if not has_template(tokenizer):
         return SEPARATOR.join(content_of(message) for message in messages) + TAIL
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **given)
-    except Exception as error:  # a template is a program of the model's: whatever it raises concerns the messages
+    except Exception as error:  # a template is the model's own program: whatever it raises concerns the messages
         raise SamKVError(f"The model's chat template refused the messages: {error}") from error
     return str(text)
 

@@ -40,7 +40,7 @@ _OBJECT = "Answer with one JSON object, and nothing else."
 class Form:
     """The form an answer must have: tools that may or must be called, a JSON schema, both or neither.
 
-    `choice` is "auto" (words or a call), "any" (a call), or the name of the one tool there is, which must be called.
+    `choice` is "auto" (words or a call), "any" (a call), or the name of the only tool, which must be called.
     """
 
     tools: tuple[ToolSpec, ...] = ()
@@ -52,7 +52,7 @@ class Form:
     def of(
         cls, tools: Sequence[ToolSpec], choice: Any = None, parallel: bool = False, schema: Schema | None = None
     ) -> Form:  # fmt: skip
-        """The form for a `tool_choice` as frameworks write it; raises `SamKVError` where it is none of the tools."""
+        """The form for a `tool_choice` as frameworks write it; raises `SamKVError` if it is none of the tools."""
         named = choice_of(choice, names_of(tools))
         if named in ("auto", "any"):
             return cls(tuple(tools), named, parallel, schema)
@@ -66,14 +66,14 @@ class Form:
 
     @property
     def demand(self) -> str:
-        """The sentence that asks for a call; empty where there need be none."""
+        """The sentence that asks for a call; empty if none is required."""
         if not self.tools or self.choice == "auto":
             return ""
         return _REQUIRED if self.choice == "any" else _NAMED.format(name=self.choice)
 
     @property
     def instructions(self) -> str:
-        """What a model is told about the form, or nothing."""
+        """What a model is told about the form; may be empty."""
         shown = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in self.tools)
         return "\n\n".join(filter(None, (_TOOLS.format(specs=shown) if shown else "", self.demand, self._wanted)))
 
@@ -91,13 +91,13 @@ class Form:
         return self.schema is not None or (bool(self.tools) and self.choice != "auto")
 
     def reader(self, tokenizer: Any, options: Mapping[str, Any]) -> ReasoningReader | None:
-        """What tells thoughts from words in answers of this form, to prompts that the tokenizer's chat template makes
-        with `options`; None where there are no thoughts. A grammar has no room for channels."""
+        """The reader that tells thoughts from words in answers of this form, to prompts that the tokenizer's chat
+        template makes with `options`; None if there are no thoughts. A grammar has no room for channels."""
         reader = None if self.forced else reader_of(tokenizer, options)
         return None if reader is not None and self.tools and reader.marks is CHANNELS else reader
 
     def grammar(self, thoughts: ReasoningReader | None = None) -> str | None:
-        """The grammar of the answer, before which there may be `thoughts`; None where anything may be said."""
+        """The grammar of the answer, which `thoughts` may precede; None if any answer is allowed."""
         if not self.tools:
             return None if self.schema is None else json_grammar(self.schema)
         functions = [tool["function"] for tool in self.tools]

@@ -1,8 +1,8 @@
-"""Hashes of all windows of a text at once, and a filter that says where a known window may stand.
+"""Hashes of all windows of a text at once, and a filter that says where a known window may be.
 
 A window is 1, 2, 4, 8, 16 or 32 characters wide: its level is the base-2 logarithm of the width. Hashes are 32-bit
 sums, doubled in width at each level, `h(2w, i) = h(w, i) * M[w] + h(w, i + w)`: six levels over a text are five numpy
-passes. They only filter: whoever asks compares the characters afterwards.
+passes. They only filter: the caller compares the characters afterwards.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class WindowFilter:
 
     @property
     def full(self) -> bool:
-        """Whether so many windows went in that a larger filter pays."""
+        """Whether it holds so many windows that a larger filter pays off."""
         return self._room < 0
 
     def add(self, hashes: Hashes) -> None:
-        """Let these windows pass; safe while another thread asks."""
+        """Let these windows pass; safe while another thread calls `where`."""
         self._table[hashes >> self._shift] = True
         self._table[(hashes * _SECOND) >> self._shift] = True
         self._room -= len(hashes)
 
     def where(self, hashes: Hashes) -> NDArray[np.intp]:
-        """Indices of the hashes that may be known ones."""
+        """Indices of the hashes that may be of known windows."""
         # `take` is several times faster here than indexing with the same array.
         first = np.flatnonzero(self._table.take(hashes >> self._shift))
         second = (hashes.take(first) * _SECOND) >> self._shift

@@ -1,4 +1,4 @@
-"""Folders in, passages out: the retrieval that the command line brings along.
+"""Folders in, passages out: the retrieval that comes with the command line.
 
 Loading, splitting and the vector search are LlamaIndex's, over faiss-cpu; this package adds what a command line
 needs around them: ingestion that is idempotent by content, an index that survives a kill at any point, and
@@ -54,7 +54,7 @@ __all__ = ["ChunkIndex", "IngestPlan", "IngestReport", "MissingExtra", "Passage"
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: a question does not need the readers, which take seconds to import."""
+    """Import on first use: a question does not need the readers, which take seconds to import."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -24,8 +24,8 @@ class HashingEmbedding(BaseEmbedding):
     """Bag of words and character n-grams, feature-hashed to a dense unit vector.
 
     Chunks are embedded without any corpus statistics, so adding and removing documents never changes a stored
-    vector. Rarity is put on the question's side instead: `fit` counts in how many stored vectors a feature occurs,
-    and a question's features are weighted by the square of the idf that follows (`lnc.ltt` in SMART notation,
+    vector. Rarity counts on the question's side instead: `fit` counts in how many stored vectors a feature occurs,
+    and a question's features are weighted by the square of the resulting idf (`lnc.ltt` in SMART notation,
     with both idf factors on the query).
     """
 
@@ -88,6 +88,6 @@ def open_embedding(name: str) -> BaseEmbedding:
 
     try:
         model: BaseEmbedding = HuggingFaceEmbedding(model_name=name)
-    except Exception as error:  # the hub, the disk and torch each have their own
+    except Exception as error:  # the hub, the disk and torch each raise their own
         raise RetrievalError(f"The embedding model {name} cannot be loaded: {error}") from error
     return model

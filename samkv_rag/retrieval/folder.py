@@ -1,4 +1,4 @@
-"""A folder into the store and the index: only what changed, K/V first, the index last."""
+"""Ingest a folder into the store and the index: only what changed, K/V first, the index last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 16
 
 
 class Store(Protocol):
-    """What ingestion needs of the KV store: an owner keeps a key alive, and lets go of it."""
+    """What ingestion needs from the KV store: an owner keeps a key alive, and releases it."""
 
     def __contains__(self, key: object) -> bool: ...
     def retain(self, key: str, owner: str) -> None: ...
@@ -29,7 +29,7 @@ class Store(Protocol):
 
 
 class Engine(Protocol):
-    """What ingestion needs of the engine."""
+    """What ingestion needs from the engine."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -57,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class IngestPlan:
-    """What an ingestion is about to compute, told before it starts."""
+    """What an ingestion is about to compute, reported before it starts."""
 
     files: int
     chunks: int
@@ -67,7 +67,7 @@ class IngestPlan:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingestion did. `failed` maps unreadable files to the reason; their earlier chunks stay as they were.
+    """What an ingestion did. `failed` maps unreadable files to the reason; their earlier chunks are unchanged.
     `chunks` are those of new and changed files, `tokens` those that the model had to compute for them."""
 
     added: list[str] = field(default_factory=list)
@@ -96,9 +96,9 @@ def ingest_folder(
 ) -> IngestReport:
     """Bring the index under `root` and the engine's store up to date with `path`, a folder or a file.
 
-    Killed at any point, the next call resumes: K/V that is in the store is not computed again, and the index
+    If killed at any point, the next call resumes: K/V that is in the store is not computed again, and the index
     changes in one step at the end. Only one process at a time ingests into `root`; others wait for it.
-    `on_progress` is told the chunks and tokens of every finished batch, `on_wait` is called before waiting.
+    `on_progress` is given the chunks and tokens of every finished batch, `on_wait` is called before waiting.
     """
     started = time.perf_counter()
     settings = Settings(model, engine.fingerprint, chunk_size, embed, kv_dtype=kv_dtype)
@@ -123,9 +123,9 @@ class _Job:
         self.anew = index.manifest.settings != settings
 
     def run(self, on_plan: Callable[[IngestPlan], None], on_progress: Callable[[int, int], None]) -> IngestReport:
-        """Bring the index up to the folder: caches first, then the index, then what nobody refers to is released."""
+        """Bring the index up to date with the folder: caches first, then the index; then release what is unused."""
         sources = list(self._sources())
-        self._release_stale()  # of an earlier run that died between the index and the release
+        self._release_stale()  # from an earlier run that died between the index and the release
         splits = list(self._split(self._sort(sources)))
         gone = self._gone()
         if splits:
@@ -199,7 +199,7 @@ class _Job:
             )
             batch = sizes[start : start + BATCH]
             self.report.chunks += len(batch)
-            self.report.tokens += computed[-1]  # fewer than the batch has, when an earlier run was cut short
+            self.report.tokens += computed[-1]  # fewer than the batch has, if an earlier run was cut short
             on_progress(len(batch), sum(batch))
         found = iter(keys)
         return [tuple(next(found) for _ in part.nodes) for part in splits]
@@ -221,7 +221,7 @@ class _Job:
         self._release_stale()
 
     def _release_stale(self) -> None:
-        """Let go of K/V that the current index no longer names, and forget what no other file holds."""
+        """Release K/V that the current index no longer names, and forget what no other file holds."""
         for name, keys in self.index.manifest.stale.items():
             unheld = self.store.release(owner(name), keys)
             if unheld:

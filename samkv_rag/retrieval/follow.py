@@ -1,6 +1,6 @@
 """The second look: what to search for when a question's answer is one name away.
 
-"In which city is the employer of Hedda Lorne based?" finds the passage on Hedda Lorne, and only that one says which
+"In which city is the employer of Hedda Lorne based?" finds the passage on Hedda Lorne, and only that passage says which
 employer is meant. On invented worlds of 40 articles (`eval.worlds`), with eight passages in both cases, the second look
 finds all that is needed for 40 % of the two-fact questions instead of 20 %; one-fact questions lose less than one
 percent.
@@ -19,7 +19,7 @@ _NAME = re.compile(rf"\b{_WORD}(?: {_WORD})+|(?<=[\w,;] ){_WORD}")
 
 
 def follow_ups(question: str, passage: str) -> list[str]:
-    """One query for every proper name of `passage` that the question does not hold: the question and the name."""
+    """One query for every proper name in `passage` that is not in the question: the question and the name."""
     known = set(re.findall(r"\w+", question))
     names = [name for name in dict.fromkeys(_NAME.findall(passage)) if known.isdisjoint(re.findall(r"\w+", name))]
     return [f"{question} {name} {name}" for name in names]

@@ -1,11 +1,11 @@
 """A folder of numbered generations and a pointer to the current one: readers never see half an index.
 
-    root/lock      held while anybody writes
+    root/lock      held while a process writes
     root/CURRENT   the name of the generation to read
     root/gen-12/   a complete index, never changed after its rename
 
 A generation is written under a temporary name, fsynced file by file and renamed; then CURRENT is replaced. A
-process killed at any point leaves the old generation current; what it left behind is swept by the next writer.
+process killed at any point leaves the old generation current; what it left behind is removed by the next writer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNFINISHED = ".unfinished-"
 
 @contextmanager
 def write_lock(root: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the writers' lock; `on_wait` is called if another process has it. The system frees it when one dies."""
+    """Hold the writers' lock; `on_wait` is called if another process has it. The system frees it when that dies."""
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / "lock")
     try:

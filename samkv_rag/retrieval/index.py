@@ -24,12 +24,12 @@ from samkv_rag.retrieval.follow import follow_ups, merge
 
 FORMAT = 1
 SECOND_LOOK = 3
-"""One in so many passages is left to the second look (see `follow`)."""
+"""One in this many passages is left to the second look (see `follow`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all chunks of an index have in common; when one of these changes, every file is ingested anew."""
+    """What all chunks of an index have in common; if any of it changes, every file is ingested again."""
 
     model: str
     fingerprint: str
@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one file gave: the digest of its bytes, its nodes in order, their store keys and their tokens in all."""
+    """What came of one file: the digest of its bytes, its nodes in order, their store keys and total tokens."""
 
     digest: str
     nodes: tuple[str, ...]
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk of text and where it stands; `score` is None for a neighbour that was taken along."""
+    """A chunk of text and its place; `score` is None for a neighbour that was included with a hit."""
 
     path: str
     position: int
@@ -83,8 +83,8 @@ class Manifest:
 
 
 class _FaissStore(FaissMapVectorStore):
-    """FaissMapVectorStore numbers a new vector by the *count* of vectors, which after a deletion is the number of
-    another one. This one counts on from the highest number given."""
+    """A FaissMapVectorStore that numbers new vectors on from the highest number given. The original uses the *count* of
+    vectors, which after a deletion is the number of another one."""
 
     def __init__(self, faiss_index: Any) -> None:
         super().__init__(faiss_index=faiss_index)
@@ -101,7 +101,7 @@ class _FaissStore(FaissMapVectorStore):
         return [node.id_ for node in nodes]
 
     def vectors(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """All stored vectors, one a row."""
+        """All stored vectors, one per row."""
         flat: Any = faiss.downcast_index(self._faiss_index.index)
         return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
 
@@ -159,13 +159,13 @@ class ChunkIndex:
         return self.manifest.documents
 
     def put(self, path: str, entry: Entry, nodes: Sequence[BaseNode]) -> None:
-        """Add a file's chunks, in place of those it had."""
+        """Add a file's chunks, replacing those it had."""
         self.remove(path)
         self._index.insert_nodes(nodes)
         self.documents[path] = entry
 
     def remove(self, path: str) -> None:
-        """Take a file out, if it is in."""
+        """Remove a file, if it is indexed."""
         entry = self.documents.pop(path, None)
         if entry:
             self._index.delete_nodes(list(entry.nodes), delete_from_docstore=True)
@@ -182,7 +182,7 @@ class ChunkIndex:
         self.manifest.write(folder)
 
     def retrieve(self, question: str, top_k: int = 5) -> list[Passage]:
-        """`top_k` chunks, each after its previous neighbour, in document order, no text twice."""
+        """`top_k` chunks, each preceded by the chunk before it, in document order, no text twice."""
         if not self.documents:
             raise RetrievalError(f"The index in {self.root.parent} is empty: run samkv-rag ingest FOLDER first.")
         if isinstance(self._embed, HashingEmbedding):
@@ -200,7 +200,7 @@ class ChunkIndex:
         return [_passage(hit.node, hit.score) for hit in hits]
 
     def _neighbours(self, passages: Iterable[Passage]) -> list[Passage]:
-        """The chunk before each passage: a fact's subject often stands there."""
+        """The chunk before each passage: it often names the subject of a fact."""
         ids = [self.documents[p.path].nodes[p.position - 1] for p in passages if p.position]
         return [_passage(node) for node in self._index.docstore.get_nodes(ids)]
 
@@ -210,7 +210,7 @@ def _passage(node: BaseNode, score: float | None = None) -> Passage:
 
 
 def _in_order(passages: Iterable[Passage]) -> list[Passage]:
-    """By file and position; of the same place or the same text only one stays, a scored one first."""
+    """By file and position; of the same place or the same text only one is kept, preferably a scored one."""
     best_first = sorted(passages, key=lambda p: (p.score is None, -(p.score or 0.0)))
     unique: dict[str, Passage] = {}
     for passage in best_first:

@@ -1,4 +1,4 @@
-"""From a path to chunks: which files, their text, and sentence-wise splitting by the engine's tokenizer."""
+"""From a path to chunks: which files, their text, and sentence-wise splitting with the engine's tokenizer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_files(path: Path) -> list[Path]:
         return [path.resolve()]
     if not os.access(path, os.R_OK | os.X_OK):
         raise RetrievalError(f"The folder {path} cannot be read; check its permissions.")
-    # SimpleDirectoryReader's own walk takes a folder below a hidden one (a virtual environment) for hidden altogether.
+    # SimpleDirectoryReader's own walk treats a folder below a hidden one (a virtual environment) as hidden altogether.
     return sorted(_walk(path.resolve()))
 
 
@@ -59,16 +59,16 @@ def fingerprint(path: Path) -> SourceFile:
 
 
 def load(source: SourceFile) -> list[Document]:
-    """The file's text as LlamaIndex documents, a section each; raises UnreadableFile with the reason.
+    """The file's text as LlamaIndex documents, one per section; raises UnreadableFile with the reason.
 
-    Halves of surrogate pairs, which PDFs hold, are joined; one that is alone becomes U+FFFD.
+    Halves of surrogate pairs, which occur in PDFs, are joined; a lone one becomes U+FFFD.
     """
     try:
         reader = SimpleDirectoryReader(
             input_files=[str(source.path)], file_extractor=extractors(), file_metadata=lambda _: {}, raise_on_error=True
         )
         documents = [document for document in reader.load_data() if document.text.strip()]
-    except Exception as error:  # readers raise whatever their parsers raise: any of it is this file's trouble only
+    except Exception as error:  # readers raise whatever their parsers raise: all of it concerns this file only
         raise UnreadableFile(_reason(error)) from error
     if not documents:
         scanned = source.path.suffix.lower() == ".pdf"
@@ -87,7 +87,7 @@ def _reason(error: BaseException) -> str:
 
 
 def split(source: SourceFile, documents: list[Document], tokenize: Tokenize, chunk_size: int) -> list[BaseNode]:
-    """Chunks of whole sentences, at most `chunk_size` tokens, in order; ids follow the content."""
+    """Chunks of whole sentences, at most `chunk_size` tokens, in order; ids depend on path and content."""
     name = f"{source.path}\0{source.digest}".encode("utf-8", "surrogatepass")
     stem = hashlib.blake2b(name, digest_size=10).hexdigest()
     for document in documents:  # what is in neither text must not count as part of the chunk
@@ -108,7 +108,7 @@ def split(source: SourceFile, documents: list[Document], tokenize: Tokenize, chu
 
 
 def _named(node: BaseNode, path: Path, stem: str, position: int) -> BaseNode:
-    """The node with an id of ours. File name and headings are for the vector only, not for the prompt."""
+    """The node with our own id. File name and headings are for the vector only, not for the prompt."""
     section = f"{path.stem} {node.metadata.get('section', '')}".replace("-", " ").replace("_", " ").strip()
     node.id_ = f"{stem}-{position}"
     node.relationships = {}

@@ -1,8 +1,8 @@
 """Readers for SimpleDirectoryReader that keep paragraphs whole.
 
-LlamaIndex's own Markdown reader drops the blank lines between paragraphs and its HTML reader glues neighbouring
-elements together; sentences and chunks are then cut in the wrong places. These readers give one document for each
-section (Markdown) or file, paragraphs separated by one blank line, lines that were wrapped for the eye joined again.
+LlamaIndex's own Markdown reader drops the blank lines between paragraphs and its HTML reader runs adjacent elements
+together; sentences and chunks are then cut in the wrong places. These readers give one document for each section
+(Markdown) or file, with paragraphs separated by one blank line and hard-wrapped lines joined again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llama_index.core.schema import Document
 _handlers, _level = logging.root.handlers[:], logging.root.level
 from llama_index.readers.file import PDFReader  # noqa: E402
 
-# That import sets up logging for the whole process (basicConfig at level INFO); the application's choice stands.
+# That import sets up logging for the whole process (basicConfig at level INFO); the application's choice is restored.
 logging.root.handlers[:] = _handlers
 logging.root.setLevel(_level)
 
@@ -45,9 +45,9 @@ class ProseReader(BaseReader):
 
 
 class MarkdownProse(BaseReader):
-    """Markdown as a person reads it: signs, link targets and comments gone, paragraphs and code blocks kept.
+    """Markdown as a person reads it: markup, link targets and comments removed, paragraphs and code blocks kept.
 
-    One document a section, its headings in the metadata: a chunk further down is found by them.
+    One document per section, its headings in the metadata: a chunk further down is found by them.
     """
 
     def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
@@ -63,7 +63,7 @@ class MarkdownProse(BaseReader):
 
 
 def _with_heading(headings: list[str], blocks: list[str]) -> str:
-    """The section's text; its own heading stands above, unless the first paragraph says it anyway."""
+    """The section's text, headed by its own heading unless the first paragraph contains it anyway."""
     told = not headings or headings[-1].lower() in blocks[0].lower()
     return PARAGRAPH.join(blocks) if told else "\n".join([headings[-1], PARAGRAPH.join(blocks)])
 

@@ -1,7 +1,7 @@
-"""Chunk caches by key: summaries that selection reads, and K/V of which only the blocks asked for are read.
+"""Chunk caches by key: summaries that selection reads, and K/V of which only the requested blocks are read.
 
-`ChunkKVStore` is the class to use. On disk an entry is two safetensors files, checksummed block by block, and a
-catalogue that can be made again from them. The store knows no model: it keeps what it is given.
+`ChunkKVStore` is the class to use. On disk it holds two safetensors files per entry, checksummed block by block, and a
+catalogue that can be rebuilt from them. The store knows nothing about models: it keeps what it is given.
 """
 
 from samkv_rag.store.chunk_store import ChunkKVStore

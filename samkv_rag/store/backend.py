@@ -1,4 +1,4 @@
-"""What every tier of the store can do. Keys and chunks are checked before they come here."""
+"""The interface of every tier of the store. Keys and chunks are checked before they get here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
 Progress = Callable[[int, int], None]
-"""Called with (entries done, entries in all)."""
+"""Called with (entries done, entries in total)."""
 
 
 class Backend(Protocol):
-    """A place for entries; `ChunkKVStore` documents each verb."""
+    """A place for entries; `ChunkKVStore` documents each method."""
 
     on_disk: bool
     store_id: str

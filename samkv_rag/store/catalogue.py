@@ -1,8 +1,8 @@
-"""The catalogue: a SQLite file that answers what is stored without opening the entries.
+"""The catalogue: a SQLite file that tells what is stored without opening the entries.
 
-Whatever it holds of an entry can be made again from the entry's own files, and is, when the catalogue is damaged or
-lost: it is moved aside, and a new one adopts every entry found. Its write transaction is also the lock under which
-files get their names and lose them, in all processes.
+Everything it holds about an entry can be rebuilt from the entry's own files, and is, when the catalogue is damaged or
+lost: it is moved aside, and a new one adopts every entry found. Its write transaction is also the lock, across all
+processes, under which files are renamed into place and removed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INHERITED: list[sqlite3.Connection] = []
 
 
 class Catalogue:
-    """Transactions on the catalogue of `folder`. `scan` yields the rows of all entries on the disk, for a rebuild."""
+    """Transactions on the catalogue of `folder`. `scan` yields the rows of all entries on disk, for a rebuild."""
 
     def __init__(self, folder: Path, scan: Callable[[], Iterable[Row]]) -> None:
         self.folder = folder
@@ -50,13 +50,13 @@ class Catalogue:
         self.read(Rows.schema)
 
     def read(self, action: Callable[[Rows], T]) -> T:
-        """What `action` returns. It may run twice, when the catalogue turns out to be damaged."""
+        """Run `action` and return its result. It may run twice, if the catalogue turns out to be damaged."""
         return self._repairing(lambda connection: action(Rows(connection)))
 
     def write(self, action: Callable[[Rows], T], wait: bool = True) -> T:
-        """What `action` returns, run as one transaction and alone among all processes. It may run twice.
+        """Run `action` as one transaction, the only writer in all processes, and return its result. It may run twice.
 
-        With `wait=False` StoreError comes at once when another writer is at work.
+        With `wait=False` StoreError is raised at once if another writer is active.
         """
         return self._repairing(lambda connection: _transaction(connection, action, wait))
 
@@ -66,7 +66,7 @@ class Catalogue:
             raise StoreError("The store is closed: open it again with ChunkKVStore(path).")
 
     def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
+        """Release the file; a second call does nothing."""
         with self._lock:
             self._closed = True
             self._disconnect()
@@ -84,8 +84,8 @@ class Catalogue:
 
     def _connected(self) -> sqlite3.Connection:
         self.check_open()
-        # A forked process must not use its parent's connection, and a catalogue that another process moved aside
-        # or that someone deleted is no longer the one behind our connection.
+        # A forked process must not use its parent's connection, and once another process has moved the catalogue
+        # aside or it was deleted, our connection no longer belongs to the current one.
         if self._connection is None or self._opened_as != (os.getpid(), _inode(self._path)):
             self._disconnect()
             make_folder(self.folder)
@@ -94,11 +94,11 @@ class Catalogue:
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection to a sound catalogue, made now when there is none; the caller holds the folder's lock."""
+        """A connection to a sound catalogue, created if there is none; the caller holds the folder's lock."""
         try:
             return self._open()
         except sqlite3.OperationalError as error:
-            # The statements of `_open` are right: when SQLite cannot make sense of one, the file is wrong.
+            # The statements in `_open` are correct: if SQLite cannot make sense of one, the file is at fault.
             if _primary_code(error) == sqlite3.SQLITE_ERROR:
                 raise RowDamaged(str(error)) from error
             raise
@@ -106,7 +106,7 @@ class Catalogue:
     def _open(self) -> sqlite3.Connection:
         self._opened_as = (os.getpid(), _inode(self._path))
         if not self._path.exists():
-            # The log of a catalogue that someone deleted, perhaps while others have it open, is none of the new one's.
+            # The log of a deleted catalogue, which others may still have open, does not belong to the new one.
             for suffix in _LOGS:
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         connection = _opened(self._path)
@@ -125,7 +125,7 @@ class Catalogue:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and self._opened_as[0] != os.getpid():
-            # Closing it here could disturb the parent: keep it from the garbage collector, too.
+            # Closing it here could disturb the parent: keep it from being garbage-collected, too.
             _INHERITED.append(connection)
         elif connection is not None:
             with suppress(sqlite3.Error):
@@ -139,12 +139,12 @@ class Catalogue:
             _salvage(self.folder, rows)
 
     def _repair(self, error: Exception) -> None:
-        """Put a catalogue made from the files in the place of a damaged one; raise `error` for any other trouble."""
+        """Replace a damaged catalogue with one rebuilt from the files; raise `error` for any other problem."""
         if not _is_damage(error, self._path):
             raise error
         self._disconnect()
         with folder_lock(self.folder):
-            # Another process may have done it already: then the file is not the one that we found damaged.
+            # Another process may already have done this: then the file is not the one that we found damaged.
             if self._opened_as[1] == _inode(self._path):
                 self._replace(error)
 
@@ -176,10 +176,10 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         _use_wal(connection)
-        # Every commit survives a killed process; the last ones may be lost with the power, and are then adopted
+        # Every commit survives a killed process; the last ones may be lost in a power failure, and are then adopted
         # again from the files, which are synced one by one.
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA secure_delete = ON")  # texts of deleted chunks do not stay in free pages
+        connection.execute("PRAGMA secure_delete = ON")  # no texts of deleted chunks remain in free pages
     except BaseException:
         connection.close()
         raise
@@ -187,7 +187,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging. SQLite does not wait for others here, so that we must."""
+    """Switch to write-ahead logging. SQLite does not wait for others here, so we must."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
@@ -224,7 +224,7 @@ def _begin(connection: sqlite3.Connection, wait: bool) -> None:
 
 
 def _salvage(folder: Path, rows: Rows) -> None:
-    """Take over from the catalogue last set aside what no entry's file knows, as far as it can be read."""
+    """Recover from the catalogue last set aside what no entry's file records, as far as it can be read."""
     aside = [path for path in folder.glob(f"{ASIDE}*") if not path.name.endswith(_LOGS)]
     if not aside:
         return
@@ -252,7 +252,7 @@ def _inode(path: Path) -> int:
 
 def _is_damage(error: Exception, path: Path) -> bool:
     code = _primary_code(error)
-    # A flipped version byte makes SQLite take a file for read-only that the system lets us write.
+    # A flipped version byte makes SQLite treat a file as read-only that the system lets us write.
     mistaken = code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
     return not isinstance(error, sqlite3.Error) or code in _DAMAGE or mistaken
 

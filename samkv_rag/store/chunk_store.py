@@ -1,4 +1,4 @@
-"""The one store that users see, in memory or on disk."""
+"""The store that users work with, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class ChunkKVStore:
         summary_cache_bytes: int = SUMMARY_CACHE_BYTES,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Open the store in the folder `path`, making it when there is none; ":memory:" is gone with the process.
+        """Open the store in the folder `path`, creating it if there is none; ":memory:" is gone with the process.
 
-        Beyond `max_bytes` (K, V and summaries) a `put` evicts the least recently used entries. Summaries read from
-        disk are held in memory up to `summary_cache_bytes`. K and V of a store in memory lie on `device`; on the
-        model's GPU nothing crosses the bus at query time. What comes from a GPU and stays on the host takes pinned
-        memory, whose bytes count as the power of two that torch takes of it.
+        Above `max_bytes` (K, V and summaries) a `put` evicts the least recently used entries. Summaries read from
+        disk are cached in memory up to `summary_cache_bytes`. A store in memory keeps K and V on `device`; on the
+        model's GPU nothing crosses the bus at query time. What comes from a GPU and is kept on the host takes pinned
+        memory, whose size counts as the power of two that torch allocates for it.
 
-        ValueError for a device and a folder. StoreError when the folder or the device cannot be used, or the folder
-        was made by a newer version; a damaged catalogue is made again, with a warning.
+        ValueError for a device with a folder. StoreError if the folder or the device cannot be used, or the folder
+        was made by a newer version; a damaged catalogue is rebuilt, with a warning.
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
@@ -61,12 +61,12 @@ class ChunkKVStore:
 
     @property
     def store_id(self) -> str:
-        """A name made when the store was, and kept as long as it exists."""
+        """An id created with the store and kept as long as the store exists."""
         return self._backend.store_id
 
     @property
     def on_disk(self) -> bool:
-        """Whether keys and values lie in files, so that something else can run while they are read."""
+        """Whether keys and values are in files, so that something else can run while they are read."""
         return self._backend.on_disk
 
     @property
@@ -77,12 +77,12 @@ class ChunkKVStore:
     def put(
         self, key: str, chunk: ChunkKV, namespace: str = "default", fingerprint: str = "", kv_dtype: str = "model"
     ) -> None:
-        """Store `chunk` under `key`, for good when this returns; what was there, damaged or not, is replaced.
+        """Store `chunk` under `key`, durably once this returns, replacing any entry there, damaged or not.
 
-        `kv_dtype` is how K and V are stored: "model" (as they are), "bf16", "fp16", "int8", "fp8" or "int4". Writes
-        nothing when the same entry is there and sound. ValueError when the chunk's shapes do not fit together;
-        StoreError when K or V do not fit `kv_dtype`; StoreFull when the disk is full or the chunk is larger than
-        `max_bytes`. Nothing was stored then.
+        `kv_dtype` is how K and V are stored: "model" (unchanged), "bf16", "fp16", "int8", "fp8" or "int4". Writes
+        nothing if the same entry is already there and sound. ValueError if the chunk's shapes do not fit together;
+        StoreError if K or V do not fit `kv_dtype`; StoreFull if the disk is full or the chunk is larger than
+        `max_bytes`. In these cases nothing is stored.
         """
         check_key(key)
         check_chunk(chunk)
@@ -91,11 +91,11 @@ class ChunkKVStore:
         self._backend.put(key, chunk, namespace, fingerprint, kv_dtype)
 
     def __contains__(self, key: object) -> bool:
-        """Whether the entry is there and, as far as is known without reading it, whole."""
+        """Whether the entry is there and, as far as can be told without reading it, whole."""
         return isinstance(key, str) and is_key(key) and self._backend.contains(key)
 
     def __len__(self) -> int:
-        """Entries, those found damaged included."""
+        """The number of entries, including those found damaged."""
         return self._backend.count()
 
     def __bool__(self) -> bool:
@@ -103,7 +103,7 @@ class ChunkKVStore:
         return True
 
     def keys(self, namespace: str | None = None) -> Iterator[str]:
-        """The keys in order, those of `namespace` or all."""
+        """The keys in order, of `namespace` or of all namespaces."""
         return self._backend.keys(namespace)
 
     def records(
@@ -111,14 +111,14 @@ class ChunkKVStore:
     ) -> Iterator[tuple[str, MatchRecord]]:  # fmt: skip
         """(key, match record) of every entry in `namespace`, in key order, damaged ones included; opens no entry.
 
-        With `fingerprint`, only of those that were put with it.
+        With `fingerprint`, only of entries that were put with it.
         """
         return self._backend.records(namespace, fingerprint)
 
     def summary(self, key: str) -> ChunkSummary:
         """The entry's summary; counts a hit or a miss and makes the entry the most recently used.
 
-        MissingEntry when it is not there, DamagedEntry when its bytes are wrong.
+        MissingEntry if it is not there, DamagedEntry if its bytes are wrong.
         """
         _check_known(key)
         return self._backend.summary(key)
@@ -126,10 +126,10 @@ class ChunkKVStore:
     def read_blocks(
         self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None, stack: int = 0
     ) -> Tensor:  # fmt: skip
-        """K and V of `blocks` of `layers` (None: all), `(len(layers), len(blocks), 2, G, BLOCK, D)`, in the dtype put.
+        """K and V of `blocks` of `layers` (None: all), `(len(layers), len(blocks), 2, G, BLOCK, D)`, in `put`'s dtype.
 
-        Layers are counted within the `stack`. Reads only those, in the order asked, and checks them. What stands behind
-        the chunk's last token is zero, or anything when K and V are quantised. MissingEntry, DamagedEntry; IndexError
+        Layers are numbered within the `stack`. Reads only those requested, in that order, and checks them. What follows
+        the chunk's last token is zero, or arbitrary if K and V are quantised. MissingEntry, DamagedEntry; IndexError
         for a block, a layer or a stack that the entry does not have.
         """
         return self.read_stored(key, blocks, layers, stack).restored().clone()
@@ -138,45 +138,45 @@ class ChunkKVStore:
         self, key: str, blocks: Sequence[int] | None = None, layers: Sequence[int] | None = None, stack: int = 0,
         pinned: bool = False,
     ) -> StoredBlocks:  # fmt: skip
-        """As `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read.
-        From a disk into memory that a GPU reads by itself, if they are to be `pinned` and the system allows it.
+        """Like `read_blocks`, but as stored: numbers and parameters of quantised blocks, and the bytes that were read.
+        `pinned`: read from disk into memory that a GPU can access directly, if the system allows it.
 
-        Not to be written to: of a store in memory they may be the entry itself. Of a store on disk an answer calls this
-        from several threads."""
+        Do not write to the result: from a store in memory it may be the entry itself. From a store on disk an answer
+        reads in several threads."""
         _check_known(key)
         return self._backend.read_blocks(key, blocks, layers, stack, pinned)
 
     def delete(self, keys: Iterable[str]) -> int:
-        """Delete the entries and forget their owners: how many there were."""
+        """Delete the entries and forget their owners; returns how many entries there were."""
         return self._backend.delete([key for key in dict.fromkeys(keys) if is_key(key)])
 
     def retain(self, key: str, owner: str) -> None:
-        """Make `owner` one that needs `key`. Do it before asking whether the entry is there: it may be put later."""
+        """Record that `owner` needs `key`. Do so before checking whether the entry is there: it may be put later."""
         check_key(key)
         self._backend.retain(key, owner)
 
     def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
-        """End what `owner` needs, all of it or `keys`: the sorted keys that nobody needs now, their entries deleted.
+        """Release all that `owner` needs, or `keys`; deletes entries left without an owner, returns their sorted keys.
 
         Entries that were never retained are left alone.
         """
         return self._backend.release(owner, keys)
 
     def owned(self, prefix: str = "") -> list[tuple[str, str]]:
-        """The sorted (owner, key) of all owners whose name begins with `prefix`."""
+        """The sorted (owner, key) pairs of all owners whose name begins with `prefix`."""
         return sorted(self._backend.owned(prefix))
 
     def verify(self, progress: Progress | None = None) -> list[str]:
-        """The sorted keys of entries whose bytes are wrong or gone, after reading everything.
+        """Read everything and return the sorted keys of entries whose bytes are wrong or missing.
 
-        `progress` is called with (entries done, entries in all).
+        `progress` is called with (entries done, entries in total).
         """
         return self._backend.verify(progress)
 
     def prune(self, max_bytes: int | None = None, drop_damaged: bool = True) -> PruneReport:
-        """Clear away the rests of killed processes, damaged entries, and the oldest entries beyond `max_bytes`.
+        """Remove leftovers of killed processes, damaged entries, and the oldest entries above `max_bytes`.
 
-        Other processes may go on reading and writing. `drop_damaged` reads everything, as `verify` does.
+        Other processes may continue to read and write. `drop_damaged` reads everything, as `verify` does.
         """
         return self._backend.prune(max_bytes, drop_damaged)
 
@@ -185,7 +185,7 @@ class ChunkKVStore:
         return self._backend.stats()
 
     def close(self) -> None:
-        """Write down the counters and let go of the files; a second call does nothing."""
+        """Save the counters and release the files; a second call does nothing."""
         self._backend.close()
 
     def __enter__(self) -> ChunkKVStore:

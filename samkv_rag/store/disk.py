@@ -1,8 +1,8 @@
-"""The tier on disk: two files an entry, a catalogue, and any number of processes that read, put and evict at once.
+"""The tier on disk: two files per entry, a catalogue, and any number of processes that read, put and evict at once.
 
-An entry is what its two files say; the catalogue only remembers. Files get and lose their names inside the catalogue's
-write transaction, which one process holds at a time, and the row is committed last. A process killed anywhere leaves
-either the old state, a whole entry without a row (adopted when it is asked for), or rests that `prune` removes.
+An entry is what its two files say; the catalogue only records it. Files are renamed and removed inside the catalogue's
+write transaction, which one process holds at a time, and the row is committed last. A process killed at any point
+leaves the old state, a whole entry without a row (adopted when requested), or leftovers that `prune` removes.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class DiskBackend:
             self.store_id = identify(path)
             self.files = EntryFolder(path, cache_bytes)
             self.catalogue = self._open_catalogue()
-        # What is pending is written down when the store is forgotten or the process ends, too.
+        # What is pending is also written down when the store is garbage-collected or the process ends.
         self._finish = weakref.finalize(self, finish, self.catalogue, self._use)
 
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
-        """Write the entry, or note its use where the same one is there; raises `StoreFull` when it does not fit."""
+        """Write the entry, or note its use if the same one is already there; raises `StoreFull` if it does not fit."""
         encoded = encode(key, chunk, namespace, fingerprint, kv_dtype)
         self._check_size(key, encoded)
         if self._holds(key, encoded):
@@ -66,7 +66,7 @@ class DiskBackend:
         if row is not None:
             return not row.damaged and self.files.size(key) == row.nbytes
         if self.files.size(key) is not None:
-            with suppress(StoreError):  # no room for a row, or no turn to write one
+            with suppress(StoreError):  # no room for a row, or the lock was not free
                 return self.catalogue.write(lambda rows: self.adopt(rows, key))
         return False
 
@@ -80,7 +80,7 @@ class DiskBackend:
         return ((row.key, row.record) for row in self.rows(namespace) if fingerprint in (None, row.fingerprint))
 
     def summary(self, key: str) -> ChunkSummary:
-        """The entry's summary; counts a hit or a miss, and now and then writes the counts down. Raises `EntryError`."""
+        """The entry's summary; counts a hit or a miss and occasionally saves the counts. Raises `EntryError`."""
         try:
             entry = self._checked(key, lambda: self.files.load(key))
         except EntryError:
@@ -108,7 +108,7 @@ class DiskBackend:
         self.catalogue.write(lambda rows: rows.retain(key, owner))
 
     def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
-        """The keys deleted because nobody else holds them, of `keys` or of all that `owner` holds; one transaction."""
+        """In one transaction, release `keys` or all that `owner` holds; returns those deleted for lack of an owner."""
         chosen = None if keys is None else sorted(set(keys))
 
         def released(rows: Rows) -> list[str]:
@@ -138,7 +138,7 @@ class DiskBackend:
         self._finish()
 
     def check(self, key: str) -> None:
-        """Check every sum of the entry; MissingEntry or DamagedEntry, which is then marked."""
+        """Check every checksum of the entry; MissingEntry, or DamagedEntry after marking it as damaged."""
         self._checked(key, lambda: check_kv(self.files.kv_path(key), key, self.files.load(key)))
 
     def rows(self, namespace: str | None) -> Iterator[Row]:
@@ -149,7 +149,7 @@ class DiskBackend:
             after = page[-1].key
 
     def adopt(self, rows: Rows, key: str) -> bool:
-        """Give a row to an entry that has none; whether it now has one."""
+        """Give a row to an entry that has none; returns whether it now has one."""
         if rows.get(key) is None:
             try:
                 rows.add(self.files.row(key))
@@ -158,11 +158,11 @@ class DiskBackend:
         return True
 
     def write_in_order(self, action: Callable[[Rows], T]) -> T:
-        """What `action` returns, run as one transaction that knows every use of this store so far."""
+        """Run `action` as one transaction that includes every use of this store so far, and return its result."""
         return in_order(self.catalogue, self._use, action)
 
     def evict(self, rows: Rows, limit: int | None, keep: str | None = None) -> tuple[int, int]:
-        """(entries, bytes) that went, least recently used first, so that the rest fits into `limit`; `keep` stays."""
+        """Evict the least recently used, except `keep`, until the rest fits `limit`; returns (entries, bytes) freed."""
         total, entries, freed = rows.total_bytes() if limit is not None else 0, 0, 0
         while limit is not None and total > limit and (row := rows.oldest(keep)) is not None:
             freed += self.files.remove(row.key)
@@ -172,7 +172,7 @@ class DiskBackend:
         return entries, freed
 
     def _open_catalogue(self) -> Catalogue:
-        """The catalogue, on a full disk by giving up the reserve: how else could one prune?"""
+        """The catalogue; on a full disk the reserve is given up for it, without which one could not prune."""
         try:
             catalogue = Catalogue(self.path, self.files.rows)
         except StoreFull:
@@ -218,7 +218,7 @@ class DiskBackend:
             )
 
     def _holds(self, key: str, encoded: EncodedEntry) -> bool:
-        """Whether exactly this entry is stored and sound, down to the last sum."""
+        """Whether exactly this entry is stored and sound, down to the last checksum."""
         row = self.catalogue.read(lambda rows: rows.get(key))
         if row != row_of(key, encoded.entry):
             return False
@@ -232,8 +232,8 @@ class DiskBackend:
         return True
 
     def _checked(self, key: str, attempt: Callable[[], T]) -> T:
-        """What `attempt` returns. Damage that it finds is looked at again while no file changes its name: between two
-        renames of a `put` the files of an entry do not fit together."""
+        """Return what `attempt` returns. Damage that it finds is checked again while no file can be renamed: between
+        the two renames of a `put` the files of an entry do not match."""
         self.catalogue.check_open()
         try:
             with sentences(self.path, key):
@@ -242,13 +242,13 @@ class DiskBackend:
             try:
                 result = self.catalogue.write(lambda rows: self._confirm(rows, key, attempt))
             except StoreError:
-                raise damage from None  # the disk is full, say: a reader need not know
+                raise damage from None  # the disk is full, for example: a reader need not know
         if not isinstance(result, EntryError):
             return result
         try:
             raise result
         finally:
-            del result  # or the error's traceback, and all that waited for the entry, would live on in a cycle
+            del result  # else the error's traceback, and all that waited for the entry, would live on in a cycle
 
     def _confirm(self, rows: Rows, key: str, attempt: Callable[[], T]) -> T | EntryError:
         self.files.forget(key)
@@ -259,7 +259,7 @@ class DiskBackend:
             if rows.get(key) is None:
                 self.files.remove(key)
             rows.mark(key, damaged=True)
-            return error.with_traceback(None)  # whose frames know it themselves, once it is returned
+            return error.with_traceback(None)  # whose frames refer to it themselves, once it is returned
         except MissingEntry as error:
             return error.with_traceback(None)
 

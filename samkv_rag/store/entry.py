@@ -1,10 +1,10 @@
 """The two files of an entry.
 
-`<key>.kv.safetensors` holds `kv` `(L, B, 2, G, BLOCK, D)`, or records `(L, B, bytes)` of quantised blocks; of further
-stacks `kv.1` and so on behind it. An entry of one stack has version 2, one of several has 3.
+`<key>.kv.safetensors` holds `kv` `(L, B, 2, G, BLOCK, D)`, or records `(L, B, bytes)` of quantised blocks; further
+stacks follow as `kv.1` and so on. An entry of one stack has version 2, one of several has 3.
 `<key>.summary.safetensors` holds what selection reads, and vouches for the other file: the CRC32 of its header and of
 every block of every layer. Its own checksum covers all of its bytes, so that no flipped bit in either file goes
-unseen. Both are ordinary safetensors files.
+unnoticed. Both are ordinary safetensors files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SCORED = ("mean", "low", "high", "local_query")
 
 @dataclass(frozen=True, slots=True)
 class StoredStack:
-    """One stack in the K/V file, from byte `start` on; `block_crcs` is `(L, B)`."""
+    """One stack in the K/V file, starting at byte `start`; `block_crcs` is `(L, B)`."""
 
     form: KVForm
     layout: KVLayout
@@ -50,7 +50,7 @@ class StoredStack:
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
-    """What a summary file says: the summary, and what is needed to read the K/V file and to trust it.
+    """The content of a summary file: the summary, and what is needed to read and verify the K/V file.
 
     `content` is a digest of the summary's tensors and the K/V checksums.
     """
@@ -76,7 +76,7 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class EncodedEntry:
-    """The bytes of both files, ready to be written, and the entry they make."""
+    """The bytes of both files, ready to be written, and the entry that they form."""
 
     entry: StoredEntry
     kv_header: bytes
@@ -85,7 +85,7 @@ class EncodedEntry:
 
 
 def encode(key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str = "model") -> EncodedEntry:
-    """The files of `chunk` under `key`, K and V stored as `kv_dtype`."""
+    """The files of `chunk` under `key`, with K and V stored as `kv_dtype`."""
     stacks = chunk.stacks
     forms = [KVForm.of(one.kv, kv_dtype) for one in stacks]
     encoded = [form.encode(one.kv.detach().to("cpu")).contiguous() for form, one in zip(forms, stacks, strict=True)]
@@ -114,7 +114,7 @@ def encode(key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype:
 
 
 def decode(key: str, raw: bytes) -> StoredEntry:
-    """The entry whose summary file has the bytes `raw`; DamagedEntry when they are not what was written for `key`."""
+    """The entry whose summary file has the bytes `raw`; DamagedEntry if they are not what was written for `key`."""
     if not _is_sealed(raw):
         raise DamagedEntry(key, "the checksum of its summary file does not match")
     facts = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
@@ -129,11 +129,11 @@ def read_kv(
     path: Path, key: str, entry: StoredEntry, blocks: Sequence[int] | None, layers: Sequence[int] | None = None,
     stack: int = 0, pinned: bool = False,
 ) -> StoredBlocks:  # fmt: skip
-    """`blocks` of `layers` of a stack from the K/V file, as stored; None means all. `pinned`: in memory that a GPU
-    reads by itself, if the system lets some be pinned.
+    """Read `blocks` of `layers` of a stack from the K/V file, as stored; None means all. `pinned`: into memory that a
+    GPU can access directly, if the system allows it.
 
-    Reads the header and what is asked for, nothing else, and checks the sums. DamagedEntry when they differ,
-    FileNotFoundError when there is no file, IndexError for blocks or layers that the entry does not have.
+    Reads only the header and what is requested, and verifies the checksums. DamagedEntry if they differ,
+    FileNotFoundError if there is no file, IndexError for blocks or layers that the entry does not have.
     """
     stored = entry.stacks[stack]
     layout = stored.layout
@@ -150,7 +150,7 @@ def read_kv(
 
 
 def check_kv(path: Path, key: str, entry: StoredEntry) -> None:
-    """Check every sum of the K/V file; raises like `read_kv`. Holds one block of all layers in memory at a time."""
+    """Check all checksums of the K/V file; raises like `read_kv`. Holds one block of all layers in memory at a time."""
     for stack, stored in enumerate(entry.stacks):
         for block in range(stored.layout.blocks):
             read_kv(path, key, entry, [block], stack=stack)
@@ -159,7 +159,7 @@ def check_kv(path: Path, key: str, entry: StoredEntry) -> None:
 
 
 def _of(name: str, stack: int) -> str:
-    """What the files call something of a stack."""
+    """The name under which the files hold `name` of a stack."""
     return f"{name}.{stack}" if stack else name
 
 
@@ -224,8 +224,8 @@ def _content(tensors: dict[str, Tensor], forms: Sequence[KVForm], layouts: Seque
 
 
 def _sealed(raw: bytes) -> bytes:
-    """`raw` with its blank checksum filled in. The field is found first in the header, where quotes inside any other
-    value are escaped."""
+    """`raw` with its blank checksum filled in. The first match is the field itself, in the header, where quotes inside
+    any other value are escaped."""
     at = raw.index(_FIELD) + len(_FIELD)
     return b"".join((raw[:at], _seal(raw), raw[at + len(_BLANK) :]))
 

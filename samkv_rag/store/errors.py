@@ -24,7 +24,7 @@ class EntryError(StoreError):
 
 
 class MissingEntry(EntryError):
-    """The store holds no such entry: it was never put, or deleted or evicted, perhaps by another process."""
+    """The store holds no such entry: it was never put, or was deleted or evicted, perhaps by another process."""
 
     what = "is not in the store"
 

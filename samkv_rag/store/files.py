@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks that a killed process cannot leave behind (POSIX)."""
+"""Files that exist whole or not at all, and locks that a killed process cannot leave behind (POSIX)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from types import TracebackType
 from samkv_rag.store.errors import DamagedEntry, MissingEntry, StoreError, StoreFull
 
 TEMPORARY = ".writing-"
-"""Files whose name starts so are unfinished; their writer holds a lock on them as long as it lives."""
+"""Prefix of the names of unfinished files; the writer of such a file holds a lock on it as long as it lives."""
 
 RESERVE = "reserve"
-"""A file that only takes room, which is given up when a store could not be opened on a full disk without."""
+"""A file that only takes up room, which is given up if a store cannot otherwise be opened on a full disk."""
 
 _RESERVE_BYTES = 128 << 10
 _PIECE = 4 << 20
@@ -34,7 +34,7 @@ class PendingFile:
             self.path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             _flock(self._fd, wait=True)
-            # Someone who cleans up may have taken the lock in the instant before us, and the file with it.
+            # A clean-up may have taken the lock in the instant before us, and removed the file.
             if os.fstat(self._fd).st_nlink:
                 break
             os.close(self._fd)
@@ -46,11 +46,11 @@ class PendingFile:
             rest = rest[os.write(self._fd, rest[:_PIECE]) :]
 
     def sync(self) -> None:
-        """Return when the content is on the disk."""
+        """Return once the content is on disk."""
         os.fsync(self._fd)
 
     def publish(self, target: Path) -> None:
-        """Give the file its name, replacing what had it; a second call does nothing."""
+        """Give the file its final name, replacing any file that had it; a second call does nothing."""
         if not self.published:
             os.replace(self.path, target)
             self.published = True
@@ -67,7 +67,7 @@ class PendingFile:
 
 
 def sync_folder(folder: Path) -> None:
-    """Return when names made or changed in `folder` are on the disk."""
+    """Return once names created or changed in `folder` are on disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -76,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents, each of them on the disk before the next."""
+    """Create `folder` and its parents, each of them on disk before the next."""
     if not folder.is_dir():
         if folder.parent != folder:
             make_folder(folder.parent)
@@ -86,7 +86,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: one holder at a time over all processes and threads, freed when a process dies."""
+    """Hold the folder's lock: one holder at a time across all processes and threads, freed when a process dies."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _flock(fd, wait=True)
@@ -99,25 +99,25 @@ def keep_reserve(folder: Path) -> None:
     """Set the reserve aside, if there is room for it."""
     if not (folder / RESERVE).exists():
         with suppress(OSError), PendingFile(folder) as file:
-            file.write(os.urandom(_RESERVE_BYTES))  # no file system can store these in less
+            file.write(os.urandom(_RESERVE_BYTES))  # no file system can compress these
             file.publish(folder / RESERVE)
 
 
 def remove_abandoned(path: Path) -> int:
-    """Remove the temporary file `path` if its writer is gone: bytes freed, 0 when it is being written."""
+    """Remove the temporary file `path` if its writer is gone; returns bytes freed, 0 if it is being written."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return 0
     try:
-        # A writer may have published the file under its name and be done: then this path is gone, nothing else.
+        # A writer may have published the file under its name and finished: then only this path is gone.
         return remove(path) if _flock(fd, wait=False) else 0
     finally:
         os.close(fd)
 
 
 def remove(path: Path) -> int:
-    """Remove `path` if it is there: the bytes it had."""
+    """Remove `path` if it exists; returns its size in bytes."""
     with suppress(FileNotFoundError):
         size = path.stat().st_size
         path.unlink()
@@ -126,7 +126,7 @@ def remove(path: Path) -> int:
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of the file `path`, None when there is none."""
+    """Size of the file `path` in bytes, None if there is none."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return path.stat().st_size
     return None
@@ -134,7 +134,7 @@ def size_of(path: Path) -> int | None:
 
 @contextmanager
 def sentences(folder: Path, key: str | None = None) -> Iterator[None]:
-    """Turn the system's errors into the store's; with `key` those of reading an entry: gone, or unreadable."""
+    """Turn the system's errors into the store's; with `key`, also into those of an entry: missing or unreadable."""
     try:
         yield
     except OSError as error:
@@ -150,7 +150,7 @@ def sentences(folder: Path, key: str | None = None) -> Iterator[None]:
 
 
 def _flock(fd: int, wait: bool) -> bool:
-    """Whether the lock was taken. File systems without locks take none: nothing is then removed as abandoned."""
+    """Whether the lock was taken: never on file systems without locks, where nothing is removed as abandoned."""
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -1,4 +1,4 @@
-"""Where an entry's files lie, and the steps on them that need no catalogue."""
+"""Where an entry's files are, and the operations on them that need no catalogue."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class _Cached:
 
 
 class EntryFolder:
-    """The files under `entries/`; summaries that were read are held in memory, up to `cache_bytes`."""
+    """The files under `entries/`; summaries that were read are cached in memory, up to `cache_bytes`."""
 
     def __init__(self, root: Path, cache_bytes: int) -> None:
         self.root = root / "entries"
         self._cache: ByteLRU[_Cached] = ByteLRU(cache_bytes)
 
     def shard(self, key: str) -> Path:
-        """The folder of the entry's files: 256 of them for digests, so that none grows long."""
+        """The folder of the entry's files: one of 256 for digests, so that none grows long."""
         return self.root / key[:2]
 
     def kv_path(self, key: str) -> Path:
@@ -44,9 +44,9 @@ class EntryFolder:
         return self.shard(key) / f"{key}{SUMMARY_END}"
 
     def load(self, key: str) -> StoredEntry:
-        """The entry of `key`, its summary file read at most once while it stays the same; MissingEntry, DamagedEntry.
+        """The entry of `key`; its summary file is read at most once while unchanged. MissingEntry, DamagedEntry.
 
-        The K/V file is not opened, but it must be there and have its size.
+        The K/V file is not opened, but it must exist and have its recorded size.
         """
         path = self.summary_path(key)
         try:
@@ -65,7 +65,7 @@ class EntryFolder:
         return cached.entry
 
     def row(self, key: str) -> Row:
-        """The catalogue's row of `key`, made from its files; MissingEntry, DamagedEntry."""
+        """The catalogue's row for `key`, built from its files; MissingEntry, DamagedEntry."""
         return row_of(key, self.load(key))
 
     def rows(self) -> Iterator[Row]:
@@ -80,17 +80,17 @@ class EntryFolder:
         return None if kv is None or summary is None else kv + summary
 
     def remove(self, key: str) -> int:
-        """Remove the entry's files: the bytes they had. The caller holds the catalogue's write transaction."""
+        """Remove the entry's files; returns the bytes they had. The caller holds the catalogue's write transaction."""
         self.forget(key)
-        # The summary first: what a kill leaves is then a K/V file that nobody takes for an entry.
+        # The summary first: a kill then leaves only a K/V file, which no reader takes for an entry.
         return remove(self.summary_path(key)) + remove(self.kv_path(key))
 
     def forget(self, key: str) -> None:
-        """Read the summary again when it is next asked for."""
+        """Drop the cached summary: it is read again when next requested."""
         self._cache.drop(key)
 
     def found(self) -> Iterator[str]:
-        """The keys of all files found, each once; of entries, and of what is left of them."""
+        """The keys of all files found, each once: of entries, and of what is left of some."""
         for shard in _folders(self.root):
             names = [name for name in os.listdir(shard) if name.endswith((KV_END, SUMMARY_END))]
             yield from sorted({name.split(".")[0] for name in names if is_key(name.split(".")[0])})
@@ -102,7 +102,7 @@ class EntryFolder:
 
 
 def row_of(key: str, entry: StoredEntry) -> Row:
-    """The catalogue's row of an entry."""
+    """The catalogue's row for an entry."""
     summary, kv_dtype = entry.summary, entry.stacks[0].form.kv_dtype
     record = MatchRecord.of(summary.text)
     return Row(key, entry.namespace, entry.fingerprint, summary.n_tokens, kv_dtype, entry.total_bytes, record)

@@ -1,4 +1,4 @@
-"""`store.json`: which store a folder is, and by which version of the format it was made."""
+"""`store.json`: which store a folder is, and with which version of the format it was made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def identify(folder: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The facts in the file, None when there is no file or it is damaged."""
+    """The facts in the file, None if there is no file or it is damaged."""
     try:
         facts = json.loads(path.read_bytes())
         check = facts.pop("check")
@@ -43,7 +43,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         facts, check = {}, None
     if check != _check(facts) or facts.get("format") != FORMAT or not isinstance(facts.get("version"), int):
-        # The id only tells stores apart, so that a new one is the smaller loss.
+        # The id only tells stores apart, so a new one is the smaller loss.
         warnings.warn(f"{path} was damaged; the store gets a new id.", RuntimeWarning, stacklevel=3)
         return None
     return dict(facts)

@@ -15,7 +15,7 @@ def chunk_key(token_ids: Sequence[int], fingerprint: str, namespace: str) -> str
     """The store key (40 hex digits) of a chunk with these tokens, for the model `fingerprint`, in `namespace`.
 
     Equal arguments give equal keys in every process. Each part is preceded by its length, so that no two
-    different triples are joined to the same bytes.
+    different triples give the same bytes.
     """
     digest = hashlib.blake2b(digest_size=20, person=b"samkv-chunk-key1")
     ids = np.asarray(token_ids, dtype="<i8").tobytes()

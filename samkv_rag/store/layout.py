@@ -1,4 +1,4 @@
-"""How K and V lie in bytes: one block of one layer is contiguous, so that a few blocks are a few short reads."""
+"""How K and V are laid out in bytes: one block of one layer is contiguous, so a few blocks take a few short reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-"""The K/V dtypes a store takes, under their safetensors names."""
+"""The K/V dtypes that a store accepts, by their safetensors names."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -62,7 +62,7 @@ class KVLayout:
         return _within("Layer", layers, self.layers), _within("Block", blocks, self.blocks)
 
     def reads(self, blocks: Sequence[int], layers: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(offset, length) in bytes that together give `blocks` of each of `layers` in order; neighbours merged."""
+        """(offset, length) pairs in bytes that give `blocks` of each of `layers` in order; adjacent ones are merged."""
         offset = length = 0
         for layer in layers:
             for block in blocks:
@@ -86,12 +86,12 @@ def _within(what: str, asked: Sequence[int] | None, count: int) -> list[int]:
 
 
 def byte_view(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy (numpy alone knows no bfloat16)."""
+    """The bytes of a contiguous CPU tensor, without a copy (numpy itself has no bfloat16)."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def on_host(shape: Sequence[int], dtype: torch.dtype, pinned: bool) -> Tensor:
-    """Memory of the host with anything in it; `pinned`: such as a GPU reads by itself, if the system lets some be."""
+    """An uninitialised tensor on the host; `pinned`: in memory that a GPU reads directly, if the system allows it."""
     if pinned:
         with suppress(RuntimeError):
             return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -105,7 +105,7 @@ def own(tensor: Tensor, device: str | torch.device = "cpu") -> Tensor:
 
 
 def check_chunk(chunk: ChunkKV) -> None:
-    """Raise ValueError unless the chunk's tensors have the shapes that `ChunkKV` promises, and a dtype we store."""
+    """Raise ValueError unless the chunk's tensors have the shapes that `ChunkKV` promises, and a storable dtype."""
     if len(chunk.others) != len(chunk.summary.others):
         raise ValueError(f"kv has {1 + len(chunk.others)} stacks, the summary {1 + len(chunk.summary.others)}.")
     for stack in chunk.stacks:
@@ -150,10 +150,10 @@ def estimate_bytes(
     """Bytes that `n_tokens` tokens in `chunks` chunks will take in the store, for a line shown before ingestion.
 
     Counts K and V with every chunk padded to whole blocks, block summaries, local queries (`heads` query heads,
-    `kv_heads` when not given), token ids, text (6 bytes a token) and file headers. `dtype` is the model's, and the
-    summaries' when `summary_dtype` is not given; `kv_dtype` says how K and V are stored, parameters included. For
-    chunks of unlike lengths half a block of padding each is assumed; the sum over single chunks (`chunks=1`) is exact
-    in that.
+    `kv_heads` if not given), token ids, text (6 bytes per token) and file headers. `dtype` is the model's, and the
+    summaries' if `summary_dtype` is not given; `kv_dtype` says how K and V are stored, parameters included. For
+    chunks of different lengths half a block of padding each is assumed; a sum over single chunks (`chunks=1`) is
+    exact in this respect.
     """
     chunks = min(chunks, n_tokens)
     equal = chunks * math.ceil(n_tokens / (chunks * BLOCK)) if chunks else 0

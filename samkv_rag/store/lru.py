@@ -1,4 +1,4 @@
-"""A bounded memory of the most recently used values."""
+"""A bounded cache of the most recently used values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 class ByteLRU(Generic[V]):
-    """Values up to `limit` bytes in all, the least recently used going first. Thread-safe."""
+    """Values of up to `limit` bytes in total; the least recently used are dropped first. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -31,7 +31,7 @@ class _Held:
 
 
 class MemoryBackend:
-    """Entries in a dictionary, the least recently used first; their K and V lie on `device`, summaries on the CPU."""
+    """Entries in a dictionary, the least recently used first; their K and V are on `device`, summaries on the CPU."""
 
     on_disk = False
 
@@ -49,7 +49,7 @@ class MemoryBackend:
         self._lock = threading.RLock()
 
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
-        """Keep a copy in the form of `kv_dtype`, in place of an older one; evicts the oldest. Raises `StoreFull`."""
+        """Keep a copy stored as `kv_dtype`, replacing an older one; evicts the oldest entries. Raises `StoreFull`."""
         stored = tuple(self._stored(one.kv, kv_dtype) for one in chunk.stacks)
         record, size = MatchRecord.of(chunk.summary.text), sum(map(_taken, stored)) + _size(chunk.summary)
         held = _Held(_copy(chunk.summary), stored, namespace, fingerprint, record, size)
@@ -93,7 +93,7 @@ class MemoryBackend:
     def read_blocks(
         self, key: str, blocks: Sequence[int] | None, layers: Sequence[int] | None, stack: int, pinned: bool
     ) -> StoredBlocks:  # fmt: skip
-        """Blocks of layers as they are stored, wherever that is: a view where what is wanted is contiguous. Raises
+        """Blocks of layers as stored, on the store's device; a view if what is requested is contiguous. Raises
         `MissingEntry`."""
         with self._lock:
             if key not in self._open:
@@ -185,7 +185,7 @@ class MemoryBackend:
         return held is not None
 
     def _shrink(self, limit: int | None) -> int:
-        """How many of the oldest entries had to go for the rest to fit into `limit` bytes."""
+        """Evict the oldest entries until the rest fits into `limit` bytes; returns how many."""
         evicted = 0
         while limit is not None and self._total > limit and self._open:
             evicted += self._remove(next(iter(self._open)))
@@ -193,15 +193,15 @@ class MemoryBackend:
 
 
 def _kept(x: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. What comes from a GPU and lies on the host will go back there: it lies in pinned memory,
-    which a GPU reads by itself, faster and without the host. torch takes such memory in powers of two."""
+    """A copy on the device. What comes from a GPU to the host will go back there: it is put in pinned memory, which a
+    GPU reads directly, faster and without the host. torch allocates such memory in powers of two."""
     if x.is_cuda and device.type == "cpu":
         return on_host(x.shape, x.dtype, pinned=True).copy_(x)
     return own(x, device)
 
 
 def _taken(stored: StoredBlocks) -> int:
-    """Bytes of memory that it takes: of pinned memory a power of two."""
+    """Bytes of memory that `stored` takes: a power of two if it is pinned."""
     return 1 << (stored.nbytes - 1).bit_length() if stored.data.is_pinned() else stored.nbytes
 
 
@@ -217,14 +217,14 @@ def _size(summary: ChunkSummary) -> int:
 
 
 def _usable(device: str | torch.device) -> torch.device:
-    """The device; StoreError when nothing can be put there, now rather than at the first chunk."""
+    """The device; StoreError if nothing can be put there, now rather than at the first chunk."""
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # the second from a torch that was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
         raise StoreError(f"A store cannot keep anything on the device {str(device)!r}: {error}") from error
 
 
 def _compact(indices: Sequence[int]) -> slice | list[int]:
-    """A run of neighbours as a slice: then what is read is a view."""
+    """Consecutive indices as a slice, so that what is read is a view."""
     run = range(indices[0], indices[0] + len(indices)) if indices else range(0)
     return slice(run.start, run.stop) if list(run) == list(indices) else list(indices)

@@ -1,4 +1,4 @@
-"""`models/`: what was measured of a model, by its fingerprint; one small file each, checked when it is read."""
+"""`models/`: what was measured for each model, by its fingerprint; one small file each, checked when it is read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ VERSION = 2
 NUMBERS: dict[str, Any] = {
     "early": Exponent, "sees": Share, "wide": Share, "answer_weight": Weight, "vicinity": Vicinity
 }  # fmt: skip
-"""What a profile may say beside the layers."""
+"""What a profile may hold besides the layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """`layers`: the selection layers that were chosen for the model; none: nobody has. `measured`: how, for people to
-    read. `wide`: the share of its layers on which what is recomputed needs to see all entries; `sees`: the share of the
-    rest that it needs to see on the others; `vicinity`: how much the place that a token stands in is to count when it
-    is settled what stays, and `answer_weight`, how many times what is looked at by what says the answer; `early`: how
-    much what stands early in a chunk is to be recomputed before the rest; None: nobody has measured it."""
+    """What was measured for a model; None, or no layers: not measured. `layers`: the selection layers chosen for it.
+    `measured`: how, for people to read. `wide`: the share of its layers on which recomputed tokens need to attend to
+    all entries; `sees`: the share of the rest that they need to attend to on the others. When it is decided what is
+    kept, `vicinity`: how much a token's surroundings count, and `answer_weight`: how often the row that gives the
+    answer's first token counts. `early`: how strongly tokens early in a chunk take priority in recomputing."""
 
     layers: tuple[int, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Profiles:
         self._held: dict[str, ModelProfile] = {}
 
     def put(self, fingerprint: str, profile: ModelProfile) -> None:
-        """Keep `profile`, replacing the one before; StoreError, StoreFull."""
+        """Keep `profile`, replacing any earlier one; StoreError, StoreFull."""
         if self._folder is None:
             self._held[fingerprint] = profile
             return
@@ -59,7 +59,7 @@ class Profiles:
             sync_folder(self._folder)
 
     def get(self, fingerprint: str) -> ModelProfile | None:
-        """The profile of the model with this fingerprint, None when there is none; ValueError for a damaged file."""
+        """The profile of the model with this fingerprint, None if there is none; ValueError for a damaged file."""
         if self._folder is None:
             return self._held.get(fingerprint)
         try:

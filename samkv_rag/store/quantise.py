@@ -2,17 +2,17 @@
 
 `int8`: keys asymmetric per (layer, block, head, channel), values symmetric per (layer, block, head, token); after
 KIVI (Liu et al., 2024): a few key channels are large for all tokens, while values have no such channels. `fp8`: e4m3
-with one scale per (layer, head, token) for K and for V: its precision is relative, so that a large channel costs the
-others nothing; but itself, where it is as large in every token (Qwen 2.5, whose keys have biases of hundreds): the
-middle of every key channel in a block is taken off before. `int4`: both asymmetric, keys as in int8, values per
-(layer, block, head, token), two tokens in a byte.
+with one scale per (layer, head, token) for K and for V: its precision is relative, so a large channel costs the others
+nothing, but costs itself precision where it is equally large in every token (Qwen 2.5, whose keys have biases of
+hundreds): the middle of every key channel in a block is subtracted first. `int4`: both asymmetric, keys as in int8,
+values per (layer, block, head, token), two tokens per byte.
 
 Stored keys are position-free, and their parameters are stored with them. A summary's `low` and `high` would not do:
-they bound the keys *turned* at the chunk's own positions, and a turn mixes the channels of a pair, so that a range
-of turned keys does not bound the same keys before the turn. Keeping turned keys instead would tie an entry to one
-set of frequencies (longrope has two) and cost another turn at every read.
+they bound the keys *rotated* at the chunk's own positions, and a rotation mixes the channels of a pair, so a range of
+rotated keys does not bound the same keys before rotation. Keeping rotated keys instead would tie an entry to one
+set of frequencies (longrope has two) and cost another rotation at every read.
 
-One block of one layer is one record: `keys | values | parameters`, so that it is one read and has one checksum.
+One block of one layer is one record: `keys | values | parameters`, so it takes one read and has one checksum.
 Parameters are bf16 and scales rounded up: no value is clipped, and the error is at most half a step.
 """
 
@@ -37,7 +37,7 @@ CASTS = {
     "i8": torch.int8,
     "u8": torch.uint8,
 }
-"""What is stored as plain numbers, by name; `i8` and `u8` are integers that were put as such, without parameters."""
+"""Dtypes stored as plain numbers, by name; `i8` and `u8` are integers that were put as such, without parameters."""
 
 _NAMES = {dtype: name for name, dtype in CASTS.items()}
 _FP8 = torch.float8_e4m3fn
@@ -46,7 +46,7 @@ _FP8_MAX = torch.finfo(_FP8).max
 
 @dataclass(frozen=True, slots=True)
 class Quantiser:
-    """How one `kv_dtype` is stored: what fields a record has (for G heads of width D), and what fills them."""
+    """How one `kv_dtype` is stored: which fields a record has (for G heads of width D), and what fills them."""
 
     fields: Callable[[int, int], dict[str, tuple[torch.dtype, tuple[int, int, int]]]]
     parts: Callable[[Tensor], Stored]
@@ -62,7 +62,7 @@ class Quantiser:
         return torch.cat([field.contiguous().flatten(2).view(torch.uint8) for field in filled], -1)
 
     def unpack(self, records: Tensor, heads: int, width: int) -> Stored:
-        """Views into records uint8 `(L, B, bytes)`, nothing copied."""
+        """Views into records uint8 `(L, B, bytes)`; nothing is copied."""
         found, at = {}, 0
         for name, (dtype, shape) in self.fields(heads, width).items():
             stop = at + dtype.itemsize * math.prod(shape)
@@ -72,7 +72,7 @@ class Quantiser:
 
 
 def int8_parts(kv: Tensor) -> Stored:
-    """fp32 `(L, B, 2, G, BLOCK, D)` in int8, keys per channel and values per token."""
+    """fp32 `(L, B, 2, G, BLOCK, D)` as int8, keys per channel and values per token."""
     keys, values = kv.unbind(2)
     low, high = keys.amin(-2, keepdim=True), keys.amax(-2, keepdim=True)
     zero = (low / 2 + high / 2).bfloat16()
@@ -88,7 +88,7 @@ def int8_parts(kv: Tensor) -> Stored:
 
 
 def fp8_parts(kv: Tensor) -> Stored:
-    """fp32 `(L, B, 2, G, BLOCK, D)` in e4m3, a scale per token and head."""
+    """fp32 `(L, B, 2, G, BLOCK, D)` as e4m3, with one scale per token and head."""
     low, high = _ends_of_channels(kv)
     zero = (low / 2 + high / 2).bfloat16()
     moved = torch.stack([kv[:, :, 0] - zero.float(), kv[:, :, 1]], 2)
@@ -109,8 +109,8 @@ def int4_parts(kv: Tensor) -> Stored:
 
 
 def _ends_of_channels(kv: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the largest of every key channel of a block `(L, B, G, 1, D)`. Zeros that fill up a block do not
-    count: numbers are too few for what nobody reads. Where there is nothing else, 0 twice."""
+    """The minimum and maximum of every key channel of a block `(L, B, G, 1, D)`. Zeros that pad a block do not count:
+    there are too few steps to spend any on what is never read. Where there is nothing else, both are 0."""
     there = (kv != 0).any(-1).any(2).any(2)[:, :, None, :, None]  # of some head, a key or a value
     low = kv[:, :, 0].where(there, torch.inf).amin(-2, keepdim=True)
     high = kv[:, :, 0].where(there, -torch.inf).amax(-2, keepdim=True)
@@ -118,7 +118,7 @@ def _ends_of_channels(kv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The bf16 number below all, and the scale with which 15 steps from there reach the highest."""
+    """A lower bound in bf16, and the scale with which 15 steps from there reach the maximum."""
     zero = low.bfloat16()
     zero = torch.where(zero.float() > low, torch.nextafter(zero, torch.full_like(zero, -math.inf)), zero)
     return zero, _scale(high - zero.float(), 15)
@@ -130,7 +130,7 @@ def _four_bits(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def _scale(largest: Tensor, steps: float) -> Tensor:
-    """The bf16 number next above `largest / steps`, so that `steps` of it reach `largest`; 0 where that is 0."""
+    """`largest / steps` rounded up to bf16, so that `steps` of it reach `largest`; 0 where that is 0."""
     exact = largest / steps
     scale = exact.bfloat16()
     up = torch.nextafter(scale, torch.full_like(scale, math.inf))
@@ -176,7 +176,7 @@ QUANTISERS = {
 
 @dataclass(frozen=True, slots=True)
 class KVForm:
-    """How an entry's K and V are stored (`kv_dtype`), and what they are given back as: `dtype`, G heads of width D."""
+    """How an entry's K and V are stored (`kv_dtype`), and what they are returned as: `dtype`, G heads of width D."""
 
     kv_dtype: str
     dtype: torch.dtype
@@ -196,7 +196,7 @@ class KVForm:
         return 2 * self.heads * BLOCK * self.width * CASTS[self.kv_dtype].itemsize
 
     def encode(self, kv: Tensor) -> Tensor:
-        """What is stored of `kv`: numbers of its shape, or records uint8 `(L, B, bytes)`. StoreError when `kv` has
+        """What is stored for `kv`: numbers of its shape, or records uint8 `(L, B, bytes)`. StoreError if `kv` has
         numbers that `kv_dtype` cannot hold."""
         if self.kv_dtype in QUANTISERS:
             self._check_finite(kv)
@@ -221,8 +221,8 @@ class KVForm:
 
 
 def stored_as(kv_dtype: str, dtype: torch.dtype) -> str:
-    """The name of what is stored for `kv_dtype` ("model" or a name) when the model computes in `dtype`. ValueError for
-    a name that there is not."""
+    """The name of what is stored for `kv_dtype` ("model" or a name) if the model computes in `dtype`. ValueError for
+    an unknown name."""
     if kv_dtype == "model":
         return _NAMES[dtype]
     if kv_dtype not in KV_DTYPES:

@@ -1,4 +1,4 @@
-"""What a store says about itself."""
+"""What a store reports about itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 class StoreStats:
     """Counts of a store. `bytes` are K, V and summaries as stored, `bytes_read` the K/V bytes this object read.
 
-    `hits`, `misses` and `evictions` count since the store was made, over all processes when it is on disk.
+    `hits`, `misses` and `evictions` count since the store was made, across all processes if it is on disk.
     `damaged` counts entries that a read or `verify` found damaged and that were not put again since. `kv_dtypes` counts
     entries by how their K and V are stored (fp32, bf16, fp16, int8, fp8, int4).
     """

@@ -29,12 +29,12 @@ COUNTERS = ("hits", "misses", "evictions")
 
 
 class RowDamaged(Exception):
-    """A row's values are not the ones that were written: the catalogue must be made anew from the files."""
+    """A row's values are not the ones that were written: the catalogue must be rebuilt from the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the catalogue knows of an entry; `nbytes` are those of both files."""
+    """What the catalogue knows about an entry; `nbytes` is the size of both files."""
 
     key: str
     namespace: str
@@ -52,7 +52,7 @@ class Row:
 
     @classmethod
     def of(cls, values: Sequence[object]) -> Row:
-        """The row with these columns; RowDamaged when they do not have their checksum."""
+        """The row with these columns; RowDamaged if they do not match their checksum."""
         *written, checksum, damaged = values
         if _checksum(written) != checksum:
             raise RowDamaged(f"The row of {written[0]} is damaged.")
@@ -62,13 +62,13 @@ class Row:
 
 
 class Rows:
-    """The statements, on one connection. Whoever calls holds the transaction."""
+    """The statements, on one connection. The caller holds the transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection.execute
 
     def create(self) -> None:
-        """Make the tables; inside a transaction (executescript would end it)."""
+        """Create the tables, inside a transaction (executescript would end it)."""
         for statement in _STATEMENTS:
             self._sql(statement)
         self._sql(f"PRAGMA user_version = {SCHEMA}")
@@ -87,13 +87,13 @@ class Rows:
         return None if values is None else Row.of(values)
 
     def page(self, namespace: str | None, after: str, size: int = 500) -> list[Row]:
-        """Up to `size` rows in the order of their keys, those after the key `after`."""
+        """Up to `size` rows in key order, of keys after `after`."""
         where, values = ("namespace = ? AND", (namespace,)) if namespace is not None else ("", ())
         query = f"SELECT {_COLUMNS} FROM entries WHERE {where} key > ? ORDER BY key LIMIT ?"
         return [Row.of(found) for found in self._sql(query, (*values, after, size))]
 
     def add(self, row: Row) -> None:
-        """Write the row, replacing the one of that key, as the most recently used."""
+        """Write the row as the most recently used, replacing any row with its key."""
         values = row.values()
         marks = ", ".join("?" * 10)
         self._sql(
@@ -102,7 +102,7 @@ class Rows:
         )
 
     def touch(self, keys: Iterable[str]) -> None:
-        """Make `keys` the most recently used, the last of them the latest."""
+        """Mark `keys` as the most recently used, the last of them as the latest."""
         now = self._now()
         for tick, key in enumerate(keys):
             self._sql("UPDATE entries SET last_used = ? WHERE key = ?", (now + tick, key))
@@ -111,11 +111,11 @@ class Rows:
         self._sql("UPDATE entries SET damaged = ? WHERE key = ?", (int(damaged), key))
 
     def remove(self, key: str) -> bool:
-        """Whether there was a row to remove."""
+        """Remove a row; returns whether there was one."""
         return self._sql("DELETE FROM entries WHERE key = ?", (key,)).rowcount > 0
 
     def oldest(self, keep: str | None) -> Row | None:
-        """The least recently used row, `keep` excepted."""
+        """The least recently used row other than `keep`'s."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE key IS NOT ? ORDER BY last_used LIMIT 1"
         values = self._sql(query, (keep,)).fetchone()
         return None if values is None else Row.of(values)
@@ -127,7 +127,7 @@ class Rows:
         return int(count), int(nbytes), int(damaged)
 
     def kv_dtypes(self) -> dict[str, int]:
-        """Entries by how their K and V are stored."""
+        """Entry counts by how K and V are stored."""
         return dict(self._sql("SELECT kv_dtype, COUNT(*) FROM entries GROUP BY kv_dtype ORDER BY kv_dtype"))
 
     def total_bytes(self) -> int:
@@ -140,12 +140,12 @@ class Rows:
         return [key for (key,) in self._sql("SELECT key FROM owners WHERE owner = ? ORDER BY key", (owner,))]
 
     def owned_under(self, prefix: str) -> list[tuple[str, str]]:
-        """(owner, key) of all owners whose name begins with `prefix`."""
+        """(owner, key) pairs of all owners whose name begins with `prefix`."""
         query = "SELECT owner, key FROM owners WHERE owner >= ? AND substr(owner, 1, ?) = ?"
         return list(self._sql(query, (prefix, len(prefix), prefix)))
 
     def release(self, key: str, owner: str) -> bool:
-        """Whether `owner` was the last owner of `key`."""
+        """End `owner`'s hold on `key`; returns whether it was the last owner."""
         gone = self._sql("DELETE FROM owners WHERE owner = ? AND key = ?", (owner, key)).rowcount
         return bool(gone) and self._sql("SELECT 1 FROM owners WHERE key = ? LIMIT 1", (key,)).fetchone() is None
 
@@ -154,7 +154,7 @@ class Rows:
         self._sql("DELETE FROM owners WHERE key = ?", (key,))
 
     def owners(self) -> list[tuple[str, str]]:
-        """All (key, owner)."""
+        """All (key, owner) pairs."""
         return list(self._sql("SELECT key, owner FROM owners"))
 
     def count(self, name: str, by: int) -> None:
@@ -166,7 +166,7 @@ class Rows:
         return _int(found[0]) if found else 0
 
     def _now(self) -> int:
-        """One later than every use so far: a clock that two processes share and that never goes back."""
+        """One later than every use so far: a clock that processes share and that never goes back."""
         return _int(self._sql("SELECT MAX(last_used) FROM entries").fetchone()[0]) + 1
 
 

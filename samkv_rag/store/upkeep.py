@@ -1,4 +1,4 @@
-"""Checking a disk store as a whole, and clearing away what no longer belongs to it."""
+"""Check a disk store as a whole, and remove what no longer belongs to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def verify(store: DiskBackend, progress: Progress | None) -> list[str]:
-    """Sorted keys of the entries whose bytes are wrong or gone; entries without a row are adopted first."""
+    """Sorted keys of the entries whose bytes are wrong or missing; entries without a row are adopted first."""
     adopt_all(store)
     listed = list(store.rows(None))
     bad = []
@@ -32,7 +32,7 @@ def verify(store: DiskBackend, progress: Progress | None) -> list[str]:
 
 
 def prune(store: DiskBackend, max_bytes: int | None, drop_damaged: bool) -> PruneReport:
-    """Drop what is damaged, what belongs to no entry, and the oldest entries beyond `max_bytes`."""
+    """Drop what is damaged, what belongs to no entry, and the oldest entries above `max_bytes`."""
     adopted = adopt_all(store)
     dropped = [_drop(store, key) for key in (verify(store, None) if drop_damaged else [])]
     damaged = [freed for freed in dropped if freed is not None]
@@ -50,7 +50,7 @@ def prune(store: DiskBackend, max_bytes: int | None, drop_damaged: bool) -> Prun
 
 
 def adopt_all(store: DiskBackend) -> int:
-    """How many whole entries had no row, and have one now."""
+    """Adopt all whole entries without a row; returns how many have one now."""
     ghosts = [key for key in store.files.found() if _has_no_row(store, key) and store.files.size(key) is not None]
     return sum(store.catalogue.write(partial(store.adopt, key=key)) for key in ghosts)
 
@@ -71,7 +71,7 @@ def _has_no_row(store: DiskBackend, key: str) -> bool:
 
 
 def _drop(store: DiskBackend, key: str) -> int | None:
-    """Bytes freed, None when the entry was put again meanwhile. Owners stay: the text is still theirs."""
+    """Drop an entry; returns bytes freed, None if it was put again meanwhile. Owners are kept: the text is theirs."""
 
     def dropped(rows: Rows) -> int | None:
         row = rows.get(key)
@@ -85,7 +85,7 @@ def _drop(store: DiskBackend, key: str) -> int | None:
 
 
 def _clear(store: DiskBackend, key: str) -> int:
-    """Remove files of `key` that make no entry: bytes freed. In a write transaction no put is between its renames."""
+    """Remove files of `key` that form no entry; returns bytes freed. Inside a transaction no put is between renames."""
 
     def cleared(rows: Rows) -> int:
         if rows.get(key) is not None:

@@ -1,4 +1,4 @@
-"""Hits, misses and uses that are still to be written down."""
+"""Hits, misses and uses that have yet to be written down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class PendingUse:
-    """Hits, misses and uses that the catalogue does not know yet: one transaction a look-up would be too dear."""
+    """Hits, misses and uses not yet in the catalogue: one transaction per look-up would cost too much."""
 
     BATCH = 256
     SECONDS = 2.0
@@ -49,7 +49,7 @@ class PendingUse:
         return self.waiting >= self.BATCH or (self.waiting > 0 and time.monotonic() - self._since > self.SECONDS)
 
     def take(self) -> PendingUse:
-        """All that is pending; nothing is, afterwards."""
+        """Take all that is pending; nothing is afterwards."""
         taken = PendingUse()
         with self._lock:
             taken.hits, taken.misses, taken.touched = self.hits, self.misses, self.touched
@@ -58,7 +58,7 @@ class PendingUse:
         return taken
 
     def give_back(self, taken: PendingUse) -> None:
-        """Make what was taken pending again, as older than what came since."""
+        """Make what was taken pending again, as older than what has come since."""
         with self._lock:
             self.hits += taken.hits
             self.misses += taken.misses
@@ -66,7 +66,7 @@ class PendingUse:
             self.touched = OrderedDict.fromkeys([*older, *self.touched])
 
     def write_down(self, rows: Rows) -> None:
-        """Count and touch in the catalogue what is pending here."""
+        """Enter in the catalogue the counts and uses that are pending here."""
         rows.touch(self.touched)
         for name, by in (("hits", self.hits), ("misses", self.misses)):
             if by:
@@ -74,8 +74,8 @@ class PendingUse:
 
 
 def in_order(catalogue: Catalogue, use: PendingUse, action: Callable[[Rows], T], wait: bool = True) -> T:
-    """What `action` returns: one transaction, in which what is pending is written down first, so that the order of
-    use is the true one before `action` adds to it or evicts by it. What is pending stays so when that fails."""
+    """Run `action` in one transaction and return its result. What is pending is written down first, so that the order
+    of use is correct before `action` adds to it or evicts by it; if that fails, it remains pending."""
     taken = use.take()
 
     def both(rows: Rows) -> T:
@@ -90,7 +90,7 @@ def in_order(catalogue: Catalogue, use: PendingUse, action: Callable[[Rows], T],
 
 
 def flush(catalogue: Catalogue, use: PendingUse, wait: bool = True) -> None:
-    """Write down what is pending; it stays pending when that fails."""
+    """Write down what is pending; it remains pending if that fails."""
     if use.waiting:
         in_order(catalogue, use, lambda rows: None, wait)
 

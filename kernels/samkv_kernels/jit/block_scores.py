@@ -1,6 +1,6 @@
 """Scores of block summaries, all chunks and layers in one launch.
 
-A program takes a tile of query rows (token by token, the heads that share a key head side by side, so that any group
+A program computes a tile of query rows (token by token, the heads that share a key head side by side, so that any group
 size fills it) against a tile of one chunk's blocks. Products are summed in fp32, each made of three tf32 ones, which
 is exact to a few units in the last place: selection should not depend on the backend.
 """

@@ -14,12 +14,12 @@ from samkv_kernels.backend import interpreting
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Within the block, launches go to the device of `x` (Triton launches on the current one)."""
+    """Have launches within the block go to the device of `x` (Triton launches on the current one)."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def power_of_2(size: int, least: int = 1) -> int:
-    """The smallest power of two that is no less than `size` and `least`."""
+    """The smallest power of two that is no less than `size`, but at least `least`."""
     return max(least, int(triton.next_power_of_2(size)))
 
 
@@ -31,6 +31,6 @@ def dot_type(dtype: torch.dtype) -> Any:
 
 
 def require_one_device(first: Tensor, *others: Tensor) -> None:
-    """Raise ValueError unless all tensors lie on one device."""
+    """Raise ValueError unless all tensors are on one device."""
     if strangers := {str(x.device) for x in others} - {str(first.device)}:
         raise ValueError(f"all tensors must be on {first.device}, but some are on {', '.join(sorted(strangers))}")

@@ -1,7 +1,7 @@
-"""Attention over keys and values of four bits, as parts of one over these beside others as they are.
+"""Attention over keys and values packed into four bits, as parts of an attention over these and unpacked ones.
 
-Numbers become what they stand for where they are multiplied: memory is read at a third of what 16 bits take.
-`combine_kernel` joins the parts with those of the entries that are as they are.
+Numbers are turned into what they stand for where they are multiplied: this reads a third of what 16 bits take.
+`combine_kernel` joins these parts with those of the unpacked entries.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @triton.jit
 def _numbers(codes, line, there, DIM: tl.constexpr, WIDE: tl.constexpr):
-    # Of so many blocks: (BLOCKS, 16, WIDE), those of both halves in every byte.
+    # The numbers of BLOCKS blocks: (BLOCKS, 16, WIDE), those of both halves in every byte.
     half = line[:, None] * 16 + tl.arange(0, 16)[None, :]
     at = tl.arange(0, WIDE)[None, None, :]
     return tl.load(codes + half[:, :, None] * DIM + at, mask=there[:, None, None] & (at < DIM), other=0)
@@ -46,7 +46,7 @@ def _numbers(codes, line, there, DIM: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def _stand_for(numbers, scale, low, LINES: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr):
     entries = numbers.to(tl.float32) * scale + low
-    if tl.float16 == DOT:  # the highest number may stand for a little more than what was rounded
+    if tl.float16 == DOT:  # the highest number may stand for a little more than what was rounded to it
         entries = tl.minimum(tl.maximum(entries, -65504.0), 65504.0)
     return tl.reshape(entries.to(DOT), (LINES, WIDE))
 
@@ -57,8 +57,8 @@ def attend_packed_kernel(
     GROUPS: tl.constexpr, REP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
     ROWS: tl.constexpr, BLOCKS: tl.constexpr, DOT: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
-    # Programs along the third axis take a part of the blocks each. A place is 8 numbers: where keys and values begin,
-    # codes and steps, how many tokens there are, and the exponents of keys and values.
+    # Each program along the third axis takes a part of the blocks. A place is 8 numbers: where keys and values begin,
+    # in codes and in steps, how many tokens there are, and the exponents of keys and values.
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
     token, head, asks = tile_rows(tl.program_id(0), n_query, group, REP, ROWS)
@@ -66,7 +66,7 @@ def attend_packed_kernel(
     count = tl.load(home + 4)
     total_blocks = tl.cdiv(count, 32)
     start, stop = tile_span(first, last, batch * span_stride, token, asks)
-    stop = tl.minimum(stop, count.to(tl.int32) - 1)  # in a row in which nobody sits a span may be anything
+    stop = tl.minimum(stop, count.to(tl.int32) - 1)  # the span of an unoccupied row may be anything
     at = tl.arange(0, WIDE)
     real = at < DIM
     place = batch * q_strides[0] + head.to(tl.int64) * q_strides[1] + token.to(tl.int64) * q_strides[2]
@@ -116,7 +116,7 @@ def attend_packed_kernel(
 
 
 def tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
-    """Rows and blocks of 32 tokens of a tile, and its pipeline, for rows of `dim` elements: as much as a program's
+    """Rows of a tile, its blocks of 32 tokens, and its pipeline, for rows of `dim` elements: as much as a program's
     registers hold."""
     wide, short = power_of_2(dim, 16), dtype != torch.float32
     few, deep = wide > (256 if short else 128), short or wide <= 128
@@ -135,7 +135,7 @@ def attend_beside(query: Tensor, places: Places, spans: Spans, softmax: Softmax,
     rows = count * (heads // key.shape[1])
     tile = tiles(query.dtype, dim, rows)
     across = triton.cdiv(rows, tile["ROWS"]), batch * key.shape[1]
-    live = max(2, parts_of(query, key, places))  # a single part would write the output
+    live = max(2, parts_of(query, key, places))  # a single part would write the output itself
     parts = live + splits(across[0] * across[1], packed.places.longest, 32 * tile["BLOCKS"])
     into = torch.empty(parts, batch, heads, count, dim, dtype=torch.float32, device=query.device)
     levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
@@ -148,7 +148,7 @@ def _launch(
     query: Tensor, key: Tensor, packed: PackedRows, softmax: Softmax, into: Tensor, levels: Tensor,
     across: tuple[int, int], tile: dict[str, int],
 ) -> None:  # fmt: skip
-    """Attend to what is packed by as many parts as `into` and `levels` have room for."""
+    """Attend to what is packed, in as many parts as `into` and `levels` have room for."""
     places, (first, last, stride) = packed.places, flat(packed.spans)
     with on_device(query):
         attend_packed_kernel[(*across, len(levels))](

@@ -1,9 +1,9 @@
-"""One launch for all layers and all chunks: kept tokens out of their blocks, dequantised, keys turned, into the cache.
+"""One launch for all layers and chunks: gather kept tokens from blocks, dequantise, rotate keys, fill the cache.
 
 A program copies `TOKENS` slots of one head of one layer, K and V. Slots are read token by token, so a block may be kept
-in part; a token's D elements are contiguous. Everything is upcast as it is loaded: Triton's interpreter computes bf16
-wrongly otherwise. Where the blocks of a piece lie is told as how far from those of the first one: any two tensors are
-some number of elements apart, whoever allocated them.
+in part; a token's D elements are contiguous. Everything is upcast as it is loaded: otherwise Triton's interpreter
+computes bf16 wrongly. The place of a piece's blocks is given as their distance from those of the first piece: any two
+tensors are some number of elements apart, however they were allocated.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ TOKENS = 16
 WARPS = 4
 
 Laid = tuple["Piece", list[Tensor]]
-"""A piece with its `_blocks`."""
+"""A piece and its `_blocks`."""
 
 
 @triton.jit
 def _load(source, mask):
-    # Not load(other=0): it cannot make a zero of every type in every release.
+    # Not load(other=0): in some releases it cannot make a zero of every type.
     return tl.where(mask, tl.load(source, mask=mask).to(tl.float32), 0.0)
 
 
 @triton.jit
 def _numbers(source, high, mask, PACKED: tl.constexpr):
-    # Four bits each where PACKED: of the first half of a block in the low ones, of the second in the `high` ones.
+    # Four bits each if PACKED: those of a block's first half in the low bits, those of its second in the `high` ones.
     if PACKED:
         x = (tl.load(source, mask=mask).to(tl.int32) >> high) & 15
         return tl.where(mask, x.to(tl.float32), 0.0)
@@ -84,8 +84,8 @@ def gather_kernel(
     PACKED: tl.constexpr, KEY_SCALED: tl.constexpr, KEY_ZERO: tl.constexpr, VALUE_SCALED: tl.constexpr,
     VALUE_ZERO: tl.constexpr, HINT: tl.constexpr, SCALE_HINT: tl.constexpr,
 ):  # fmt: skip
-    # A tile is (piece, first slot, slots); piece -1: zeros. A piece is where its rows stand, and of each of the six
-    # kinds of blocks where they begin, and the step from a layer to the next, multiples of the hints.
+    # A tile is (piece, first slot, slots); piece -1: zeros. A piece is where its rows are and, for each of the six
+    # kinds of blocks, where they begin and the step from one layer to the next, multiples of the hints.
     tile = tiles + tl.program_id(0) * 3
     piece = tl.load(tile).to(tl.int64)
     count = tl.load(tile + 2)
@@ -154,7 +154,7 @@ def sizes(stored: Stored, angles: Angles) -> dict[str, Any]:
 def gather_into(
     keys: Tensor, values: Tensor, pieces: Sequence[Piece], angles: Angles, gaps: Sequence[tuple[int, int]] = ()
 ) -> None:
-    """Fill slots of `keys` and `values` `(L, G, T, D)` by the `pieces`, and those of the `gaps`, (first, count), with
+    """Fill slots of `keys` and `values` `(L, G, T, D)` from the `pieces`, and those of the `gaps`, (first, count), with
     zeros. Raises ValueError on tensors that the device cannot read."""
     alike: dict[Any, list[Laid]] = defaultdict(list)
     for piece in pieces:
@@ -168,13 +168,13 @@ def gather_into(
 
 
 def _kind(piece: Piece, blocks: Sequence[Tensor]) -> Any:
-    """What pieces share that one launch serves."""
+    """What pieces must have in common to share a launch."""
     parts = [(x.dtype, x.shape[2:], x.stride()[1:]) for x in blocks]
     return piece.rows.dtype, tuple(x is None for x in piece.stored.scales), tuple(parts)
 
 
 def _blocks(stored: Stored) -> list[Tensor]:
-    """Keys, values, and their `scales`; the keys again for what there is none of."""
+    """Keys, values, and their `scales`; the keys stand in for any that are missing."""
     return [stored.keys, stored.values, *(stored.keys if x is None else x for x in stored.scales)]
 
 
@@ -206,7 +206,7 @@ def _launch(
 
 
 def _tiles(spans: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Tiles int32 `(N, 3)` of (piece, first slot, slots) out of spans of any length."""
+    """Split spans of any length into tiles int32 `(N, 3)` of (piece, first slot, slots)."""
     whole = torch.tensor(spans, dtype=torch.int32)
     counts = -(-whole[:, 2] // TOKENS)
     tiles = repeated(whole, counts)
@@ -217,7 +217,7 @@ def _tiles(spans: Sequence[tuple[int, int, int]]) -> Tensor:
 
 
 def _line(piece: Piece, blocks: Sequence[Tensor], first: Piece, first_blocks: Sequence[Tensor]) -> list[int]:
-    """Where a piece is, 13 numbers: see the kernel."""
+    """Where a piece is, in 13 numbers: see the kernel."""
     steps = ((apart(x, other), x.stride(0)) for x, other in zip(blocks, first_blocks, strict=True))
     return [apart(piece.rows, first.rows) - piece.start, *chain.from_iterable(steps)]
 

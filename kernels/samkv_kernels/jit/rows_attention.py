@@ -1,4 +1,4 @@
-"""One launch puts a new token's keys and values into the cache of every row."""
+"""Put a new token's keys and values into the cache of every row, in one launch."""
 
 from __future__ import annotations
 

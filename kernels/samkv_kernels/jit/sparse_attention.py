@@ -1,11 +1,11 @@
 """Attention over spans of a compact cache, and the same attention's weights averaged over heads.
 
 The rows of a tile are (token, query head of the group), token by token, so that keys are read once for all heads that
-share them and any group size, 7 too, fills the tile. What a tile cannot see is left out by the loop's bounds: Triton
-does not pipeline a load that stands behind an `if` inside a loop. Scores are kept in base 2.
+share them, and any group size, even 7, fills the tile. The loop's bounds leave out what a tile does not attend to:
+Triton does not pipeline a load under an `if` inside a loop. Scores are kept in base 2.
 
 A few queries over many keys make too few tiles to fill a GPU: their keys are then split among programs, and what these
-found is combined.
+find is combined.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from samkv_kernels.sparse_attention import Spans
 
 PROGRAMS = 256
-"""About two for every multiprocessor of a large GPU."""
+"""About two for each multiprocessor of a large GPU."""
 LEAST_TILES = 4
 MOST_SPLITS = 64
 
 ROOMY = 224 << 10
-"""Bytes of shared memory of the largest tile: 0.962 ms instead of 1.015 for 2,497 queries over 16,424 keys, 11.4
-instead of 12.0 for 9,870 over 65,576 (heads of an 8B Llama, bfloat16, one H200)."""
+"""Bytes of shared memory that the largest tile takes: 0.962 ms instead of 1.015 for 2,497 queries over 16,424 keys,
+11.4 instead of 12.0 for 9,870 over 65,576 (heads of an 8B Llama, bfloat16, one H200)."""
 LONG = 4096
-"""Rows from which on it is worth it."""
+"""Number of rows above which that tile is worth it."""
 
 UNSEEN = tl.constexpr(-1.0e30)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -65,8 +65,8 @@ def tile_span(first, last, spans_at, token, asks):
 
 @triton.jit
 def _open(start, stop, asks, begin, end, KEYS: tl.constexpr):
-    # Whole tiles from `low` to `high` that every row sees: nothing is compared there. Before them and behind them stand
-    # tiles that only some rows see.
+    # Whole tiles from `low` to `high` that every row attends to: nothing is compared there. Before and after them are
+    # tiles that only some rows attend to.
     first = tl.max(tl.where(asks, start, 0), 0)
     behind = tl.min(tl.where(asks, stop, 2147483646), 0) + 1
     low = tl.minimum(begin + tl.cdiv(tl.maximum(first - begin, 0), KEYS) * KEYS, end)
@@ -95,12 +95,12 @@ def attend_kernel(
     SINKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, NORMALISER: tl.constexpr,
     SPLITS: tl.constexpr, APART: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
-    # NORMALISER: only `levels` are wanted, each row's log2 of its sum of exponentials; values are not read. Programs
-    # along the third axis take a part of the keys each: both outputs are then by part, `combine_kernel` joins them.
+    # NORMALISER: only `levels` are wanted, log2 of each row's sum of exponentials; values are not read. Each program
+    # along the third axis takes a part of the keys: both outputs are then per part, and `combine_kernel` joins them.
     # APART: every request has keys and values of its own, at its `places`, multiples of HINT.
     batch = (tl.program_id(1) // GROUPS).to(tl.int64)
     group = tl.program_id(1) % GROUPS
-    # The last queries first: they see most, and short programs fill what is left of the time.
+    # The last queries come first: they attend to most, and short programs fill what is left of the time.
     token, head, asks = tile_rows(tl.num_programs(0) - 1 - tl.program_id(0), n_query, group, REP, ROWS)
     start, stop = tile_span(first, last, batch * span_stride, token, asks)
     at = tl.arange(0, WIDE)[None, :]
@@ -116,7 +116,7 @@ def attend_kernel(
         values = value + batch * v_strides[0] + group * v_strides[1] + at
     highest = tl.full((ROWS,), UNSEEN, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    if SINKS:  # the first part has seen the sink, which adds no value
+    if SINKS:  # the first part begins with the sink, which adds no value
         sink = tl.load(sinks + head, mask=asks, other=0).to(tl.float32) * _LOG2E
         highest = tl.where(tl.program_id(2) == 0, sink, highest)
         total = tl.where(tl.program_id(2) == 0, 1.0, total)
@@ -156,7 +156,7 @@ def attend_kernel(
         tl.store(levels + level, highest + tl.log2(total), mask=asks)
     if not NORMALISER:
         place = batch * o_strides[0] + head.to(tl.int64) * o_strides[1] + token.to(tl.int64) * o_strides[2]
-        # A row that sees nothing has weighed what its neighbours see.
+        # A row that attends to nothing has weighed what its neighbours attend to.
         result = tl.where((stop >= start)[:, None], acc / total[:, None], 0.0)
         tl.store(out + place[:, None] + at, result.to(out.dtype.element_ty), mask=asks[:, None] & real)
 
@@ -199,7 +199,7 @@ def shares_kernel(
     queries = query + batch * q_strides[0] + token.to(tl.int64)[:, None] * q_strides[2] + at
     keys = key + batch * k_strides[0] + slot.to(tl.int64)[:, None] * k_strides[2] + at
     acc = tl.zeros((ROWS, KEYS), tl.float32)
-    if tl.program_id(0) * KEYS <= tl.max(stop, 0):  # else nobody sees them: room behind a prompt
+    if tl.program_id(0) * KEYS <= tl.max(stop, 0):  # else no query attends to them: room after a prompt
         for head in range(GROUPS * REP):
             q = tl.load(queries + head * q_strides[1], mask=asks[:, None] & real, other=0).to(DOT)
             k = tl.load(keys + (head // REP) * k_strides[1], mask=there, other=0).to(DOT)
@@ -214,9 +214,9 @@ def shares_kernel(
 def tiles(dtype: torch.dtype, dim: int, rows: int, roomy: bool = False) -> dict[str, int]:
     """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head; `roomy`: a program
     may have `ROOMY` bytes of shared memory."""
-    if dim > 256:  # half the rows and half the keys of half as many dimensions
+    if dim > 256:  # half the rows and half the keys that half as many dimensions get
         size, keys, warps, stages = (16, 16, 4, 1) if dtype == torch.float32 else (32, 32, 8, 2)
-    elif dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits lie in shared memory
+    elif dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits are in shared memory
         size, keys, warps, stages = 32, 16, 4, 1
     elif dtype == torch.float32:
         size, keys, warps, stages = 64, 32, 4, 2
@@ -231,14 +231,14 @@ def tiles(dtype: torch.dtype, dim: int, rows: int, roomy: bool = False) -> dict[
 
 @cache
 def _roomy(device: torch.device) -> bool:
-    """Whether a program of this device may have as much shared memory as the largest tile takes."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:  # it ran on no other
+    """Whether a program on this device may have as much shared memory as the largest tile takes."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:  # it has been run on no other
         return False
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= ROOMY
 
 
 def share_tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
-    """As `tiles`, for weights: they are a result, which takes registers."""
+    """As `tiles`, for weights: these are results, which take registers."""
     tile = tiles(dtype, dim, rows)
     return tile | {"ROWS": min(tile["ROWS"], 32 if dtype == torch.float32 else 64)}
 
@@ -253,8 +253,8 @@ def sizes(query: Tensor, key: Tensor, softmax: Softmax) -> dict[str, Any]:
 
 
 def splits(programs: int, keys: int, tile: int) -> int:
-    """Into how many parts the keys of a launch of so many `programs` are split: a power of two, so that a GPU has
-    enough to do; every part has a few tiles of `tile` keys."""
+    """Into how many parts the keys of a launch of that many `programs` are split, so that a GPU has enough to do: a
+    power of two; every part has a few tiles of `tile` keys."""
     wanted = int(min(-(-PROGRAMS // programs), keys / (LEAST_TILES * tile), MOST_SPLITS))
     return 1 << max(0, wanted.bit_length() - 1)
 
@@ -263,8 +263,8 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, apart: Places | None = None,
     normaliser: bool = False,
 ) -> Tensor:  # fmt: skip
-    """`(B, H, Q, D)`, or the rows' normalisers, fp32 `(B, H, Q)`. Where keys are not split, a query's heads lie side by
-    side, as models join them."""
+    """`(B, H, Q, D)`, or the rows' normalisers, fp32 `(B, H, Q)`. Where keys are not split, a query's heads are side by
+    side in memory, as models join them."""
     batch, heads, count, dim = query.shape
     parts = parts_of(query, key, apart)
     levels = torch.empty(parts, batch, heads, count, dtype=torch.float32, device=query.device)
@@ -281,7 +281,7 @@ def _attend(
 
 
 def _tile(query: Tensor, key: Tensor) -> tuple[dict[str, int], int]:
-    """The tile of a launch, and how many of it there are for one part of the keys."""
+    """The tile of a launch, and how many such tiles there are for one part of the keys."""
     rows = query.shape[2] * (query.shape[1] // key.shape[1])
     tile = tiles(query.dtype, query.shape[3], rows, _roomy(query.device))
     return tile, int(triton.cdiv(rows, tile["ROWS"])) * query.shape[0] * key.shape[1]
@@ -297,9 +297,9 @@ def launch(
     query: Tensor, key: Tensor, value: Tensor, spans: Spans, softmax: Softmax, into: Tensor, levels: Tensor,
     apart: Places | None = None, normaliser: bool = False,
 ) -> None:  # fmt: skip
-    """Attend by as many parts as there are `levels` `(parts, B, H, Q)`: with one, `into` is the output; with more it is
-    theirs, fp32 `(parts * B, H, Q, D)`. `apart` says where each request's keys are if they are its own, beside `key`
-    and `value`."""
+    """Attend in as many parts as there are `levels` `(parts, B, H, Q)`: with one, `into` is the output; with more it is
+    the parts', fp32 `(parts * B, H, Q, D)`. If requests have their own keys, `apart` says where, relative to `key` and
+    `value`."""
     batch, heads, count, dim = query.shape
     tile, programs = _tile(query, key)
     (first, last, stride), across = flat(spans), batch * key.shape[1]
@@ -315,7 +315,7 @@ def launch(
 
 
 def joined(into: Tensor, levels: Tensor, out: Tensor) -> Tensor:
-    """What all parts found between them, written to `out`: by head `(B, H, Q, D)`, or only normalisers `(B, H, Q)`."""
+    """Join what all parts found and write it to `out`: by head `(B, H, Q, D)`, or only normalisers `(B, H, Q)`."""
     parts, rows, normaliser = len(levels), levels[0].numel(), out.ndim == 3
     dim = 1 if normaliser else out.shape[3]
     splits, wide = power_of_2(parts), power_of_2(dim, 16)
@@ -368,6 +368,6 @@ def rows_contiguous(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> 
 
 
 def flat(spans: Spans) -> tuple[Tensor, Tensor, int]:
-    """First and last as the kernels read them, and the step from one request's to the next's (0: all share them)."""
+    """First and last as the kernels read them, and the step from one request's to the next (0: all share them)."""
     first, last = spans.first.int().contiguous(), spans.last.int().contiguous()
     return first, last, first.shape[1] if len(first) > 1 else 0

@@ -1,4 +1,4 @@
-"""Generated tasks: endless, seeded, with names that no training world holds. Adding one: a line in `TASKS`."""
+"""Generated tasks: endless, seeded, with names that no training world holds. To add one: a line in `TASKS`."""
 
 from __future__ import annotations
 

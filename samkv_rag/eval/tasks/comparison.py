@@ -1,4 +1,4 @@
-"""Which of two things is older, dearer, higher: one number in each of two chunks."""
+"""Which of two things is older, more expensive or higher: one number in each of two chunks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ASKED: dict[tuple[str, str], tuple[str, _Pick]] = {
 
 
 def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
-    """One question a world; the facts stand in different chunks, and the named order is random."""
+    """One question per world; the facts are in different chunks, and the order of naming is random."""
     rng = random.Random(f"comparison-{seed}-{chunks}")
     filler = prose(rng)
     for shown in shown_worlds(rng, chunks, max(8, chunks)):
@@ -39,7 +39,7 @@ def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
 
 
 def pairs(shown: Shown) -> Iterator[tuple[Entity, Entity, str]]:
-    """Two things of a kind with different values of one relation, stated in chunks that have none in common."""
+    """Two things of a kind with different values of one relation, stated in sets of chunks that do not overlap."""
     for first, second in itertools.combinations(shown.made.entities, 2):
         for kind, relation in _ASKED:
             if first.kind == second.kind == kind and first.facts.get(relation) != second.facts.get(relation):

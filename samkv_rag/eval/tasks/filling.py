@@ -1,4 +1,4 @@
-"""Chunks made longer: whole sentences around the chunk's own text, which stays in one piece."""
+"""Chunks made longer: whole sentences around the chunk's own text, which is kept in one piece."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ChunkSize:
 
 
 def filled(rng: random.Random, chunk: str, size: ChunkSize, sentences: Iterator[str]) -> str:
-    """`chunk` with `sentences` before and after it, up to `size`; a chunk that is longer already stays as it is."""
+    """`chunk` with `sentences` before and after it, up to `size`; a chunk that is already longer is unchanged."""
     around: tuple[list[str], list[str]] = ([], [])
     share, left = rng.random(), size.tokens - size.count(chunk)
     while left > 0:
@@ -35,13 +35,13 @@ def filled(rng: random.Random, chunk: str, size: ChunkSize, sentences: Iterator[
 
 
 def prose(rng: random.Random) -> Iterator[str]:
-    """Endless sentences that name nobody: "the company" still is who was named last."""
+    """Endless sentences without names: "the company" still means the one named last."""
     while True:
         yield phrases.prose(rng)
 
 
 def named_sentences(rng: random.Random, avoid: str, held_out: bool = True) -> Iterator[str]:
-    """Endless sentences of other documents, each naming its subject, none with a name that stands in `avoid`."""
+    """Endless sentences of other documents, each naming its subject, none with a name that occurs in `avoid`."""
     taken = set(names(avoid))
     while True:
         made = draft(rng.randrange(2**40), held_out, size=12, alike=True)

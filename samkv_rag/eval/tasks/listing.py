@@ -29,7 +29,7 @@ _ASKED = {
 
 
 def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
-    """One question a world, with two or three members in two chunks or more; the members count in any order."""
+    """One question per world, with two or three members in two chunks or more; any order of the members counts."""
     rng = random.Random(f"listing-{seed}-{chunks}")
     filler = prose(rng)
     for shown in shown_worlds(rng, chunks, max(12, chunks * 3 // 2)):
@@ -41,7 +41,7 @@ def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
 
 
 def groups(shown: Shown) -> Iterator[Question]:
-    """Every list to be asked for, in the order of the statements, complete as far as the shown chunks say."""
+    """Every list that can be asked for, in the order of the statements, complete as far as the shown chunks say."""
     for kind, relation in _ASKED:
         by_value: dict[str, list[Entity]] = {}
         for entity in shown.made.entities:
@@ -61,7 +61,7 @@ def _ask(kind: str, relation: str, facts: list[Fact]) -> Question:
 
 
 def _orders(names: list[str]) -> tuple[str, ...]:
-    """The list in every order, the order of the text first; of two also with "and"."""
+    """The list in every order, the order of the text first; lists of two also with "and"."""
     orders = list(itertools.permutations(names))
     joined = [", ".join(order) for order in orders]
     return (*joined, *(" and ".join(order) for order in orders if len(order) == 2))

@@ -1,4 +1,4 @@
-"""One sentence to be found in long chunks, among sentences that say the like of other things."""
+"""One sentence to be found in long chunks, among sentences that say similar things about other subjects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from samkv_rag.eval.worlds import questions
 
 
 def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
-    """Questions for one fact whose chunk names its subject. Only facts asked from the subject: many things may have
-    one value in common, and the filling, sentences of other worlds, does not say anything of this subject."""
+    """Questions for one fact whose chunk names its subject. Only questions that start from the subject: many things may
+    share a value, whereas the filling, sentences of other worlds, says nothing about this subject."""
     rng = random.Random(f"needle-{seed}-{chunks}")
     for shown in shown_worlds(rng, chunks, max(8, chunks), alike=True):
         asked = questions(rng, shown.made, frozenset(shown.picked))

@@ -19,7 +19,7 @@ Generator = Callable[[int, int, ChunkSize | None], Iterator[Drawn]]
 class Task:
     """`cross` says which part of the answer depends on chunks that see each other; reports show it.
 
-    `answer_tokens` is room for the longest answer; `margin` the points of F1 that the goal allows to lose at keep 15 %.
+    `answer_tokens` is room for the longest answer; `margin` the loss in points of F1 that the goal allows at keep 15 %.
     """
 
     name: str

@@ -10,13 +10,13 @@ from samkv_rag.eval.tasks.task import Drawn, Generator
 from samkv_rag.eval.worlds import examples
 
 WORLD: dict[str, dict[str, bool]] = dict.fromkeys(("one_hop", "earlier_chunk"), {"alike": True, "named": False})
-"""What worlds a task is asked on. Where all things are of one kind, a reader that knows what is asked but not of whom
-is right in 12 % of cases at 16 chunks; in mixed worlds in 40 %, and a task that can be guessed measures little."""
+"""The worlds that a task is asked about. Where all things are of one kind, a reader that knows what is asked but not of
+whom is right in 12 % of cases at 16 chunks; in mixed worlds in 40 %, and a task that can be guessed measures little."""
 
 
 def generator(task: str) -> Generator:
-    """Questions of `task` as the worlds make them; longer chunks are filled with prose that names nobody, so that what
-    an earlier chunk named still is what "the company" means."""
+    """Questions of `task` as the worlds make them; longer chunks are filled with prose without names, so that "the
+    company" still means what an earlier chunk named."""
 
     def generate(seed: int, chunks: int, size: ChunkSize | None) -> Iterator[Drawn]:
         rng = random.Random(f"prose-{seed}-{chunks}-{task}")

@@ -1,7 +1,7 @@
 """SamKV for LlamaIndex: change the LLM line, add an ingestion hook, nothing else.
 
 `SamKVLLM` finds cached chunks in any prompt by their text. `ChunkKVIngest` (a pipeline step), `ChunkKVVectorStore`
-(around any vector store) or `precompute_index` (for an index that exists) store the caches. `SamKVReuseEvent` is sent
+(around any vector store) or `precompute_index` (for an existing index) store the caches. `SamKVReuseEvent` is sent
 on the instrumentation dispatcher after every answer.
 """
 

@@ -71,7 +71,7 @@ class SamKVLLM(SamKVCalling):
         ```python
         llm.chat([ChatMessage(role="user", content="Why?")], chat_template_kwargs={"enable_thinking": False})
         ```
-        What models write between `<think>` tags is a `ThinkingBlock` of the message, not text of it.
+        What models write between `<think>` tags is in a `ThinkingBlock` of the message, not in its text.
 
     Async:
         ```python
@@ -96,11 +96,11 @@ class SamKVLLM(SamKVCalling):
     def precompute(
         self, nodes: Cacheable, metadata_mode: ModeName = "none", progress: bool = False
     ) -> list[str]:  # fmt: skip
-        """Store the caches of nodes or texts; returns their keys. What is stored already costs nothing."""
+        """Store the caches of nodes or texts; returns their keys. What is already stored costs nothing."""
         return self.engine.precompute(texts_of(nodes, metadata_mode), progress=progress)
 
     async def aprecompute(self, nodes: Cacheable, metadata_mode: ModeName = "none") -> list[str]:
-        """As `precompute`, beside the event loop."""
+        """Like `precompute`, in a thread."""
         return await asyncio.to_thread(self.precompute, nodes, metadata_mode)
 
     def stats(self) -> ReuseStats:
@@ -115,7 +115,7 @@ class SamKVLLM(SamKVCalling):
             request = self._chat_request(prompt, {})
         return Explanation.of(self.engine.plan(request.prompt))
 
-    # -- the eight verbs ---------------------------------------------------------------------------------------
+    # -- the eight calls ---------------------------------------------------------------------------------------
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -155,10 +155,10 @@ class SamKVLLM(SamKVCalling):
         await self._aready()
         return self._astream(self._chat_request(messages, kwargs))
 
-    # -- one way through ---------------------------------------------------------------------------------------
+    # -- the common path ---------------------------------------------------------------------------------------
 
     async def _aready(self) -> None:
-        """Tokenizer and config are needed to make a request; the first caller reads them beside the event loop."""
+        """Tokenizer and config are needed to make a request; the first caller reads them in a thread."""
         if self.engine not in self._holder.read:
             await asyncio.to_thread(lambda: (self.tokenizer, self.metadata))
             self._holder.read.add(self.engine)
@@ -177,7 +177,7 @@ class SamKVLLM(SamKVCalling):
         return request.last(shown(request, text), self._note(answer), thought)
 
     def _stream(self, request: Request[Response]) -> Generator[Response, None, None]:
-        """Begins with the first look at it; closing it stops decoding within a token."""
+        """Stream the responses, starting when first iterated; closing the stream stops decoding within a token."""
         writer = Writer(request)
         with self._start(request) as stream:
             for piece in stream:
@@ -185,7 +185,7 @@ class SamKVLLM(SamKVCalling):
         yield from writer.finish(self._note(stream.answer))
 
     async def _astream(self, request: Request[Response]) -> AsyncGenerator[Response, None]:
-        """As `_stream`, beside the event loop; a cancelled task stops decoding too."""
+        """Like `_stream`, without blocking the event loop; cancelling the task stops decoding too."""
         writer = Writer(request)
         stream = self._start(request)
         try:
@@ -199,7 +199,7 @@ class SamKVLLM(SamKVCalling):
             yield response
 
     def _note(self, answer: Answer) -> Answer:
-        """Count the answer and tell whoever listens."""
+        """Count the answer and notify listeners."""
         self._holder.tally.add(answer)
         dispatcher.event(SamKVReuseEvent(usage=usage_of(answer), report=answer.report.as_dict()))
         return answer

@@ -1,4 +1,4 @@
-"""From a call of the framework to a request of the engine, tools included."""
+"""Turn a call of the framework into a request to the engine, tools included."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from samkv_rag.prompt.tools import Form, ToolSpec
 
 
 class SamKVCalling(SamKVFields):
-    """Makes requests.
+    """Makes requests to the engine.
 
-    Tools go through the model's chat template, or into a system message where it knows none. Calls are decoded under a
+    Tools go through the model's chat template, or into a system message if it knows none. Calls are decoded under a
     grammar, so that they fit their schemas.
     """
 
@@ -33,7 +33,7 @@ class SamKVCalling(SamKVFields):
         return {name: getattr(self, name) for name in names} | {"method": own_method(self.method, self._holder.given)}
 
     def _options(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """The engine's keywords for a call that has said so much."""
+        """The engine's keywords for a call with the keywords `said`."""
         defaults = self._defaults()
         return call_options(defaults, meant(said, defaults["method"], self._holder.given))
 
@@ -45,7 +45,7 @@ class SamKVCalling(SamKVFields):
         return CompletionRequest(asked, self._options(rest), self._thoughts(asked, Form()))
 
     def _completion_prompt(self, prompt: str, formatted: bool, template: Mapping[str, Any]) -> Prompt:
-        """A chat model is asked in one message of the user, unless the prompt is in the model's own format already."""
+        """The prompt as one user message for a chat model, unless it is already in the model's own format."""
         if formatted:
             return prompt
         own = self.completion_to_prompt
@@ -67,19 +67,19 @@ class SamKVCalling(SamKVFields):
         return ChatRequest(prompt, options, thoughts, form.names, form.parallel)
 
     def _template(self, given: Mapping[str, Any], forced: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Variables of the chat template, and the other keywords. Where a call is forced, nobody thinks first."""
+        """Variables of the chat template, and the other keywords. Where a call is forced, thinking is turned off."""
         rest = dict(given)
         own = self.chat_template_kwargs, rest.pop("chat_template_kwargs", None)
         return variables({THINKING: False} if forced else {}, *own), rest
 
     def _thoughts(self, prompt: Prompt, form: Form) -> ReasoningReader | None:
-        """What tells thoughts from words in the answer; None where there are none."""
+        """What separates thoughts from the rest of the answer; None if there are none."""
         if not isinstance(prompt, Conversation):
             return None
         return form.reader(self.tokenizer, {**self.engine.chat_template_kwargs, **prompt.template})
 
     def _told(self, form: Form) -> list[ChatMessage]:
-        """What the template does not say about the tools, as a message of the system."""
+        """What the template does not say about the tools, as a system message."""
         text = form.demand if self._renders_tools else form.instructions
         return [ChatMessage(role=MessageRole.SYSTEM, content=text)] if text else []
 
@@ -117,7 +117,7 @@ class SamKVCalling(SamKVFields):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:  # fmt: skip
-        """The calls of a response; ValueError when there is none, unless `error_on_no_tool_call` is False."""
+        """The calls of a response; raises ValueError if there are none, unless `error_on_no_tool_call` is False."""
         calls = calls_in(response.message)
         if not calls and error_on_no_tool_call:
             cut_off = isinstance(response.raw, dict) and response.raw.get("finish_reason") == "length"

@@ -99,12 +99,12 @@ class SamKVFields(FunctionCallingLLM):
 
     @property
     def tokenizer(self) -> Any:
-        """The model's tokenizer, for `Settings.tokenizer`, so that prompts are packed by the right counts."""
+        """The model's tokenizer, for `Settings.tokenizer`, so that prompts are filled by the right token counts."""
         return self.engine.tokenizer
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What the framework asks for; read from the model's config and tokenizer, without loading its weights."""
+        """What the framework asks for, read from the model's config and tokenizer, without loading its weights."""
         return LLMMetadata(
             context_window=self.context_window or self._positions(),
             num_output=self.max_new_tokens,
@@ -123,7 +123,7 @@ class SamKVFields(FunctionCallingLLM):
         return supports_tools(getattr(self.tokenizer, "chat_template", None))
 
     def to_payload(self) -> dict[str, Any]:
-        """For traces: no weights, paths or keys, and nothing that must be loaded first."""
+        """The payload for traces: no weights, paths or keys, and nothing that must be loaded first."""
         return {
             "class_name": self.class_name(), "model_name": self.model_name, "is_chat_model": self.is_chat_model,
             "max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "namespace": self.namespace,

@@ -9,13 +9,13 @@ from samkv_rag import SamKVEngine
 from samkv_rag.engines import Engines, Settings, require_same
 
 OF_THE_ENGINE = ("namespace", "min_kept_tokens", "kv_dtype")
-"""What an LLM over an engine that was given has from that."""
+"""The settings that an LLM over a given engine takes from it."""
 
 
 class EngineHolder(Engines):
-    """The engine that was given, or one for each group of settings; and the totals of what was answered.
+    """The given engine, or one for each group of settings, and the totals over all answers.
 
-    `read` are those engines whose tokenizer and config are known to be loaded.
+    `read` holds the engines whose tokenizer and config are known to be loaded.
     """
 
     def __init__(self, given: SamKVEngine | None = None) -> None:
@@ -25,8 +25,8 @@ class EngineHolder(Engines):
         self.read: set[SamKVEngine] = set()
 
     def get(self, settings: Settings, method: Any) -> SamKVEngine:
-        """The given engine, else the one with these settings; raises `SamKVError` where one of `OF_THE_ENGINE` is
-        another than the given engine's."""
+        """The given engine, else the one with these settings; raises `SamKVError` if one of `OF_THE_ENGINE`
+        differs from the given engine's."""
         if self.given is None:
             return super().get(settings, method)
         require_same(self.given, **{name: settings[name] for name in OF_THE_ENGINE})

@@ -1,4 +1,4 @@
-"""Caching chunks while they are ingested, and caching those of an index that exists already."""
+"""Cache chunks while they are ingested, or those of an existing index."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def engine_of(llm: EngineSource) -> SamKVEngine:
 
 
 class ChunkKVIngest(TransformComponent):
-    """A pipeline step that stores the caches of the nodes passing through; the nodes are left as they are.
+    """A pipeline step that stores the caches of the nodes passing through; the nodes are left unchanged.
 
-    Put it behind the splitter. `store_id` and `model_fingerprint` are fields so that a persisted `IngestionCache`
-    never skips this step for another store or another model. A pipeline's steps do not hear of deleted documents:
-    wrap the vector store in a `ChunkKVVectorStore` for that.
+    Put it after the splitter. `store_id` and `model_fingerprint` are fields so that a persisted `IngestionCache` never
+    skips this step for another store or another model. A pipeline's steps are not informed of deleted documents: wrap
+    the vector store in a `ChunkKVVectorStore` for that.
 
         pipeline = IngestionPipeline(transformations=[SentenceSplitter(), ChunkKVIngest(llm=llm), embed_model])
     """
@@ -71,7 +71,7 @@ class ChunkKVIngest(TransformComponent):
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """As calling it, beside the event loop."""
+        """Like `__call__`, in a thread."""
         return await asyncio.to_thread(self.__call__, nodes, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ChunkKVIngest:
@@ -90,7 +90,7 @@ def precompute_index(
 ) -> list[str]:  # fmt: skip
     """Store the caches of everything in an index, a docstore, a vector store or a list of nodes; returns the keys.
 
-    Nothing is embedded again. Idempotent: what is stored already costs nothing.
+    Nothing is embedded again. Idempotent: what is already stored costs nothing.
     """
     nodes = nodes_in(source)
     return engine_of(llm).precompute(texts_of(nodes, metadata_mode, metadata_key), progress=progress)
@@ -113,7 +113,7 @@ def nodes_in(source: Any) -> Cacheable:
 
 
 def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
-    """A docstore keeps nodes that were deleted from the index; those are left out where the index lists its own."""
+    """An index's nodes. A docstore keeps those deleted from the index: they are left out if the index lists its own."""
     docs = index.docstore.docs
     listed = getattr(index.index_struct, "nodes_dict", None)
     if listed is None:
@@ -122,8 +122,8 @@ def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
 
 
 def _nodes_of_store(store: BasePydanticVectorStore) -> list[BaseNode]:
-    """All nodes of a store. Qdrant's lists the first 9999 unless told otherwise; PostgreSQL's wants a list of ids,
-    and takes an empty one for all."""
+    """All nodes of a store. Qdrant's lists the first 9999 unless a limit is passed; PostgreSQL's needs a list of ids,
+    and takes an empty one to mean all."""
     unlimited = {"limit": _ALL} if "limit" in signature(store.get_nodes).parameters else {}
     try:
         try:

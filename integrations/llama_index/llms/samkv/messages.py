@@ -1,4 +1,4 @@
-"""From LlamaIndex chat messages to those of chat templates. Text is passed on as it is: it is the key to the caches."""
+"""Convert LlamaIndex messages to those of chat templates. Text is passed on unchanged: it is the key to the caches."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def convert(messages: Sequence[ChatMessage], native_tools: bool) -> list[Convert
     """Messages for a chat template.
 
     With `native_tools` the template renders tool calls and tool results itself; otherwise they become text of the
-    assistant and of the user. Neighbours of the same role are merged, because many templates want turns to alternate.
+    assistant and of the user. Adjacent messages of one role are merged, because many templates want turns to alternate.
     """
     return merged([_native(message) if native_tools else _plain(message) for message in messages])
 

@@ -1,4 +1,4 @@
-"""Which text of a node is cached: the one that will stand in prompts."""
+"""Which text of a node is cached: the one that will be in prompts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Cacheable = Sequence[BaseNode | NodeWithScore | str]
 
 
 def text_of_node(node: BaseNode, metadata_mode: ModeName = "none", metadata_key: str | None = None) -> str:
-    """The text to cache, stripped, as synthesizers strip it; empty when it is not worth it.
+    """The text to cache, stripped as synthesizers strip it; empty if it is not worth caching.
 
-    `metadata_mode` "none" is the body, which stands in prompts under any metadata header; "llm" is header and body.
+    `metadata_mode` "none" is the body, which is in prompts below any metadata header; "llm" is header and body.
     `metadata_key` names metadata that replaces the body in prompts (SentenceWindow: "window").
     """
     if metadata_key is not None:
@@ -28,7 +28,7 @@ def text_of_node(node: BaseNode, metadata_mode: ModeName = "none", metadata_key:
 
 
 def texts_of(items: Cacheable, metadata_mode: ModeName = "none", metadata_key: str | None = None) -> list[str]:
-    """The texts of nodes, scored nodes and plain texts, without the empty ones; a plain text is taken as it is."""
+    """The texts of nodes, scored nodes and plain texts, without the empty ones; a plain text is only stripped."""
     if isinstance(items, str):
         items = [items]
     found = []

@@ -1,4 +1,4 @@
-"""Which node needs which cache: owners in the KV store, so that the account outlives the process."""
+"""Which node needs which cache: owners in the KV store, so that the record outlives the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Entry = tuple[str, str]
 
 
 class Ledger:
-    """The account of one collection. A node's owner is named `llama_index/<collection>/<document>/<node>`."""
+    """The ledger of one collection. A node's owner is named `llama_index/<collection>/<document>/<node>`."""
 
     def __init__(self, engine: SamKVEngine, collection: str, mode: ModeName, metadata_key: str | None) -> None:
         self._engine = engine
@@ -30,13 +30,13 @@ class Ledger:
     def _document(self, ref_doc_id: str) -> str:
         return f"{self._root}{quote(ref_doc_id, safe='')}/"
 
-    # -- nodes come --------------------------------------------------------------------------------------------
+    # -- adding nodes ------------------------------------------------------------------------------------------
 
     def enter(self, nodes: Sequence[BaseNode]) -> dict[Entry, bool]:
-        """Store the nodes' caches and let the nodes own them: each entry, and whether it is new.
+        """Store the nodes' caches and make the nodes their owners; returns each entry, and whether it is new.
 
-        Owners come before caches, so that a cache which somebody deletes meanwhile is made again. When that fails,
-        nothing stays.
+        Owners are stored before caches, so that a cache which is deleted meanwhile is made again. If that fails,
+        nothing is left behind.
         """
         texts = {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
         owners = [owner for owner, text in texts.items() if text]
@@ -54,16 +54,16 @@ class Ledger:
         return entered
 
     def settle(self, entered: dict[Entry, bool]) -> None:
-        """The nodes are in: what they owned before under the same ids, and no longer need, is released."""
+        """After the nodes were added, release what they owned before under the same ids and no longer need."""
         owners = {owner for owner, _ in entered}
         for parent in {self._parent(owner) for owner in owners}:
             self._release(entry for entry in self._store.owned(parent) if entry[0] in owners and entry not in entered)
 
     def undo(self, entered: dict[Entry, bool]) -> None:
-        """The nodes did not get in: what was new is released."""
+        """If the nodes could not be added, release what was new."""
         self._release(entry for entry, new in entered.items() if new)
 
-    # -- nodes go ----------------------------------------------------------------------------------------------
+    # -- removing nodes ----------------------------------------------------------------------------------------
 
     def leave_document(self, ref_doc_id: str) -> None:
         """Release what the nodes of a document owned."""

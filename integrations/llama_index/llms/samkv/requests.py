@@ -1,4 +1,4 @@
-"""One call of the LLM, made ready for the engine: the prompt, the keywords, and how to shape the response."""
+"""One call of the LLM, prepared for the engine: the prompt, the keywords, and how to shape the response."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOOL_OPTIONS = ("tools", "tool_choice", "tool_required", "allow_parallel_tool_ca
 
 
 def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's keywords for one call: the LLM's own, overridden by those of the call. An empty question is none."""
+    """The engine's keywords for one call: the LLM's own, overridden by those of the call. An empty question is None."""
     renamed = {ALIASES.get(name, name): value for name, value in given.items()}
     if unknown := sorted(set(renamed) - set(OPTIONS)):
         raise SamKVError(f"Unknown keywords: {', '.join(unknown)}. A call takes: {', '.join((*OPTIONS, *ALIASES))}.")
@@ -62,7 +62,7 @@ class Request(Protocol[Response]):
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A prompt that is answered with a `CompletionResponse`; `thoughts` tells them from words."""
+    """A prompt that is answered with a `CompletionResponse`; `thoughts` separates thoughts from the answer."""
 
     prompt: Prompt
     options: Mapping[str, Any]
@@ -80,8 +80,8 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A prompt that is answered with a `ChatResponse`; calls of `tool_names` are taken out of its text, thoughts by
-    `thoughts`."""
+    """A prompt that is answered with a `ChatResponse`; calls of `tool_names` are taken out of its text, and
+    thoughts by `thoughts`."""
 
     prompt: Prompt
     options: Mapping[str, Any]
@@ -105,5 +105,5 @@ class ChatRequest:
 
 
 def _thinking(piece: str) -> dict[str, str]:
-    """Where the framework looks for a piece of a thought."""
+    """A piece of a thought, under the key where the framework looks for it."""
     return {"thinking_delta": piece} if piece else {}

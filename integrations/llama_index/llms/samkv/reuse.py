@@ -1,4 +1,4 @@
-"""What was reused: an event per answer, running totals, and a look at a prompt before it is answered."""
+"""What was reused: an event per answer, running totals, and a preview of a prompt before it is answered."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class ReuseStats:
     """Running totals over all answers of one LLM. Tokens add up as in one report.
 
     prompt = glue + chunk; chunk = dropped + kept; kept = reused + recomputed, less what was recomputed and dropped.
-    `cache_read` are prompt tokens that an ordinary call would have computed and these did not; `misses` are chunks
-    whose caches were gone.
+    `cache_read` counts prompt tokens that an ordinary call would have computed and these did not; `misses` counts
+    chunks whose caches were gone.
     """
 
     answers: int = 0
@@ -98,7 +98,7 @@ class ReuseStats:
 
 @dataclass(slots=True)
 class Tally:
-    """The totals, written by many threads."""
+    """The totals, which many threads update."""
 
     stats: ReuseStats = field(default_factory=ReuseStats)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -125,7 +125,7 @@ class ExplainedSegment:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would be reused in a prompt: its segments in order, the question selection asks for, and the misses."""
+    """What would be reused in a prompt: its segments in order, the question used for selection, and the misses."""
 
     segments: tuple[ExplainedSegment, ...]
     question: str

@@ -1,4 +1,4 @@
-"""Function calling: tools as JSON schemas for the prompt, and tool calls out of the model's text."""
+"""Function calling: tools as JSON schemas for the prompt, and tool calls extracted from the model's text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def specs_of(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
 
 
 def supports_tools(chat_template: Any) -> bool:
-    """Whether a chat template renders tools by itself (one of several templates, when the model has more)."""
+    """Whether a chat template, or any of them if the model has several, renders tools by itself."""
     templates = chat_template.values() if isinstance(chat_template, Mapping) else [chat_template]
     return any(isinstance(template, str) and re.search(r"\btools\b", template) for template in templates)
 

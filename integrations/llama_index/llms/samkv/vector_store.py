@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class ChunkKVVectorStore(BasePydanticVectorStore):
-    """Any vector store, with the caches of its nodes: stored when nodes come, deleted when the last one goes.
+    """Any vector store, with the caches of its nodes: stored with the nodes, deleted with the last one that needs them.
 
-    Sees what a pipeline step does not: `insert_nodes`, upserts and deletions. Caches are counted by content, so a
-    text that two nodes share lives until both are gone. Indexes that share one KV store need names of their own:
-    `collection`. Queries pass through.
+    Notices what a pipeline step does not: `insert_nodes`, upserts and deletions. Caches are counted by content, so the
+    cache of a text that two nodes share is kept until both are gone. Indexes that share one KV store need names of
+    their own: `collection`. Queries pass through.
 
         store = ChunkKVVectorStore(SimpleVectorStore(), llm=llm)
         index = VectorStoreIndex(nodes, storage_context=StorageContext.from_defaults(vector_store=store))
@@ -66,10 +66,10 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
         """The wrapped store's client."""
         return self._inner.client
 
-    # -- nodes come --------------------------------------------------------------------------------------------
+    # -- adding nodes ------------------------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Cache the nodes, then add them; when adding fails, the caches that were made for it go again."""
+        """Cache the nodes, then add them; if adding fails, the caches that were made for it are released."""
         entered = self._ledger.enter(nodes)
         try:
             ids = self._inner.add(nodes, **kwargs)
@@ -80,7 +80,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
         return ids
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """As `add`; the model works beside the event loop."""
+        """Like `add`, with the model working in a thread."""
         entered = await asyncio.to_thread(self._ledger.enter, nodes)
         try:
             ids = await self._inner.async_add(nodes, **kwargs)
@@ -90,7 +90,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self._ledger.settle, entered)
         return ids
 
-    # -- nodes go ----------------------------------------------------------------------------------------------
+    # -- removing nodes ----------------------------------------------------------------------------------------
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         self._inner.delete(ref_doc_id, **delete_kwargs)

@@ -1,4 +1,4 @@
-"""From the pieces of an answer to the framework's responses while it streams."""
+"""Turn the pieces of an answer into the framework's responses while it streams."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from samkv_rag.prompt.reasoning import Said, rest, told
 
 
 def shown(request: Request[Any], text: str) -> str:
-    """The beginning of an answer: a turn of a conversation starts with a word, a text that goes on may start blank."""
+    """The beginning of an answer: a turn of a conversation starts with a word, a continuation may start with blanks."""
     return text if isinstance(request.prompt, str) else text.lstrip()
 
 
 class Writer(Generic[Response]):
-    """Turns pieces of text into responses; the last one carries usage and what was thought."""
+    """Turns pieces of text into responses; the last one carries usage and thoughts."""
 
     def __init__(self, request: Request[Response]) -> None:
         self._request = request
@@ -38,6 +38,6 @@ class Writer(Generic[Response]):
                 yield self._request.piece(self._text, delta)
 
     def finish(self, answer: Answer) -> Iterator[Response]:
-        """What was held back, and the finished response."""
+        """Yield what was held back, then the finished response."""
         yield from self._written(rest(self._request.thoughts))
         yield self._request.last(self._text, answer, self._thought.strip(), delta="")
