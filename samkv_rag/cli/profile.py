@@ -57,10 +57,10 @@ def run(request: Request) -> None:
         return
     for table in TABLES:
         out.print(table(found))
-    wide = f"all is seen on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest on the others"
+    wide = f"everything is attended to on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest above"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
-        f"early {found.early:g}; where the rest is dropped what says the answer counts {found.answer_weight:g} times; "
+        f"early {found.early:g}; where the rest is dropped, answer_weight {found.answer_weight:g}; "
         f"vicinity {found.vicinity:g}[/bold], for this model in {escape(str(request.store))}."
     )
 
@@ -102,36 +102,36 @@ def _layers_table(found: LayerProfile) -> Table:
 
 
 def _earlies_table(found: LayerProfile) -> Table:
-    title = f"With all kept and layers {_named(found.chosen)}, what stands early in a chunk is recomputed sooner by"
+    title = f"With everything kept and layers {_named(found.chosen)}, tokens early in a chunk are recomputed sooner, by"
     return _outcomes(title, "its place to the power", found.earlies, found.early, "{:g}".format)
 
 
 def _sights_table(found: LayerProfile) -> Table:
-    title = "With all kept, what is recomputed sees itself and"
+    title = "With everything kept, recomputed tokens attend to each other and to"
     return _outcomes(title, "of the rest, above the wide layers", found.sights, found.sees, _share)
 
 
 def _widths_table(found: LayerProfile) -> Table:
-    title = "With all kept, what is recomputed sees all entries"
+    title = "With everything kept, recomputed tokens attend to all entries"
     return _outcomes(title, "on", found.widths, found.wide, lambda wide: f"{_share(wide)} of the layers")
 
 
 def _weights_table(found: LayerProfile) -> Table:
-    title = "With the rest dropped, what is looked at by what says the answer counts"
+    title = "With the rest dropped, the attention of the row that gives the first token counts (answer_weight)"
     return _outcomes(title, "times", found.weights, found.answer_weight, "{:g}".format)
 
 
 def _vicinities_table(found: LayerProfile) -> Table:
-    title = "What a token's vicinity counts, with the rest dropped"
+    title = "With the rest dropped, how much a token's vicinity counts"
     return _outcomes(title, "vicinity", found.vicinities, found.vicinity, "{:g}".format)
 
 
 def _budgets_table(found: LayerProfile) -> Table:
-    return _outcomes("Other budgets, with all that and the rest dropped", "kept", found.budgets, found.keep, _share)
+    return _outcomes("Other budgets, with all of that and the rest dropped", "kept", found.budgets, found.keep, _share)
 
 
 def _waits_table(found: LayerProfile) -> Table:
-    title = "With the rest dropped, what stays is settled (settle_at) after"
+    title = "With the rest dropped, what is kept is decided (settle_at) after"
     return _outcomes(title, "of the answer", found.waits, 0, lambda wait: counted(int(wait), "token"))
 
 
@@ -141,7 +141,7 @@ def _rests_table(found: LayerProfile) -> Table:
 
 
 def _holds_table(found: LayerProfile) -> Table:
-    title = "What is held of the chunks, in four bits but for a few (hold)"
+    title = "How much of the chunks is held, in four bits except for a few tokens (hold)"
     return _outcomes(title, "of their tokens", found.holds, 1.0, _share)
 
 

@@ -29,7 +29,9 @@ class RandomRest(SamKV):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.settle == "before":
-            raise SamKVError('random_rest draws what stays after the recompute: for settle="before" there is "random".')
+            raise SamKVError(
+                'random_rest draws what is kept after the recompute: for settle="before" there is "random".'
+            )
 
     def _worth(self, run: Run, attention: Tensor, vicinity: float) -> Tensor:
         """The same draw for the same seed: two prompts agree place by place, as far as both reach."""

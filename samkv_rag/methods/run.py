@@ -55,7 +55,7 @@ class Run:
         total = sum(self.lengths)
         wanted, least = int(keep * total + 1e-9), min(self._min_kept_tokens, total)
         if wanted < least:
-            self.notes = (f"{least} tokens are the least to choose (min_kept_tokens): keep alone would be {wanted}",)
+            self.notes = (f"{least} tokens were chosen, the minimum (min_kept_tokens): keep alone would be {wanted}",)
         return max(wanted, least)
 
     def stage(self, name: Stage) -> AbstractContextManager[None]:

@@ -142,15 +142,15 @@ class SamKV(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.aligned and self.settle == "after":
-            raise SamKVError('aligned says what each layer stores of what was chosen: it needs settle="before".')
+            raise SamKVError('aligned chooses what each layer stores of the chosen tokens: it needs settle="before".')
         if self.settle_at and self.settle == "before":
-            raise SamKVError('settle_at settles after the recompute what stays: it needs settle="after".')
+            raise SamKVError('settle_at decides after the recompute what is kept: it needs settle="after".')
         if self.rest == "int4" and self.settle == "before":
-            raise SamKVError('rest="int4" packs after the recompute what was not chosen: it needs settle="after".')
+            raise SamKVError('rest="int4" packs after the recompute: it needs settle="after".')
         if self.hold < 1 and (self.rest == "drop" or self.settle == "before"):
-            raise SamKVError('hold says how much is held in four bits: it needs rest="int4"; else keep says it.')
+            raise SamKVError('hold is the share that is held in four bits: it needs rest="int4"; otherwise use keep.')
         if self.settle_at and self.answer_weight not in (None, 1):
-            raise SamKVError("With settle_at what every token looks at counts once: leave out answer_weight.")
+            raise SamKVError("With settle_at every token's attention counts once: leave out answer_weight.")
         if self.block is not None and self.look != "keys":
             check_block(self.block)
 
@@ -248,10 +248,12 @@ class SamKV(Options):
         if budget == sum(run.lengths) or (rest == "drop" and not self.settle_at):
             return Settlement()
         if run.adapter.rotary.depends_on_length:
-            turning = "this model's keys turn with the length of the text"
+            turning = "this model's keys change with the length of the text"
             if rest == "int4":
-                return Settlement(rest="stay", notes=(f"nothing was packed, all stays as it is: {turning}",))
-            return Settlement(notes=(f"settle_at was left out: {turning}",))
+                return Settlement(
+                    rest="stay", notes=(f"nothing was packed, everything is kept at full precision: {turning}",)
+                )
+            return Settlement(notes=(f"settle_at was ignored: {turning}",))
         return Settlement(max(self.settle_at, int(rest == "int4")), rest)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:

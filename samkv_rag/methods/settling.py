@@ -94,9 +94,9 @@ class LateSettling:
         """What is kept; all, if the answer ended before that was decided, or there was no memory to decide it."""
         if self._settled is not None:
             return replace(self._settled.selection(self.lengths), packed_bytes=self._packed_bytes)
-        notes: tuple[str, ...] = (f"the answer ended before its token {self.after + 1}: all was kept to its end",)
+        notes: tuple[str, ...] = (f"the answer ended before token {self.after + 1}: everything was kept",)
         if self._short:
-            notes = ("memory was too short to settle what stays: all was kept",)
+            notes = ("there was too little memory to decide what to keep: everything was kept",)
         elif self.after == 1:
             notes = ()  # its only token attends to everything, as with any settlement
         worth = standardised(self.looked_at[None])[0]

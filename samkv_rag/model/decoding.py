@@ -121,7 +121,7 @@ class Decoding:
             except Exception:
                 raise
             except BaseException:
-                self.fail(SamKVError("The answer was interrupted while it was settled what stays; ask again."))
+                self.fail(SamKVError("The answer was interrupted while it was decided what to keep; ask again."))
                 raise
         return self._ahead
 

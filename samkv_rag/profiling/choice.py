@@ -160,9 +160,11 @@ def profile(
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, measured.agreement, in_force)
     best, tried = _best_layers(measured, Setting((), early, SEES, WIDE, weight, vicinity, keep), sets)
-    by_early = measured.varied("Trying what comes first", best.keeping_all(), "early", sorted({*EARLIES, early}))
+    by_early = measured.varied(
+        "Trying how early tokens come first", best.keeping_all(), "early", sorted({*EARLIES, early})
+    )
     best = best._replace(early=kept_or_best(early, by_early))
-    by_sight = measured.varied("Trying how much is seen", best.keeping_all(), "sees", SIGHTS)
+    by_sight = measured.varied("Trying how much to attend to", best.keeping_all(), "sees", SIGHTS)
     best = best._replace(sees=min(as_good(by_sight)))
     by_width = measured.varied("Trying other widths", best.keeping_all(), "wide", WIDTHS)
     best = best._replace(wide=min(as_good(by_width)))
@@ -171,7 +173,7 @@ def profile(
     by_vicinity = measured.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
     best = best._replace(vicinity=kept_or_best(vicinity, by_vicinity))
     by_keep = measured.varied("Trying other budgets", best, "keep", sorted({*KEEPS, keep}))
-    by_wait = measured.varied("Settling later what stays", best, "settle_at", WAITS)
+    by_wait = measured.varied("Deciding later what is kept", best, "settle_at", WAITS)
     by_rest = measured.varied("Holding the rest in four bits", best, "rest", RESTS)
     by_hold = measured.varied("Holding less of it", best._replace(rest="int4"), "hold", HOLDS)
     columns: list[Mapping[Any, Sequence[Left]]] = [

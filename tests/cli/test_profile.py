@@ -29,7 +29,7 @@ def test_it_shows_its_tables_and_keeps_what_it_chose_by_the_models_fingerprint(t
     assert re.search(r": (\d+) of \1$", shown.stderr, re.MULTILINE), "where there is no terminal it tells how far it is"
     assert "2 questions, 40 % kept" in shown.stdout and "Selection layers: " in shown.stdout
     assert "vicinity " in shown.stdout
-    assert "25 % of the layers" in shown.stdout and "of the rest on the others" in " ".join(shown.stdout.split())
+    assert "25 % of the layers" in shown.stdout and "of the rest above" in " ".join(shown.stdout.split())
     assert [f" {keep} % " in shown.stdout for keep in (10, 15, 25, 40, 50)] == [True] * 5
     assert "settle_at" in shown.stdout and " 16 tokens " in shown.stdout
     assert "(rest)" in shown.stdout and " int4 " in shown.stdout

@@ -129,7 +129,7 @@ def test_where_all_is_kept_there_is_nothing_to_settle() -> None:
 def test_where_keys_turn_with_the_texts_length_it_is_settled_with_the_first_token_and_said() -> None:
     case = prompted("llama-longrope-crossed")
     prepared = case.prepare(LATE)
-    assert prepared.settling is None and "settle_at was left out" in prepared.selection.notes[0]
+    assert prepared.settling is None and "settle_at was ignored" in prepared.selection.notes[0]
     assert sum(map(len, prepared.selection.kept)) == int(0.3 * case.plan.chunk_tokens)
 
 
@@ -216,7 +216,7 @@ def test_without_the_memory_to_settle_all_is_kept(
         loops.together("llama", [row])
     assert row.result() == want != case.tokens(LATE, COUNT)
     assert sum(map(len, prepared.selection.kept)) == case.plan.chunk_tokens
-    assert "memory was too short" in prepared.selection.notes[0]
+    assert "too little memory to decide what to keep" in prepared.selection.notes[0]
 
 
 def test_who_interrupts_it_ends_that_answer_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_who_interrupts_it_ends_that_answer_and_no_other(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         loops.together("llama", rows)
     loops.together("llama", rows)
-    with pytest.raises(SamKVError, match="interrupted while it was settled"):
+    with pytest.raises(SamKVError, match="interrupted while it was decided"):
         rows[1].result()
     assert [rows[row].result() for row in (0, 2, 3)] == [want[row] for row in (0, 2, 3)]
 
@@ -269,7 +269,7 @@ def engine() -> SamKVEngine:
 
 def test_a_report_says_what_is_kept_from_then_on_or_that_the_answer_was_too_short(engine: SamKVEngine) -> None:
     short, long = (engine.answer(ASKED, CHUNKS, method=LATE, max_new_tokens=count).report for count in (AT, AT + 1))
-    assert short.kept_tokens == short.chunk_tokens and "ended before its token 4" in short.notes[0]
+    assert short.kept_tokens == short.chunk_tokens and "ended before token 4" in short.notes[0]
     assert long.kept_tokens == int(0.3 * long.chunk_tokens) and not long.notes
     assert long.kv_bytes_resident < short.kv_bytes_resident == long.kv_bytes_peak
     spared = (
