@@ -138,11 +138,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "hunyuan": (
         lambda: tf.HunYuanDenseV1Config(**SIZES, head_dim=16),
-        "turn with position in a way we do not know",  # they are scaled channel by channel once they have turned
+        "turn with position in a way we do not know",  # they are scaled channel by channel after they are rotated
     ),
     "gpt2": (
         lambda: tf.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
         "no rotary embedding",
+    ),
+    "jetmoe": (
+        lambda: tf.JetMoeConfig(
+            vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_key_value_heads=2, kv_channels=16,
+            intermediate_size=96, num_local_experts=4, num_experts_per_tok=2,
+        ),
+        "repeats its key heads between cache and attention",
     ),
     "doge": (lambda: tf.DogeConfig(**SIZES), "a mask of its own making"),
     "phimoe-sliding": (

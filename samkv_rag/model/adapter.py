@@ -80,6 +80,7 @@ class ModelAdapter:
         self.forward([0], torch.arange(1), cache, plan)
         supported.refuse_an_untold_window(self.model, plan.windows)
         keys, table = [layer.keys for layer in cache.layers], self.table(plan.positions)
+        supported.refuse_repeated_heads(self.model, met, keys)
         sources = [
             *range(len(keys)),
             *(supported.source_of(self.model, met, keys, i) for i in range(len(keys), len(met))),

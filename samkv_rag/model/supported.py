@@ -104,6 +104,16 @@ def source_of(model: Any, met: Mapping[int, Observation], caches: Sequence[Tenso
     )
 
 
+def refuse_repeated_heads(model: Any, met: Mapping[int, Observation], caches: Sequence[Tensor]) -> None:
+    """Raise `UnsupportedModel` when a layer attends to more key heads than its cache holds: decoding steps and packed
+    tokens take keys as the cache holds them, and which of these a head attends to is known by their number alone."""
+    if any(met[layer].key.shape[1] != keys.shape[1] for layer, keys in enumerate(caches)):
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be served exactly: it repeats its key heads between cache and attention. "
+            "Use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
+        )
+
+
 def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
     """Raise `UnsupportedModel` when the config has a sliding window that can matter, and the attention of no layer is
     given one: the model then hides what is far by its masks, which we do not use."""
