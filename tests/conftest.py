@@ -9,7 +9,7 @@ import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Known also where `pyproject.toml` is not read: under an older pytest, on a borrowed GPU."""
+    """Register the marker also where `pyproject.toml` is not read: under an older pytest, on a borrowed GPU."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 

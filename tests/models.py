@@ -17,7 +17,7 @@ from tests.cases import VOCAB, WIRINGS
 
 
 def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0) -> Any:
-    """A random model, its weight matrices scaled up: a flat attention would hide wrong masks and positions."""
+    """A random model with its weight matrices scaled up: flat attention would hide wrong masks and positions."""
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
     sharpened(model, sharpen)
@@ -27,7 +27,7 @@ def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0)
 
 @cache
 def adapter(wiring: str) -> ModelAdapter:
-    """The attached model of a wiring; shared by the tests: it keeps what their prompts begin with, else nothing."""
+    """The attached model of a wiring, shared by the tests: it keeps what their prompts begin with, and nothing else."""
     return ModelAdapter(build(WIRINGS[wiring]()))
 
 
@@ -54,7 +54,7 @@ def byte_tokenizer(chat: bool = False) -> Any:
 
 
 BEGINS = "{{ bos_token }}{{ messages[0].content }}"
-"""A chat template that writes nothing but a BOS in front."""
+"""A chat template that adds nothing but a BOS at the front."""
 
 
 def templated(template: str | None) -> Any:
@@ -65,8 +65,8 @@ def templated(template: str | None) -> Any:
 
 
 def thinking_tokenizer(opens: bool = False) -> Any:
-    """A chat template as Qwen3's: `enable_thinking=False` gives the answer an empty thought. With `opens` as
-    DeepSeek-R1's: the prompt ends in the middle of one."""
+    """A tokenizer with a chat template like Qwen3's: `enable_thinking=False` gives the answer an empty thought. With
+    `opens`, one like DeepSeek-R1's: the prompt ends in the middle of a thought."""
     tokenizer = copy.deepcopy(byte_tokenizer(chat=True))
     off = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     tokenizer.chat_template += "<think>\n{# until </think> #}" if opens else off

@@ -1,5 +1,5 @@
-"""Independent references for the gates: stock models built again from their seed, masks made by hand from positions,
-and a cache that hands back stored keys and values. Nothing here calls the code that is being tested."""
+"""Independent references for the gates: stock models rebuilt from their seed, masks made by hand from positions, and a
+cache that returns stored keys and values. Nothing here calls the code that is being tested."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def random_ids(count: int, seed: int) -> tuple[int, ...]:
 def stored_plan(
     adapter: ModelAdapter, store: ChunkKVStore, lengths: Sequence[int] = (37, 16, 30, 5), glue: int = 3, seed: int = 0
 ) -> PromptPlan:
-    """`glue` random tokens before every chunk, the chunks in `store`, and six tokens behind them: the question is the
-    first four, so that something follows it."""
+    """A plan with `glue` random tokens before every chunk, the chunks in `store`, and six tokens after them: the
+    question is the first four, so that something follows it."""
     segments: list[Segment] = []
 
     def add(kind: Any, count: int) -> None:
@@ -69,7 +69,7 @@ def stored_plan(
 
 @dataclass(frozen=True)
 class Prompted:
-    """A plan, and what a method made of it."""
+    """A plan, and what methods make of it."""
 
     plan: PromptPlan
     adapter: ModelAdapter
@@ -88,7 +88,7 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept tokens of a prompt, listed the naive way: ids, true positions, owning chunk (-1 glue), computed anew."""
+    """The kept tokens of a prompt, listed the naive way: ids, true positions, owner (-1: glue), if computed anew."""
 
     ids: list[int]
     positions: Tensor
@@ -112,7 +112,7 @@ class Kept:
 
 
 def stored_chunk(store: ChunkKVStore, key: str) -> ChunkKV:
-    """What the store has of a chunk, all of it."""
+    """All that the store has of a chunk."""
     summary = store.summary(key)
     kv = [store.read_blocks(key, stack=index) for index in range(len(summary.stacks))]
     return ChunkKV(summary, kv[0], tuple(kv[1:]))
@@ -146,9 +146,9 @@ def stock_logits(
     model: Any, ids: Sequence[int], positions: Tensor, past: Cache | None = None, before: Tensor | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Logits `(Q, vocab)` of a stock model over `ids` at `positions`, behind `past` entries at positions `before`.
+    """Logits `(Q, vocab)` of a stock model over `ids` at `positions`, after `past` entries at positions `before`.
 
-    `allowed` `(Q, T)` restricts further what is seen (block-diagonal masks).
+    `allowed` `(Q, T)` further restricts what they attend to (block-diagonal masks).
     """
     keys = positions if before is None else torch.cat([before, positions])
     visible = keys[None, :] <= positions[:, None]
@@ -163,7 +163,7 @@ def stock_logits(
 
 @contextmanager
 def hiding(model: Any, first: int, hidden: Tensor) -> Iterator[None]:
-    """Layers from `first` on do not see what is `hidden` `(T, T)`, whatever the mask of the pass says."""
+    """Layers from `first` on do not attend to what is `hidden` `(T, T)`, whatever the mask of the pass says."""
     bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
 
     def hide(layer: Any, args: Any, options: dict[str, Any]) -> Any:
@@ -220,7 +220,7 @@ def thinned(past: Cache, slots: Tensor) -> Cache:
 
 
 class FrozenLayer(DynamicLayer):
-    """Its first update keeps `stored` (keys, values) where `frozen` says so; `mix` joins new and stored elsewhere."""
+    """A layer whose first update keeps `stored` (keys, values) where `frozen`; elsewhere `mix` joins new and stored."""
 
     def __init__(self, keys: Tensor, values: Tensor, frozen: Tensor, mixed: Tensor, mix: Mix | None) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def frozen_cache(
 ) -> Cache:
     """A cache for one forward over all kept tokens: what is not fresh keeps its stored entry.
 
-    `rows[layer]` (bool over kept chunk tokens in prompt order) says what that layer stores, as layer alignment does.
+    `rows[layer]` (bool over kept chunk tokens in prompt order) says what that layer stores, as in layer alignment.
     """
     stored = stored_entries(wiring, plan)
     layers = []
@@ -260,8 +260,8 @@ def frozen_cache(
 
 @cache
 def stored_entries(wiring: str, plan: PromptPlan) -> list[tuple[Tensor, Tensor]]:
-    """Per layer keys and values `(1, G, prompt, D)`: each chunk prefilled alone at its place by a stock model (the
-    same as turning its keys there), zeros for glue. Longrope keys are turned by hand: frequencies depend on length."""
+    """Per layer, keys and values `(1, G, prompt, D)`: each chunk prefilled alone at its place by a stock model (the
+    same as turning its keys), zeros for glue. Longrope keys are turned by hand: frequencies depend on length."""
     model = stock(wiring)
     out: list[tuple[Tensor, Tensor]] = []
     for chunk in plan.chunks:
@@ -282,7 +282,7 @@ def stored_entries(wiring: str, plan: PromptPlan) -> list[tuple[Tensor, Tensor]]
 
 
 def _longrope_turned(config: Any, keys: Tensor, own: Tensor, start: int, prompt: int) -> Tensor:
-    """Keys at positions `own` of a chunk alone -> at `own + start` of a prompt; both regimes, half layout."""
+    """Keys at positions `own` of a chunk alone, turned to `own + start` of a prompt; both regimes, half layout."""
     rope = config.rope_parameters
     half = keys.shape[-1] // 2
     plain = 10000.0 ** (-torch.arange(half) / half)

@@ -1,4 +1,4 @@
-"""A method or a way of decoding with an option that it cannot have is refused in a sentence, and never is another."""
+"""A method or way of decoding with an option that it cannot have is refused in a sentence, never becomes another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled readers: load as any model does, encode any text, and answer easy questions about unseen names."""
+"""The bundled readers load like any model, encode any text, and answer easy questions about unseen names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One use of the model at a time, in order of asking, whatever happens; and who waits for whom."""
+"""One use of the model at a time, in the order of asking, whatever happens; and what waits for what."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 
 
 def queue_up(turnstile: Turnstile, order: list[str], name: str, turn: AbstractContextManager[None]) -> threading.Thread:
-    """A thread that waits for `turn`, and notes its name when it has come; returns when it is in the line."""
+    """Start a thread that waits for `turn`, then notes its name; return it once it is in line."""
     before = len(turnstile._waiting)
 
     def work() -> None:
@@ -57,7 +57,7 @@ def free(turnstile: Turnstile) -> bool:
 
 
 class Stay:
-    """A request that has arrived, and leaves when it is told to."""
+    """A request that has arrived; `leave` ends it."""
 
     def __init__(self, turnstile: Turnstile, cancelled: Callable[[], bool] | None = None) -> None:
         self._whole = turnstile.request(cancelled)
@@ -164,7 +164,7 @@ def test_an_interrupt_just_as_the_turn_came_passes_it_on(monkeypatch: pytest.Mon
     turnstile.__enter__()
 
     class TooLate(threading.Event):
-        """The turn is granted, and then ctrl-C arrives before the waiting thread runs on."""
+        """The turn is granted, and then ctrl-C arrives before the waiting thread continues."""
 
         def wait(self, timeout: float | None = None) -> bool:
             turnstile.__exit__(None, None, None)
@@ -178,7 +178,7 @@ def test_an_interrupt_just_as_the_turn_came_passes_it_on(monkeypatch: pytest.Mon
     assert free(turnstile)
 
 
-# -- who waits for whom --------------------------------------------------------------------------------------------
+# -- what waits for what -------------------------------------------------------------------------------------------
 
 
 def test_a_newcomer_waits_for_the_step_under_way_and_not_for_the_answer() -> None:
@@ -195,7 +195,7 @@ def test_a_newcomer_waits_for_the_step_under_way_and_not_for_the_answer() -> Non
 
 
 def test_a_step_is_not_overtaken_by_who_came_after_it() -> None:
-    """A stream of newcomers cannot starve those who decode."""
+    """A stream of newcomers cannot starve the requests that decode."""
     turnstile, order = Turnstile(places=4), list[str]()
     stays = [Stay(turnstile) for _ in range(3)]
     with stays[0].turn:
@@ -215,7 +215,7 @@ def test_without_a_place_a_request_waits_for_one_while_steps_go_on() -> None:
         thread = queue_up(turnstile, order, "waiting", waiting.turn)
     with turnstile.step():
         pass
-    with seated.turn:  # who is seated may use the model again: to store what it missed
+    with seated.turn:  # a seated request may use the model again: to store what it missed
         pass
     assert order == []
     seated.leave()

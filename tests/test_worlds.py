@@ -1,4 +1,4 @@
-"""Generated worlds: deterministic, split by name, and every answer stands where the question says."""
+"""Generated worlds are deterministic and split by name, and every answer is where the question says."""
 
 from __future__ import annotations
 

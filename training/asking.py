@@ -1,7 +1,7 @@
-"""Questions with short answers about an encyclopaedia's pages, from their facts and from their sentences, by rules.
+"""Questions with short answers about encyclopaedia pages, made by rules from their facts and their sentences.
 
-A human's question costs minutes; these cost nothing, and their wordings are many, so that a reader cannot take one form
-for the task. What is asked always stands in the page, title and text, as it is answered.
+A question written by a person costs minutes; these cost nothing and come in many wordings, so that a reader cannot
+mistake one form for the task. Every answer appears in the page, title and text, exactly as it is given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.texts import plain
 from training.wordings import ASKED, INVERSE
 
 Pair = tuple[str, str]
-CASUAL = 1 / 3  # share of questions as people type them: small letters, no question mark
+CASUAL = 1 / 3  # share of questions written as people type them: lower case, no question mark
 _EMPTY = frozenset(("one", "member", "part", "list", "name", "number", "title", "term", "type", "series"))
 _TYPES = "film movie album EP song single novel book magazine series musical opera play episode"
 TYPED = frozenset(_TYPES.split())
@@ -34,12 +34,12 @@ def about_page(rng: random.Random, title: str, text: str, facts: list[Fact]) -> 
 
 
 def casual(rng: random.Random, question: str) -> str:
-    """The question as it is, or as it is typed into a search box."""
+    """The question in its written form, or as it is typed into a search box."""
     return question.lower().rstrip("?.") if rng.random() < CASUAL else question[0].upper() + question[1:]
 
 
 def named(rng: random.Random, title: str, facts: list[Fact]) -> str:
-    """The page's subject as a question names it: works often with what they are in front."""
+    """The page's subject as a question names it: for works, often preceded by what they are."""
     name, what = plain(title), kind(facts)
     if what in TYPED and not is_person(facts) and rng.random() < 0.5:
         return rng.choice((f"the {what} {name}", f"{what} {name}", f'the {what} "{name}"'))
@@ -47,12 +47,12 @@ def named(rng: random.Random, title: str, facts: list[Fact]) -> str:
 
 
 def possessive(name: str) -> str:
-    """Whose it is."""
+    """The possessive of a name."""
     return f"{name}'" if name.endswith("s") else f"{name}'s"
 
 
 def fill(template: str, subject: str) -> str:
-    """A template with its subject."""
+    """Fill a template with its subject."""
     return template.format(s=subject, p=possessive(subject))
 
 
@@ -60,12 +60,12 @@ def _direct(rng: random.Random, title: str, facts: list[Fact], fact: Fact) -> li
     personal = fact.relation == "definition" and is_person(facts)
     template = rng.choice(ASKED["occupation" if personal else fact.relation])
     if fact.relation == "definition" and (fact.value in _EMPTY or " " not in fact.value and rng.random() < 0.5):
-        return []  # a page's first word for itself, "town", is asked for too often otherwise
+        return []  # otherwise a page's first word for itself, "town", is asked for too often
     return [(fill(template, named(rng, title, facts)), fact.value)]
 
 
 def _inverse(rng: random.Random, title: str, facts: list[Fact], fact: Fact) -> list[Pair]:
-    """The page asked for by one of its facts, if there is enough to say what it is."""
+    """Ask for the page by one of its facts, if enough is known to say what it is."""
     values = {one.relation: one.value for one in facts}
     if fact.relation not in INVERSE:
         return []

@@ -1,8 +1,8 @@
 """Attention of rows (context | questions): on a processor in pieces that stay in its cache, on a GPU by fused kernels.
 
-The context is causal, a question sees what its row of the mask says. Plain matrix products of queries by piece and of
-few keys at a time: in bfloat16, with the products of a processor that has them, forward and backward take less than
-half as long as `scaled_dot_product_attention`, which computes in float32 there, and never what the causal half masks.
+The context is causal; a question attends to what its mask row allows. Plain matrix products are taken of one piece of
+queries and few keys at a time, never of what is causally masked: in bfloat16, on a processor with such products,
+forward and backward take less than half as long as `scaled_dot_product_attention`, which computes in float32 there.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-PIECE = 384  # queries computed together; of 128, 192, 256, 384 and 512 the fastest or next to it at 400 to 1,200 tokens
+PIECE = 384  # queries computed together; of 128, 192, 256, 384 and 512 the fastest or second at 400 to 1,200 tokens
 
 
 def _pieces(split: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """(first query, end of queries, end of keys) of every piece; none crosses the border of context and questions."""
+    """(first query, end of queries, end of keys) of each piece; none crosses from context to questions."""
     for start in range(0, split, PIECE):
         yield start, min(start + PIECE, split), min(start + PIECE, split)
     for start in range(split, length, PIECE):
@@ -71,8 +71,8 @@ class _Pieces(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
     """Attention `[B, H, T, D]` of queries `[B, H, T, D]` over keys and values `[B, G, T, D]`.
 
-    The first `split` tokens are causal; the others see what `bias` `[B, 1, T - split, T]`, 0 or -inf, allows. Computed
-    in the type of the values.
+    The first `split` tokens are causal; the others attend to what `bias` `[B, 1, T - split, T]`, 0 or -inf, allows.
+    Computed in the dtype of the values.
     """
     if q.is_cuda:
         return _fused(q, k, v, bias, split)
@@ -82,8 +82,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
-    """The same by PyTorch's fused kernels: the causal half by one that skips what is masked, the questions by one that
-    takes a bias."""
+    """The same with PyTorch's fused kernels: the causal half with one that skips what is masked, the questions with one
+    that takes a bias."""
     shared = q.shape[1] // k.shape[1]
     k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
     context = (part[:, :, :split] for part in (q, k, v))

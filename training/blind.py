@@ -1,6 +1,6 @@
-"""What a reader would score that knows what is asked but not of whom: `python -m training.blind`.
+"""The score of a reader that knows what is asked but not about whom: `python -m training.blind`.
 
-It picks one of the values that the chunks state for this relation, at random over the things of that kind. A
+It picks one of the values that the chunks state for this relation, at random among the things of that kind. A
 reader that is no better than this has not learned to tell things apart by their names.
 """
 
@@ -23,7 +23,7 @@ def _relation(entity: Entity, relation: str) -> tuple[str, str]:
 
 
 def chances(made: Draft, picked: Picked) -> dict[str, list[float]]:
-    """For every one-fact and two-hop question on the picked chunks, the chance of the blind answer, by task."""
+    """How likely the blind answer is right, for each one-fact and two-hop question on the picked chunks, by task."""
     shown: dict[tuple[str, str], list[str]] = defaultdict(list)
     facts = [(e, r, v, made.stated.get((id(e), r), frozenset())) for e in made.entities for r, v in e.facts.items()]
     for entity, relation, value, needs in facts:
@@ -54,7 +54,7 @@ def main(worlds_each: int = 150) -> None:
 
 
 def blind(task: str, chunks: int, count: int) -> float:
-    """The mean chance of the blind answer to a question of `task`, over `count` worlds that it is asked on."""
+    """The mean chance that the blind answer to a question of `task` is right, over `count` worlds of that task."""
     rng = random.Random(f"evaluate-{chunks}")
     values = list[float]()
     for _ in range(count):

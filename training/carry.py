@@ -1,14 +1,14 @@
-"""Give heads that look where they should something to carry: `python -m training.carry {pair NUMBER | name}`.
+"""Give heads that attend to the right places something to carry: `python -m training.carry {pair NUMBER | name}`.
 
 A question that asks whose a value is needs the beginning of a name at its end: `source` has to bring it to the value,
 and `seek` from there to the question. Neither is of use without the other, and next-token loss alone taught them
-nothing in 1,000 updates. Here both are fitted in closed form, in the checkpoint: `source` reads, by ridge regression on
-fresh rows, the leading directions of the output matrix of the token it looks at, and writes them where the residual
-stream of values has the least variance; `seek` reads them there and writes them as logits. To be run once both look
-where they should (a pair has the number of its place in the configuration, from 0).
+nothing in 1,000 updates. Here both are fitted in closed form, in the checkpoint: by ridge regression on fresh rows,
+`source` reads the token that it attends to, as leading directions of the output matrix, and writes these where the
+residual stream of values has the least variance; `seek` reads them there and writes them as logits. Run it once both
+attend to the right places (a pair's number is its place in the configuration, from 0).
 
-`name` is also told where to look: at beginnings of names whose token is the one that `seek` has brought, roughly; it
-copies them whole. To be run before it is taught. Training goes on from all of that.
+`name` is also given what to attend to: the beginnings of names whose token is, roughly, the one that `seek` has
+brought; it copies them whole. Run it before it is taught. Training continues from there.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SHARP, MARK = (
     2.8,
     torch.tensor([10.0]),
 )  # of the queries of `name`: half the codes' product, and for beginnings of names
-STRENGTH = 14.0  # of the logits; of 2, 5, 10, 20 and 40 the ones around it gave the lowest first-token loss
+STRENGTH = 14.0  # of the logits; of 2, 5, 10, 20 and 40 those around it gave the lowest first-token loss
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Residual streams: of the name beginnings `source` should look at `[N, hidden]`, with their token ids, and of the
-    values as `seek` finds them `[M, hidden]`."""
+    """Residual streams: of the name beginnings that `source` should attend to `[N, hidden]`, with their token ids, and
+    of the values as `seek` finds them `[M, hidden]`."""
 
     names: Tensor
     ids: Tensor
@@ -77,14 +77,14 @@ def residuals(reader: Reader, batch: Batch) -> list[Tensor]:
 
 
 def with_space(pieces: list[str]) -> dict[int, int]:
-    """Which token says the same as another one after a space: a chunk's first word has none in front."""
+    """Map tokens to those of the same text after a space: a chunk's first word has no space before it."""
     spaced = {piece[1:]: token for token, piece in enumerate(pieces) if re.fullmatch(r" [A-Z]\w*", piece)}
     return {token: spaced[piece] for token, piece in enumerate(pieces) if piece in spaced}
 
 
 @torch.no_grad()
 def fit_pair(run: Run, number: int) -> None:
-    """Overwrite the values and outputs of a pair of heads; heads that share their values fall silent."""
+    """Overwrite the values and outputs of a pair of heads; heads that share their values are silenced."""
     (source, reads), (seek, finds) = (run.config["heads"][kind][number] for kind in (SOURCE, SEEK))
     seen, reader = watch(run, source, seek), run.reader
     code = Code.of(run, seen.ids)
@@ -98,8 +98,8 @@ def fit_pair(run: Run, number: int) -> None:
 
 @dataclass(frozen=True)
 class Code:
-    """Tokens in the leading directions of the output matrix: `said` `[N, width]` of the tokens that it was made for, as
-    they are said after a space, and `write` `[hidden, width]`, which turns a code into logits."""
+    """Tokens in the leading directions of the output matrix: `said` `[N, width]`, of the tokens that it was made for in
+    their form after a space, and `write` `[hidden, width]`, which turns a code into logits."""
 
     said: Tensor
     write: Tensor
@@ -110,7 +110,7 @@ class Code:
 
     @classmethod
     def of(cls, run: Run, ids: Tensor, width: int | None = None) -> Code:
-        """The code that tells the tokens `ids` apart best, in as many numbers as a head has."""
+        """The code that best tells the tokens `ids` apart, in as many numbers as a head has."""
         pieces = [run.encode.tokenizer.decode([i]) for i in range(run.config["vocab"])]
         other, table = with_space(pieces), run.reader.lm_head.weight
         said = torch.tensor([other.get(token, token) for token in ids.tolist()])
@@ -130,7 +130,7 @@ def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def carry(attention: Attention, head: int, read: Tensor, offset: Tensor, write: Tensor) -> None:
-    """Let a head bring `read @ x + offset` of what it looks at to `write`."""
+    """Make a head read `read @ x + offset` from what it attends to, and write it by `write`."""
     width, shared = attention.shape.head_dim, attention.shape.heads // attention.shape.kv_heads
     group = head // shared
     values = slice(group * width, (group + 1) * width)
@@ -174,14 +174,14 @@ def watch_names(run: Run, layer: int) -> Named:
 
 
 def slowest_rows(width: int, left_out: int = 5) -> Tensor:
-    """Rows of a head from the slowest turning pairs on; the `left_out` fastest are of no use for a match far away."""
+    """Rows of a head, from the slowest rotating pairs on; the `left_out` fastest are of no use for a distant match."""
     half = width // 2
     return torch.tensor([row for pair in reversed(range(left_out, half)) for row in (pair, pair + half)])
 
 
 @torch.no_grad()
 def fit_name(run: Run) -> None:
-    """Overwrite the head `name`: what it looks at, and that it copies that. Heads that share its keys fall silent."""
+    """Overwrite the head `name`: what it attends to, and that it copies it. Heads that share its keys are silenced."""
     ((layer, head),) = run.config["heads"][NAME]
     attention = run.reader.model.blocks[layer].self_attn
     seen, width = watch_names(run, layer), attention.shape.head_dim

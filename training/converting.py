@@ -1,8 +1,8 @@
 """Statements turned into questions: every sentence of a text that has one of a few shapes is asked about.
 
-The subject stands in front of the verb; a pronoun or "The film" there is put back as the page's title. Then a date, a
-place, an agent, a number, an object or the subject itself is what is asked for. A second verb ("and was sold in 1990")
-and a relative clause ("Ann Cole, who built it") are statements of their own.
+The subject precedes the verb; a pronoun or "The film" there is replaced by the page's title. The question then asks for
+a date, a place, an agent, a number, an object or the subject itself. A second verb ("and was sold in 1990") and a
+relative clause ("Ann Cole, who built it") are statements of their own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _DAYS = ("When", "When", "On what date")
 
 @dataclass(frozen=True)
 class Page:
-    """Whom or what the statements of a text are about."""
+    """Who or what the statements of a text are about."""
 
     name: str
     person: bool
     what: str
 
     def subject(self, written: str) -> tuple[str, str]:
-        """A subject as a question has it, and the word that asks for it, empty if that is unknown."""
+        """The subject as it is put in a question, and the word that asks for it, empty if unknown."""
         found = shapes.PRONOUN.match(written)
         if found or self._is_name(written):
             human = written.lower() in ("he", "she") or (self.person and not (found and found["kind"]))
@@ -47,7 +47,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Statement:
-    """A subject, the word that asks for it, its verb with what follows, and what stood in front of the sentence."""
+    """A subject, the word that asks for it, its verb and what follows, and what preceded it in the sentence."""
 
     subject: str
     who: str
@@ -62,7 +62,7 @@ class Statement:
         return _cut(self.rest)
 
     def ask(self, words: str, rest: str) -> str:
-        """The question that begins with these words and ends with `rest`."""
+        """The question that begins with `words` and ends with `rest`."""
         if self.be.endswith(" been"):
             return f"{words} {self.be.split()[0]} {self.subject} been {self.verb}{rest}?"
         if self.be:
@@ -71,7 +71,7 @@ class Statement:
         return f"{words} {did} {self.subject} {base}{rest}?"
 
     def of_subject(self, word: str, rest: str) -> str:
-        """The question for the subject."""
+        """The question that asks for the subject."""
         return f"{word} {self.be} {self.verb}{rest}?".replace("  ", " ")
 
 
@@ -89,7 +89,7 @@ def convert(rng: random.Random, title: str, text: str, facts: list[Fact]) -> Ite
 
 
 def _sound(question: str, page: Page) -> bool:
-    """Short enough, of nobody unnamed, and not cut off in the middle."""
+    """Whether a question is short enough, leaves nobody unnamed, and is not cut off in the middle."""
     strange = shapes.UNNAMED_THING if page.person else shapes.UNNAMED_PERSON
     return (
         len(question.split()) <= LONGEST
@@ -137,7 +137,7 @@ def _cut(rest: str) -> str:
 
 
 def _without(rest: str, found: re.Match[str]) -> str:
-    """The words in front of what is asked for, and those behind it as long as they belong to them."""
+    """The words before what is asked for, and those after it as far as they belong to them."""
     before, behind = rest[: found.start()].strip(" ,"), _cut(rest[found.end() :]).strip()
     return "".join(f" {part}" for part in (before, behind) if part)
 
@@ -205,7 +205,7 @@ def _subjects(one: Statement) -> Iterator[Pair]:
 
 
 def _counts(one: Statement) -> Iterator[Pair]:
-    """How many there are, where the subject has or did them."""
+    """Ask how many of something the subject has or did."""
     part = shapes.NUMBER.match(one.rest)
     if part and not one.be:
         yield one.ask(f"How many {part['n']}", f"{_cut(one.rest[part.end() :])}{one.tail}"), part["v"]

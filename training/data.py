@@ -1,7 +1,7 @@
 """Training rows: one passage with many questions about it, as fixed-size tensors.
 
-Pieces are tokenised one by one and joined, exactly as the engine does it. Positions jump between chunks in
-part of the rows, so that far positions are learned on short contexts.
+Pieces are tokenised one by one and joined, exactly as the engine does. Positions jump between chunks in some of the
+rows, so that distant positions are learned from short contexts.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from training.real import Library
 from training.shelf import DRAWN, Shelf
 
 RESTING = {ANSWER: [0], SEEK: [0], NAME: [0]}
-"""Where heads look from the end of a question that are not to answer it."""
+"""What heads that are not to answer a question attend to from its end."""
 ROOM = 64  # points of a kind in a row, at most
-PLAIN = -1  # whose target a token of the context is
+PLAIN = -1  # the group of targets that are context tokens
 
 
 def _moved(part: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; a GPU fetches it from pinned memory, while it goes on."""
+    """The tensor on a device; a GPU fetches it from pinned memory while it works on."""
     return part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part.to(device)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Places `at` [B, P] in the rows of a batch, those of them that are `meant` [B, P], and where each should look in a
-    row of `length`: `spots` [3, M], the row, the number of the place in it, and where that looks."""
+    """Places `at` [B, P] in the rows of a batch, which of them are `meant` [B, P], and what each should attend to in a
+    row of `length`: `spots` [3, M], the row, the number of the place in it, and what that attends to."""
 
     at: Tensor
     meant: Tensor
@@ -42,12 +42,12 @@ class Points:
 
     @property
     def golds(self) -> Tensor:
-        """Where each place should look [B, P, T]."""
+        """What each place should attend to [B, P, T]."""
         found = torch.zeros(*self.at.shape, self.length, dtype=torch.bool, device=self.at.device)
         return found.index_put(tuple(self.spots), torch.ones((), dtype=torch.bool, device=self.at.device))
 
     def flat(self) -> tuple[Tensor, Tensor]:
-        """The places that are meant among all tokens of the batch [P], and the golds of each [P, T]."""
+        """The meant places, counted over all tokens of the batch [P], and the golds of each [P, T]."""
         rows = torch.arange(len(self.at))[:, None] * self.length
         return (rows + self.at)[self.meant], self.golds[self.meant]
 
@@ -60,8 +60,8 @@ class Points:
 class Batch:
     """ids, positions, owner [B, T]; where, targets [N]; group: question number per target, or `PLAIN`.
 
-    The first `split` places of a row are its context. `owner` says whose a token is: 0 the context's, 1.. a question's
-    of the row, -1 nobody's. `points` are by kind the tokens that should look at others, `pointed` which kinds have any.
+    The first `split` places of a row are its context. `owner`: what a token belongs to, 0 the context, 1.. a question
+    of the row, -1 neither. `points`: by kind, the tokens that should attend to others; `pointed`: which kinds have any.
     """
 
     ids: Tensor
@@ -82,8 +82,8 @@ class Batch:
 
     @property
     def mask(self) -> Tensor:
-        """What question tokens see [B, 1, U, T]: the context and, causally, their own question; padding sees itself, to
-        stay finite."""
+        """What question tokens attend to [B, 1, U, T]: the context and, causally, their own question; padding attends
+        to itself, to stay finite."""
         asked, length = self.owner[:, self.split :], self.owner.shape[1]
         places = torch.arange(length, device=self.owner.device)
         same = self.owner[:, None, :] == asked[:, :, None]
@@ -112,7 +112,7 @@ def make_batch(
     reach: int = 3000,
     pointing: bool = True,
 ) -> Batch:
-    """A batch of fresh rows, no wider than its widest row; without points where nobody is taught where to look."""
+    """A batch of fresh rows, no wider than its widest row; without points where no head is taught what to attend to."""
     rows = [_Row(rng, encode, sizes, reach, library, pointing) for _ in range(sizes.rows)]
     split = sizes.context if sizes.exact else max(len(row.context) for row in rows)
     length = split + (sizes.asked if sizes.exact else max(len(row.asked) for row in rows))
@@ -143,7 +143,7 @@ def make_batch(
 
 
 def _points(rng: random.Random, rows: list[_Row], kind: str, split: int, length: int) -> Points:
-    """The points of this kind: of every row as many as there is room for."""
+    """The points of this kind: as many of every row as there is room for."""
     found = [[point for point in row.points if point.kind == kind] for row in rows]
     found = [rng.sample(points, ROOM) if len(points) > ROOM else points for points in found]
     most = max(1, max(map(len, found)))
@@ -183,7 +183,7 @@ class _Row:
     def _point(
         self, question: Question, drawn: Passage, encode: Encoder, before: list[int], answer: list[int]
     ) -> None:  # fmt: skip
-        """What the end of the question's prompt, and the values that state its answer, should look at."""
+        """Add what the end of the question's prompt, and the values that state its answer, should attend to."""
         start, end = len(self.asked), len(self.asked) + len(before) - 1
         found = drawn.aim(question)
         self.points += [point for point in found.bound if point.at < len(self.context)]
@@ -205,7 +205,7 @@ class _Row:
             self.points.append(Point(kind, at, inside, asked=True))
 
     def _compare(self, found: Aim, encode: Encoder, before: list[int]) -> None:
-        """Each compared name looks for its value, and the end of the question at the name that it is."""
+        """Each compared name attends to its value, and the end of the question to the name that is the answer."""
         start = len(self.asked)
         for name, places in found.named.items():
             span = name_span(encode.tokenizer, before, name)
@@ -226,7 +226,7 @@ class _Row:
 
 
 def _draw(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | Shelf | None) -> Passage:
-    """What a row is made of."""
+    """Draw what a row is made of."""
     if sizes.shelf:
         if not isinstance(library, Shelf):
             raise ValueError("a stage with `shelf` needs the packed text: python -m training.pack")
@@ -237,7 +237,7 @@ def _draw(rng: random.Random, encode: Encoder, sizes: Sizes, library: Library | 
 
 
 def _ends(question: Question, found: Aim, encode: Encoder) -> dict[str, list[int]]:
-    """Where the end of a question looks, by kind: a head that is not to answer it rests on the first token."""
+    """What the end of a question attends to, by kind: a head that is not to answer it rests on the first token."""
     if question.task == "unanswerable":
         return RESTING | {ANSWER: [encode.nothing]}
     if found.named:
@@ -246,7 +246,7 @@ def _ends(question: Question, found: Aim, encode: Encoder) -> dict[str, list[int
 
 
 def _member_end(question: Question, encode: Encoder, answer: list[int], number: int) -> int:
-    """Place behind the question's end of the token before the next member of a list, or before the answer's end."""
+    """Place, after the question's end, of the token before the next member of a list or before the answer's end."""
     members = [fact.name for fact in question.facts][: number + 1]
     text = (", ".join(members) + "," * (len(members) < len(question.facts))).removeprefix(ARTICLE)
     spans = (place for place in range(len(answer)) if text in encode.tokenizer.decode(answer[: place + 1]))

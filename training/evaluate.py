@@ -29,7 +29,7 @@ RECORDS = Path("build/reader/evaluation")
 
 
 def lines(model: str | None, data: list[str], chunks: int | None, count: int, out: Path) -> Iterator[dict[str, Any]]:
-    """Answer `count` questions of each source with full prefill and with plain reuse, and say what they were worth."""
+    """Answer `count` questions of each source with full prefill and with plain reuse, and report how well."""
     run(Request(model, data, "reuse", "1", count, chunks, None, SEED, None, "head", out))
     for task in read_results(out).tasks:
         for row in rows_of(task):

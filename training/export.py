@@ -16,7 +16,7 @@ from training.passages import Encoder
 from training.train import CONFIG, load_encoder, read_config
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-SHARD = "15MB"  # a file of weights, at most
+SHARD = "15MB"  # a weight file, at most
 WEIGHTS = reader.path(reader.SMALL)
 
 
@@ -45,7 +45,7 @@ def llama_config(config: dict[str, Any], encode: Encoder) -> LlamaConfig:
 
 
 def load_reader(config: dict[str, Any], state: dict[str, Tensor]) -> LlamaForCausalLM:
-    """The model of these weights, in float32, as transformers runs it."""
+    """The model with these weights, in float32, as transformers runs it."""
     model = LlamaForCausalLM(llama_config(config, load_encoder(config)))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or missing:
@@ -55,7 +55,7 @@ def load_reader(config: dict[str, Any], state: dict[str, Tensor]) -> LlamaForCau
 
 
 def save_reader(config: dict[str, Any], state: dict[str, Tensor], folder: Path) -> None:
-    """Save model and tokenizer in `folder`: weights in float16, half the bytes, to be computed with in float32, as the
+    """Save model and tokenizer in `folder`: weights in float16, half the bytes, computed with in float32, as the
     folder's own config says (at this size bfloat16 would lose accuracy)."""
     load_reader(config, state).half().save_pretrained(folder, max_shard_size=SHARD)
     found = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}

@@ -1,8 +1,8 @@
 # ruff: noqa: E501 - a line is an expression
-"""Facts that the lead of an encyclopaedia's page states about its subject, read by rules.
+"""Facts that the lead of an encyclopaedia page states about its subject, found by rules.
 
-A rule is only tried on sentences that speak of the page's subject: the first, and those that begin with a pronoun,
-with a word of the title or with "The film" and the like. That is what keeps another person's birthplace out.
+A rule is tried only on sentences about the page's subject: the first, and those that begin with a pronoun, with a word
+of the title or with "The film" and the like. This keeps another person's birthplace out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PERSONAL_NAMES = (
     "debut known_for nationality occupation cause"
 )
 PERSONAL = frozenset(_PERSONAL_NAMES.split())
-# What only a person has, so that a page which is none is not searched for it; and what a person has not.
+# What only a person has, so that pages about anything else are not searched for it; and what no person has.
 _IMPERSONAL_NAMES = (
     "located population area length height seats founded opened director producer released capital county district "
     "country capital_of tributary held venue winner season_number owner manufacturer network operator architect "
@@ -29,7 +29,7 @@ _IMPERSONAL_NAMES = (
     "native_to found_in starring author founder members composer host parent_company"
 )
 IMPERSONAL = frozenset(_IMPERSONAL_NAMES.split())
-_EARLY = frozenset(("country", "located"))  # what the first two sentences say; later ones name other places
+_EARLY = frozenset(("country", "located"))  # read in the first two sentences only; later ones name other places
 _ABOUT = re.compile(
     rf"(?:He|She|It|They|His|Her|Its|Their|Born|Founded|Established|Located|The (?:\w+ )?(?:{KINDS}))\b"
 )
@@ -72,7 +72,7 @@ _WORKS = re.compile(rf"\b(?:{KINDS})\b")
 
 @dataclass(frozen=True)
 class Fact:
-    """`value` stands in the text from `start` on."""
+    """A `value` that is in the text from `start` on."""
 
     relation: str
     value: str
@@ -80,7 +80,7 @@ class Fact:
 
 
 def read_facts(title: str, text: str) -> list[Fact]:
-    """The facts of a page in the order of the text, every value at most twice and short."""
+    """The facts of a page in the order of the text: at most two values of a relation, short ones."""
     sentences = list(split(text))
     if not sentences:
         return []
@@ -96,7 +96,7 @@ def read_facts(title: str, text: str) -> list[Fact]:
 
 
 def is_person(facts: list[Fact]) -> bool:
-    """True for a page about somebody."""
+    """Whether a page is about a person."""
     return any(fact.relation in ("born", "died", "occupation") for fact in facts)
 
 
@@ -128,7 +128,7 @@ def _stated(start: int, sentence: str, unasked: frozenset[str]) -> Iterator[Fact
 
 
 def _bracket(first: str) -> Iterator[Fact]:
-    """Dates and places of a life, from the brackets behind the name."""
+    """Dates and places of a life, from the brackets after the name."""
     bracket = _BRACKET.search(first[:400])
     if not bracket or bracket.start() > 120:
         return
@@ -159,7 +159,7 @@ def _definition(first: str) -> Iterator[Fact]:
 
 
 def _kept(found: list[Fact], title: str) -> Iterator[Fact]:
-    """Without what is too long, repeated or no more than the title itself."""
+    """Leave out what is too long, repeated or no more than the title itself."""
     seen: dict[str, list[str]] = {}
     for fact in found:
         values = seen.setdefault(fact.relation, [])

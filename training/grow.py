@@ -1,8 +1,8 @@
-"""Begin a run from an exported reader, made larger: `python -m training.grow FOLDER [config.toml]`.
+"""Begin a run from an exported reader, enlarged: `python -m training.grow FOLDER [config.toml]`.
 
-What is new changes nothing at first: an inserted layer is a copy of the one before it that does not write yet, and the
-new units of an MLP read at random and write nothing. The configuration's `[shape]` has the new sizes, its `[grow]` says
-behind which layer of the old reader layers are inserted (`behind`), and how many (`layers`).
+The new parts change nothing at first: an inserted layer is a copy of the one before it that does not write yet, and the
+new units of an MLP read at random and write nothing. The configuration's `[shape]` has the new sizes; its `[grow]` says
+after which layer of the old reader layers are inserted (`behind`), and how many (`layers`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from training.train import CONFIG, Run, read_config
 State = dict[str, Tensor]
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 _WRITES = ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight")
-NOISE = 0.3  # of a copied query matrix, as a share of its deviation: heads that begin equal would stay equal
+NOISE = 0.3  # in a copied query matrix, as a share of its deviation: heads that begin equal would stay equal
 
 
 def deeper(state: State, behind: int, layers: int, generator: torch.Generator) -> State:
-    """`layers` layers more behind layer `behind`."""
+    """Insert `layers` layers after layer `behind`."""
     grown = State()
     for name, weight in state.items():
         found = _LAYER.fullmatch(name)
@@ -46,7 +46,7 @@ def _copied(part: str, weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def wider(state: State, mlp: int, generator: torch.Generator) -> State:
-    """MLPs of `mlp` units."""
+    """Widen the MLPs to `mlp` units."""
     return {name: _widened(name, weight, mlp, generator) for name, weight in state.items()}
 
 
@@ -60,7 +60,7 @@ def _widened(name: str, weight: Tensor, mlp: int, generator: torch.Generator) ->
 
 
 def main(folder: Path, config_file: Path = CONFIG) -> None:
-    """Write the checkpoint of step 0 and the tokenizer of `folder` where the configuration trains."""
+    """Write the checkpoint of step 0 and the tokenizer of `folder` to the folder that the configuration trains in."""
     config = read_config(config_file)
     target = Path(config["folder"])
     shutil.copytree(folder, target / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)

@@ -1,13 +1,12 @@
 """Initial weights that already copy, as plain Llama weights.
 
-Copying an answer takes a known circuit: a head that looks at the token before, and a head in a later layer
-that looks for places whose token before is the current token, and brings what stands there to the output.
-Found by gradient descent alone this costs a small model thousands of steps on a flat loss; written into the
-initial weights it costs none. The same
-holds for heads that gather the last few words, which is how the end of a question comes to know the
-question. The residual stream starts out in five parts: of 192, this token (64), the token before (32), the last few
-tokens (32), the token two before (16), and the output (48). Everything here is only a starting point: all
-weights are trained, and nothing keeps the parts apart.
+Copying an answer takes a known circuit: a head that attends to the previous token, and a head in a later layer that
+attends to places whose previous token is the current one, and brings what is there to the output. Gradient descent
+alone finds it only after thousands of steps on a flat loss, in a small model; written into the initial weights it costs
+none. The same holds for heads that gather the last few words, which is how the end of a question comes to know the
+question. The residual stream starts out in five parts: of 192, this token (64), the previous one (32), the last few
+tokens (32), the one two back (16), and the output (48). All of this is only a starting point: all weights are trained,
+and nothing keeps the parts apart.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from training.model import Attention, Reader, Shape
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a stream begin, this token's first, and how wide those are that hold tokens nearby: `near`, as
-    wide as a head."""
+    """Where the parts of a stream begin (this token's comes first, at 0), and how wide those for nearby tokens are:
+    `near`, as wide as a head."""
 
     before: int
     recent: int
@@ -42,7 +41,7 @@ class Parts:
 
     @property
     def half(self) -> int:
-        """How much of the output each half of its code fills; the halves begin at 0 and `near` of this token's part."""
+        """How much of the output each half of its code fills; the halves begin at 0 and `near` in this token's part."""
         return self.near * 3 // 4
 
 
@@ -89,7 +88,7 @@ def _rows(number: int, dim: int) -> slice:
 
 
 def _previous_token_heads(attention: Attention, copy: float) -> None:
-    """Heads 0 and 1 look one and two tokens back: constant query and key whose rotation peaks at that offset."""
+    """Heads 0 and 1 attend one and two tokens back: constant query and key whose rotation peaks at that offset."""
     dim, half = attention.shape.head_dim, attention.shape.head_dim // 2
     fast = torch.arange(half // 4)
     frequencies = attention.shape.theta ** -(fast * 2 / dim)
@@ -118,7 +117,7 @@ def _near_rows(dim: int) -> Tensor:
 
 
 def _window_heads(attention: Attention, group: int, sharpness: tuple[float, float], copy: float) -> None:
-    """The heads of a group average the last tokens, fewer the sharper, and write them to RECENT."""
+    """The heads of a group average the last tokens, the sharper the fewer, and write them to RECENT."""
     dim, recent = attention.shape.head_dim, Parts.of(attention.shape).recent
     medium = torch.arange(dim // 16, dim * 7 // 32)
     _clear(attention, group)
@@ -144,7 +143,7 @@ def _clear(attention: Attention, group: int) -> None:
 
 
 def _induction_heads(attention: Attention, groups: tuple[int, ...], match: float, copy: float) -> None:
-    """These groups look for places whose token before is the current one, and copy what stands there."""
+    """These groups attend to places whose previous token is the current one, and copy what is there."""
     slow, dim = _slow_rows(attention.shape), attention.shape.head_dim
     places = torch.arange(len(slow))
     for group in groups:
@@ -157,7 +156,7 @@ def _induction_heads(attention: Attention, groups: tuple[int, ...], match: float
 
 
 def _copy_out(attention: Attention, group: int, part: int, copy: float) -> None:
-    """What a group's heads look at becomes more likely as the next token; `part` says which half of the code."""
+    """What a group's heads attend to becomes more likely as the next token; `part` says which half of the code."""
     shape, dim, parts = attention.shape, attention.shape.head_dim, Parts.of(attention.shape)
     value = torch.arange(parts.half)
     attention.v_proj.weight.data[group * dim + value, part * parts.near + value] = 1.0
@@ -166,7 +165,7 @@ def _copy_out(attention: Attention, group: int, part: int, copy: float) -> None:
 
 
 def _similar_place_heads(attention: Attention, groups: tuple[int, ...], match: float, copy: float) -> None:
-    """These groups look, not too near, for places with similar recent words, and lean towards what stands there."""
+    """These groups attend, not too near, to places with similar recent words, and lean towards what is there."""
     slow, dim = _slow_rows(attention.shape), attention.shape.head_dim
     near, places = _near_rows(dim), torch.arange(len(slow))
     for part, group in enumerate(groups):
@@ -181,10 +180,10 @@ def _similar_place_heads(attention: Attention, groups: tuple[int, ...], match: f
 
 
 def _alike_heads(attention: Attention, groups: Iterable[int], generator: torch.Generator) -> None:
-    """These groups look, not too near, for places whose whole state is like the present one in a few directions.
+    """These groups attend, not too near, to places whose whole state is like the present one in a few directions.
 
-    With small random queries and keys the heads of the upper layers look everywhere alike, and their gradients
-    are so small that they stay that way.
+    With small random queries and keys the heads of the upper layers attend to everything alike, and their gradients are
+    so small that this does not change.
     """
     slow, dim, hidden = _slow_rows(attention.shape), attention.shape.head_dim, attention.shape.hidden
     near = _near_rows(dim)
@@ -199,6 +198,6 @@ def _alike_heads(attention: Attention, groups: Iterable[int], generator: torch.G
 
 
 def _tell_apart(attention: Attention, generator: torch.Generator) -> None:
-    """Disturb the queries: heads of a group that begin equal get equal gradients, and stay equal for ever."""
+    """Perturb the queries: heads of a group that begin equal get equal gradients, and stay equal for ever."""
     weight = attention.q_proj.weight.data
     weight += 0.3 * weight.std(dim=1, keepdim=True) * torch.randn(weight.shape, generator=generator)

@@ -38,11 +38,11 @@ from training.shelf import Shelf
 from training.train import Losses, exact_matches, losses, read_config, taught
 
 EVERY = 50  # steps between log lines
-SAVE = 120  # seconds between savings of the weights
+SAVE = 120  # seconds between saves of the weights
 
 
 class Batches(IterableDataset[tuple[int, bytes]]):
-    """(stage, pickled batch) without end; `progress` is how much of the run is over, 0 to 1."""
+    """An endless stream of (stage, pickled batch); `progress` is how much of the run is over, 0 to 1."""
 
     def __init__(self, config: dict[str, Any], encode: Encoder, shelf: Shelf, progress: Synchronized[float]) -> None:
         self.config, self.encode, self.shelf, self.progress = config, encode, shelf, progress
@@ -62,32 +62,32 @@ class Batches(IterableDataset[tuple[int, bytes]]):
 
 
 def choose_stage(rng: random.Random, config: dict[str, Any], progress: float) -> int:
-    """A stage by its share at this point of the run: `mix` has the shares at the beginning, the middle and the end."""
+    """Draw a stage by its share at this point of the run: `mix` has the shares at beginning, middle and end."""
     weights = [share_at(stage["mix"], progress) for stage in config["stages"]]
     return rng.choices(range(len(weights)), weights)[0]
 
 
 def share_at(mix: list[float], progress: float) -> float:
-    """The value at `progress` (0 to 1) on straight lines between the values of `mix`."""
+    """The value at `progress` (0 to 1), interpolated linearly between the values of `mix`."""
     place = min(max(progress, 0.0), 1.0) * (len(mix) - 1)
     left = min(int(place), len(mix) - 2)
     return mix[left] + (mix[left + 1] - mix[left]) * (place - left)
 
 
 def further(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run that begins with a reader: what `further` says instead."""
+    """The configuration of a run that starts from a reader: the values of `further` replace the others."""
     stages = [stage | {"mix": [stage["mix"][-1]] * 2} | stage.get("further", {}) for stage in config["stages"]]
     return config | {"optimiser": config["optimiser"] | config["further"], "stages": stages}
 
 
 def exact_sizes(stage: dict[str, Any]) -> Sizes:
-    """The sizes of a stage's batches, which fill all the room that is given."""
+    """The sizes of a stage's batches, which fill all the room they are given."""
     return replace(sizes_of(stage), exact=True)
 
 
 @dataclass
 class Sums:
-    """What a log line says, added up on the device: nothing waits for it but the line."""
+    """The values of a log line, added up on the device: only the line waits for them."""
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Sums:
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """All means, which then begin anew."""
+        """All means; starts them anew."""
         found = {name: round(float(value) / self.counts[name], 4) for name, value in sorted(self.losses.items())}
         self.losses, self.counts = {}, {}
         return found
@@ -174,13 +174,13 @@ class Run:
 
 
 def compile_layers() -> None:
-    """Fuse what stands before and behind attention; one compilation serves all layers."""
+    """Fuse what comes before and after attention; one compilation serves all layers."""
     Layer.before = torch.compile(Layer.before, dynamic=False)  # type: ignore[method-assign]
     Layer.after = torch.compile(Layer.after, dynamic=False)  # type: ignore[method-assign]
 
 
 def train(run: Run, batches: Iterator[tuple[int, bytes]], progress: Synchronized[float], seconds: float) -> None:
-    """Update until the time is over; log and save on the way."""
+    """Update until the time is up; log and save on the way."""
     begun, saves = time.perf_counter(), iter(range(SAVE, int(seconds), SAVE))
     due = next(saves, None)
     while progress.value < 1:

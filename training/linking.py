@@ -12,7 +12,7 @@ from training.facts import Fact, is_person, kind
 from training.texts import MONTH, normal, plain
 from training.wordings import ASKED, FIRST, HOPS, HUMAN_HOPS, LAST, LINKED, SAME
 
-NO = 0.25  # share of "no" that is kept: two pages at random have hardly anything in common
+NO = 0.25  # share of "no" that is kept: two random pages have hardly anything in common
 Pages = Mapping[str, tuple[str, list[Fact]]]
 _MONTHS = MONTH.removeprefix("(?:").rstrip(")").split("|")
 _YEAR = re.compile(r"\b(1[0-9]|20)\d\d\b")
@@ -34,7 +34,7 @@ _DATES = frozenset(("born", "died", "released", "founded", "opened", "held"))
 
 @dataclass(frozen=True)
 class Link:
-    """`fact` of the page `title` names the page `target`."""
+    """A `fact` of the page `title` that names the page `target`."""
 
     title: str
     fact: Fact
@@ -51,7 +51,7 @@ class Chain:
 
 
 def links(pages: Pages) -> list[Link]:
-    """All links among the pages. A name that several pages have is left out: it would be a guess."""
+    """All links among the pages. A name that several pages share is left out: the target would be a guess."""
     index: dict[str, list[str]] = {}
     for title in pages:
         index.setdefault(normal(title), []).append(title)
@@ -85,13 +85,13 @@ def _fits(relation: str, facts: list[Fact]) -> bool:
 
 
 def chains(rng: random.Random, pages: Pages, known: list[Link] | None = None) -> Iterator[Chain]:
-    """A question for every fact behind every link; `known` are the links of these pages, if they were found before."""
+    """A question for every fact at the end of every link; `known`: the links of these pages, if already found."""
     for link in links(pages) if known is None else known:
         yield from chained(rng, pages, link)
 
 
 def chained(rng: random.Random, pages: Pages, link: Link) -> Iterator[Chain]:
-    """The questions that lead over one link."""
+    """The questions that follow one link."""
     subject = named(rng, link.title, pages[link.title][1])
     for fact in pages[link.target][1]:
         if fact.relation in _SKIPPED or (link.fact.relation in _PLACED and fact.relation in _NOT_OF_PLACES):
@@ -106,7 +106,7 @@ def chained(rng: random.Random, pages: Pages, link: Link) -> Iterator[Chain]:
 
 
 def compare(rng: random.Random, page_a: tuple[str, list[Fact]], page_b: tuple[str, list[Fact]]) -> list[Pair]:
-    """Questions whose answer is one of two pages, each its title and facts, or yes or no."""
+    """Questions whose answer is one of two pages, each given by title and facts, or yes or no."""
     one, other = (plain(page[0]) for page in (page_a, page_b))
     person = is_person(page_a[1])
     if person != is_person(page_b[1]) or one == other or (not person and kind(page_a[1]) != kind(page_b[1])):
@@ -122,7 +122,7 @@ def compare(rng: random.Random, page_a: tuple[str, list[Fact]], page_b: tuple[st
 
 
 def compare_linked(rng: random.Random, pages: Pages, one: Link, other: Link) -> list[Pair]:
-    """Which of two works has the older director and the like: four pages in all are needed to answer."""
+    """Ask which of two works has the older director, and the like: answering takes four pages in all."""
     kinds = [kind(pages[link.title][1]) for link in (one, other)]
     role = LINKED.get(one.fact.relation, [""])[0]
     if one.fact.relation != other.fact.relation or kinds[0] != kinds[1] or not (kinds[0] and role):
@@ -167,7 +167,7 @@ def _ordered(rng: random.Random, relation: str, names: Pair, values: Pair, what:
         return []
     coarse = relation in _DATES and int(first) == int(second)
     if coarse and not (first % 1 and second % 1):
-        return []  # a year alone says nothing of the order within it
+        return []  # a year alone says nothing about the order within it
     lowest = names[first > second]
     found = list[Pair]()
     for table, answer in ((FIRST, lowest), (LAST, names[first < second])):
@@ -190,7 +190,7 @@ def _same(rng: random.Random, relation: str, names: Pair, values: Pair, what: st
 
 
 def measure(relation: str, value: str) -> float | None:
-    """A date as years, or a size in metres or whatever is counted; None if it has no number."""
+    """A date in years, or a size in metres or in whatever is counted; None if it has no number."""
     if relation in _DATES:
         return _date(value)
     number = _NUMBER.search(value)

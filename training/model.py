@@ -1,7 +1,7 @@
-"""The reader as plain PyTorch, shaped for training: one passage, many questions that do not see each other.
+"""The reader in plain PyTorch, shaped for training: one passage, many questions that do not attend to each other.
 
 Parameter names are those of transformers' LlamaForCausalLM, so that the weights export without renaming.
-Rows are (context | questions): the context is causal; every question sees the context and itself.
+Rows are (context | questions): the context is causal; every question attends to the context and itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import linear, rms_norm, silu
 from training.attention import as_bias, attend
 
 Look = tuple[int, int, Tensor]
-"""Layer, head and places [B, P] in every row: where attention is to be seen."""
+"""Layer, head and places [B, P] in every row whose attention is wanted."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ class Layer(nn.Module):
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
 
     def after(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The states behind the layer, from what attention has brought [N, heads * head_dim]."""
+        """The states after the layer, from what attention has brought [N, heads * head_dim]."""
         x = x + self.self_attn.o_proj(seen).to(x.dtype)
         return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x))).to(x.dtype)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, split: int) -> Tensor:
-        """States [B, T, hidden] behind the layer; cos and sin [B, T, head_dim / 2]."""
+        """States [B, T, hidden] after the layer; cos and sin [B, T, head_dim / 2]."""
         turns = (turn.flatten(0, 1)[:, None] for turn in (cos, sin))
         parts = self.before(x.flatten(0, 1), *turns)
         q, k, v = (part.view(*x.shape[:2], *part.shape[1:]).transpose(1, 2) for part in parts)
@@ -157,8 +157,7 @@ class Decoder(nn.Module):
 
 
 def state_type(device: torch.device) -> torch.dtype:
-    """The type in which states pass from layer to layer: half the bytes on a GPU, whose memory is what training waits
-    for there."""
+    """The dtype in which states pass from layer to layer: half the bytes on a GPU, where training waits for memory."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

@@ -1,8 +1,8 @@
 """Muon for the matrices inside the layers, AdamW for the rest.
 
-Muon's step is the nearest half-orthogonal matrix to the momentum (K. Jordan, 2024), scaled to the size of an AdamW step
+Muon's step is the semi-orthogonal matrix nearest to the momentum (K. Jordan, 2024), scaled to the size of an AdamW step
 (Liu et al. 2025, arXiv 2502.16982). torch.optim.Muon computes it in bfloat16, one matrix at a time: on a processor
-without bfloat16 arithmetic that costs more than the rest of the update. Here equal shapes go together in fp32.
+without bfloat16 arithmetic that costs more than the rest of the update. Here equal shapes are stacked, in fp32.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _by_shape(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """The step along each matrix, those of one shape together."""
+    """The step for each matrix; those of one shape are computed together."""
     shapes: dict[torch.Size, list[int]] = defaultdict(list)
     for number, matrix in enumerate(matrices):
         shapes[matrix.shape].append(number)
@@ -70,13 +70,13 @@ def rate_at(progress: float, step: int, options: Mapping[str, Any]) -> float:
 
 @torch.no_grad()
 def follow(average: Sequence[Tensor], weights: Sequence[Tensor], step: int, updates: int) -> None:
-    """Let the average of the weights, which is what is exported, follow them: over the last tenth of all updates, at
-    most over `updates`."""
+    """Let the average of the weights, which is what is exported, follow them: it covers the last tenth of all updates,
+    at most `updates` of them."""
     torch._foreach_lerp_(list(average), list(weights), max(1 / updates, 10 / (step + 10)))
 
 
 class Optimiser:
-    """Both optimisers as one: what training needs of them."""
+    """Both optimisers as one, with what training needs of them."""
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
         named = list(model.named_parameters())
@@ -88,7 +88,7 @@ class Optimiser:
         ]
 
     def step(self, rate: float) -> None:
-        """One update at this learning rate; the gradients are dropped."""
+        """One update at this learning rate; clears the gradients."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate

@@ -1,7 +1,7 @@
 """Pack the real text for a run elsewhere: `python -m training.pack [large.toml]`.
 
-Reads the files of the configuration, keeps out what evaluation uses, and writes `library.xz`, one file, and the
-tokenizer, so that training needs neither the folder nor minutes of reading.
+Reads the files that the configuration names, leaves out what evaluation uses, and writes one file, `library.xz`, and
+the tokenizer, so that training needs neither the folder nor minutes of reading.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CONFIG = Path(__file__).with_name("large.toml")
 
 
 def read_all(options: dict[str, Any]) -> dict[str, Any]:
-    """Questions, beginnings of pages, and paragraphs, as the `[real]` table of a configuration names them; and what
-    evaluation asks, so that no question that is generated later is one of those."""
+    """The questions, beginnings of pages and paragraphs that the `[real]` table of a configuration names; and what
+    evaluation asks, so that no question generated later is one of those."""
     folder = Path(options["folder"])
     exclude = Exclusion.of(folder / name for name in options["evaluation"])
 
@@ -56,7 +56,7 @@ def texts(packed: dict[str, Any]) -> Iterator[str]:
 
 
 def main(path: Path = CONFIG) -> None:
-    """Write the pack and say what is in it."""
+    """Write the pack and print what is in it."""
     config = read_config(path)
     found = read_all(config["real"])
     target = Path(config["folder"]) / "library.xz"

@@ -36,7 +36,7 @@ SHARES = {
     "unanswerable": 0.2,
 }
 NOT_SIZES = frozenset(("name", "mix", "pass", "weight", "plain_weight", "further"))
-"""What else a stage has: when it comes, and what it counts."""
+"""What a stage has besides sizes: when it comes, and how much it counts."""
 PAIRS = 6  # comparisons about one context, at most
 REMEMBERED = 4096  # texts whose ids are remembered: a chunk is measured before it is shown
 
@@ -45,15 +45,15 @@ REMEMBERED = 4096  # texts whose ids are remembered: a chunk is measured before 
 class Sizes:
     """Limits of a batch: rows, context tokens, question tokens, context tokens that are supervised,
     most chunks per context, factors on the shares of two-hop questions and of lists,
-    the share of facts that are asked for by the beginning of a sentence, and the share of relations in a world
-    (the smaller, the more things in a context are alike but for their names; with `alike` all of them, and every
+    the share of facts that are asked for with the beginning of a sentence, and the share of relations in a world
+    (the smaller, the more things in a context are alike but for their names; with `alike` all of them are, and every
     sentence names its subject unless `named` is False).
-    `respelt` is the share of worlds whose names are spelt anew from any tokens, so that rare ones are copied as well.
-    `filled` chunks are made as long as that many tokens by sentences of other worlds, each naming its subject.
+    `respelt` is the share of worlds whose names are respelt from any tokens, so that rare ones are copied as well.
+    With `filled`, sentences of other worlds, each naming its subject, lengthen the chunks to that many tokens.
     With `real` the rows are real text from a library instead of worlds.
     With `shelf` they are packed text: plain `text`, what `people` asked, or questions `made` from pages.
-    `swapped` is the share of people's passages in which another answer stands for one of theirs.
-    With `exact` a batch has all the room that is given, so that all batches of a stage have the same shape."""
+    `swapped` is the share of people's passages in which another answer replaces one of theirs.
+    With `exact` a batch takes all the room it is given, so that all batches of a stage have the same shape."""
 
     rows: int
     context: int
@@ -110,17 +110,17 @@ class Encoder:
         return self("\n\nQuestion: ") + self(text) + self("\nAnswer:")
 
     def answer(self, text: str) -> list[int]:
-        """The answer as it is to be given: without an article in front, so that it begins with a name."""
+        """The answer as it is to be given: without a leading article, so that it begins with a name."""
         return [*self(" " + text.removeprefix(ARTICLE)), self.eos]
 
     def context(self, chunks: list[str]) -> list[list[int]]:
-        """Ids of the instruction and of each chunk, the separator in front of all but the first."""
+        """Ids of the instruction and of each chunk, with the separator before all chunks but the first."""
         return [self.head] + [self.between * (i > 0) + self(chunk) for i, chunk in enumerate(chunks)]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Chunks of a context, what can be asked about them, and for each question what it should look at."""
+    """Chunks of a context, what can be asked about them, and for each question what it should attend to."""
 
     chunks: list[str]
     questions: list[Question]
@@ -160,8 +160,8 @@ def _collected(rng: random.Random, shown: Shown) -> list[Question]:
 
 
 def _filled(rng: random.Random, encode: Encoder, made: Draft, shown: Context, tokens: int) -> Context:
-    """The chunks made longer by sentences of other worlds, and the questions that these do not touch: "the company" of
-    a chunk may be another one now, and a value may be another thing's too."""
+    """Lengthen the chunks with sentences of other worlds, and keep the questions that these do not affect: "the
+    company" of a chunk may now be another one, and a value may be another thing's too."""
     names = " ".join(entity.name for entity in made.entities)
     size = ChunkSize(tokens, lambda text: len(encode(text)))
     sentences = named_sentences(rng, f"About {names}", held_out=False)
@@ -185,7 +185,7 @@ def draw_real(rng: random.Random, encode: Encoder, sizes: Sizes, library: Librar
 
 
 def aim_at_text(finder: Finder, places: dict[str, int], question: Question) -> Aim:
-    """Where the answer stands in the passage that a question came with; of sentences to complete: nothing."""
+    """Where the answer is in the passage that a question came with; nothing for sentences to complete."""
     if question.text not in places:
         return Aim({}, [])
     found = finder.mentions([places[question.text]], [question.answer])
@@ -201,7 +201,7 @@ _ENDINGS = re.compile(r"\{(\w+)\}( \w+)?\.$")
 
 
 def _endings() -> dict[tuple[str, str], list[str]]:
-    """Beginnings of statements by (kind of thing, relation): all that comes before a value at the end."""
+    """Beginnings of statements by (kind of thing, relation): everything before a value at the end."""
     found: dict[tuple[str, str], list[str]] = {}
     for kind, templates in phrases.STATEMENTS.items():
         for template in templates:
@@ -215,7 +215,7 @@ _CLOZES = _endings()
 
 
 def prompt(rng: random.Random, encode: Encoder, question: Question, cloze: float) -> list[int]:
-    """Ids before the answer: the question in its form, or the beginning of a sentence that ends in the answer."""
+    """Ids before the answer: the question in its form, or the beginning of a sentence that the answer ends."""
     if question.task == "cloze":
         return encode("\n\n" + question.text)
     beginnings = _CLOZES.get((question.about[0], question.about[2]), []) if question.about else []
@@ -227,7 +227,7 @@ def prompt(rng: random.Random, encode: Encoder, question: Question, cloze: float
 
 
 def choose(rng: random.Random, questions: list[Question], two_hop: float, lists: float = 1.0) -> list[Question]:
-    """All questions, in an order whose beginning has the tasks in their shares."""
+    """All questions, in an order that begins with the tasks in their shares."""
     pools: dict[str, list[Question]] = {}
     factors = {"two_hop": two_hop, "two_hop_near": two_hop, "listing": lists}
     shares = {task: share * factors.get(task, 1.0) for task, share in SHARES.items()}

@@ -16,14 +16,14 @@ HEADS = KINDS
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log, in the order of their steps; of repeated steps the last."""
+    """The lines of a log in order of steps; of a repeated step, the last line."""
     lines = {line["step"]: line for line in map(json.loads, file.read_text().splitlines())}
     return [lines[step] for step in sorted(lines)]
 
 
 def plot(lines: list[dict[str, Any]], target: Path) -> None:
-    """Loss of the first answer token, exact match per task, and how much of their attention the taught heads give to
-    what they should look at, over tokens; stages as vertical lines."""
+    """Plot, over tokens, the loss of the first answer token, exact match per task, and how much of their attention the
+    taught heads give to what they should attend to; stages as vertical lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +51,7 @@ def plot(lines: list[dict[str, Any]], target: Path) -> None:
     figure.savefig(target, dpi=100)
 
 
-SHOWN = {  # of a line of `training.large`: a task of a stage
+SHOWN = {  # from a log line of `training.large`: a task of a stage
     "alike one_hop": "one-hop",
     "mixed more two_hop": "two-hop",
     "unnamed more earlier_chunk": "subject in an earlier chunk",
@@ -64,7 +64,7 @@ SHOWN = {  # of a line of `training.large`: a task of a stage
 
 
 def plot_large(lines: list[dict[str, Any]], target: Path) -> None:
-    """Loss of plain text, and the exact matches of answers in training batches, given their beginnings, over tokens."""
+    """Plot plain text's loss, and exact matches of answers in training batches, given their beginnings, over tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def plot_large(lines: list[dict[str, Any]], target: Path) -> None:
 
 
 def main() -> None:
-    """Plot the log of a configuration, by the trainer that it is for."""
+    """Plot the log of a configuration, according to the trainer that it is for."""
     config = read_config(*map(Path, sys.argv[1:2])) if len(sys.argv) > 1 else read_config(CONFIG)
     lines, here = read_log(Path(config["folder"]) / "log.jsonl"), Path(__file__)
     if "pass" in config["stages"][0]:

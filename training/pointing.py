@@ -1,20 +1,20 @@
-"""Where an answer's evidence stands among the tokens of a row: what some attention heads are taught to look at.
+"""Where an answer's evidence is among the tokens of a row: what some attention heads are taught to attend to.
 
-Next-token loss alone teaches a small model very slowly which of many alike facts a question means. The generated
-worlds say where each fact stands, so some heads are also trained, by cross-entropy over what they may look at:
+Next-token loss alone teaches a small model very slowly which of many similar facts a question means. The generated
+worlds say where each fact is, so some heads are also trained, by cross-entropy over what they may attend to:
 
-bind    a stated value looks back at the end of the name of the thing that it belongs to; the end of a question at the
-        end of the name or value in it
-find    the end of a question looks at the end of what answers it, or for two hops of the name that leads on
-answer  the end of a question looks at the beginning of the value that answers it, to copy it; where nothing answers
-        it, at the `not` of the instruction
-source  a stated value looks back at the beginning of the name that it belongs to, to have it at hand
-seek    the end of a question that asks whose a value is looks at the end of that value
-name    and then at the beginning of the name that it belongs to, to copy it
+bind    a stated value attends back to the end of the name of the thing that it belongs to; the end of a question to
+        the end of the name or value in it
+find    the end of a question attends to the end of what answers it, or for two hops of the name that leads on
+answer  the end of a question attends to the beginning of the value that answers it, to copy it; where nothing answers
+        it, to the `not` of the instruction
+source  a stated value attends back to the beginning of the name that it belongs to, to have it at hand
+seek    the end of a question that asks whose a value is attends to the end of that value
+name    and then to the beginning of the name that it belongs to, to copy it
 
 Where `answer`, `seek` or `name` has nothing to bring, it rests on the first token. Where two things are compared,
-`find` looks from the end of each name in the question at its value, and `answer` at the beginning of the name that it
-is; where things are listed, `seek` and `name` look from the end of each member at what brings the next one.
+`find` attends from the end of each name in the question to its value, and `answer` to the beginning of the name that is
+the answer; where things are listed, `seek` and `name` attend from the end of each member to what brings the next one.
 
 It is a training loss only: the model stays a plain Llama.
 """
@@ -38,9 +38,9 @@ _STOP = re.compile(r"[.!?]\s")
 
 @dataclass(frozen=True)
 class Point:
-    """A head of this `kind` at token `at` should look at one of `golds`.
+    """A head of this `kind` at token `at` should attend to one of `golds`.
 
-    `asked`: `at` counts in the question part; `inner`: so do `golds`.
+    `asked`: `at` is counted within the question part; `inner`: so are `golds`.
     """
 
     kind: str
@@ -52,8 +52,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Mention:
-    """Words in a chunk: characters in the chunk, places of the first and the last token in the row, and of the first
-    one after an article."""
+    """Words in a chunk: their first character in it, the places in the row of their first and last token, and of the
+    first one after an article."""
 
     chunk: int
     start: int
@@ -94,13 +94,13 @@ class Finder:
         return self.starts[chunk] + bisect_right(self.offsets[chunk], character) - 1
 
     def together(self, one: Mention, other: Mention) -> bool:
-        """True if both stand in the same sentence."""
+        """Whether both are in the same sentence."""
         low, high = sorted((one.start, other.start))
         return one.chunk == other.chunk and not _STOP.search(self.texts[one.chunk], low, high)
 
 
 def name_span(tokenizer: Tokenizer, prompt: Sequence[int], name: str) -> tuple[int, int] | None:
-    """The places in `prompt` of the first token of `name`, after an article, and of the last one; None without it."""
+    """The places in `prompt` of the first token of `name`, after an article, and of the last; None without it."""
     text = tokenizer.decode(list(prompt))
     if name not in text:
         return None
@@ -111,7 +111,7 @@ def name_span(tokenizer: Tokenizer, prompt: Sequence[int], name: str) -> tuple[i
 
 
 def name_end(tokenizer: Tokenizer, prompt: Sequence[int], names: Iterable[str]) -> int | None:
-    """The place in `prompt` of the last token of the longest of `names` that stands in it, or None."""
+    """The place in `prompt` of the last token of the longest of `names` that is in it, or None."""
     text = tokenizer.decode(list(prompt))
     inside = max((name for name in names if name in text), key=len, default=None)
     span = None if inside is None else name_span(tokenizer, prompt, inside)
@@ -120,11 +120,11 @@ def name_end(tokenizer: Tokenizer, prompt: Sequence[int], names: Iterable[str]) 
 
 @dataclass(frozen=True)
 class Aim:
-    """What the end of a question should look at, by kind of head, and the points that bind what it finds to what that
+    """What the end of a question should attend to, by kind of head, and the points that bind what it finds to what that
     is stated of.
 
-    `named`: what `find` looks at from the end of a name in the question; `chosen`: which of these names the answer is.
-    `steps`: what it should look at, by kind, from the end of each member of a list."""
+    `named`: what `find` attends to from the end of a name in the question; `chosen`: which of these names is the
+    answer. `steps`: what should be attended to, by kind, from the end of each member of a list."""
 
     ends: dict[str, list[int]]
     bound: list[Point]
@@ -134,7 +134,7 @@ class Aim:
 
 
 def aim(finder: Finder, made: Draft, order: Sequence[tuple[int, int]], question: Question) -> Aim:
-    """The aim of a question on the chunks `order` of a world; of one that they do not answer: nothing."""
+    """The aim of a question on the chunks `order` of a world; nothing for a question that they do not answer."""
     if not question.needs:
         return Aim({}, [])
     needs = [order.index(place) for place in question.needs]
@@ -188,10 +188,10 @@ def _first_hop(
 def _evidence(
     finder: Finder, answer: str, needs: Sequence[int], subject: Sequence[str]
 ) -> tuple[list[Mention], list[Point]]:
-    """Mentions of the answer that state it, best guess, and the points that bind them to their subject.
+    """Mentions of the answer that state it, as a best guess, and the points that bind them to their subject.
 
-    A mention counts if one of the subject's names (the full one first) stands before it in the needed chunks, in the
-    same sentence if there is such a one.
+    A mention counts if one of the subject's names (the full one first) comes before it in the needed chunks, in the
+    same sentence if there is such a mention.
     """
     values, named = finder.mentions(needs, [answer]), finder.mentions(needs, subject)
     before = {value: [name for name in named if name.first < value.first] for value in values}

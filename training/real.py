@@ -1,8 +1,8 @@
 """Rows of real text for the reader: question sets with their passages, and sentences to complete.
 
-The text lies outside the project, in the form of its own README: gzip JSONL of questions `{question, answers[],
-passages: [{title, text}], supporting[]}`, and gzip text with `# title` lines. What is used for evaluation is kept
-out by `Exclusion`: no question of theirs, no text that shares 13 words in a row with a passage of theirs.
+The text is outside the project, in the form that its own README describes: gzip JSONL of questions `{question,
+answers[], passages: [{title, text}], supporting[]}`, and gzip text with `# title` lines. `Exclusion` keeps out what
+evaluation uses: its questions, and any text that shares 13 words in a row with one of its passages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 
 
 def passage(title: str, text: str) -> str:
-    """A passage as a chunk: its title on a line of its own, where it has one."""
+    """A passage as a chunk: its title on a line of its own, if it has one."""
     return f"{title.strip()}\n{text.strip()}" if title.strip() else text.strip()
 
 
@@ -52,7 +52,7 @@ class Exclusion:
         return found
 
     def add_text(self, text: str) -> None:
-        """Exclude this text and every long enough part of it."""
+        """Exclude this text and every part of it that is long enough."""
         self.shingles.update(_shingles(text))
 
     def allows_question(self, text: str) -> bool:
@@ -92,7 +92,7 @@ def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_questions(files: Iterable[Path], exclude: Exclusion, longest: int = 1200) -> list[Item]:
-    """The questions of `files` whose first answer stands in a passage of at most `longest` characters."""
+    """The questions of `files`, with the first answer that is in a passage of at most `longest` characters."""
     found = list[Item]()
     for file in files:
         for record in read_jsonl(file):
@@ -128,7 +128,7 @@ def read_paragraphs(files: Iterable[Path], exclude: Exclusion, longest: int = 12
 
 
 def sentences(rng: random.Random, text: str) -> Iterator[Item]:
-    """The sentences of a passage, cut at random behind the third word: the beginning asks for the next few words."""
+    """The sentences of a passage, cut at random after the third word: the beginning asks for the next few words."""
     for sentence in _SENTENCE.split(text.partition("\n")[2] or text):
         found = sentence.split()
         if len(found) >= 8:
@@ -138,7 +138,7 @@ def sentences(rng: random.Random, text: str) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Library:
-    """Everything real that training reads."""
+    """All the real text that training reads."""
 
     questions: list[Item]
     paragraphs: list[str]
@@ -168,7 +168,7 @@ class Library:
     def draw(self, rng: random.Random, chunks: int) -> tuple[list[str], list[Item]]:
         """At most `chunks` passages in random order, and what is asked about them.
 
-        Half of the passages come with what belongs to a question of theirs; the golds of others are the rest. There
+        Half of the golds come with the other passages of their question; the rest are golds of other questions. There
         are also a few sentences to complete.
         """
         passages = dict[str, None]()

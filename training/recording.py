@@ -1,7 +1,7 @@
 """Gradients without the launches: forward and backward of all batches of one shape are one CUDA graph.
 
-A small reader's kernels are shorter than the time that Python takes to launch them. So batches are made level, with as
-many targets and points as others of their stage, and what is done with the first one is recorded and done again.
+A small reader's kernels take less time than Python takes to launch them. So batches are made level, with as many
+targets and points as others of their stage, and what is done with the first one is recorded and repeated.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch.nn.functional import pad
 from training.data import ROOM, Batch, Points
 from training.train import Losses
 
-TARGETS = 16_384  # there is a multiple of so many targets
-SPOTS = 8_192  # and of so many places that the points of a kind look at
-NOBODY = -2  # whose target it is that counts for nothing
+TARGETS = 16_384  # the number of targets is a multiple of this
+SPOTS = 8_192  # and the number of places that the points of a kind attend to, of this
+NOBODY = -2  # the group of targets that count for nothing
 
 Gradients = Callable[[Batch, Tensor], tuple[Losses, Sequence[Tensor]]]
 """From a batch and the weight of plain text: its losses, and a gradient for every weight."""
 Record = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], object]]
-"""Makes of what computes something what computes it again."""
+"""Turns a function that computes something into one that repeats it."""
 
 
 def level(batch: Batch) -> Batch:
-    """The batch with targets and points up to the next multiple; what is added counts for nothing."""
+    """The batch with targets and points padded to the next multiple; what is added counts for nothing."""
     missing = -len(batch.where) % TARGETS
     points = {kind: _level(found) for kind, found in batch.points.items()}
     return replace(
@@ -57,8 +57,8 @@ class Recording:
 
 
 class Recorder:
-    """Computes `gradients` by what `record` makes of it (`Graphs` of the model's floor): losses are returned, the
-    gradients lie in `grads`, until the next call."""
+    """Computes `gradients` by what `record` makes of it (`Graphs` of the model floor): the losses are returned, the
+    gradients are in `grads` until the next call."""
 
     def __init__(self, weights: Sequence[Tensor], gradients: Gradients, record: Record) -> None:
         self.gradients, self.record = gradients, record

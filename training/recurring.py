@@ -12,13 +12,13 @@ _COMMON = (
     "The A An In On At It He She They His Her Its Their This These That Those As After Before During While When "
     "For From With By To Of And But However Although Since I U.S. Also Some Many Most Other One Two Born There"
 )
-_PLAIN = frozenset(_COMMON.split())  # what may stand with a capital at the beginning of a sentence
+_PLAIN = frozenset(_COMMON.split())  # words that may have a capital at the beginning of a sentence
 GAP = "___"
 LONGEST = 7  # words of a span
 
 
 def recurring(rng: random.Random, title: str, text: str) -> list[tuple[str, str, str]]:
-    """For every span that stands in two sentences: one of these with a gap, the span, the text without the sentence."""
+    """For every span in two sentences: one of these with a gap, the span, and the text without that sentence."""
     sentences = list(split(text))
     places = _places([sentence for _, sentence in sentences])
     found = list[tuple[str, str, str]]()
@@ -34,7 +34,7 @@ def recurring(rng: random.Random, title: str, text: str) -> list[tuple[str, str,
 
 
 def _places(sentences: list[str]) -> dict[str, list[int]]:
-    """In which sentences each span stands."""
+    """The sentences that each span is in."""
     places: dict[str, list[int]] = {}
     for place, sentence in enumerate(sentences):
         for span in dict.fromkeys(_clean(found[0]) for found in _SPAN.finditer(sentence)):

@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - a line is an expression
-"""What the lead of an encyclopaedia's page says of its subject: one table of expressions, the value in group `v`.
+"""What the lead of an encyclopaedia page says about its subject: one table of expressions, the value in group `v`.
 
-They are matched against sentences about the page's subject alone, so that a verb's subject need not be in them.
+They are matched only against sentences about the page's subject, so that they need not contain a verb's subject.
 """
 
 from __future__ import annotations

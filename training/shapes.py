@@ -65,7 +65,7 @@ KINDS_OF_NAMES = (
     "party company band album festival series tournament team club game bridge church district county city station "
     "division conference committee act treaty title"
 )
-SORTS = frozenset(KINDS_OF_NAMES.split())  # last words of names that say what it is that is asked for
+SORTS = frozenset(KINDS_OF_NAMES.split())  # last words of names that say what kind of thing is asked for
 UNNAMED = re.compile(
     r"\b(?:he|she|it|they|him|them|we|our|this|these|which|whose|such|former|latter|itself)\b|\[|[a-z\d]{4}\. "
 )

@@ -22,7 +22,7 @@ from training.recurring import recurring
 from training.swapping import Names, swapped
 
 ABSENT = 0.05  # share of questions whose passage is not shown
-CHARACTERS = 4.2  # of a token, so that enough is drawn
+CHARACTERS = 4.2  # per token, so that enough is drawn
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ Drawn = Iterator[tuple[str, list[Asked]]]
 
 @dataclass(frozen=True)
 class Shelf:
-    """Everything real that training reads: people's questions, by the passage that holds the answer (`about`) and these
-    by their title (`titled`); pages by their titles, the titles in order, links between pages; paragraphs of books; and
-    what is never asked."""
+    """All the real text that training reads: people's questions, by the passage that holds the answer (`about`), and
+    those passages by title (`titled`); pages by title, the titles in order, links between pages; paragraphs of books;
+    and what is never asked."""
 
     items: list[Item]
     about: dict[str, list[Item]]
@@ -71,7 +71,7 @@ class Shelf:
 
     @cached_property
     def names(self) -> Names:
-        """What can stand for the answers of people's questions."""
+        """What can replace the answers to people's questions."""
         return Names(self.items)
 
     def passage(self, title: str) -> str:
@@ -80,7 +80,7 @@ class Shelf:
 
 
 def _title(text: str) -> str:
-    """The title of a passage; one without is a title of its own."""
+    """The title of a passage; one without a title is its own title."""
     title, separator, _ = text.partition("\n")
     return title if separator else text
 
@@ -126,8 +126,8 @@ def _perhaps_swapped(rng: random.Random, share: float, shelf: Shelf, text: str) 
 
 
 def varied(rng: random.Random, question: str) -> str:
-    """The question, sometimes without one of its words or without capitals: the few there are come many times, and
-    must not be known by heart."""
+    """The question, sometimes without one of its words or without capitals: there are few, each comes many times, and
+    they must not be learned by heart."""
     words = question.split()
     if len(words) > 5 and rng.random() < 0.3:
         del words[rng.randrange(1, len(words))]
@@ -208,7 +208,7 @@ _WAYS = (_single, _single, _paragraph, _cut, _neighbours, _linked)
 def _shown(
     rng: random.Random, encode: Encoder, sizes: Sizes, chunks: list[str], asked: Sequence[Asked], absent: Sequence[str]
 ) -> Passage:  # fmt: skip
-    """The chunks that fit, in any order, and the questions about them; a few are about others."""
+    """The chunks that fit, in random order, and the questions about them; a few are about others."""
     rng.shuffle(chunks)
     lengths = [len(encode.between) + len(encode(chunk)) for chunk in chunks]
     room, fit = sizes.context - len(encode.head), 0

@@ -1,4 +1,4 @@
-"""Names spelt anew from any tokens, so that a reader learns to copy beginnings that few names have."""
+"""Names respelt from any tokens, so that a reader learns to copy beginnings that few names have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _wording() -> frozenset[str]:
 
 @cache
 def _pieces(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Tokens that begin a capitalised word, and tokens that go on with one."""
+    """Tokens that begin a capitalised word, and tokens that continue one."""
     texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
     begin = [text[1:] for text in texts if re.fullmatch(r" [A-Z][a-z]*", text)]
     return begin, [text for text in texts if re.fullmatch(r"[a-z]{2,5}", text)]
@@ -39,7 +39,7 @@ def _spelt(rng: random.Random, tokenizer: Tokenizer) -> str:
 
 
 def respell(rng: random.Random, tokenizer: Tokenizer, made: Draft, shown: Context) -> tuple[Draft, Context]:
-    """The same world with other names: every capitalised word that is no word of the wording, everywhere alike."""
+    """The same world with other names: every capitalised word not of the wording is replaced, everywhere alike."""
     other: dict[str, str] = {}
 
     def spell(text: str) -> str:

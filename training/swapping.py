@@ -1,8 +1,8 @@
-"""Answers put in the place of others: what people asked is little, and must be read in the passage each time anew.
+"""Answers replaced by others: people's questions are few, and must be read in the passage anew each time.
 
 A year, a number or a name that answers a question is replaced by another of its kind throughout the passage and the
 questions about it, so that a reader that knows the questions by heart is wrong ("corpus substitution" of Longpre et
-al. 2021, arXiv 2109.05052, who measure knowledge from outside the passage so).
+al. 2021, arXiv 2109.05052, who use it to measure knowledge from outside the passage).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _ASKING = ("who", "where", "what", "which", "when", "whom", "whose")
 
 @dataclass(frozen=True)
 class Names:
-    """The names that answer questions, by how these begin; others stand in for them."""
+    """The names that answer questions, by question word; they replace one another."""
 
     items: Sequence[Item]
 
     @cached_property
     def pools(self) -> dict[str, list[str]]:
-        """Names in order, by the asking word."""
+        """Names in order, by question word."""
         found = dict[str, dict[str, None]]()
         for item in self.items:
             if _NAME.fullmatch(item.answer):
@@ -37,7 +37,7 @@ class Names:
         return {word: list(names) for word, names in found.items()}
 
     def other(self, rng: random.Random, item: Item) -> str | None:
-        """Another answer of the kind of this one; None where its kind is not known."""
+        """Another answer of the same kind; None if the kind is not known."""
         if _YEAR.fullmatch(item.answer):
             return str(rng.randint(1500, 2023))
         if _NUMBER.fullmatch(item.answer):
@@ -48,13 +48,13 @@ class Names:
 
 
 def asking(question: str) -> str:
-    """The asking word of a question, or nothing."""
+    """The question word in a question, or nothing."""
     return next((word for word in question.lower().split() if word in _ASKING), "")
 
 
 def swapped(rng: random.Random, names: Names, text: str, items: Sequence[Item]) -> tuple[str, list[Item]]:
-    """The passage `text` with another answer in the place of that of one of its questions, and the questions that it
-    still answers; as it is where that answer has no kind, or where the other one already stands there."""
+    """The passage `text` with the answer to one of its questions replaced by another, and the questions that it still
+    answers; both unchanged if that answer has no kind, or if the other one is already in the passage."""
     item = rng.choice(items)
     other = names.other(rng, item)
     if other is None or _whole(other).search(text):

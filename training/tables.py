@@ -31,8 +31,8 @@ def read(file: Path = RESULTS) -> list[Line]:
 
 
 def table(lines: list[Line], sizes: list[int | str]) -> str:
-    """A row a task, for every number of chunks a column of full prefill and one of plain reuse: exact match, its 95 %
-    interval, and F1, in percent."""
+    """One row per task, and for every number of chunks a column for full prefill and one for plain reuse: exact match,
+    its 95 % interval, and F1, in percent."""
     cells = {(line["task"], line["chunks"], line["method"]): line for line in lines if line["chunks"] in sizes}
     columns = [(size, method) for size in sizes for method in METHODS]
     rows = ["| task | " + " | ".join(f"{size}, {method}" for size, method in columns) + " |"]

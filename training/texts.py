@@ -1,12 +1,12 @@
 # ruff: noqa: E501 - a line is an expression
-"""How names, dates and sentences look in written English: what the rules that ask questions are made of."""
+"""How names, dates and sentences look in written English: the parts of the rules that ask questions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-UPPER = r"[^\W\d_a-zß-öø-ÿ]"  # `re` has no \p{Lu}: a letter that is not a small Latin one
+UPPER = r"[^\W\d_a-zß-öø-ÿ]"  # `re` has no \p{Lu}: a letter that is not a lower-case Latin one
 WORD = rf"(?:(?:St|Dr|Jr|Sr|Mt|Ft|Mr|Mrs)\.|{UPPER}\.(?:{UPPER}\.)*|{UPPER}[\w-]*(?:['’](?!s\b)[\w-]+)*)"
 PARTICLE = r"(?:(?:de|la|le|las|los|van|von|der|den|del|della|di|da|dos|du|al|bin|el|ibn|y|af|zu|ter|ten) ){0,2}"
 PERSON = rf"(?:{WORD}(?: {PARTICLE}{WORD}){{1,4}}(?:,? (?:Jr|Sr)\.)?)"
@@ -26,7 +26,7 @@ _SHORT = re.compile(
 
 
 def split(text: str) -> Iterator[tuple[int, str]]:
-    """The sentences of `text` with the places where they begin; initials and titles end none."""
+    """The sentences of `text` with the places where they begin; initials and titles do not end one."""
     begin = 0
     for found in _END.finditer(text):
         sentence = text[begin : found.end()].rstrip()
@@ -40,7 +40,7 @@ def split(text: str) -> Iterator[tuple[int, str]]:
 
 
 def plain(title: str) -> str:
-    """A title without what tells it from others of the same name."""
+    """A title without what tells it apart from others of the same name."""
     return title.partition(" (")[0].strip() or title
 
 

@@ -26,8 +26,8 @@ def _texts(count: int) -> Iterator[str]:
 
 
 def beginning_like_words() -> normalizers.Normalizer:
-    """A space in front of a text that begins with a word, as SentencePiece puts one: a name at the beginning of a chunk
-    has the tokens that it has elsewhere, so that it can be copied into an answer."""
+    """Put a space before a text that begins with a word, as SentencePiece does: a name at the beginning of a chunk
+    then has the same tokens as elsewhere, so that it can be copied into an answer."""
     drop = normalizers.Replace(Regex(_MARK + r"(?=\s)"), "")
     return normalizers.Sequence([normalizers.Prepend(_MARK), drop, normalizers.Replace(_MARK, " ")])
 

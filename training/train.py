@@ -1,6 +1,6 @@
 """Train the reader: `python -m training.train [config.toml]`. Stops and resumes at any time.
 
-One process, one thread. The curriculum goes through the configuration's stages as accuracy passes each one's mark;
+One process, one thread. The curriculum moves through the configuration's stages as accuracy passes each one's mark;
 every batch is made of new worlds, so the accuracy in the log is on unseen worlds (with training-side names).
 """
 
@@ -32,7 +32,7 @@ CONFIG = Path(__file__).with_name("config.toml")
 EVERY = 20  # steps between log lines and checkpoints
 
 Taught = tuple[str, int, int]
-"""A head that is taught where to look: the kind of what it looks at, its layer, and its number there."""
+"""A head that is taught what to attend to: the kind of its target, its layer, and its number there."""
 
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Run:
 
 
 def taught(config: dict[str, Any]) -> dict[str, Taught]:
-    """The heads that are taught where to look, by name: the first of a kind has its name."""
+    """The heads that are taught what to attend to, by name: the first of a kind is named after it."""
     return {
         kind if number == 0 else f"{kind} {number + 1}": (kind, layer, head)
         for kind, heads in config["heads"].items()
@@ -107,7 +107,7 @@ class Losses:
         return cast(Tensor, texts + pointing * options["point_weight"])
 
     def detached(self) -> Losses:
-        """The same numbers, through which no gradient flows."""
+        """The same numbers, without gradients."""
         points = {name: loss.detach() for name, loss in self.points.items()}
         return replace(
             self, first=self.first.detach(), rest=self.rest.detach(), plain=self.plain.detach(), points=points
@@ -115,7 +115,7 @@ class Losses:
 
 
 def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
-    """All losses of a batch; `heads` says by name which head is taught to look where."""
+    """All losses of a batch; `heads`: by name, the heads that are taught what to attend to."""
     names = [name for name, (kind, *_) in heads.items() if batch.pointed[kind]]
     looks = [(*heads[name][1:], batch.points[heads[name][0]].at) for name in names]
     logits, found = reader(batch.ids, batch.positions, batch.mask, batch.split, batch.where, looks)
@@ -133,7 +133,7 @@ def losses(reader: Reader, batch: Batch, heads: dict[str, Taught]) -> Losses:
 
 
 def _mean(values: Tensor, these: Tensor) -> Tensor:
-    """The mean of these, 0 of none: a row may be too full for a question."""
+    """The mean of these, 0 if there are none: a row may be too full for a question."""
     return values.masked_fill(~these, 0.0).sum() / these.sum().clamp(min=1)
 
 
@@ -172,7 +172,7 @@ def _choose_stage(rng: random.Random, run: Run) -> int:
 
 
 def train_step(run: Run) -> dict[str, float]:
-    """One update on fresh batches, of a stage each; returns what to log."""
+    """One update on fresh batches, each of one stage; returns what to log."""
     options, logged = run.config["optimiser"], {"loss": 0.0, "first": 0.0}
     rng = random.Random(f"{run.config['seed']}-{run.step}")
     for _ in range(options["batches"]):
@@ -186,7 +186,7 @@ def train_step(run: Run) -> dict[str, float]:
 
 
 def _add_gradients(run: Run, rng: random.Random) -> dict[str, float]:
-    """Add the gradients of one fresh batch, and what it shows to the running means."""
+    """Add the gradients of one fresh batch, and its results to the running means."""
     options, stage = run.config["optimiser"], _choose_stage(rng, run)
     batch = make_batch(rng, run.encode, sizes_of(run.config["stages"][stage]), run.library)
     with torch.autocast("cpu", torch.bfloat16, enabled=options["bfloat16"]):
@@ -207,7 +207,7 @@ def _follow(means: dict[str, float], name: str, value: float, share: float) -> N
 
 
 def advance(run: Run) -> None:
-    """Go to the next stage when the present one is passed."""
+    """Move to the next stage once the present one is passed."""
     tasks = ("one_hop", "two_hop", "earlier_chunk")
     scores = [run.correct[t] for t in tasks if t in run.correct] or [1.0]  # real text has none of them
     seen = f"stage {run.stage}" in run.correct

@@ -1,4 +1,4 @@
-"""Verbs of encyclopaedias: past forms with their bases, since "did" asks with the base."""
+"""Verbs of encyclopaedias: past forms with their base forms, since questions with "did" use the base form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How people ask: the tables of `wordings.toml`, each with its several wordings for every relation."""
+"""How people ask: the tables of `wordings.toml`, each with several wordings for every relation."""
 
 from __future__ import annotations
 

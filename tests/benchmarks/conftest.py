@@ -1,4 +1,4 @@
-"""A tiny model in place of those that are measured, and a folder of its own for the rows."""
+"""A tiny model in place of the measured ones, and a folder of its own for the rows."""
 
 from __future__ import annotations
 

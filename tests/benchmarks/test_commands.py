@@ -1,4 +1,4 @@
-"""Every benchmark from its options to its rows, on a tiny model; none says a word when reuse is not exact."""
+"""Every benchmark from its options to its rows, on a tiny model; none prints a word when reuse is not exact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_no_number_is_told_when_reuse_is_not_exact(
 
     def shifted(self, parts, positions, *rest):  # type: ignore[no-untyped-def]
         turned = assemble(self, parts, positions + 7, *rest)
-        turned.positions = turned.positions - 7  # the queries stand where they stood; only the keys are elsewhere
+        turned.positions = turned.positions - 7  # the queries stay where they were; only the keys have moved
         return turned
 
     monkeypatch.setattr(ModelAdapter, "assemble", shifted)

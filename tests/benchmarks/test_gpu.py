@@ -1,4 +1,4 @@
-"""The one call for a GPU runs through without one, recorded passes too: device time is not for finding misprints."""
+"""The one call for a GPU runs without one, too, recorded passes included: device time is not for finding typos."""
 
 from __future__ import annotations
 

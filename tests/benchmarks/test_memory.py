@@ -1,4 +1,4 @@
-"""Memory that is measured: of tensors whose size is known, of an answer, and in processes of their own."""
+"""Measured memory: of tensors of known size, of an answer, and in processes of their own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_new_start_forgets_the_peak(gauge: Gauge) -> None:
 
 
 class Counter:
-    """A gauge that counts how often it was asked, in order."""
+    """A gauge that records what it was asked, in order."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

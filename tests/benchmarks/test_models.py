@@ -1,4 +1,4 @@
-"""The page of model types says what was tried, and trying finds what is so."""
+"""The page of model types says what was tried, and a try finds what is true."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
     monkeypatch.chdir(tmp_path)
     terminal = Terminal()
-    for module in (ask, check, demo, ingest):  # where it comes from it stays: who is imported meanwhile keeps it
+    for module in (ask, check, demo, ingest):  # not where it is defined: modules imported meanwhile would keep it
         monkeypatch.setattr(module, "open_engine", terminal.open_engine)
     return terminal
 

@@ -49,7 +49,7 @@ sys.meta_path.insert(0, Hide())
     assert done.returncode == 1 and hidden in last and "pip install 'samkv-rag[cli]'" in last, done.stderr
 
 
-# A suite that a shell runs in the background ignores ctrl-C, and so would its children: the child hears it again.
+# A suite that a shell runs in the background ignores ctrl-C, and so would its children: the child handles it again.
 CHILD = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)

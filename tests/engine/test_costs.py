@@ -37,8 +37,7 @@ def engine_of(wiring: str) -> SamKVEngine:
 
 @contextmanager
 def counting_pairs() -> Iterator[list[int]]:
-    """Hears all attention that was carried out: visible (row, key) pairs, from the mask it had, times the query's heads
-    and dimensions."""
+    """Records all attention computed: visible (row, key) pairs, from the mask, times query heads and dimensions."""
     heard: list[int] = []
     attended, without = attention.AttentionPlan.attended, attention._without_plan
 

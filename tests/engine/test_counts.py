@@ -35,7 +35,7 @@ def engine() -> SamKVEngine:
 
 @contextmanager
 def entering(engine: SamKVEngine) -> Iterator[list[int]]:
-    """The number of tokens of every pass that enters layer 0, heard at the model's own input embedding."""
+    """The number of tokens of every pass that enters layer 0, counted at the model's own input embedding."""
     passes: list[int] = []
 
     def hear(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
@@ -58,7 +58,7 @@ def adds_up(report: Report) -> bool:
 
 
 def packs(method: Method) -> bool:
-    """Whether the rest of an answer of three tokens is held in four bits."""
+    """Whether the rest is held in four bits in an answer of three tokens."""
     return type(method) is SamKV and method.settle == "after" and method.rest is None and method.settle_at < 3
 
 
@@ -88,8 +88,8 @@ def test_every_report_adds_up(engine: SamKVEngine, name: str, known: bool) -> No
 def test_the_tokens_entering_layer_0_are_the_reports(
     engine: SamKVEngine, name: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the first token: the question pass, what is fresh, and, unless the recompute says that token itself, the
-    last prompt token again."""
+    """Until the first token: the question pass, what is fresh, and, unless the recompute produces that token itself,
+    the last prompt token again."""
     monkeypatch.setattr(engine.adapter, "speaks_at_once", lambda rows: at_once)
     with entering(engine) as passes:
         report = engine.answer(ASKED, CHUNKS, method=METHODS[name], max_new_tokens=1).report
@@ -157,7 +157,7 @@ def test_selecting_by_a_pass_over_all_entries_reads_the_layers_up_to_the_last_it
 
 
 def test_what_is_written_over_need_not_even_be_sound(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of an entry that is recomputed whole reaches the model: tokens that were not read are poisoned here."""
+    """Nothing of a wholly recomputed entry reaches the model: tokens that were not read are poisoned here."""
     want = engine.answer(ASKED, CHUNKS, method=SamKV(keep=1.0), max_new_tokens=4).token_ids
     monkeypatch.setattr(torch, "zeros", lambda *shape, **how: torch.full(shape, float("nan"), **how))
     (run, prepared), _ = prepared_run(engine, SamKV(keep=1.0))

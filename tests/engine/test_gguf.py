@@ -1,4 +1,4 @@
-"""A model in a GGUF file is the model that was written to it; its file is what its caches are keyed by."""
+"""A model in a GGUF file is the model that was written to it; its caches are keyed by its file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNKS = ["a grey heron stands in the water", "a keeper counts the ships at dusk
 
 
 def turned(weight: Tensor, heads: int) -> Tensor:
-    """Rows of queries or keys in llama.cpp's order, in which the two parts of a turned pair are neighbours."""
+    """Rows of queries or keys in llama.cpp's order, in which the two parts of a rotated pair are adjacent."""
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 
 
@@ -55,7 +55,7 @@ def written(path: Path, model: Any, tokenizer: Any, kind: Any = gguf.GGMLQuantiz
 
 
 def add_tokens(to: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
-    """A byte-level tokenizer with two merges, filled up with tokens that nothing is made of."""
+    """A byte-level tokenizer with two merges, filled up with tokens that no text is encoded to."""
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     by_id |= {len(by_id): "th", len(by_id) + 1: "he"}
     special = set(tokenizer.all_special_ids)
@@ -76,7 +76,7 @@ PARTS = {
 
 
 def tensors(model: Any) -> dict[str, Tensor]:
-    """By llama.cpp's names."""
+    """The weights by llama.cpp's names."""
     config, weights = model.config, model.state_dict()
     found = {
         "token_embd.weight": weights["model.embed_tokens.weight"],
@@ -141,7 +141,7 @@ def test_a_file_and_its_name_in_a_folder_are_one_model_and_other_weights_another
     with file.open("r+b") as weights:
         weights.seek(-5, os.SEEK_END)
         weights.write(b"other")
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as it comes out of an archive
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as when it is unpacked from an archive
     assert source(file).fingerprint != first
 
 

@@ -1,4 +1,4 @@
-"""What an answer missed is stored behind it: nobody waits for that who has the answer, and nothing of it is lost."""
+"""What an answer missed is stored after it: a caller that has the answer does not wait, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ASKED = "Where is Lumen Labs based?"
 
 
 class HeldStore(ChunkKVStore):
-    """A store in memory that stores nothing until it is told to `go`; `reached` says that it was asked."""
+    """A store in memory that stores nothing until `go` is set; `reached` says that it was asked to."""
 
     def __init__(self) -> None:
         super().__init__(":memory:")

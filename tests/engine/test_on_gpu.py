@@ -1,4 +1,4 @@
-"""The gates on a GPU: exact there too, by the kernels and without them, from caches on the host and on the device.
+"""The gates on a GPU: exact there too, with the kernels and without them, from caches on the host and on the device.
 
 With SAMKV_TEST_DEVICE=cpu they run on a CPU, to see that the tests themselves are sound.
 """
@@ -135,7 +135,7 @@ def test_caches_on_a_disk_and_in_memory_are_the_same(kv_dtype: str, tmp_path: Pa
 
 @pytest.mark.parametrize("wiring", ["llama", "gemma2"])
 def test_behind_what_prompts_begin_with_all_is_as_on_a_cpu(wiring: str) -> None:
-    """Chunks of a batch, which have it read once, and a prompt, of which it is known from the first time on."""
+    """Chunks of a batch, for which it is read once, and a prompt, for which it is known after the first time."""
     here, there = (ModelAdapter(attached(wiring, device).model, random_ids(3, 1)) for device in (DEVICE, "cpu"))
     chunks = [random_ids(length, length) for length in (5, 40, 17)]
     for mine, theirs in zip(here.ingest([""] * 3, chunks), there.ingest([""] * 3, chunks), strict=True):
@@ -178,7 +178,7 @@ def test_an_engine_answers_as_on_a_cpu() -> None:
 def test_the_host_waits_for_nothing_before_the_first_token(recompute: float, sees: float, rest: Any) -> None:
     case = prompted(attached(), LEAST, device=DEVICE)
     method = SamKV(keep=0.5, recompute=recompute, sees=sees, rest=rest)
-    want = [case.prepare(method).ids for _ in range(3)]  # what is recorded is compared once, by the host
+    want = [case.prepare(method).ids for _ in range(3)]  # what is recorded is compared once, on the host
     torch.cuda.set_sync_debug_mode("error")
     try:
         prepared = case.prepare(method)

@@ -1,4 +1,4 @@
-"""What an engine cannot be made of, or asked when it is closed, is a sentence that says what to do."""
+"""What an engine cannot be made of, or asked once closed, is refused in a sentence that says what to do."""
 
 from __future__ import annotations
 

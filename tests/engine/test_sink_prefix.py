@@ -1,4 +1,4 @@
-"""What chunks are ingested behind: exact whatever it is, part of the fingerprint, and what a prompt begins with."""
+"""What precedes chunks at ingestion: exact whatever it is, part of the fingerprint, and what a prompt begins with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_behind_any_sink_prefix_keeping_everything_is_exact(sink_prefix: str, id
 
 
 def test_an_entry_is_the_chunk_s_part_of_a_prefill_behind_the_sink_prefix() -> None:
-    """Behind the head of `answer` the first chunk's entry is what the whole prompt's prefill has for it."""
+    """After the head of `answer` the first chunk's entry is what the whole prompt's prefill has for it."""
     engine, plain = tiny_engine(sink_prefix="head"), tiny_engine(sink_prefix="none")
     (mine,), (other,) = engine.precompute(CHUNKS[:1]), plain.precompute(CHUNKS[:1])
     assert mine != other
@@ -92,7 +92,7 @@ def test_behind_more_than_that_the_first_chunk_is_like_any_other() -> None:
 
 
 def written_by(template: str | None, sink_prefix: str = "head") -> SamKVEngine:
-    """An engine whose chat template is this one."""
+    """An engine with this chat template."""
     model = adapter("llama").model
     return SamKVEngine.from_pretrained(model, templated(template), ":memory:", sink_prefix=sink_prefix)
 

@@ -1,4 +1,4 @@
-"""Answers in pieces: the same text, cancelled within a token, errors handed on, stop strings never shown."""
+"""Answers in pieces: the same text, cancelled within a token, errors passed on, stop strings never shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def engine() -> SamKVEngine:
 
 @contextmanager
 def stepping(engine: SamKVEngine) -> Iterator[list[int]]:
-    """Grows with every pass of the model."""
+    """A list that grows with every pass of the model."""
     steps: list[int] = []
     handle = engine.adapter.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
     try:
@@ -105,7 +105,7 @@ def test_an_error_surfaces_and_leaves_the_engine_usable(engine: SamKVEngine) -> 
 
 
 class Heavy(Failing):
-    """Fails with something large at hand."""
+    """Fails while it holds something large."""
 
     def __init__(self) -> None:
         self.seen: weakref.ref[torch.Tensor] | None = None

@@ -1,4 +1,4 @@
-"""Many callers, one engine: everybody gets the answer they would get alone, whoever comes, leaves or fails."""
+"""Many callers, one engine: each gets the answer it would get alone, whichever others come, leave or fail."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def engine() -> SamKVEngine:
 
 
 def met(engine: SamKVEngine) -> SamKVEngine:
-    """The engine, with the chunks, and with a prompt behind it: what its prompts begin with is known."""
+    """The engine, after it was given the chunks and one prompt: what its prompts begin with is known."""
     engine.precompute(CHUNKS)
     engine.answer(ASKED, CHUNKS, method="reuse", max_new_tokens=1)
     return engine

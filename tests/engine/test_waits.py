@@ -1,6 +1,6 @@
 """How often an answer would make a GPU's host wait, and how many operations it takes beside the model's own.
 
-Counted on a CPU, where numbers and indices that are read off tensors cost the same calls. What the references of the
+Counted on a CPU, where reading numbers and indices off tensors takes the same calls. What the references of the
 kernels do is left out: on a GPU each is one launch.
 """
 
@@ -27,13 +27,13 @@ METHODS: dict[str, Method] = {
     "cacheblend": CacheBlend(), "reuse": Reuse(),
 }  # fmt: skip
 MOST = {"waits": 30, "sorts": 2, "operations": 1100}
-"""For 12 chunks on 4 layers."""
+"""At most, for 12 chunks on 4 layers."""
 A_CHUNK, A_LAYER = 25, 30
-"""Operations that one chunk more, and one layer more, may add."""
+"""Operations that one more chunk, and one more layer, may add."""
 
 
 class Counted(TorchDispatchMode):
-    """Counts what is called of torch by us, not by transformers or by a kernel's reference."""
+    """Counts the torch operations that we call, not those of transformers or of a kernel's reference."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The README's two commands, run as they stand on the README's own question."""
+"""The README's two commands, run as written on the README's own question."""
 
 from __future__ import annotations
 

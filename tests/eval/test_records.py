@@ -1,4 +1,4 @@
-"""Records survive kills: whole lines stay for good, a torn one goes, another setting is refused."""
+"""Records survive kills: whole lines are kept for good, a torn one is dropped, other settings are refused."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def record(number: int, setting: str, f1: float, task: str = "two_hop", **report
 
 
 def answered(task: str = "two_hop", count: int = 40, **right: float) -> list[dict[str, Any]]:
-    """Records in which each setting (by method) is right on the first share of the questions: nested, so paired."""
+    """Records in which each setting (by method) is right on the first questions, up to its share: nested, so paired."""
     shares = {"full": 0.8, "samkv": 0.8, "cacheblend": 0.7, "reuse": 0.5, "random": 0.1, "no_context": 0.0} | right
     return [
         record(n, s, float(n < count * shares[s.partition("@")[0]]), task, ttft_seconds=0.01 * (n + 1))
@@ -249,7 +249,7 @@ def test_a_handful_of_questions_tells_nothing() -> None:
 
 
 def test_the_committed_page_is_made_from_the_committed_records() -> None:
-    """`make results` writes it; a page that was edited, or records that were changed, are seen here."""
+    """`make results` writes it; a page that was edited, or records that were changed, are caught here."""
     folders = sorted(path.parent for path in COMMITTED.glob("*/run.json"))
     if not folders:
         pytest.skip("no evaluation is committed in benchmarks/results/eval")

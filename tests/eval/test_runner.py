@@ -1,4 +1,4 @@
-"""The runner: the same prompt for all, each answer once, gone on with after a kill."""
+"""The runner: the same prompt for all, each answer once, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_is_there_is_not_answered_again(tmp_path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """Answers with fixed texts: what the runner marks."""
+    """Answers with a fixed text, for the runner to mark."""
 
     engine: SamKVEngine
     text: str

@@ -1,4 +1,4 @@
-"""Question sets of every form, from files written here; and what is said of rows that cannot be used."""
+"""Question sets of every form, from files written here; and what is said about rows that cannot be used."""
 
 from __future__ import annotations
 

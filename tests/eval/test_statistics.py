@@ -48,7 +48,7 @@ def test_every_interval_holds_its_mean_and_stays_within_the_data(columns: np.nda
 
 
 def test_pairing_is_kept() -> None:
-    """Equal columns differ by nothing at all, though each alone is uncertain; unpaired resampling would not know."""
+    """Equal columns differ by nothing at all, though each alone is uncertain; unpaired resampling would not show it."""
     answers = np.random.default_rng(3).integers(0, 2, 200).astype(float)
     alone, difference = estimates(np.stack([answers, answers - answers], 1))
     assert alone.high - alone.low > 0.1

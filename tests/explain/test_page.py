@@ -1,4 +1,4 @@
-"""The page: everything escaped, nothing outside itself, and the counts of the report."""
+"""The page: everything escaped, nothing from outside, and the counts of the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seen() -> Explanation:
 
 
 class Read(HTMLParser):
-    """Tags, and of every part its method, classes, tokens, text and tip."""
+    """Tags, and the method, classes, tokens, text and tip of every part."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_nothing_in_the_page_runs_or_asks_for_anything_outside(seen: Explanation
 
 
 def test_a_tag_that_was_not_escaped_would_be_noticed(seen: Explanation) -> None:
-    """The control of the test above."""
+    """The control for the test above."""
     tags = Read(seen.html.replace("</body>", f"{EVIL}</body>")).tags
     assert tags["script"] == tags["img"] == 1
 

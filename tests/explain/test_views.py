@@ -1,4 +1,4 @@
-"""What an explanation says is what was answered: counts, texts and scores, under every method in the case list."""
+"""An explanation shows the answer that was given: counts, texts and scores, under every method in the case list."""
 
 from __future__ import annotations
 

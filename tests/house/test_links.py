@@ -1,4 +1,4 @@
-"""Every link of the documentation leads somewhere: to a file that is there, to a heading that it has."""
+"""Every link of the documentation leads somewhere: to a file that exists, to a heading that it has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("samkv_r
 
 
 def links(page: Path) -> list[str]:
-    """What a page links to but for the web."""
+    """What a page links to, except on the web."""
     found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     return [link for link in found if not link.startswith(("http:", "https:"))]
 

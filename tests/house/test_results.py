@@ -1,4 +1,4 @@
-"""What docs/results.md tells was measured with the readers that the package ships."""
+"""What docs/results.md reports was measured with the readers that the package ships."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 LONGEST = {"kernels": 400}
 LONGEST_ELSEWHERE = 300
 
-# Put together here, so that this file does not find itself.
+# Put together here, so that this file is not a hit itself.
 LEFT_OVER = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" + "XX"]) + r")\b")
 MACHINE = re.compile(r"(?<![\w.])/(?:work|ro" + r"ot|home/\w+|Users/\w+)/")
 

@@ -1,4 +1,4 @@
-"""Compiles kernels ahead of time for GPUs that are not there; prints what the machine code says of them, as JSON.
+"""Compile kernels ahead of time for GPUs that are not there; print what the machine code says of them, as JSON.
 
 `python -m tests.kernels.compiled FOLDER '[["attend", "bf16", 90], ...]'`; see `test_compiled`.
 """
@@ -32,7 +32,7 @@ _KINDS = {"bf16": (torch.bfloat16, tl.bfloat16), "fp32": (torch.float32, tl.floa
 
 
 def compiled(kernel: Any, arguments: Mapping[str, Any], constants: Mapping[str, Any], sm: int, folder: Path) -> Any:
-    """What became of `kernel` with arguments of the types named; `constants` hold warps and stages too."""
+    """Facts about `kernel`, compiled for arguments of the types named; `constants` hold warps and stages too."""
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items() if name not in options}
     signature = {name: arguments.get(name, "constexpr") for name in kernel.arg_names}
@@ -50,14 +50,14 @@ def compiled(kernel: Any, arguments: Mapping[str, Any], constants: Mapping[str, 
 
 
 def loops(sass: str) -> list[list[str]]:
-    """The instructions of every loop: those that a jump backwards leaps over."""
+    """The instructions of every loop: those that a backward jump spans."""
     code = [(int(place, 16), text) for place, text in _INSTRUCTION.findall(sass)]
     jumps = [(int(found[1], 16), place) for place, text in code if (found := _JUMP.search(text))]
     return [[text for place, text in code if begin <= place <= end] for begin, end in jumps if begin < end]
 
 
 def _counted(loop: list[str]) -> dict[str, int]:
-    """Products, loads that run ahead, and what is kept in memory for want of registers, in a loop."""
+    """Count a loop's products, loads that run ahead, and accesses to what is in memory for want of registers."""
     kinds = {"products": r"\bHG?MMA\b", "ahead": r"\b(LDGSTS|UTMALDG)\b", "spilled": r"\b(STL|LDL)\b"}
     return {name: sum(re.search(kind, text) is not None for text in loop) for name, kind in kinds.items()}
 
@@ -78,7 +78,7 @@ def _dump(what: str, path: Path) -> str:
 
 
 def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
-    """`variant` is the type, by default of heads of 128 and many rows: "bf16", "fp32 256", "fp32 256 16"."""
+    """`variant` is the type, and head dimension and rows if not 128 and many: "bf16", "fp32 256", "fp32 256 16"."""
     kind, dim, rows = _sized(variant)
     kernel = sparse_attention.shares_kernel if name == "shares" else sparse_attention.attend_kernel
     types: dict[str, Any] = dict.fromkeys(("query", "key", "value"), f"*{kind}")
@@ -110,7 +110,7 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
 
 
 def packed(variant: str, sm: int, folder: Path) -> Any:
-    """As `attention`, by default of one query a row: the heads that share a key head are a tile."""
+    """As `attention`, by default with one query per row: the heads that share a key head are a tile."""
     kind, dim, rows = _sized(variant, rows=_REP)
     types = {"query": f"*{kind}", "codes": "*u8", "steps": "*fp16", "out": "*fp32", "levels": "*fp32", "first": "*i32"}
     types |= {"last": "*i32", "places": "*i64", "n_query": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}

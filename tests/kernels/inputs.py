@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 
 def far(got: Tensor, want: Tensor) -> float:
-    """The largest difference, over the largest magnitude in `want`; infinite where `got` is no number."""
+    """The largest difference, over the largest magnitude in `want`; infinite where `got` is NaN."""
     assert got.shape == want.shape
     if got.numel() == 0:
         return 0.0

@@ -20,7 +20,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends that triton is there or not, and how capable the GPU is."""
+    """Pretend that triton is installed or not, and how capable the GPU is."""
 
     def pretend(triton: bool = True, capability: tuple[int, int] = (9, 0)) -> None:
         spec = SimpleNamespace() if triton else None

@@ -1,7 +1,7 @@
 """Machine code for GPUs that are not there: what the compiler made of every kernel, for compute capability 8.0 and 9.0.
 
-That a kernel compiles says little. These read the machine code: registers spilled to memory, loads that wait for each
-other instead of running ahead of the loop, and products that do not use the matrix unit are all slow and all silent.
+That a kernel compiles says little. These tests read the machine code: registers spilled to memory, loads that wait for
+each other instead of running ahead of the loop, and products that do not use the matrix unit are all slow and silent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ LARGEST += [
     for dim, rows in ((128, 64), (256, 64), (512, 4), (512, 64))
     for sm in (80, 90)
 ]
-# Bytes of a thread's registers that may lie in memory across its loops; of what is not named here, none.
+# Bytes of a thread's registers that may be in memory across its loops; none for what is not named here.
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 ACROSS = 64 if TRITON >= (3, 8) else 0
 SPILLED = {
@@ -92,7 +92,7 @@ def inner(code: dict[str, Any]) -> list[dict[str, int]]:
 
 @pytest.mark.parametrize("case", [*ATTENTION, *SCORES])
 def test_registers_suffice_in_every_loop(codes: dict[Any, dict[str, Any]], case: tuple[str, str, int]) -> None:
-    """What the largest tile wants to keep across a loop, of its beginning and its end, may lie in memory."""
+    """What the largest tile keeps across a loop, of its beginning and its end, may be in memory."""
     assert inner(codes[case]) and not any(loop["spilled"] for loop in inner(codes[case]))
     assert codes[case]["stack"] <= SPILLED.get(case, 0) and codes[case]["registers"] <= 255
 
@@ -124,5 +124,5 @@ def test_the_gather_moves_sixteen_bytes_at_a_time(codes: dict[Any, dict[str, Any
 
 
 def test_code_without_a_loop_has_no_loads_that_run_ahead(codes: dict[Any, dict[str, Any]]) -> None:
-    """Negative control: the count above is not one of all loads."""
+    """Negative control: the count above is not of all loads."""
     assert all(codes[case]["LDGSTS"] + codes[case]["UTMALDG"] == 0 for case in GATHER)

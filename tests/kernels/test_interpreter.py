@@ -1,5 +1,5 @@
-"""The kernels' own tests once more, on the CPU. Triton decides when it decorates a function whether it will interpret
-it, so that this takes a process of its own."""
+"""The kernels' own tests once more, on the CPU. Triton decides whether to interpret a function when it decorates it, so
+this takes a process of its own."""
 
 from __future__ import annotations
 
@@ -89,17 +89,17 @@ def test_the_kernels_pass_in_the_interpreter() -> None:
     files = [str(ROOT / "tests" / "kernels" / name) for name in ("test_kernels.py", "test_rows_kernels.py")]
     printed = interpreted("-m", "pytest", *options, *files)
     summary = re.search(r"(\d+) passed, 1 skipped", printed)
-    assert summary is not None and int(summary[1]) >= 20, printed  # pinned memory takes a GPU
+    assert summary is not None and int(summary[1]) >= 20, printed  # pinned memory needs a GPU
 
 
 @pytest.mark.slow
 def test_the_engine_answers_alike_with_either_backend() -> None:
-    """Soft caps, windows and turned halves (Gemma 2); turned neighbours of half a head (GLM-4); layers of
+    """Soft caps, windows and rotated halves (Gemma 2); rotated neighbours in half a head (GLM-4); layers with
     unlike heads (Gemma 4)."""
     assert "same answers" in interpreted("-c", ENGINE)
 
 
 @pytest.mark.slow
 def test_steps_that_are_played_read_nothing_from_the_host() -> None:
-    """Answers join and leave, with gaps and windows, some with packed entries; the kernels go by tensors alone."""
+    """Answers join and leave, with gaps and windows, some with packed entries; the kernels read tensors alone."""
     assert "same tokens" in interpreted("-c", STEPS)

@@ -1,7 +1,7 @@
 """Every kernel against its reference: on a GPU, or in Triton's interpreter (see `test_interpreter`).
 
 Outputs and intermediate buffers are poisoned: memory that torch hands out is full of NaN, so that what a kernel leaves
-out is seen. So is what stands behind the live part of a buffer.
+out shows. So is what follows the live part of a buffer.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def gather_both_ways(source: Stored, rows: list[int], angles: Angles, dtype: tor
     return max(far(mine[:, :, : len(rows)], theirs[:, :, : len(rows)]) for mine, theirs in pairs)
 
 
-ROWS = [0, 5, 17, -1, 46, 45, 47, 31, 32, 1, 2, 3, 16, 20, 21, 22, 23, -1]  # two tiles, any order, slots without source
+ROWS = [0, 5, 17, -1, 46, 45, 47, 31, 32, 1, 2, 3, 16, 20, 21, 22, 23, -1]  # two tiles, any order, slots with no source
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -201,7 +201,7 @@ def test_attention_with_sinks(dtype: torch.dtype, window: int | None) -> None:
 def test_keys_split_among_programs(
     asked: int, kept: int, window: int | None, sunk: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few queries over many keys; queries that see nothing of a part, and nothing at all."""
+    """Few queries over many keys; queries that attend to nothing in a part, and to nothing at all."""
     from samkv_kernels.jit import sparse_attention as kernels
 
     monkeypatch.setattr(kernels, "LEAST_TILES", 0.1)

@@ -1,4 +1,4 @@
-"""Attention over entries of four bits against plain attention over what they stand for, and how far off those are."""
+"""Attention over entries in four bits against plain attention over what they stand for, and how far off those are."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_it_is_attention_over_what_the_numbers_stand_for(
 
 
 def off_and_dtype(dtype: torch.dtype, seed: int) -> tuple[float, torch.dtype]:
-    """How far from plain attention over what the numbers stand for, and in what dtype."""
+    """How far the output is from plain attention over what the numbers stand for, and its dtype."""
     torch.manual_seed(seed)
     query, keys, values = (torch.randn(1, heads, tokens, 64).to(dtype) for heads, tokens in ((6, 1), (2, 90), (2, 90)))
     packed = Packed.of(keys[0, :, :70], values[0, :, :70])
@@ -64,7 +64,7 @@ def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dty
 
 @pytest.mark.parametrize("seed", range(1, 12))
 def test_what_nearly_cancels_is_off_by_twice_the_tolerance_at_most(seed: int) -> None:
-    """What a channel's numbers and its least say are added up apart: on a sixth of all draws that shows in float32."""
+    """A channel's numbers and its smallest value are summed separately: on a sixth of draws that shows in float32."""
     assert off_and_dtype(torch.float32, seed)[0] < 2 * TOLERANCE[torch.float32]
 
 
@@ -94,8 +94,8 @@ def test_numbers_too_large_for_half_precision_are_none_the_worse() -> None:
 
 
 def test_numbers_close_together_and_far_from_zero_keep_their_middle() -> None:
-    """fp16 tells such numbers apart by steps that are larger than all their spread: the least of them, by which all are
-    measured, is rounded towards what is below it."""
+    """fp16 has steps there that are larger than the whole spread of such numbers: the smallest, from which all are
+    measured, is rounded down."""
     torch.manual_seed(0)
     far = torch.linspace(300, 390, 64) + 0.02 * torch.randn(1, 320, 64)
     shift = (Packed.of(far, far).entries()[0] - far).unflatten(1, (-1, GROUP)).mean(2)

@@ -1,4 +1,4 @@
-"""Attention in pieces against the fp32 reference: whatever a query sees, however rows fall into pieces."""
+"""Attention in pieces against the fp32 reference: whatever a query attends to, however rows fall into pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.kernels.inputs import TOLERANCE, far
 
 
 def drawn(batch: int, groups: int, shared: int, asked: int, kept: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value; of keys and values a part of larger buffers, as caches give them."""
+    """Query, key and value; keys and values are part of larger buffers, as caches give them."""
     query = torch.randn(batch, groups * shared, asked, dim)
     key, value = (torch.full((batch, groups, kept + 3, dim), torch.nan) for _ in range(2))
     for buffer in (key, value):
@@ -37,7 +37,7 @@ def test_pieces_are_sparse_attention(
     torch.manual_seed(seed)
     query, key, value = drawn(batch, groups, shared, asked, kept, dim)
     first = torch.randint(0, kept, (batch, asked), dtype=torch.int32)
-    last = torch.randint(-1, kept, (batch, asked), dtype=torch.int32)  # some see nothing
+    last = torch.randint(-1, kept, (batch, asked), dtype=torch.int32)  # some attend to nothing
     spans, softmax = Spans(first, last), Softmax(None, softcap, torch.randn(groups * shared) if sunk else None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(piecewise, "ROWS", rows)

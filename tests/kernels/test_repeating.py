@@ -1,4 +1,4 @@
-"""Rows repeated as torch repeats them, whatever numbers say how often."""
+"""Rows are repeated as torch repeats them, whatever the counts."""
 
 from __future__ import annotations
 

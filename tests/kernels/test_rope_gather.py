@@ -72,7 +72,7 @@ def test_room_is_left_behind_the_gathered_tokens() -> None:
 
 
 def test_no_more_is_copied_to_a_device_than_is_needed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that the kernel cannot read where they are go there run by run, and gaps are somebody's, once."""
+    """Blocks that the kernel cannot read in place are copied run by run, and every gap belongs to one run."""
     block = Stored(torch.zeros(1, 1, 1, 4, 8), torch.zeros(1, 1, 1, 4, 8))
     pieces = [Piece(start, block, torch.zeros(4, dtype=torch.int32)) for start in (2, 6, 12)]
     far, near = (torch.empty(1, 1, 20, 8, device=device) for device in ("meta", "cpu"))

@@ -33,7 +33,7 @@ def poison() -> Iterator[None]:
 
 
 def caches_of(lengths: list[int], groups: int, dim: int, dtype: torch.dtype) -> Caches:
-    """Of every row, in memory of its own, one of several layers."""
+    """The cache of every row, in memory of its own, one of several layers."""
     made = [[torch.randn(3, groups, n, dim, device=DEVICE).to(dtype) for n in lengths] for _ in "kv"]
     return Caches.of(*([x[layer : layer + 1] for x in each] for layer, each in enumerate(made, 1)))
 
@@ -46,7 +46,7 @@ def caches_of(lengths: list[int], groups: int, dim: int, dtype: torch.dtype) -> 
 def test_rows_with_caches_of_their_own(
     lengths: list[int], rep: int, dim: int, softmax: Softmax, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new token is put at its slot and nowhere else, and attends to what stands before it, not to the room."""
+    """A new token is put at its slot and nowhere else, and attends to what precedes it, not to the room."""
     from samkv_kernels.jit import sparse_attention as kernels
 
     monkeypatch.setattr(kernels, "LEAST_TILES", 0.1)
@@ -72,7 +72,7 @@ def test_rows_with_caches_of_their_own(
 
 
 def test_kernels_go_by_the_table_alone() -> None:
-    """It is written anew for other caches, beside a cache of one slot that has a row, too, and is full of NaN."""
+    """The table is rewritten for other caches, beside a cache of one slot that has a row, too, and is full of NaN."""
     spare = [torch.full((1, 2, 1, 64), torch.nan, device=DEVICE) for _ in "kv"]
     table = torch.zeros(3, 4, dtype=torch.long, device=DEVICE)
     bare = Caches([], [], Places(*spare, table, 16, 512))
@@ -93,7 +93,7 @@ def test_kernels_go_by_the_table_alone() -> None:
 
 
 def packed_of(tokens: list[int], groups: int, dim: int) -> list[Packed | None]:
-    """Of every row, none where there are no tokens."""
+    """The packed entries of every row, None where there are no tokens."""
     return [Packed.of(*torch.randn(2, groups, n, dim, device=DEVICE)) if n else None for n in tokens]
 
 
@@ -109,7 +109,7 @@ def spans_of(pairs: list[tuple[int, int]]) -> Spans:
         ([(0, 0)], 1, 64, PLAIN),  # one token
         ([(0, 699), (0, -1), (40, 69)], 4, 128, PLAIN),  # nothing packed in one row, a window in another
         ([(64, 95), (3, 40), (31, 32)], 7, 96, Softmax(softcap=2.0)),
-        ([(5, 4), (0, 130)], 2, 20, Softmax(sinks=torch.tensor([1.0, -1.0, 0.5, 3.0]))),  # none in sight
+        ([(5, 4), (0, 130)], 2, 20, Softmax(sinks=torch.tensor([1.0, -1.0, 0.5, 3.0]))),  # attends to none
         ([(0, 99)], 16, 256, Softmax(scale=0.02)),
     ],
 )
@@ -117,7 +117,7 @@ def test_rows_see_what_they_hold_packed(
     spans: list[tuple[int, int]], rep: int, dim: int, softmax: Softmax, dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Beside what is as it is, split among programs or not."""
+    """Beside what is unpacked, split among programs or not."""
     from samkv_kernels.jit import sparse_attention as kernels
 
     if softmax.sinks is not None:
@@ -139,7 +139,7 @@ def test_rows_see_what_they_hold_packed(
 
 @pytest.mark.parametrize("window", [None, 40, 3])
 def test_several_tokens_of_a_row_see_what_it_holds_packed(window: int | None) -> None:
-    """Those of a window each their own part of it, the later ones none."""
+    """With a window, each its own part of it, and the later ones none."""
     layers, caches = packed_of([50, 90], 2, 64), caches_of([9, 5], 2, 64, torch.float32)
     at = torch.stack([torch.arange(n, n + 3) for n in (52, 95)]).to(DEVICE)
     positions = torch.full((2, 90), 999, device=DEVICE)
@@ -153,7 +153,7 @@ def test_several_tokens_of_a_row_see_what_it_holds_packed(window: int | None) ->
 
 
 def test_kernels_go_by_the_packed_table_alone() -> None:
-    """It is written anew for other rows; one in which nobody sits has spans of who sat there, and sees nothing."""
+    """The table is rewritten for other rows; an empty one has spans of an earlier answer, and attends to nothing."""
     codes, steps = torch.zeros(1, dtype=torch.uint8, device=DEVICE), torch.zeros(1, dtype=torch.half, device=DEVICE)
     table = torch.zeros(3, 8, dtype=torch.long, device=DEVICE)
     places = PackedPlaces(codes, steps, table, 16, 512)

@@ -50,22 +50,22 @@ def plain_tokens(wiring: str, plan: PromptPlan, **generation: Any) -> list[int]:
 
 
 def frozen_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
-    """Next-token logits of ONE stock forward over all kept ids whose other entries are the stored ones."""
+    """Next-token logits of ONE stock forward over all kept ids; what is not recomputed has its stored entries."""
     kept = Kept.of(case.plan, prepared.selection)
     past = oracles.frozen_cache(wiring, case.plan, kept, **how)
     return stock_logits(stock(wiring), kept.ids, kept.positions, past)[-1]
 
 
 def distance(got: Tensor, want: Tensor) -> float:
-    """The largest difference; relative to the size of logits that are smaller than 1 (Cohere's are about 0.01)."""
+    """The largest difference, relative to the size of the logits where that is below 1 (Cohere's: about 0.01)."""
     return float((got - want).abs().max() / want.square().mean().sqrt().clamp(max=1))
 
 
 def whole_past(wiring: str, case: Prompted, recomputed: tuple[Tensor, ...], **how: Any) -> tuple[Tensor, Cache]:
-    """ONE stock forward over the whole prompt in which what is not recomputed has its stored entries, and from layer
-    `narrow` on, by default all but the lower quarter, is hidden from what stands before the question, but for what is
-    computed there, what stands at positions `also` and the share `sees` of the rest that stands closest before what is
-    computed. Returns the logits `(vocab,)` at its end, and the entries of all."""
+    """ONE stock forward over the whole prompt, in which what is not recomputed has its stored entries. From layer
+    `narrow` on, by default above the lower quarter, what precedes the question attends only to what is computed, to
+    positions `also`, and to the share `sees` of the rest that most closely precedes what is computed there. Returns the
+    logits `(vocab,)` at its end, and the entries of all."""
     whole = Kept.of(case.plan, Selection(Selection.all_of(case.plan).kept, recomputed))
     narrow, sees = how.pop("narrow", int(WIDE * case.adapter.shape.layers)), how.pop("sees", SEES)
     also = how.pop("also", [])
@@ -82,26 +82,26 @@ def whole_past(wiring: str, case: Prompted, recomputed: tuple[Tensor, ...], **ho
 
 
 def settled_past(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> tuple[Tensor, Tensor, Cache]:
-    """The same, but the positions and entries of what stays."""
+    """The same logits, and the positions and entries of what is kept."""
     first, past = whole_past(wiring, case, prepared.selection.recomputed, **how)
     kept = Kept.of(case.plan, prepared.selection)
     return first, kept.positions, oracles.thinned(past, kept.positions)
 
 
 def settled_logits(wiring: str, case: Prompted, prepared: Prepared, **how: Any) -> Tensor:
-    """Logits `(2, vocab)` of the first new token, in sight of everything, and of the one behind `NEXT`, in sight of
-    what stays."""
+    """Logits `(2, vocab)` of the first new token, which attends to everything, and of the one after `NEXT`, which
+    attends to what is kept."""
     first, positions, past = settled_past(wiring, case, prepared, **how)
     return torch.stack([first, stock_logits(stock(wiring), [NEXT], positions[-1:] + 1, past, before=positions)[-1]])
 
 
 def spoken(case: Prompted, prepared: Prepared) -> Tensor:
-    """What `settled_logits` gives by hand."""
+    """From the engine, what `settled_logits` computes by hand."""
     return torch.stack([case.logits(prepared), case.adapter.next_logits([*prepared.ids, NEXT], prepared.cache)])
 
 
 def mixture(theta: Any) -> oracles.Mix | None:
-    """Fusion by hand: theta * new + (1 - theta) * old; "cosine" weighs the old entry by half their likeness."""
+    """Fusion by hand: theta * new + (1 - theta) * old; "cosine" weights the old entry by half their similarity."""
     if theta == 1.0:
         return None
 

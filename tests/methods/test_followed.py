@@ -1,4 +1,4 @@
-"""What the first look's best tokens look at in turn: attention of one stock forward, and nothing stored is changed."""
+"""What the first look's best tokens attend to in turn: attention of one stock forward; nothing stored is changed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_is_stored_stays_as_it_was(wiring: str) -> None:
 
 
 def test_a_look_at_second_hand_counts_by_the_better_way() -> None:
-    direct = torch.tensor([-1.0, 3.0, -1.0, -1.0, 1.0])  # from -1, so that 4 and 2 are the looks at 1 and at 4
+    direct = torch.tensor([-1.0, 3.0, -1.0, -1.0, 1.0])  # from -1, so that tokens 1 and 4 get attention of 4 and 2
     witnesses = torch.tensor([1, 4])
     witnessed = torch.tensor([[0.0, 0.9, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.3, 0.9]])
     found = followed_values(direct, witnesses, witnessed, gain=2.0)

@@ -62,7 +62,7 @@ def test_keeping_everything_is_plain_generate_with_a_repetition_penalty_too(wiri
 @some_wirings
 def test_keeping_everything_samples_the_tokens_of_plain_generate(wiring: str) -> None:
     case, sampling = prompted(wiring), {"do_sample": True, "temperature": 1.3, "top_k": 40}
-    plain_tokens(wiring, case.plan)  # making the model draws numbers too
+    plain_tokens(wiring, case.plan)  # making the model draws random numbers too
     torch.manual_seed(11)
     got = case.tokens(SamKV(keep=1.0), NEW_TOKENS, **sampling)
     torch.manual_seed(11)

@@ -1,4 +1,4 @@
-"""What a prompt begins with is known where another one has begun so: it is kept, and not computed."""
+"""What a prompt begins with is known where another one has begun alike: it is kept, and not computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.models import adapter
 from tests.oracles import Prompted
 
 GLUE = 20
-"""Tokens that stand in front of every chunk; those in front of the first one are the same for all plans here."""
+"""Tokens before every chunk; those before the first one are the same for all plans here."""
 ANOTHER = (9, 20)
 """Chunks of another prompt that begins alike."""
 CHUNK, QUESTION = ("chunk", (1, 2)), ("glue", (9,))
@@ -31,7 +31,7 @@ CHUNK, QUESTION = ("chunk", (1, 2)), ("glue", (9,))
 
 @cache
 def begun(wiring: str) -> Prompted:
-    """A prompt for a model that has met none yet."""
+    """A prompt for a model that has seen none before."""
     model, store = ModelAdapter(adapter(wiring).model), ChunkKVStore(":memory:")
     oracles.stored_plan(model, store, ANOTHER, GLUE)
     return Prompted(oracles.stored_plan(model, store, glue=GLUE), model, store)
@@ -42,7 +42,7 @@ def forget(case: Prompted) -> None:
 
 
 def meet(case: Prompted) -> None:
-    """Have a prompt answered that begins as the case's."""
+    """Prepare another prompt, one that begins like the case's."""
     forget(case)
     plan = oracles.stored_plan(case.adapter, case.store, ANOTHER, GLUE)
     Reuse().prepare(Run(plan, case.adapter, case.store, oracles.ROOM))
@@ -59,7 +59,7 @@ def known_of(case: Prompted) -> int:
 @every_wiring
 @pytest.mark.parametrize(("wide", "sees"), [(1.0, 0.0), (0.0, 0.0), (0.25, 0.3)])
 def test_the_answer_is_that_of_a_pass_that_computes_it(wiring: str, wide: float, sees: float) -> None:
-    """Also where less is in sight: what is computed sees it on every layer."""
+    """Also where less is attended to: what is computed attends to the head on every layer."""
     case, method = begun(wiring), dropping(keep=0.4, wide=wide, sees=sees)
     forget(case)
     assert known_of(case) == 0
@@ -97,7 +97,7 @@ def test_passes_of_fixed_sizes_do_without_it_too(method: SamKV) -> None:
 
 
 def test_where_everything_is_computed_it_is_too() -> None:
-    """An ordinary prefill, in half precision, too: by the same operations."""
+    """It is an ordinary prefill, in half precision, too: by the same operations."""
     case = begun("llama")
     meet(case)
     run = run_of(case)
@@ -107,7 +107,7 @@ def test_where_everything_is_computed_it_is_too() -> None:
 
 
 def test_what_stands_behind_it_in_the_other_prompt_is_not_seen() -> None:
-    """Two prompts that part before the first chunk: only what they have in common is known."""
+    """Two prompts that diverge before the first chunk: only what they have in common is known."""
     case = begun("llama")
     forget(case)
     want = case.logits(case.prepare(Reuse()))

@@ -1,5 +1,5 @@
-"""What stays is settled in the middle of the answer, by what its first tokens look at, too: against stock forwards,
-alone, in company, played, interrupted."""
+"""What is kept is decided in the middle of the answer, by what its first tokens attend to, too: against stock forwards,
+alone, in company, replayed, interrupted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SOME = pytest.mark.parametrize("wiring", ["llama", "mistral-sliding", "gemma2", 
 
 def by_hand(wiring: str, case: Prompted, prepared: Prepared, answer: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits by which each token of the answer is chosen, and the most that the question and the answer's first tokens
-    look at every chunk token `(T,)`. Those tokens see all entries, those behind them what stays."""
+    attend to every chunk token `(T,)`. These tokens attend to all entries, those after them to what is kept."""
     model, at = stock(wiring), torch.arange(case.plan.n_tokens)
     following = case.plan.n_tokens + torch.arange(len(answer))
     oracles.stored_entries(wiring, case.plan)  # made now, so that this is not noted
@@ -63,7 +63,7 @@ def by_hand(wiring: str, case: Prompted, prepared: Prepared, answer: Sequence[in
 
 @contextmanager
 def noting(wiring: str, case: Prompted) -> Iterator[list[Tensor]]:
-    """Attention `(Q, T)` on the upper half of the layers, by the mean of heads, in what runs within."""
+    """Attention `(Q, T)` on the upper half of the layers, averaged over heads, of what runs within the block."""
     maps, n_layers = list[Tensor](), case.adapter.shape.layers
 
     def note(module: Any, args: Any, out: Any) -> None:
@@ -79,7 +79,7 @@ def noting(wiring: str, case: Prompted) -> Iterator[list[Tensor]]:
 
 
 def best_by_hand(case: Prompted, most: Tensor, budget: int) -> list[list[int]]:
-    """Every chunk's tokens among the best `budget`: by the `most` that one is looked at, or one of eight before it."""
+    """Every chunk's tokens among the best `budget`: by the `most` attention to it, or to one of the eight before it."""
     worth, start = list[Tensor](), 0
     for chunk in case.plan.chunks:
         own = most[start : (start := start + len(chunk.token_ids))]
@@ -99,7 +99,7 @@ def test_the_first_tokens_see_all_and_what_they_look_at_stays_for_the_others(wir
     assert [own.tolist() for own in prepared.selection.kept] == best_by_hand(case, looks, budget)
     everything = forced_logits(case.adapter, case.prepare(dropping(keep=0.3, settle_at=99)), ANSWER)
     assert distance(got[: AT + 1], everything[: AT + 1]) < TOLERANCE
-    if wiring == "llama":  # a window of ten sees no chunk from here
+    if wiring == "llama":  # a window of ten reaches no chunk from here
         assert distance(got[AT + 1 :], everything[AT + 1 :]) > VISIBLE, "what is dropped matters"
 
 
@@ -137,7 +137,7 @@ def test_where_keys_turn_with_the_texts_length_it_is_settled_with_the_first_toke
 
 
 def begun(wiring: str, methods: Sequence[SamKV] = DROPPED) -> list[Decoding]:
-    """Answers of four prompts, by default settled after 1, 3, 3 and never."""
+    """Answers to four prompts, by default settled after 1, 3 and 3 tokens, and never."""
     return [loops.begin(*pair) for pair in zip(loops.prompted(wiring), methods, strict=True)]
 
 
@@ -232,7 +232,7 @@ def test_who_interrupts_it_ends_that_answer_and_no_other(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_step_that_is_broken_off_is_taken_again(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before or in that in which it is settled, once that was done and its token not heard."""
+    """Before settling, or in the step that settles, once that is done but its token has not been heard."""
     want, right, steps = alone("llama"), loop.take, list[int]()
 
     def interrupted(decodings: Any, logits: Tensor) -> None:
@@ -286,7 +286,7 @@ def test_streamed_it_is_the_same_answer(engine: SamKVEngine) -> None:
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 3.0}, {"min_new_tokens": COUNT}, {"do_sample": True}])
 def test_rules_go_on_seeing_the_whole_prompt(options: dict[str, Any]) -> None:
-    """By a penalty that looks at what was dropped, too, and a length that counts it."""
+    """A penalty also applies to what was dropped, and a length counts it."""
     case = prompted("llama")
     torch.manual_seed(0)
     decoding = loops.begin(case, LATE, **options)

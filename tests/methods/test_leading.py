@@ -1,4 +1,4 @@
-"""A first chunk that is stored as the prompt computes it is not computed again, and everything sees it all the same."""
+"""A first chunk stored as the prompt would compute it is not recomputed, and everything attends to it all the same."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ PREFIX = (5, 6, 7)
 
 @cache
 def beginning(wiring: str, lengths: tuple[int, ...] = (37, 16, 30, 5)) -> Prompted:
-    """A prompt that begins with a chunk: nothing stands before it, nor did at ingestion."""
+    """A prompt that begins with a chunk: nothing precedes it, nor did at ingestion."""
     store = ChunkKVStore(":memory:")
     return Prompted(oracles.stored_plan(adapter(wiring), store, lengths, glue=0), adapter(wiring), store)
 
 
 def settled_with(case: Prompted, method: SamKV, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Picked | None]:
-    """What `method` makes of the prompt, and what its recompute also saw."""
+    """What `method` makes of the prompt, and what its recompute also attended to."""
     heard, original = list[Any](), Run.recompute_and_settle
 
     def spy(run: Run, *asked: Any) -> Any:

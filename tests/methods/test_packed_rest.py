@@ -1,5 +1,5 @@
-"""With `rest="int4"` nothing is dropped: behind the answer's first token all of the chunks is seen in four bits a
-number. Against stock forwards over what these stand for, and without any (in company: test_late_settling)."""
+"""With `rest="int4"` nothing is dropped: after the answer's first token all chunk tokens are attended to in four bits
+per number. Tested with stock forwards over what these stand for, and without (in company: test_late_settling)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CHUNKS = ("Lumen Labs was founded by Ada Brook in 1999.", "Its office is in Harr
 
 
 def packed_entries(case: Prompted, prepared: Prepared, hold: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The positions `(N,)` of what is packed, what is held of the chunks but a quarter of what was chosen; and by layer
-    what it stands for, keys and values `(G, N, D)`."""
+    """The positions `(N,)` of what is packed: all that is held of the chunks but a quarter of what was chosen; and for
+    each layer what it stands for, keys and values `(G, N, D)`."""
     assert prepared.cache is not None and prepared.cache.packed is not None
     packed, of_chunks = prepared.cache.packed, set[int]()
     for chunk in case.plan.chunks:
@@ -118,7 +118,7 @@ def test_where_keys_turn_with_the_texts_length_all_stays_as_it_is_and_that_is_sa
 
 
 def test_fewer_tokens_than_take_less_stay_as_they_are() -> None:
-    """They are held by 32, and with scales for these: a few would take more than they do."""
+    """They are held in groups of 32, with scales for each group: a few would take more room than unpacked."""
     store, model = ChunkKVStore(":memory:"), adapter("llama")
     for count, packed in ((LEAST_PACKED, True), (LEAST_PACKED - 1, False)):
         plan = oracles.stored_plan(model, store, (count,))

@@ -1,4 +1,4 @@
-"""Tokens picked among those of all chunks: always as many as were said, and who gives way to whom."""
+"""Tokens picked among those of all chunks: always as many as stated, and which give way to which."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUES = st.lists(st.integers(0, 6).map(float), min_size=2, max_size=40)
 )  # fmt: skip
 @settings(deadline=None)
 def test_so_many_are_picked_as_are_said_to_be(values: list[float], count: int, seed: int) -> None:
-    """What is computed next has a size that nobody asks a GPU for: it must be right whatever the values are."""
+    """The size of what is computed next is not read from a GPU: it must be right whatever the values are."""
     worth = torch.tensor(values)
     some = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) < 0.5
     for picked in (largest(worth, count), best_of(Picked(some, int(some.sum())), worth, count)):
@@ -44,7 +44,7 @@ def test_what_was_picked_by_value_is_exchanged_for_the_largest_values(
 def test_only_what_has_risen_takes_a_place_and_nothing_that_must_stay_gives_way(
     values: list[float], data: st.DataObject
 ) -> None:  # fmt: skip
-    """Whatever the order was in which the tokens were picked, and whatever they were."""
+    """In whatever order the tokens were picked, and whichever they were."""
     of_all = st.lists(st.booleans(), min_size=len(values), max_size=len(values))
     marks, fixed, rose = (torch.tensor(data.draw(of_all)) for _ in range(3))
     before, order = torch.tensor(values), torch.tensor(values).flip(0)

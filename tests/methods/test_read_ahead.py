@@ -1,4 +1,4 @@
-"""Entries on a disk are read beside what runs: the same answers as from memory, and the same counts."""
+"""Entries on a disk are read while other work runs: the same answers as from memory, and the same counts."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ FORMS = ("model", "int8", "fp8", "int4")
 
 @pytest.fixture(autouse=True)
 def in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layer by layer, as entries of real sizes are read in steps."""
+    """Read layer by layer, as entries of real sizes are read in steps."""
     monkeypatch.setattr("samkv_rag.methods.entries.STEP_BYTES", 1)
 
 
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Prompted]]:
-    """The prompts of the gates, their chunks in folders."""
+    """The prompts of the gates, with their chunks in folders."""
     stored = {}
     for wiring in WIRINGS:
         store = ChunkKVStore(tmp_path_factory.mktemp(wiring))
@@ -116,7 +116,7 @@ def test_every_form_is_read_in_steps_as_at_once(tmp_path: Path, kv_dtype: str) -
 def test_the_first_layers_are_computed_before_the_last_ones_are_there(
     on_disk: dict[str, Prompted], method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is read of layers above the first waits here until one has been computed."""
+    """Here, reading layers above the first waits until one layer has been computed."""
     case, computed = on_disk["llama"], threading.Event()
     read, update = case.store.read_stored, SlotLayer.update
 
@@ -143,7 +143,7 @@ def test_the_upper_layers_are_read_while_the_question_looks(
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     run.read_ahead(1)
     run.question_attention(Selection.all_of(case.plan).kept, [1])
-    wait_until(lambda: run.entries.bytes_read == 2 * run.costs.scored_bytes)  # two of four layers were looked at
+    wait_until(lambda: run.entries.bytes_read == 2 * run.costs.scored_bytes)  # the look took two of four layers
     assert sorted({layers.start for layers in asked}) == [0, 1, 2, 3]
     assert len(asked) == len(case.plan.chunks) * case.adapter.shape.layers
 
@@ -177,7 +177,7 @@ def test_what_nobody_needs_any_more_is_not_read(
 
 
 def damage(folder: Path, key: str) -> None:
-    """Change the last byte of an entry's keys and values: of the last block of the last layer."""
+    """Change the last byte of an entry's keys and values: in the last block of the last layer."""
     path = next(path for path in folder.rglob(f"{key}*") if "kv" in path.name)
     flip(path, 8 * (path.stat().st_size - 1))
 
@@ -205,7 +205,7 @@ def test_an_answer_that_finds_it_reports_a_miss_and_leaves_no_thread(tmp_path: P
 
 
 def test_a_failure_keeps_no_cache_alive(tmp_path: Path) -> None:
-    """The workspace that prompts are prepared in is lent again at once, not when the collector comes by."""
+    """The workspace that prompts are prepared in can be lent again at once, not only when the collector has run."""
     with ChunkKVStore(tmp_path) as store:
         case = Prompted(oracles.stored_plan(adapter("llama"), store), adapter("llama"), store)
         damage(tmp_path, str(case.plan.chunks[1].key))
@@ -226,7 +226,7 @@ def test_a_failure_keeps_no_cache_alive(tmp_path: Path) -> None:
 def test_without_threads_to_be_had_it_reads_itself(
     on_disk: dict[str, Prompted], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """As at the interpreter's end, when a thread of the caller's still answers."""
+    """As at the interpreter's exit, while a thread of the caller's is still answering."""
 
     def none(*_: Any) -> Any:
         raise RuntimeError("cannot schedule new futures after interpreter shutdown")

@@ -1,4 +1,4 @@
-"""Which tokens stay: properties of the budget, the anchors and the scores, whatever the chunks look like."""
+"""Which tokens are kept: properties of the budget, the anchors and the scores, whatever the chunks look like."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_alignment_stores_more_the_lower_the_layer_and_all_choices_at_the_bottom
 
 @pytest.mark.parametrize(("block", "lengths"), [(1, [3, 2]), (16, [40, 20])])
 def test_what_stands_early_in_its_chunk_is_divided_by_least(block: int, lengths: list[int]) -> None:
-    """By the place of a block's first token, counted from 1, to the power; every layer and chunk alike."""
+    """By the place of a block's first token, counted from 1, to the power `early`; alike on every layer and chunk."""
     counts = [-(-length // block) for length in lengths]
     scores = [ChunkScores(torch.rand(2, count), torch.zeros(count, dtype=torch.bool)) for count in counts]
     for early in (0.0, 0.5, 1.0):

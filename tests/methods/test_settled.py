@@ -1,7 +1,7 @@
-"""Gate (e): what is settled after the recompute is gate (c) over everything, thinned to what the question looked at.
+"""Gate (e): settling after the recompute is gate (c) over everything, thinned to what the question attended to.
 
-One stock forward over the whole prompt, in which what is not recomputed has its stored entries, says the first new
-token; the others see only what stays.
+One stock forward over the whole prompt, in which what is not recomputed has its stored entries, produces the first new
+token; the others attend only to what is kept.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_decoding_over_what_stays_is_greedy_decoding_by_hand(wiring: str) -> Non
 
 @some_wirings
 def test_what_was_dropped_had_been_seen(wiring: str) -> None:
-    """The control of (e): recomputed among themselves alone, the same tokens give other entries."""
+    """The control of (e): recomputed among themselves alone, the same tokens get other entries."""
     case = prompted(wiring)
     prepared = case.prepare(dropping(keep=0.3))
     apart = Run(case.plan, case.adapter, case.store, oracles.ROOM).recompute(
@@ -124,7 +124,7 @@ def test_what_stays_is_settled_by_the_attention_of_that_forward(wiring: str, ans
 
 @pytest.mark.parametrize("vicinity", [0.0, 1.5])
 def test_what_stays_surrounds_what_any_asking_token_looks_at(vicinity: float) -> None:
-    """Of 88 tokens a fifth stays; every kept run reaches back and ahead of a token that was looked at, and the best
+    """Of 88 tokens a fifth is kept; every kept run extends before and after a token that was attended to, and the best
     place within 64 tokens counts as much as is asked for."""
     case, around = prompted("llama"), (2, 3)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
@@ -162,7 +162,7 @@ def test_a_token_alone_is_its_own_place() -> None:
 
 
 def overheard(run: Run) -> list[tuple[Sequence[int], Tensor]]:
-    """On which layers the second look of this run will have seen how much each token is looked at."""
+    """The layers of this run's second look, and how much each token is attended to there; filled in when it runs."""
     seen, original = list[tuple[Sequence[int], Tensor]](), run.recompute_and_settle
 
     def spy(again: Any, layers: Any, settle: Any, *rest: Any) -> Any:
@@ -188,7 +188,7 @@ def test_alignment_is_refused() -> None:
         (SamKV(layers=(2,), settle="before"), [range(3), range(3, 4)]),
         (SamKV(layers=(2,), settle="before", look="two_stage", candidates=1.5), [range(3), range(3), range(3, 4)]),
         (ProphetKV(), [range(4)]),
-        (SamKV.paper(), [range(3), range(4)]),  # its pass saw the anchors alone
+        (SamKV.paper(), [range(3), range(4)]),  # its pass attended to the anchors alone
     ],
 )
 def test_no_layer_is_assembled_again_for_tokens_that_a_pass_has_seen(method: Method, layers: list[range]) -> None:

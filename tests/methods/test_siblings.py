@@ -63,7 +63,7 @@ def distance(got: Tensor, want: Tensor) -> float:
 
 
 def frozen_forward(wiring: str, case: Prompted, selection: Selection, rows: list[Tensor] | None = None) -> Tensor:
-    """Next-token logits of one stock forward over all kept tokens in which the others keep their stored entries."""
+    """Next-token logits of one stock forward over all kept tokens; what is not recomputed keeps its stored entry."""
     kept = Kept.of(case.plan, selection)
     past = oracles.frozen_cache(wiring, case.plan, kept, rows)
     return stock_logits(stock(wiring), kept.ids, kept.positions, past)[-1]

@@ -16,8 +16,8 @@ from tests.models import adapter
 from tests.oracles import Prompted
 
 TOLERANCE = {"bf16": 6e-3, "fp16": 1e-3, "int8": 2e-2, "fp8": 8e-2, "int4": 0.25}
-"""Allowed RMS difference of the next-token logits from those of caches stored as the model computes, relative to their
-own RMS: about twice the worst of twelve wirings (3.2e-3, 4.6e-4, 9.2e-3, 4.5e-2; 0.13 of the four below), whose
+"""Allowed RMS difference of the next-token logits from those of caches stored as the model computes them, relative to
+their own RMS: about twice the worst of twelve wirings (3.2e-3, 4.6e-4, 9.2e-3, 4.5e-2; 0.13 of the four below), whose
 sharpened attention magnifies errors."""
 
 WIRINGS = ("llama", "llama-longrope-crossed", "qwen3", "gemma3")
@@ -29,7 +29,7 @@ every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 
 @cache
 def prompted(wiring: str, kv_dtype: str = "model") -> Prompted:
-    """The same chunks, stored in two ways."""
+    """The same prompt for every `kv_dtype`, with its chunks stored in that."""
     store = ChunkKVStore(":memory:")
     if kv_dtype == "model":
         plan = oracles.stored_plan(adapter(wiring), store, (37, 16, 30, 5))
@@ -55,7 +55,7 @@ def test_what_is_reused_moves_the_logits_within_the_tolerance(wiring: str, kv_dt
 @stored
 @pytest.mark.parametrize("wiring", [*WIRINGS, "gemma4-unlike-heads"])
 def test_recomputing_all_that_is_kept_is_exact_however_it_is_stored(wiring: str, kv_dtype: str) -> None:
-    """Selection reads summaries, which are stored as ever; what is kept is computed anew."""
+    """Selection reads summaries, which are stored the same way; what is kept is recomputed."""
     plain, other = prompted(wiring), prompted(wiring, kv_dtype)
     for method in (SamKV(keep=1.0), SamKV(keep=0.3, settle="before", look="mean")):
         assert torch.equal(other.logits(other.prepare(method)), plain.logits(plain.prepare(method)))
@@ -63,7 +63,7 @@ def test_recomputing_all_that_is_kept_is_exact_however_it_is_stored(wiring: str,
 
 @pytest.mark.parametrize("kv_dtype", ["int8", "fp8", "int4"])
 def test_the_tolerance_is_not_idle(kv_dtype: str) -> None:
-    """The control: keys whose parameters went to the next channel are far outside it."""
+    """The control: keys that are moved to the next channel are far outside it."""
     other = prompted("llama", kv_dtype)
     bent = replace(other, store=ChunkKVStore(":memory:"))
     for key in (str(chunk.key) for chunk in other.plan.chunks):

@@ -37,7 +37,7 @@ def run_of(case: Prompted) -> Run:
 
 
 def best_blocks(values: Values, lengths: tuple[int, ...], limit: int) -> list[tuple[int, int]]:
-    """(chunk, block) by falling value, taken whole until there are `limit` tokens."""
+    """Pairs (chunk, block) by falling value, taken whole until there are `limit` tokens."""
     blocks = sorted((-value, chunk, at) for chunk, part in enumerate(values) for at, value in enumerate(part))
     taken, tokens = [], 0
     for _, chunk, at in blocks:
@@ -49,7 +49,7 @@ def best_blocks(values: Values, lengths: tuple[int, ...], limit: int) -> list[tu
 
 
 def standardised_best(shares: list[np.ndarray]) -> Values:
-    """Per chunk `(N, B)` -> per block the largest of its layers' scores, each layer with mean 0 and deviation 1."""
+    """For each chunk `(N, B)`, per block the largest of its layers' scores, each layer with mean 0 and deviation 1."""
     together = np.concatenate(shares, 1)
     mean, deviation = together.mean(1, keepdims=True), together.std(1, keepdims=True)
     return [((part - mean) / np.maximum(deviation, 1e-6)).max(0).tolist() for part in shares]
@@ -60,7 +60,7 @@ def weighed(attention: np.ndarray) -> np.ndarray:
 
 
 def one_layer(case: Prompted, queries: list[Tensor], positions: Tensor, chunk: Segment, layer: int) -> np.ndarray:
-    """`(1, H, Q, B)`: the most that each asking token's product with a key of each block can be."""
+    """`(1, H, Q, B)`: the largest possible product of each asking token with a key of each block."""
     index, stack = next(found for found in enumerate(case.adapter.shape.stacks) if layer in found[1].readers)
     known, row = case.store.summary(str(chunk.key)).stacks[index], stack.readers.index(layer)
     place = stack.layers.index(case.adapter.shape.sources[layer])
@@ -89,7 +89,7 @@ def bound_shares(case: Prompted) -> list[np.ndarray]:
 
 
 def key_shares(case: Prompted, blocks: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Attention summed over every block, in a pass that sees the tokens of `blocks` alone."""
+    """Attention summed over each block, in a pass that attends to the tokens of `blocks` alone."""
     seen = [
         torch.tensor([t for t in range(n) if (chunk, t // BLOCK) in blocks], dtype=torch.long)
         for chunk, n in enumerate(LENGTHS)
@@ -186,7 +186,7 @@ def test_the_shortlist_is_the_best_blocks_taken_whole(lengths: list[int], limit:
     parts = [torch.rand(layers, -(-n // BLOCK), generator=generator) for n in lengths]
     got = shortlist([ChunkScores(p, torch.zeros(p.shape[1], dtype=torch.bool)) for p in parts], lengths, limit, BLOCK)
     values = standardised_best([part.double().numpy() for part in parts])
-    assume(np.diff(np.sort(np.concatenate(values))).min(initial=1) > 1e-4)  # two blocks alone are as good as each other
+    assume(np.diff(np.sort(np.concatenate(values))).min(initial=1) > 1e-4)  # two blocks alone may tie
     want = best_blocks(values, tuple(lengths), limit)
     assert blocks_read(tuple(got)) == set(want)
     assert sum(map(len, got)) == sum(min(BLOCK, lengths[chunk] - at * BLOCK) for chunk, at in want)

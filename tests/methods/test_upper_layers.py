@@ -1,4 +1,4 @@
-"""On a GPU all is filled, whatever was picked there, so that nobody waits for that: the same answers."""
+"""On a GPU everything is filled, whatever was picked there, so that the host need not wait: the same answers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Passes of fixed sizes on a processor: a recording is the function itself, run into the memory of its first result, as
-a graph does it."""
+"""Passes of fixed sizes on a CPU: a recording is the function itself, run into the memory of its first result, as a
+graph does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.models import adapter, build
 from tests.oracles import Prompted
 
 LENGTHS = ((37, 16, 30, 5), (36, 17, 30, 5), (64, 3), (38, 15, 31, 6))
-"""Of chunks: three prompts of much the same size, and one of another."""
+"""Of chunks: those of three prompts of about the same size, and of one of another size."""
 
 
 def replayed(run: Callable[[], Found]) -> Callable[[], Found]:
@@ -49,14 +49,14 @@ def refused(run: Callable[[], Found]) -> Callable[[], Found]:
 
 
 def on_gpu(wiring: str, dtype: torch.dtype = torch.float32) -> ModelAdapter:
-    """A model on a GPU whose passes are recorded by nobody yet."""
+    """A model on a GPU whose passes are not recorded yet."""
     model = ModelAdapter(build(WIRINGS[wiring](), dtype).to("cuda"), wanted="triton")
     model.passes = None
     return model
 
 
 def passes_of(model: ModelAdapter, capture: Any = replayed) -> Passes:
-    """Passes in a workspace that is full of what is no number, whenever it grows."""
+    """Passes in a workspace that is filled with NaN whenever it grows."""
 
     def make(slots: int) -> list[Buffers]:
         made = model._buffers(slots, model.shape.cached())
@@ -69,7 +69,7 @@ def passes_of(model: ModelAdapter, capture: Any = replayed) -> Passes:
 
 @contextmanager
 def recording(model: ModelAdapter, capture: Any = replayed) -> Iterator[Passes]:
-    """Within the block the passes of a model are of fixed sizes, in a workspace that has room for 180 slots."""
+    """Within the block, the passes of a model have fixed sizes, in a workspace with room for 180 slots."""
     model.passes = passes_of(model, capture)
     assert model.passes.lend(model.shape.cached(), 180) is not None
     try:
@@ -96,7 +96,7 @@ def entries(prepared: Prepared) -> list[Tensor]:
 
 
 def assert_same(got: Prepared, want: Prepared) -> None:
-    """The same tokens stay, with the same entries and the same logits."""
+    """The same tokens are kept, with the same entries and the same logits."""
     assert got.ids == want.ids
     for mine, theirs in zip(got.selection.kept, want.selection.kept, strict=True):
         assert torch.equal(mine, theirs)

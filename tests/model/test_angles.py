@@ -1,4 +1,4 @@
-"""Angles of whole prompts, which are kept for the next one: the same as new ones, of few kinds."""
+"""Angles of whole prompts, kept for the next prompt: the same as new ones, and of few kinds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_kept_angles_are_those_of_a_new_table(wiring: str, shown: bool) -> None:
     rotary = prompted(wiring).adapter.rotary
     layers = prompted(wiring).adapter.shape.stacks[0].layers
     for count in (40, 7, 90, 1):
-        positions = torch.arange(count) + int(shown)  # from 1 on they are nobody's to keep
+        positions = torch.arange(count) + int(shown)  # those that begin at 1 are not kept
         got, want = rotary.turning(positions, positions)(layers), rotary.table(positions).angles(layers)
         assert torch.equal(got.cos, want.cos) and torch.equal(got.sin, want.sin)
         assert (got.table is None) == (want.table is None)

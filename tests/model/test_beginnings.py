@@ -17,7 +17,7 @@ A, B = tuple(range(100)), tuple(range(500, 600))
 
 
 def cache_of(tokens: tuple[int, ...]) -> SlotCache:
-    """A cache with its tokens' numbers for entries."""
+    """A cache whose entries are the numbers of its tokens."""
     cache = adapter("llama").empty_cache(max(len(tokens), 1))
     cache.crop_to(len(tokens))
     for layer in cache.slot_layers:
@@ -34,7 +34,7 @@ def after(*met: tuple[int, ...]) -> Beginnings:
 
 
 def known(beginnings: Beginnings, tokens: tuple[int, ...]) -> int:
-    """How much is known of a prompt, and that these are its entries on every layer."""
+    """How much is known of a prompt; asserts that these are its entries on every layer."""
     head = beginnings.head_of(tokens)
     for one in head.entries:
         assert one.keys.shape[:2] == one.values.shape[:2] == (len(one.places), SHAPE.stacks[0].kv_heads)
@@ -68,7 +68,7 @@ def test_as_much_is_known_as_another_has_had_in_common(
 
 
 def test_a_longer_one_takes_the_place_of_what_it_begins_with() -> None:
-    """So that a talk that grows is kept once, and nothing that is known already is kept again."""
+    """A conversation that grows is therefore kept once, and nothing that is already known is kept again."""
     beginnings = after(A[:50], A)
     assert list(beginnings._kept) == [A]
     beginnings.learn(A[:70], cache_of(A[:70]))

@@ -1,4 +1,4 @@
-"""A cache is handed to a model by the name that the model has for it."""
+"""A cache is passed to a model under the name that the model has for it."""
 
 from __future__ import annotations
 

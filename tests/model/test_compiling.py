@@ -1,4 +1,4 @@
-"""Parts of layers that torch compiles where they stand: asked for by name, the same answers, undone where it fails."""
+"""Parts of layers that torch compiles in place: on explicit request, with the same answers, undone where it fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_parts_of_layers_are_compiled_where_it_is_asked_for(wiring: str, monkeyp
 
 @pytest.fixture
 def counted() -> Iterator[Callable[[], int]]:
-    """How many graphs torch has made since the test began; what it has set for the process is put back."""
+    """How many graphs torch has made since the test began; what it has set for the process is restored."""
     with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=False):
         torch._dynamo.reset()
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -46,7 +46,7 @@ def counted() -> Iterator[Callable[[], int]]:
 
 
 def test_what_is_compiled_answers_as_before(counted: Callable[[], int]) -> None:
-    """torch takes the parts to pieces and puts them together again, without a compiler for the pieces. Layers share
+    """torch takes the parts to pieces and puts them back together, without a compiler for the pieces. Layers share
     them."""
     said = []
     for compiled in (False, True):

@@ -1,4 +1,4 @@
-"""Tokens of several answers are chosen together; rules, draws and errors stay each one's own."""
+"""Tokens of several answers are chosen together; each keeps rules, draws and errors of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.models import adapter
 
 
 class Refuses(LogitsProcessor):
-    """Fails when it sees its third token."""
+    """A processor that fails at its third token."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -31,7 +31,7 @@ class Refuses(LogitsProcessor):
 
 
 class Never(StoppingCriteria):
-    """Notes what it is shown."""
+    """A criterion that notes what it is shown."""
 
     def __init__(self) -> None:
         self.shown = list[list[int]]()
@@ -42,7 +42,7 @@ class Never(StoppingCriteria):
 
 
 def four(**own: Any) -> list[Decoding]:
-    """Answers side by side, the second one by rules of its `own`."""
+    """Answers side by side, the second one with rules of its `own`."""
     cases = prompted("llama")
     return [
         begin(case, method, **(own if case is cases[1] else {})) for case, method in zip(cases, METHODS, strict=True)
@@ -115,7 +115,7 @@ def test_a_signal_ends_an_answer_behind_the_token_at_which_it_is_given() -> None
 
 
 def test_criteria_that_do_more_than_compare_are_asked() -> None:
-    """One that ends earlier than the answer may last, one of a class of its own, and one that would warn."""
+    """One that ends before the answer must, one of a class of its own, and one that would warn."""
     model, tokens = adapter("llama").model, torch.ones(1, 4, dtype=torch.long)
 
     class Own(EosTokenCriteria):

@@ -77,7 +77,7 @@ def test_what_differs_by_more_than_rounding_is_told() -> None:
 
 @pytest.mark.gpu
 def test_what_depends_on_the_host_is_not_recorded() -> None:
-    """It ran with 1, and would be played with 2 for ever."""
+    """It ran with 1, and would be replayed with 2 for ever."""
     numbers = iter((1.0, 2.0))
     with pytest.raises(RuntimeError, match="differs"):
         Graphs(torch.device("cuda"))(lambda: torch.full((2,), next(numbers), device="cuda"))

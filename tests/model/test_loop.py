@@ -1,4 +1,4 @@
-"""Answers decoded side by side are, token by token, the answers decoded alone: on every wiring, whoever joins when.
+"""Answers decoded side by side are, token by token, the answers decoded alone: on every wiring, whichever join when.
 
 What is decoded alone is compared with plain `generate()` in `tests/methods/test_gates.py`, through the same loop.
 """
@@ -55,7 +55,7 @@ def begin(case: Prompted, method: Method, seed: int | None = None, **generation:
 
 @cache
 def alone(wiring: str, seeded: bool = False) -> list[list[int]]:
-    """Every prompt's tokens, decoded with nothing else in the model; sampled ones from a seed of their own."""
+    """Every prompt's tokens, decoded with nothing else in the model; sampled ones with a seed of their own."""
     rows = [
         begin(*pair, **sampling(seeded, seed)) for seed, pair in enumerate(zip(prompted(wiring), METHODS, strict=True))
     ]
@@ -78,7 +78,7 @@ def together(wiring: str, rows: Sequence[Decoding]) -> None:
 
 
 def staggered(wiring: str, seeded: bool = False) -> list[list[int]]:
-    """The same prompts: one joins at every step, so that they leave one after another, too."""
+    """The same prompts: one joins at every step, so that they also leave one after another."""
     loop, rows = adapter(wiring).loop, list[Decoding]()
     for seed, pair in enumerate(zip(prompted(wiring), METHODS, strict=True)):
         rows.append(begin(*pair, **sampling(seeded, seed)))
@@ -123,7 +123,7 @@ def test_torch_s_own_random_state_is_used_without_a_seed_and_left_alone_with_one
 def test_each_row_goes_by_its_own_rules() -> None:
     """A penalty, an end token and a length of one row are not those of its neighbours."""
     cases, plain = prompted("llama"), alone("llama")
-    end = plain[1][1]  # which ends that row early, wherever else it stands
+    end = plain[1][1]  # ends that row early, wherever else it occurs
     rules: list[dict[str, Any]] = [
         {"repetition_penalty": 1.7}, {"eos_token_id": end, "pad_token_id": 0}, {"max_new_tokens": 3}, {},
     ]  # fmt: skip
@@ -235,7 +235,7 @@ def test_an_error_in_a_rows_rules_or_listener_is_its_own() -> None:
 
 
 class LastHearer(Hearer):
-    """Notes whether the answer had ended before it was told so, and may fail then."""
+    """A listener that notes whether the answer had ended before `end` was called, and may fail then."""
 
     def __init__(self, error: Exception | None) -> None:
         super().__init__()

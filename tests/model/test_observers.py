@@ -1,4 +1,4 @@
-"""What observers get is the same whether attending makes the weights or they are made apart."""
+"""Observers get the same weights whether attending computes them or they are computed separately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.methods.gates import prompted, some_wirings
 
 
 class Overheard(AttentionMaps):
-    """Also notes on which layers attending had made the weights."""
+    """Maps that also note on which layers attending had computed the weights."""
 
     def __init__(self, rows: Tensor, layers: range) -> None:
         super().__init__(rows, layers)
@@ -29,7 +29,7 @@ class Overheard(AttentionMaps):
 
 
 def seen_in_a_narrowed_pass(wiring: str, asking: int) -> Overheard:
-    """Every third chunk token and the last `asking` tokens of a prompt, of which those see less from layer 2 on."""
+    """Watch a prompt's last `asking` tokens, beside every third chunk token; these attend to less from layer 2 on."""
     case = prompted(wiring)
     run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
     again = tuple(torch.arange(0, len(chunk.token_ids), 3) for chunk in case.plan.chunks)
@@ -51,7 +51,7 @@ def test_weights_are_made_once_where_those_who_attend_together_are_watched(
     last = prompted(wiring).adapter.shape.layers - 1
     assert made.ready == [
         layer for layer in (2, 3) if layer < last
-    ]  # below, most rows are not watched; the last layer is seen before it attends
+    ]  # below, most rows are not watched; the last layer is observed before it attends
     monkeypatch.setattr(AttentionPlan, "_room_for_shares", lambda *_: None)
     apart = seen_in_a_narrowed_pass(wiring, 5)
     assert apart.ready == [] and torch.allclose(made.found, apart.found, atol=1e-5)
@@ -61,4 +61,4 @@ def test_weights_are_made_once_where_those_who_attend_together_are_watched(
 @some_wirings
 def test_weights_of_few_rows_are_made_apart(wiring: str) -> None:
     assert seen_in_a_narrowed_pass(wiring, 2).ready == []
-    assert seen_in_a_narrowed_pass(wiring, 6).ready == []  # one of them attends apart from the others
+    assert seen_in_a_narrowed_pass(wiring, 6).ready == []  # one of them attends separately from the others

@@ -50,18 +50,18 @@ def test_a_red_gate_says_how_to_do_without_our_kernels() -> None:
 
 
 def test_sixteen_bits_pass_the_parity_gate_where_layers_share_keys() -> None:
-    """In bfloat16 transformers' own sdpa and eager are further apart on a random Gemma 4 than the gate allows: it does
-    not scale its scores."""
+    """In bfloat16, transformers' own sdpa and eager are further apart on a random Gemma 4 than the gate allows: Gemma 4
+    does not scale its scores."""
     assert check_parity(ModelAdapter(build(WIRINGS["gemma4-sharing"](), torch.float16))).passed
 
 
 def test_the_parity_gate_holds_behind_a_sink_prefix() -> None:
-    """Chunks are then cached behind a BOS, so the gate must put one in front of its prompt."""
+    """Chunks are then cached after a BOS, so the gate must put one before its prompt."""
     assert check_parity(ModelAdapter(build(WIRINGS["llama"]()), sink_prefix=(1,))).passed
 
 
 def test_the_parity_gate_sees_wrong_entries_of_what_prompts_begin_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it keeps its own random prompts out of what the model has met."""
+    """The gate also keeps its own random prompts out of what the model has seen before."""
     attached, copied = ModelAdapter(build(WIRINGS["llama"]())), Beginnings._copied
     met = attached.beginnings
     assert check_parity(attached).passed and attached.beginnings is met and not met._kept
@@ -88,7 +88,7 @@ def test_the_parity_gate_sees_wrong_attention_to_what_is_packed(wiring: str, mon
 
 
 def test_the_parity_gate_sees_wrong_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is decoded step by step has kernels of its own where steps are recorded."""
+    """Decoding step by step has kernels of its own where steps are recorded."""
     attached = ModelAdapter(build(WIRINGS["llama"]()))
     forward = attached.loop._forward
     monkeypatch.setattr(attached.loop, "_forward", lambda rows: forward(rows).roll(1, -1))

@@ -1,4 +1,4 @@
-"""Models with weights of few bits: served where a token is computed alike in any company, else refused."""
+"""Models with weights of few bits: served if a token is computed alike in any batch, else refused."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_one_quantised_by_hand_is_found_out_too() -> None:
 
 
 def test_rounded_inputs_are_no_other_attention() -> None:
-    """What rounds to 8 bits makes steps of the last digits in which eager attention and ours differ."""
+    """Rounding to 8 bits turns differences in the last digits, of eager attention and ours, into whole steps."""
     model = build(WIRINGS["llama"]())
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
     assert model.config._attn_implementation == "eager"
@@ -157,7 +157,7 @@ def test_a_loaded_one_that_packs_its_weights_when_it_runs_keeps_its_caches(folde
 
 
 class ScaledByThePass(nn.Module):
-    """A linear layer that rounds its inputs to 8 bits by the largest of all tokens."""
+    """A linear layer that rounds its inputs to 8 bits, scaled by the largest of all tokens."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ def test_a_linear_layer_with_a_forward_of_its_own_is_tried() -> None:
 
 
 def test_a_layer_that_only_looks_linear_is_left_alone() -> None:
-    """DeepSeek-V4 has one that takes its input in groups: rows are not where they were."""
+    """DeepSeek-V4 has one that takes its input in groups: rows come out in other places."""
 
     class Grouped(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

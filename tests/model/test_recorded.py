@@ -1,4 +1,4 @@
-"""Passes of fixed sizes prepare what plain ones do, on every wiring and by every method, recorded or not."""
+"""Passes of fixed sizes prepare what plain ones do, on every wiring and with every method, recorded or not."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_sizes_are_recorded_when_they_come_again() -> None:
 
 
 def test_what_is_read_once_would_be_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: a recording that plays the tokens it was made with."""
+    """Negative control: a recording that replays the tokens it was made with."""
     cases = prompts("llama")
     want = cases[3].prepare(SamKV())
     fill = FixedPass._fill
@@ -79,7 +79,7 @@ def test_what_is_read_once_would_be_visible(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_rows_that_fill_up_would_be_visible_at_another_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: they stand behind everything for a reason."""
+    """Negative control: they come after everything for a reason."""
     case, fill = prompts("llama")[0], FixedPass._fill
     want = case.prepare(Reuse())
     monkeypatch.setattr(FixedPass, "_fill", lambda self, asked, length: fill(self, asked, length - 3))
@@ -107,7 +107,7 @@ def test_an_answer_leaves_the_workspace_to_the_next_prompt(method: Method) -> No
 def test_as_many_rows_as_slots_are_no_ordinary_prefill(
     wiring: str, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sizes are rounded up, and may meet: rows that fill up stand where nobody has been."""
+    """Sizes are rounded up, and may coincide: rows that fill up are at a slot that no token has."""
     store, model, met = ChunkKVStore(":memory:"), adapter(wiring), list[tuple[int, int]]()
     monkeypatch.setattr(workspace_module, "ROUND", 16)
     monkeypatch.setattr(workspace_module, "HEADROOM", 1.0)
@@ -160,7 +160,7 @@ def test_sizes_are_rounded_up_by_little(count: int, parts: int) -> None:
 @pytest.mark.parametrize("wiring", ["llama", "gemma2", "qwen3", "mistral-sliding"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_graph_plays_the_passes_that_were_recorded(wiring: str, dtype: torch.dtype) -> None:
-    """To the bit what they are unrecorded; in float32 within rounding what plain ones are."""
+    """Bit for bit what they are unrecorded; in float32, within rounding, what plain ones are."""
     model, made = on_gpu(wiring, dtype), {}
     cases = prompts_of(model)
     made["plain"] = [case.prepare(SamKV(keep=0.3)) for case in cases]

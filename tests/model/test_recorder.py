@@ -1,4 +1,4 @@
-"""What steps are recorded, what goes wrong, and what a GPU plays; see `test_steps`."""
+"""Which steps are recorded, what goes wrong, and what a GPU replays; see `test_steps`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_full_cache_is_an_error_of_its_own_row(monkeypatch: pytest.MonkeyPatch
 def test_a_fixed_step_that_is_interrupted_can_be_taken_again(
     where: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While rows are given away, before and behind the forward, and while it is recorded."""
+    """While rows are assigned, before and after the forward, and while it is recorded."""
     recorder, right, calls = recording(monkeypatch, "llama"), getattr(FixedStep, where), [0]
 
     def interrupted(self: FixedStep, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ def test_a_fixed_step_that_is_interrupted_can_be_taken_again(
 
 @dataclass
 class PackedAt:
-    """Settles that some tokens of a prompt are held packed, once there are `after` new ones."""
+    """Decides that some tokens of a prompt are held packed, once there are `after` new ones."""
 
     model: ModelAdapter
     after: int
@@ -123,8 +123,8 @@ class PackedAt:
 def test_a_graph_plays_the_steps_that_were_recorded(
     wiring: str, dtype: torch.dtype, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Token by token the same steps while answers join and leave, and some of them are packed in part; in float32 those
-    of plain steps, too."""
+    """Token by token what the unrecorded steps give, while answers join and leave, and some of them are partly packed;
+    in float32 what plain steps give, too."""
     model, said = on_gpu(wiring, dtype), {}
     settling = [PackedAt(model, after) if packed and after else None for after in (2, 0, 4, 1)]
     prompts, options = [range(3, 3 + n) for n in (40, 70, 9, 30)], {"max_new_tokens": 24, "do_sample": False}

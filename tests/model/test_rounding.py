@@ -1,4 +1,4 @@
-"""What bfloat16 costs is rounding: from caches no more than in transformers itself, measured against float32."""
+"""What bfloat16 costs is rounding: with caches no more than in transformers itself, measured against float32."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from samkv_rag.model.adapter import ModelAdapter
 from tests.oracles import Prompted, stored_plan
 
 HONEST = 1.4
-"""Times transformers' own error: either is a sum of some thousand roundings, and they differ by chance."""
+"""Times transformers' own error: each is a sum of some thousand roundings, and the two differ by chance."""
 
 
 def model(dtype: torch.dtype, attention: str) -> Any:
-    """Sixteen layers, deep enough for roundings to add up; the same weights, bfloat16 ones, in every dtype."""
+    """A model of sixteen layers, deep enough for roundings to add up; the same bfloat16 weights in every dtype."""
     config = LlamaConfig(
         vocab_size=1000, hidden_size=128, intermediate_size=384, num_hidden_layers=16, num_attention_heads=4,
         num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -57,6 +57,6 @@ def test_caches_are_as_far_from_float32_as_transformers_is() -> None:
 
 
 def test_what_is_not_rounding_would_be_visible() -> None:
-    """Negative control: chunks that never saw one another."""
+    """Negative control: chunks that never attended to one another."""
     truth = plain(torch.float32, "eager")
     assert off(logits(Reuse()), truth) > HONEST * off(plain(torch.bfloat16, "eager"), truth)

@@ -1,7 +1,7 @@
-"""Steps of fixed sizes give the tokens of plain ones, on every wiring, and so do those that are played again, whoever
-joins and leaves.
+"""Steps of fixed sizes give the tokens of plain ones, on every wiring, and so do replayed ones, whichever answers join
+and leave.
 
-Without a GPU a recording is the function itself, run into the memory of its first result, as a graph does it.
+Without a GPU, a recording is the function itself, run into the memory of its first result, as a graph does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def refused(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def recording(
     monkeypatch: pytest.MonkeyPatch, wiring: str, capture: Any = replayed, empty: Any = None
 ) -> Recorder:  # fmt: skip
-    """The recorder that from now on takes the steps of a wiring."""
+    """The recorder that takes the steps of a wiring from now on."""
     loop = adapter(wiring).loop
     recorder = Recorder(loop._side_by_side, "torch", capture, empty or loop._empty)
     monkeypatch.setattr(loop, "recorder", recorder)
@@ -95,7 +95,7 @@ def test_caches_are_what_plain_steps_leave(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_rows_in_which_nobody_sits_change_nothing(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their cache is full of what is no number, and so are they, if it has slots that no step writes."""
+    """Their cache is full of NaN, and so are they if it has slots that no step writes."""
     want = alone("llama")
 
     def poisoned(room: int) -> SlotCache:
@@ -110,11 +110,11 @@ def test_rows_in_which_nobody_sits_change_nothing(slots: int, monkeypatch: pytes
     assert [row.result() for row in rows] == want[:3] and [sizes.rows for sizes in recorder._fixed] == [4]
 
 
-# -- who sits where ------------------------------------------------------------------------------------------------
+# -- which row is whose --------------------------------------------------------------------------------------------
 
 
 def test_who_joins_and_who_leaves_is_played_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rows and four are the same sizes: one recording, made once they have been taken plainly."""
+    """Three rows and four have the same sizes: one recording, made after they have been taken plainly."""
     recorder, want = recording(monkeypatch, "llama"), alone("llama")
     rows, made = rows_of("llama"), []
     late = rows.pop(1)
@@ -129,7 +129,7 @@ def test_who_joins_and_who_leaves_is_played_what_was_recorded(monkeypatch: pytes
 
 
 def test_the_table_says_where_the_caches_lie_and_where_nobody_sits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that a kernel goes by, after every step; who stays is not moved."""
+    """It is all that a kernel reads, after every step; answers that stay are not moved."""
     recorder, rows = recording(monkeypatch, "llama"), rows_of("llama")
     for company in (rows, [rows[3], rows[1], rows[0]], [rows[1], rows[2], rows[3]], rows[::-1]):
         step(company)
@@ -143,7 +143,7 @@ def test_the_table_says_where_the_caches_lie_and_where_nobody_sits(monkeypatch: 
 
 
 def test_a_second_table_says_what_caches_hold_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whom, and at which positions, after every step; rows of zeros have nothing."""
+    """Of which answers, and at which positions, after every step; rows of zeros have nothing."""
     recorder, rows = recording(monkeypatch, "llama"), rows_of("llama")
     here, packed = torch.arange(rows[1].cache.get_seq_length()), torch.tensor([1, 2, 5])
     rows[1].cache.keep(here[~torch.isin(here, packed)], packed)
@@ -162,7 +162,7 @@ def test_a_second_table_says_what_caches_hold_packed(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("window", [None, 1, 7, 30])
 def test_spans_are_those_of_each_caches_own_positions(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their gaps; a row in which somebody sat sees its first slot."""
+    """Gaps included; a row that an answer has left attends to its first slot."""
     recorder, rows = recording(monkeypatch, "llama"), rows_of("llama")
     step(rows)
     step(rows[1:])
@@ -212,7 +212,7 @@ def test_what_answers_held_is_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_tokens_are_rounded_up_to_few_numbers() -> None:
-    """Packed ones to fewer: answers of which some are packed and some are not yet have many sizes together."""
+    """Packed ones to fewer: answers of which some are packed and some not yet have many combinations of sizes."""
     sizes = [[seats._power(count, bits) for count in (1, 256, 257, 3000, 4096, 4097, 50_000)] for bits in (1, 2)]
     assert sizes == [[256, 256, 512, 4096, 4096, 8192, 65536], [256, 256, 1024, 4096, 4096, 16384, 65536]]
 
@@ -227,7 +227,7 @@ def test_rows_are_rounded_up_to_few_numbers() -> None:
 
 
 def test_a_token_that_goes_elsewhere_would_be_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a recording reads is that of the step at which it was made."""
+    """Here a recording reads what was sent at the step at which it was made."""
     want, right = alone("llama"), FixedStep._send
     recording(monkeypatch, "llama")
 

@@ -54,7 +54,7 @@ def test_adapted_and_spread_models_are_refused_with_a_remedy(mark: dict[str, Any
 
 
 class Unlike(LlamaForCausalLM):
-    """Does something else where its attention is not ours."""
+    """A model that does something else where its attention is not ours."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -124,7 +124,7 @@ def test_a_model_on_one_device_by_a_device_map_is_accepted() -> None:
 
 @pytest.mark.parametrize("function", [None, lambda x: x, lambda x, cos, sin: x[..., :2]], ids=["none", "one", "less"])
 def test_a_model_whose_rotation_is_unknown_is_refused(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What turns one tensor at a time is known only if that comes back."""
+    """A function that turns one tensor at a time is recognised only if it returns one of the same shape."""
     monkeypatch.setattr(sys.modules[__name__], "apply_rotary_pos_emb", function, raising=False)
     with pytest.raises(UnsupportedModel, match="Unlike has no apply_rotary_pos_emb for queries and keys"):
         _rotation_of(Unlike(LlamaConfig(**SIZES)))
@@ -204,7 +204,7 @@ def test_layers_without_a_cache_attend_to_the_last_of_their_kind_that_has_one() 
 def test_a_chunks_cache_does_not_depend_on_its_batch(
     wiring: str, sink: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """Of several chunks what they stand behind is read once for all, of one with the chunk."""
+    """What precedes several chunks is run once for all of them; what precedes a single one, together with it."""
     attached, chunks = adapter(wiring), [random_ids(length, length) for length in (1, 16, 17, 45)]
     monkeypatch.setattr(attached, "sink_prefix", tuple(random_ids(sink, 3)))
     together = attached.ingest([""] * 4, chunks)

@@ -1,4 +1,4 @@
-"""The memory that prompts are prepared in: who has it, how it grows, and what happens where there is none."""
+"""The memory that prompts are prepared in: what holds it, how it grows, and what happens where there is none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEEP, LOOKS = [0.1, 0.3, 0.6, 0.9, 0.99], ["keys", "two_stage", "mean", "bound"]
 def test_prompts_of_any_sizes_are_prepared_alike_in_memory_without_room_to_spare(
     wiring: str, lengths: list[list[int]], method: SamKV, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of two blocks one is a deviation above their mean and one below on every layer: layers that disagree make a tie.
+    # Of two blocks, one is a deviation above their mean and one below, on every layer: layers that disagree make a tie.
     assume(all(sum(-(-count // method._block) for count in one) != 2 for one in lengths))
     monkeypatch.setattr(workspace_module, "ROUND", 16)
     monkeypatch.setattr(workspace_module, "HEADROOM", 1.0)
@@ -71,7 +71,7 @@ def test_a_workspace_that_grew_is_recorded_again() -> None:
 def test_what_was_recorded_goes_before_the_workspace_grows() -> None:
     case, store = prompts("llama")[0], ChunkKVStore(":memory:")
     with recording(adapter("llama")) as passes:
-        gc.disable()  # a GPU's memory is not what the collector looks at
+        gc.disable()  # the collector does not look at a GPU's memory
         try:
             case.prepare(SamKV())
             space = passes._workspace
@@ -126,7 +126,7 @@ def test_memory_that_is_short_once_is_asked_for_again() -> None:
 
 
 def workspace(sizes: Sequence[tuple[int, ...]] = ((4, 2, 8),) * 4) -> Workspace:
-    """Of layers with so many heads, key/value heads and head dimensions."""
+    """A workspace of layers with these numbers of heads, key/value heads and head dimensions."""
     shape = KVShape.of(sizes, range(len(sizes)), 4)
 
     def make(slots: int) -> list[Buffers]:

@@ -31,7 +31,7 @@ def committed(name: str) -> Any:
 
 
 def kinds(notebook: Any) -> set[str]:
-    """The kinds of what the notebook shows."""
+    """The kinds of output that the notebook shows."""
     shown = [output for cell in execute.code_cells(notebook) for output in cell.outputs]
     return {kind for output in shown for kind in output.get("data", {})}
 

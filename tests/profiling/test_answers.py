@@ -52,7 +52,7 @@ def test_with_everything_kept_the_answer_is_as_likely_as_to_a_stock_model(
 
 
 def settled_by_stock(wiring: str, case: Prompted, method: Method, answer: Sequence[int]) -> Tensor:
-    """The same of a stock model that has the entries which stay after the method's second look."""
+    """The same for a stock model that has the entries kept after the method's second look."""
     first, positions, past = settled_past(wiring, case, case.prepare(method))
     following = positions[-1] + 1 + torch.arange(len(answer) - 1)
     rest = stock_logits(stock(wiring), answer[:-1], following, past, before=positions)
@@ -64,7 +64,7 @@ def test_with_little_kept_it_is_as_likely_as_to_a_stock_model_with_the_entries_t
     case, method = prompted(wiring), SamKV(keep=0.3, rest="drop")
     got = forced_logits(case.adapter, case.prepare(method), ANSWER)
     assert distance(got, settled_by_stock(wiring, case, method, ANSWER)) < TOLERANCE
-    if wiring == "llama":  # a window of ten sees no chunk from here
+    if wiring == "llama":  # a window of ten attends to no chunk from here
         assert distance(got, spoken_by_stock(wiring, case.plan.token_ids, ANSWER)) > VISIBLE, "what is dropped matters"
 
 

@@ -19,7 +19,7 @@ from tests.profiling.questions import CHUNKS, ITEM, ITEMS, planned
 
 KEEP = 0.2
 WIRING = "qwen3"
-"""Whose answers lose something by what is left out."""
+"""A wiring whose answers lose something by what is left out."""
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_a_small_set_is_tried_without_each_of_its_layers() -> None:
     ("losses", "want"),
     [
         ({(2,): [0.1, 0.0, 0.1], (3,): [0.9, 0.8, 0.7]}, (2,)),  # the one that loses least
-        ({(1, 2): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.2]}, (1, 2)),  # as good: the lower last layer, before the size
+        ({(1, 2): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.2]}, (1, 2)),  # as good: the lower last layer, then the size
         ({(0, 3): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.3]}, (3,)),  # the same last layer: the smaller one
-        ({(1, 3): [0.3, 0.2, 0.3], (2, 3): [0.2, 0.2, 0.3]}, (2, 3)),  # nothing to choose by but what they lose
+        ({(1, 3): [0.3, 0.2, 0.3], (2, 3): [0.2, 0.2, 0.3]}, (2, 3)),  # only what they lose decides
         ({(1,): [0.3, 0.2, 0.4], (3,): [0.2, 0.1, 0.2]}, (3,)),  # a little worse, but every time
         ({(1,): [0.5, 0.0, 0.1], (3,): [0.2, 0.1, 0.2]}, (1,)),  # or only seems to be
-        ({(1,): [0.2], (3,): [0.1]}, (3,)),  # one question says what it says
+        ({(1,): [0.2], (3,): [0.1]}, (3,)),  # one question is taken at its word
     ],
 )
 def test_the_cheapest_of_those_that_lose_as_little_as_the_best(losses: dict[Layers, list[float]], want: Layers) -> None:
@@ -221,7 +221,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
         found.holds,
     )
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
-    others += 1 + ((found.sees, found.wide) != (0.0, 0.5))  # where everything is kept, and again where it is not
+    others += 1 + ((found.sees, found.wide) != (0.0, 0.5))  # once where everything is kept, and again where it is not
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 
 

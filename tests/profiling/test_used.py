@@ -1,4 +1,4 @@
-"""Selection layers that were measured are used, for that model alone."""
+"""Measured selection layers are used, and for that model alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_stored_profile_is_used_and_without_it_other_layers_are(tmp_path: Path
 
 
 def flops(engine: SamKVEngine, **options: Any) -> float:
-    """What an answer costs: the more is seen, the more that is."""
+    """The cost of an answer: the more is attended to, the higher."""
     method = SamKV(rest="drop", keep=0.5, layers=(3,), **options)
     return engine.answer(ITEM.question, CHUNKS, method=method, max_new_tokens=1).report.flops
 

@@ -1,4 +1,4 @@
-"""Whatever is no text is refused in a sentence, before a model is asked."""
+"""Whatever is not text is refused in a sentence, before a model is asked."""
 
 from __future__ import annotations
 

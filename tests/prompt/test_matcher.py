@@ -24,7 +24,7 @@ def matcher_of(texts: dict[str, str], with_text: bool = False) -> Matcher:
 
 
 def brute_force(texts: dict[str, str], text: str) -> list[Span]:
-    """Leftmost-longest by trying every text at every place."""
+    """The leftmost-longest matches, by trying every text at every place."""
     spans, start = [], 0
     while start < len(text):
         here = [(len(chunk), key) for key, chunk in texts.items() if chunk and text.startswith(chunk, start)]
@@ -103,7 +103,7 @@ def test_a_prefix_is_a_prefix_and_whole_chunks_win(case: tuple[dict[str, str], s
 
 
 def test_the_brute_force_sees_a_wrong_matcher() -> None:
-    """Negative control: a record with a wrong digest, as a broken matcher would trust it, makes the two differ."""
+    """Negative control: a record with a wrong digest, which a broken matcher would trust, makes the two differ."""
     known = {"a": prose(1, 40), "b": prose(2, 40)}
     prompt = f"{known['a']}\n\n{known['b']}"
     right, wrong = matcher_of(known), matcher_of(known)

@@ -1,4 +1,4 @@
-"""Messages of one role become one, as many chat templates want it."""
+"""Messages of one role become one, as many chat templates require."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts become plans: segments without gaps, chunks by content, the question where it stands, nothing forged."""
+"""Prompts become plans: segments without gaps, chunks by content, the question at its place, nothing forged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 
 @dataclass
 class Shelf:
-    """A planner over texts that are known, without a model."""
+    """A planner over known texts, without a model."""
 
     tokenizer: Any = PLAIN
     texts: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Shelf:
 
 
 def check(plan: PromptPlan) -> PromptPlan:
-    """What holds for every plan."""
+    """Check what holds for every plan."""
     position = 0
     for segment in plan.segments:
         assert segment.start == position
@@ -73,7 +73,7 @@ def check(plan: PromptPlan) -> PromptPlan:
 
 
 def with_bos() -> Any:
-    """A tokenizer that puts a BOS in front of raw strings."""
+    """A tokenizer that puts a BOS before raw strings."""
     tokenizer = copy.deepcopy(PLAIN)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
@@ -191,7 +191,7 @@ def test_a_chunk_at_the_very_end_leaves_its_last_token_to_be_computed() -> None:
 
 
 def test_text_that_encodes_to_nothing_behind_a_chunk_does_not_end_a_prompt() -> None:
-    """A normalizer may drop what stands there: whatever is said next is still said by a token that is computed."""
+    """A normalizer may drop such text: the next token is still produced by one that is computed."""
     tokenizer = copy.deepcopy(byte_tokenizer())
     tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
     engine = SamKVEngine.from_pretrained(adapter("llama").model, tokenizer=tokenizer, store=ChunkKVStore())

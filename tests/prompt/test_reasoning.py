@@ -1,4 +1,4 @@
-"""Thoughts are told from words however an answer comes in pieces, and chat templates get their variables."""
+"""Thoughts are told from words, in whatever pieces an answer comes, and chat templates get their variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is told of tools and of a schema, whichever framework asks, and what the grammar then lets through."""
+"""What a model is told about tools and a schema, whichever framework asks, and what the grammar then lets through."""
 
 from __future__ import annotations
 

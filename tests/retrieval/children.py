@@ -19,7 +19,7 @@ _context.set_forkserver_preload([__name__])
 
 
 def start(store: Path, docs: Path, where: str, number: int = 1) -> BaseProcess:
-    """Begin an ingestion that kills itself at the call `number` of `where`."""
+    """Start an ingestion that kills itself at call `number` of `where`."""
     child = _context.Process(target=_ingest, args=(store, docs, where, number))
     child.start()
     return child

@@ -13,7 +13,7 @@ TOKEN = re.compile(r"\s?\w{1,4}|\s?[^\w\s]|\s")
 
 
 def tokenizer(text: str, **_: Any) -> dict[str, list[int]]:
-    """About as many tokens as a small byte-level BPE makes."""
+    """About as many tokens as a small byte-level BPE would make."""
     return {"input_ids": [len(piece) for piece in TOKEN.findall(text)]}
 
 

@@ -1,4 +1,4 @@
-"""Killed at any point of the index's persist, or started twice: the next run has a whole index."""
+"""Killed at any point while the index is persisted, or started twice: the next run has a whole index."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_the_plan_comes_first_and_the_progress_adds_up(engine: FakeEngine, folde
 
 
 def test_numbers_of_vectors_survive_deletions(engine: FakeEngine, folder: Path, root: Path) -> None:
-    """FaissMapVectorStore alone gives a new vector the number of an old one after a deletion."""
+    """By itself, FaissMapVectorStore gives a new vector the number of an old one after a deletion."""
     for turn in range(4):
         (folder / "more" / "bread.txt").write_text(f"Bread of turn {turn}.")
         (folder / f"extra{turn}.txt").write_text(f"Extra {turn}: {MOVED}")

@@ -19,7 +19,7 @@ def read(path: Path) -> list[str]:
 
 
 def pdf(text: str, meaning: dict[str, str] | None = None) -> bytes:
-    """The smallest PDF that shows a line of text; `meaning` are the UTF-16 units that its font gives to characters."""
+    """The smallest PDF that shows a line of text; `meaning`: the UTF-16 units that its font gives to characters."""
     stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
     pairs = "".join(f"<{ord(letter):02x}> <{units}>\n" for letter, units in (meaning or {}).items())
     space = "1 begincodespacerange\n<00> <ff>\nendcodespacerange\n"

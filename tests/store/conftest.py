@@ -12,7 +12,7 @@ Opener = Callable[..., ChunkKVStore]
 
 @pytest.fixture(params=["memory", "disk"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    """Makes stores of one tier, closed at the end."""
+    """Opens stores of one tier, which are closed at the end."""
     opened: list[ChunkKVStore] = []
 
     def opener(max_bytes: int | None = None) -> ChunkKVStore:

@@ -56,7 +56,7 @@ def same(store: ChunkKVStore, key: str, chunk: ChunkKV) -> bool:
 
 
 def fork(action: Callable[[], object]) -> int:
-    """The id of a child that runs `action`: exit status 0, or 1 with a traceback. It never returns into the test."""
+    """The id of a child that runs `action`: exit status 0, or 1 with a traceback. It never returns to the test."""
     child = os.fork()
     if child:
         return child
@@ -95,7 +95,7 @@ def file_of(folder: Path, key: str, part: str) -> Path:
 
 
 def flip(path: Path, bit: int) -> None:
-    """Turn one bit of the file around."""
+    """Flip one bit of the file."""
     raw = bytearray(path.read_bytes())
     raw[bit // 8] ^= 1 << bit % 8
     path.write_bytes(raw)

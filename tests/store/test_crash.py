@@ -39,7 +39,7 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
-        """In the child only, which never returns: nothing has to be put back."""
+        """In the child only, which never returns: nothing has to be restored."""
         for name in STEPS:
             setattr(os, name, self._stepping(name, getattr(os, name)))
         connect = sqlite3.connect
@@ -126,7 +126,7 @@ SCENARIOS = [create, put, replace, evict, delete, rebuild, prune]
 def test_killed_at_every_step(
     scenario: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses no written page: the call counts, not its effect
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses no written page: the call matters, not its effect
     killed = 0
     for step, folder in enumerate(_prepared(scenario, tmp_path), start=1):
         status = in_child(lambda folder=folder, step=step: _run(scenario, folder, step))  # type: ignore[misc]
@@ -142,7 +142,7 @@ def test_killed_at_every_step(
 
 
 def _prepared(scenario: Callable[[Path], None], tmp_path: Path) -> Iterator[Path]:
-    """Fresh stores that hold A, and nothing at all for `create`."""
+    """Fresh stores that hold A; for `create`, nothing at all."""
     for step in range(200):
         folder = tmp_path / f"{step}"
         if scenario is not create:
@@ -157,7 +157,7 @@ def _run(scenario: Callable[[Path], None], folder: Path, step: int) -> None:
 
 
 def _check(folder: Path, where: str) -> None:
-    """What the next process finds, and that an ordinary ingestion makes it whole."""
+    """Check what the next process finds, and that an ordinary ingestion makes it whole."""
     wanted = {A: make_chunk(0), B: make_chunk(1)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,7 +177,7 @@ def _check(folder: Path, where: str) -> None:
 
 
 def _sound(store: ChunkKVStore, key: str) -> bool:
-    """Whether a reader is given right bytes or none."""
+    """Whether a reader is given the right bytes or none."""
     try:
         return any(same(store, key, chunk) for chunk in (make_chunk(0), make_chunk(1), make_chunk(9, n_tokens=90)))
     except EntryError:

@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes, wrong ones are never given back; the entry is reported and can be put again."""
+"""Whatever happens to the bytes, wrong ones are never returned; the entry is reported and can be put again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(folder: Path) -> ChunkKVStore:
 
 
 def outcome(store: ChunkKVStore, key: str) -> str:
-    """What a reader sees; fails when it is given wrong bytes."""
+    """What a reader gets; fails if it gets wrong bytes."""
     try:
         assert same(store, key, make_chunk(KEYS.index(key), **small)), "wrong bytes were given out"
     except EntryError as error:
@@ -123,7 +123,7 @@ def test_files_of_another_entry(store: ChunkKVStore, folder: Path, parts: list[s
 
 
 def test_an_entry_of_another_model_under_this_name(store: ChunkKVStore, folder: Path) -> None:
-    """A folder copied together from two stores: whole files, sound sums, the wrong name."""
+    """A folder put together from two stores: whole files, sound checksums, the wrong name."""
     for part in PARTS:
         target = file_of(folder, C, part)
         target.parent.mkdir(exist_ok=True)
@@ -225,7 +225,7 @@ def test_owners_and_counters_are_saved_from_a_damaged_catalogue(store: ChunkKVSt
 
 
 def survives(folder: Path) -> bool:
-    """Whether the store opens, gives out nothing wrong, and is whole after the next ingestion."""
+    """Whether the store opens, returns nothing wrong, and is whole after the next ingestion."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         with ChunkKVStore(folder) as store:

@@ -1,4 +1,4 @@
-"""Where the keys and values of a store in memory lie."""
+"""Where the keys and values of a store in memory are."""
 
 from __future__ import annotations
 

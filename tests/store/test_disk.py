@@ -1,4 +1,4 @@
-"""What only a store on disk promises: it is there again, and it mends what it can."""
+"""What only a store on disk promises: it can be reopened, and it mends what it can."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_hits_do_not_wait_for_a_writer(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_damage_flags_do_not_come_from_bit_order(folder: Path) -> None:
-    """A file flipped and flipped back is whole again: nothing but its bytes counts."""
+    """A file with a bit flipped and flipped back is whole again: only its bytes count."""
     filled(folder, A)
     for _ in range(2):
         flip(file_of(folder, A, "kv"), 8 * 2000)

@@ -1,4 +1,4 @@
-"""A full disk is a sentence, and the store goes on."""
+"""A full disk is reported in a sentence, and the store goes on."""
 
 from __future__ import annotations
 

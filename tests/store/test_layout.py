@@ -1,4 +1,4 @@
-"""How entries lie on the disk, and that no more is read than was asked for."""
+"""How entries are laid out on the disk, and that no more is read than was asked for."""
 
 from __future__ import annotations
 

@@ -28,13 +28,13 @@ calls = st.lists(
 )
 ROOM = 3
 A, B = KEYS[:2]
-# What was only looked at is in nobody's catalogue yet when the next call needs the order.
+# What was only read is in no catalogue yet when the next call needs the order.
 PRUNED_AFTER_A_LOOK = [("put", A), ("put", B), ("summary", A), ("prune", 1)]
 PUT_AGAIN_AFTER_A_LOOK = [("put", A), ("put", B), ("summary", A), ("put", B), ("reopen",), ("prune", 1)]
 
 
 class Plain:
-    """What a store is meant to be: a list of keys in the order of use, and who needs which."""
+    """What a store is meant to be: a list of keys in order of use, and which owners need which."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -74,7 +74,7 @@ class Plain:
 
 
 class Real:
-    """A store behind the same verbs; every entry has the same size."""
+    """A store behind the same methods; every entry has the same size."""
 
     def __init__(self, path: str | Path, size: int) -> None:
         self.path, self.size = path, size

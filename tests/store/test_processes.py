@@ -1,4 +1,4 @@
-"""Several processes at one store."""
+"""Several processes share one store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_two_put_the_same_and_different_keys_while_a_third_evicts(folder: Path) 
         with ChunkKVStore(folder) as store:
             over = False
             while not over:
-                over = (folder / "done").exists()  # once behind the writers, too, however late it begins
+                over = (folder / "done").exists()  # once after the writers, too, however late it begins
                 store.prune(max_bytes=60_000, drop_damaged=False)
                 assert store.verify() == []
                 time.sleep(0.005)

@@ -23,7 +23,7 @@ A, B = KEYS[:2]
 FEWER = [name for name in KV_DTYPES if name != "model"]
 QUANTISED = ["int8", "fp8", "int4"]
 ROUNDING = 2.0**-22
-"""Of the arithmetic in fp32, relative to the largest number that takes part."""
+"""Of the fp32 arithmetic, relative to the largest number involved."""
 
 sizes = st.floats(1e-30, 1e30)
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 3]), st.sampled_from([2, 8, 34]))
@@ -31,7 +31,7 @@ shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Tensor:
-    """fp32 `(L, B, 2, G, BLOCK, D)`: each channel and each token of a size and an offset of its own; some are 0."""
+    """fp32 `(L, B, 2, G, BLOCK, D)`: each channel and each token with a size and an offset of its own; some are 0."""
     layers, count, heads, width = draw(shapes)
     draws = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     kv = torch.randn(layers, count, 2, heads, BLOCK, width, generator=draws)
@@ -53,14 +53,14 @@ def test_whole_numbers_are_off_by_half_a_step_at_most(parts_of: Callable[[Tensor
         (keys, kv[:, :, 0], parts.key_scale, 0),
         (values, kv[:, :, 1], parts.value_scale, 1),
     ):
-        there = (kv != 0).any(-1).any(2).any(2)[:, :, None, :, None] | (parts_of is int8_parts)  # others fill up blocks
+        there = (kv != 0).any(-1).any(2).any(2)[:, :, None, :, None] | (parts_of is int8_parts)  # others pad blocks
         assert ((got - want).abs() <= scale.float() / 2 + ROUNDING * largest[:, :, part]).where(there, True).all()
 
 
 @settings(deadline=None)
 @given(blocks())
 def test_an_int8_step_is_as_small_as_the_range_allows(kv: Tensor) -> None:
-    """Half the range of a channel, and what rounding its middle to bf16 adds, in 127 steps; a token's largest value."""
+    """Over 127: half a key channel's range, plus what rounding its middle to bf16 adds; a token's largest value."""
     parts, tiny = int8_parts(kv), 1e-37
     keys, values = kv.unbind(2)
     low, high = keys.amin(-2, keepdim=True), keys.amax(-2, keepdim=True)
@@ -72,7 +72,7 @@ def test_an_int8_step_is_as_small_as_the_range_allows(kv: Tensor) -> None:
 @settings(deadline=None)
 @given(blocks())
 def test_an_int4_step_is_as_small_as_the_range_allows(kv: Tensor) -> None:
-    """A fifteenth of it, and of what rounding its lower end to bf16 adds; what fills up a block is not in it."""
+    """A fifteenth of it and of what rounding its lower end to bf16 adds; what pads a block is not part of it."""
     filled = kv.clone()
     filled[..., 5:, :] = 0
     for parts, part in ((int4_parts(kv), kv), (int4_parts(filled), kv[..., :5, :])):
@@ -85,7 +85,7 @@ def test_an_int4_step_is_as_small_as_the_range_allows(kv: Tensor) -> None:
 @settings(deadline=None)
 @given(blocks())
 def test_fp8_is_off_by_a_sixteenth_of_the_number_at_most(kv: Tensor) -> None:
-    """Of what a key is beside the middle of its channel."""
+    """For a key, of its distance from the middle of its channel."""
     parts = fp8_parts(kv)
     assert parts.key_zero is not None
     scale = torch.stack([parts.key_scale, parts.value_scale], 2).float()
@@ -99,7 +99,7 @@ def test_fp8_is_off_by_a_sixteenth_of_the_number_at_most(kv: Tensor) -> None:
 def test_a_key_channel_that_is_large_in_every_token_is_none_the_worse(
     parts_of: Callable[[Tensor], Stored], most: float
 ) -> None:
-    """As biases make it; in the last block of a chunk, too, which zeros fill up."""
+    """As biases make it; in the last block of a chunk, too, which is padded with zeros."""
     kv = torch.randn(1, 2, 2, 2, BLOCK, 16, generator=torch.Generator().manual_seed(0))
     kv[:, :, 0, :, :, 3] += 300
     kv[:, 1, :, :, 5:] = 0
@@ -108,7 +108,7 @@ def test_a_key_channel_that_is_large_in_every_token_is_none_the_worse(
 
 
 def test_a_large_key_channel_costs_the_others_nothing() -> None:
-    """Why keys are scaled by channel: the same in values, which are scaled by token, is visible."""
+    """Why keys are scaled by channel: in values, which are scaled by token, the same does show."""
     kv = torch.randn(1, 4, 2, 2, BLOCK, 16, generator=torch.Generator().manual_seed(0))
     kv[:, :, 0] = kv[:, :, 1]
     kv[..., 3] *= 200

@@ -26,7 +26,7 @@ UNLIKE = [{"layers": 3, "heads": 2, "width": 8}, {"layers": 2, "heads": 1, "widt
 
 
 def make_stacks(seed: int = 0, n_tokens: int = 40, dtype: torch.dtype = torch.float32) -> ChunkKV:
-    """A chunk of three stacks of random numbers, of one text."""
+    """A chunk of three stacks of random numbers, for one text."""
     first, *others = (make_chunk(seed + i, n_tokens, dtype=dtype, **sizes) for i, sizes in enumerate(UNLIKE))
     alike = {"text": first.summary.text, "token_ids": first.summary.token_ids}
     return ChunkKV.of([first, *(replace(one, summary=replace(one.summary, **alike)) for one in others)])

@@ -1,4 +1,4 @@
-"""What is asked of a page: the answer stands in it, the same seed asks the same, and two pages are joined by a name."""
+"""What is asked about a page: the answer is in it, the same seed asks the same, and a name joins two pages."""
 
 import random
 
@@ -20,7 +20,7 @@ PAGES: Pages = {title: (text, read_facts(title, text)) for title, text in TEXTS.
 
 
 def asked(title: str, seeds: int = 40) -> dict[str, str]:
-    """All that many seeds ask about a page, in small letters."""
+    """All that many seeds ask about a page, in lower case."""
     text, facts = PAGES[title]
     found = (pair for seed in range(seeds) for pair in about_page(random.Random(seed), title, text, facts))
     return {question.lower().rstrip("?"): answer for question, answer in found}

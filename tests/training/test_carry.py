@@ -1,4 +1,4 @@
-"""What the heads that are fitted in closed form bring: the beginning of the name that a value is stated of."""
+"""What heads that are fitted in closed form carry: the beginning of the name that a value is stated of."""
 
 import torch
 from tokenizers import Tokenizer

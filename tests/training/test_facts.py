@@ -1,4 +1,4 @@
-"""What is read from a page: every fact stands where it says, and none of somebody else's."""
+"""What is read from a page: every fact is where it says, and none is about someone else."""
 
 import pytest
 from hypothesis import given

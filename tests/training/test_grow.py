@@ -1,4 +1,4 @@
-"""A reader that was made larger says what it said before, and can learn with what is new."""
+"""An enlarged reader produces the logits it produced before, and can learn with what is new."""
 
 import torch
 

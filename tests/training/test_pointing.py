@@ -1,4 +1,4 @@
-"""What heads are taught to look at: the tokens of the words that state the answer, and no others."""
+"""What heads are taught to attend to: the tokens of the words that state the answer, and no others."""
 
 import random
 from dataclasses import replace
@@ -144,7 +144,7 @@ def test_compared_names_look_for_their_values(encode: Encoder) -> None:
         for name, places in found.named.items():
             assert all(words_until(encode, ids, place).endswith(values[name]) for place in places)
     pointed = [bool(places) for passage, question in asked for places in passage.aim(question).named.values()]
-    assert sum(pointed) > 0.9 * len(pointed)  # a value that stands before its name has no place to be sought
+    assert sum(pointed) > 0.9 * len(pointed)  # a value that precedes its name has no place to be sought
 
 
 def test_members_of_a_list_are_sought_one_after_another(encode: Encoder) -> None:

@@ -1,4 +1,4 @@
-"""What training may read of real text: nothing that an evaluation set holds, and only answers that stand there."""
+"""What training may read of real text: nothing that an evaluation set holds, and only answers that are in it."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Level batches teach what they taught before, and a recording computes the gradients that it recorded."""
+"""Levelled batches teach what they taught before, and a recording computes the gradients that it recorded."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ def flat(grads: Sequence[Tensor]) -> Tensor:
 
 
 def played(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], object]:
-    """A graph without a GPU: what ran is run again."""
+    """Stand in for a graph without a GPU: what ran is run again."""
     run()
     return run
 

@@ -1,4 +1,4 @@
-"""Worlds spelt anew: the same text but for the names, the same questions, and the same places to look at."""
+"""Respelt worlds: the same text except for the names, the same questions, and the same places to look at."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Another answer in the place of an answer: in the passage and in everything that is asked about it."""
+"""An answer replaced by another: in the passage and in everything that is asked about it."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The small reader's training: a few updates, a log line, a checkpoint that is gone on from, and an export."""
+"""The small reader's training: a few updates, a log line, a checkpoint that is resumed, and an export."""
 
 import json
 from pathlib import Path

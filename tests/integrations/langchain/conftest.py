@@ -25,7 +25,7 @@ ASKED = [("system", "Answer from:\n\n" + "\n\n".join(CHUNKS)), ("human", "Where 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Event loops need a pair of Unix sockets; nothing else is allowed."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # refuse at once, do not try again
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # refuse at once, without retrying
     pytest_socket.disable_socket(allow_unix_socket=True)
     yield
     pytest_socket.enable_socket()

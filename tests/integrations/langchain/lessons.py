@@ -1,8 +1,8 @@
 """What a tiny model is taught so that the standard suite's questions have right answers.
 
-A random model cannot know that `magic_function(3)` wants the argument 3, and the suite asks. So a model of a few
+A random model cannot know that `magic_function(3)` wants the argument 3, and the suite asks for it. So a model of a few
 hundred kilobytes learns the suite's handful of questions by heart (`taught.py`). This shows that everything between
-message and model is right, and nothing about how clever a model is.
+message and model is right, but nothing about how clever a model is.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def lesson(messages: str | Sequence[BaseMessage], answer: str, **form: Any) -> L
 
 
 def lessons() -> list[Lesson]:
-    """All of them."""
+    """All lessons."""
     return [*_talk(), *_calls(), *_results(), *_jokes()]
 
 

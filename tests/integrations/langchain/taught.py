@@ -70,7 +70,7 @@ def _example(tokenizer: Any, lesson: Lesson) -> tuple[list[int], int]:
 
 
 def _learn(model: Any, examples: Sequence[tuple[list[int], int]]) -> None:
-    """Until every lesson of a whole round is known."""
+    """Train until every lesson of a whole round is known."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     order = torch.Generator().manual_seed(0)
     known = 0

@@ -17,7 +17,7 @@ Given = dict[str, Any]
 
 
 def engine(**options: Any) -> SamKVEngine:
-    """Engines over one model, each with options of its own."""
+    """An engine over the one model, with options of its own."""
     return SamKVEngine.from_pretrained(roomy_model(), byte_tokenizer(chat=True), ":memory:", **options)
 
 

@@ -175,7 +175,7 @@ def test_errors_of_one_request_stay_its_own(llm: ChatSamKV) -> None:
 
 
 async def ticks_during(awaitable: Any) -> int:
-    """How often the event loop came round while it waited."""
+    """How often the event loop came round while this was awaited."""
     task, count = asyncio.ensure_future(awaitable), 0
     while not task.done():
         await asyncio.sleep(0.005)

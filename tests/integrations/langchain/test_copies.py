@@ -1,4 +1,4 @@
-"""Copies of a chat model share its engine, and each answers with its own method; a given engine stays as it is."""
+"""Copies of a chat model share its engine, and each answers with its own method; a given engine is left unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models import byte_tokenizer
 
 
 def configured(llm: ChatSamKV, **fields: Any) -> ChatSamKV:
-    """The copy that answers when LangChain is told these fields."""
+    """The copy that answers when LangChain is given these fields."""
     changing = llm.configurable_fields(**{name: ConfigurableField(id=name) for name in fields})
     return changing.prepare({"configurable": fields})[0]  # type: ignore[return-value]
 

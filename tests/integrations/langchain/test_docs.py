@@ -1,4 +1,4 @@
-"""The page's first example runs as it stands, but for the model, an offline embedding and the reader's documents."""
+"""The page's first example runs as written, except for the model, an offline embedding and the reader's documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a `ChatSamKV` is made of: keywords, and an engine that was given beside others."""
+"""What a `ChatSamKV` is made of: keywords, and an engine that is given beside others."""
 
 from __future__ import annotations
 

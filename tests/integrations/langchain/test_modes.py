@@ -78,7 +78,7 @@ def agent(llm: ChatSamKV, retriever: BaseRetriever) -> tuple[Any, Any]:
 
 
 class FirstCall(AgentMiddleware):
-    """The first call must be one of a tool; after it the model does as it likes."""
+    """The first answer must be a tool call; after that the model does as it likes."""
 
     def wrap_model_call(self, request: ModelRequest, handler: Any) -> Any:
         return handler(self.forced(request))
@@ -129,7 +129,7 @@ async def run(how: str, chain: Any, given: Any, config: Any) -> None:
         assert [piece async for piece in chain.astream(given, config)]
 
 
-# What the model sees of a retrieved text, call by call: True where chunks stand in the prompt.
+# What the model gets of a retrieved text, call by call: True where there are chunks in the prompt.
 MODES: dict[Mode, list[bool]] = {
     stuff: [True],
     lcel: [True],
@@ -178,7 +178,7 @@ def made(message: AIMessage) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_comparison_can_fail(engine: SamKVEngine, retriever: BaseRetriever) -> None:
-    """Negative control: caches that do not see each other give other answers than full prefill."""
+    """Negative control: caches that do not see each other give answers other than full prefill's."""
     llm = ChatSamKV(engine=engine, max_tokens=12)
     asked = PROMPT.invoke({"context": joined(retriever.invoke(QUESTION)), "input": QUESTION})
     answers = {llm.invoke(asked, method=method).text for method in ("reuse", "full")}

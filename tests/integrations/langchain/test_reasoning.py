@@ -1,4 +1,4 @@
-"""What a model thinks before it speaks is told from what it says, and the chat template gets its variables."""
+"""What a model thinks before it answers is told from what it answers, and the chat template gets its variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.models import thinking_tokenizer
 
 @pytest.fixture
 def thinker() -> ChatSamKV:
-    """A chat model that thinks before it speaks, whatever it is asked."""
+    """A chat model that thinks before it answers, whatever it is asked."""
     engine = SamKVEngine.from_pretrained(roomy_model(), thinking_tokenizer(), ChunkKVStore(":memory:"))
     grammar = '%llguidance {}\nstart: "<think>\\nhm, so\\n</think>\\n\\nIn Harrow."\n'
     stream = engine.stream

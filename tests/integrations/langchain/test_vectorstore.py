@@ -29,7 +29,7 @@ def embeddings() -> DeterministicFakeEmbedding:
 
 
 class TestVectorStore(VectorStoreIntegrationTests):
-    """The standard suite, its short documents cached too (`min_chars=1`)."""
+    """The standard suite, with its short documents cached, too (`min_chars=1`)."""
 
     @pytest.fixture
     def vectorstore(self) -> Iterator[VectorStore]:
@@ -57,7 +57,7 @@ def test_caches_live_as_long_as_some_document_has_the_text(engine: SamKVEngine, 
     assert cached(engine, TEXTS[0])
     store.delete(["b"])
     assert not cached(engine, TEXTS[0]) and cached(engine, TEXTS[1])
-    assert engine.plan(TEXTS[0]).misses == ()  # the text is not looked for any more, so nothing caches it again
+    assert engine.plan(TEXTS[0]).misses == ()  # the text is no longer looked for, so nothing caches it again
     store.delete(["c"])
     assert len(engine.store) == 0 and engine.store.owned() == []
 
@@ -106,7 +106,7 @@ async def test_deleting_by_a_filter_releases_what_went_and_nothing_else(engine: 
 
 def test_a_delete_that_deletes_nothing_keeps_the_caches(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
     store.add_documents(sourced())
-    store.delete()  # of InMemoryVectorStore: deletes the given ids, and none are given
+    store.delete()  # InMemoryVectorStore's deletes the given ids, and none are given
     assert len(store.get_by_ids(["a", "b", "c"])) == len(engine.store) == 3
 
 

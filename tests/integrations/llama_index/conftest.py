@@ -1,4 +1,4 @@
-"""The framework's global settings, put back after every test; no test reaches the network."""
+"""The framework's global settings, restored after every test; no test reaches the network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def llm() -> Iterator[SamKVLLM]:
 
 
 class settings:
-    """Within it the framework uses this LLM, its tokenizer, and an embedding that costs nothing."""
+    """A context in which the framework uses this LLM, its tokenizer, and an embedding that costs nothing."""
 
     NAMES = ("_llm", "_embed_model", "_tokenizer")
 

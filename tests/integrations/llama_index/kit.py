@@ -46,7 +46,7 @@ def make_llm(engine: SamKVEngine | None = None, **fields: Any) -> SamKVLLM:
 
 
 def documents() -> list[Document]:
-    """The texts with a header that stands in prompts and one that does not."""
+    """The texts, with one header that appears in prompts and one that does not."""
     options = {"excluded_llm_metadata_keys": ["page"]}
     return [
         Document(text=text, id_=f"doc{i}", metadata={"file_name": f"{i}.txt", "page": i}, **options)
@@ -73,7 +73,7 @@ class Asked:
 
 @dataclass
 class Recorder:
-    """Listens at the engine's two doors."""
+    """Listens at the engine's two entry points."""
 
     engine: SamKVEngine
     asked: list[Asked] = field(default_factory=list)

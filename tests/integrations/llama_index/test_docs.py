@@ -1,4 +1,4 @@
-"""The code in the class docstring and in the docs page runs as it stands, with a tiny model as the bundled one."""
+"""The code in the class docstring and in the docs page runs as written, with a tiny model as the bundled one."""
 
 from __future__ import annotations
 

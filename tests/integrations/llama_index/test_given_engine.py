@@ -1,4 +1,4 @@
-"""An LLM over an engine that was given: what is said beside it is its own, or an error."""
+"""An LLM over a given engine: what else is passed is as the engine has it, or an error."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_a_persisted_cache_does_not_skip_a_fresh_store(llm: SamKVLLM, tmp_path: 
 
 
 def test_the_same_store_is_the_same_step(tmp_path: Path) -> None:
-    """The control of the test above: a store that is there already may be skipped."""
+    """The control for the test above: a store that exists already may be skipped."""
     first, again = (ChunkKVIngest(llm=make_engine(store=ChunkKVStore(tmp_path / "kv"))).to_dict() for _ in range(2))
     assert first == again != ChunkKVIngest(llm=make_engine()).to_dict()
 

@@ -42,7 +42,7 @@ def _text(response: Any) -> str:
     return response.text if hasattr(response, "text") else response.message.content or ""
 
 
-# Pieces are whole words: random letters make some early on, the model's greedy answer is one word.
+# Pieces are whole words: random letters make some early on, while the model's greedy answer is one word.
 LONG = {"max_new_tokens": 4000, "temperature": 5.0, "seed": 1}
 
 VERBS = ["complete", "stream_complete", "acomplete", "astream_complete", "chat", "stream_chat", "achat", "astream_chat"]
@@ -181,7 +181,7 @@ def test_roles_are_mapped_and_neighbours_merged(llm: SamKVLLM) -> None:
 
 @pytest.mark.parametrize("verb", ["acomplete", "achat", "astream_complete", "astream_chat"])
 def test_the_event_loop_turns_during_an_answer(llm: SamKVLLM, verb: str) -> None:
-    """A call that blocked the loop would leave no tick; the engine is held up so that there is time for some."""
+    """A call that blocked the loop would allow no tick; the engine is held up so that there is time for some."""
 
     async def ticks() -> int:
         count, given = 0, MESSAGES if "chat" in verb else PROMPT

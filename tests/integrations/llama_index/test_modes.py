@@ -1,7 +1,7 @@
 """Every mode of the framework, sync, async and streamed: chunks are reused, and at keep 1 the answer is full prefill's.
 
 The model is random, so what an engine does with an answer's words (selectors, question generators, rerankers) is
-given to it; every prompt takes the real way.
+given to it; every prompt takes the real path.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ async def _atalk(engine: Any, way: str, text: str) -> str:
 
 
 def check(recorder: Recorder, llm: SamKVLLM, cell: str) -> None:
-    """The three promises, for every prompt of a cell."""
+    """Check the three promises for every prompt of a cell."""
     assert recorder.asked
     for asked in recorder.asked:
         assert asked.answer.token_ids == recorder.full(asked).token_ids
@@ -210,7 +210,7 @@ def test_query_engines(llm: SamKVLLM, mode: str, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mode", CHAT_ENGINES)
 def test_chat_engines(llm: SamKVLLM, mode: str, way: str) -> None:
-    """Two turns: from the second on a history stands between or behind the chunks."""
+    """Two turns: from the second on a history comes between or after the chunks."""
     llm.keep = 1.0
     engine = wrapped_index(llm).as_chat_engine(chat_mode=mode, similarity_top_k=2)
     recorder = Recorder(llm.engine)
@@ -220,7 +220,7 @@ def test_chat_engines(llm: SamKVLLM, mode: str, way: str) -> None:
 
 
 def test_the_comparison_can_fail(llm: SamKVLLM) -> None:
-    """Negative control: caches that do not see each other give other answers than full prefill."""
+    """Negative control: caches that do not see each other give answers other than full prefill's."""
     llm.method = "reuse"
     engine = wrapped_index(llm).as_query_engine(similarity_top_k=4)
     recorder = Recorder(llm.engine)

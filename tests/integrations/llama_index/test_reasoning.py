@@ -1,4 +1,4 @@
-"""What a model thinks before it speaks is a block of its own, and the chat template gets its variables."""
+"""What a model thinks before it answers is a block of its own, and the chat template gets its variables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models import thinking_tokenizer
 
 @pytest.fixture
 def thinker() -> SamKVLLM:
-    """An LLM whose model thinks before it speaks, whatever it is asked."""
+    """An LLM whose model thinks before it answers, whatever it is asked."""
     engine = SamKVEngine.from_pretrained(model(), thinking_tokenizer(), ChunkKVStore(":memory:"))
     grammar = '%llguidance {}\nstart: "<think>\\nhm, so\\n</think>\\n\\nIn Bergen."\n'
     for verb in ("generate", "stream"):

@@ -282,7 +282,7 @@ def test_a_react_agent_reads_chunks_from_a_query_engine(
 
 
 def force_some(llm: SamKVLLM, monkeypatch: pytest.MonkeyPatch, texts: Any) -> None:
-    """As `force` for awaited calls, but None leaves an answer as it is."""
+    """Like `force`, for awaited calls, but None leaves an answer unchanged."""
     stream = llm.engine.stream
 
     def ask(prompt: Any, **options: Any) -> AnswerStream:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server with pgvector for the tests: binaries out of a Python package, a folder and a Unix socket."""
+"""A PostgreSQL server with pgvector for the tests: binaries from a Python package, a folder and a Unix socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RELEASE = "pginstall18"
 
 @contextmanager
 def server() -> Iterator[Path]:
-    """A running server without a TCP port; yields the folder of its socket. Everything is gone afterwards."""
+    """A running server without a TCP port; yields the folder of its socket. Everything is removed afterwards."""
     home = Path(tempfile.mkdtemp(prefix="samkv-pg-"))  # a socket's path has room for about a hundred characters
     try:
         account = _account(home)
@@ -45,7 +45,7 @@ def server() -> Iterator[Path]:
 
 
 def _account(home: Path) -> dict[str, Any]:
-    """PostgreSQL refuses to run as root: then it runs as `nobody`, to whom the folder is given."""
+    """PostgreSQL refuses to run as root: it then runs as `nobody`, which gets the folder."""
     if os.geteuid() != 0:
         return {}
     shutil.chown(home, "nobody")

@@ -1,4 +1,4 @@
-"""`ChunkKVVectorStore` of LangChain over real vector stores: caches come, are read, are replaced, and go."""
+"""`ChunkKVVectorStore` of LangChain over real vector stores: caches are added, read, replaced and deleted."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def documents(place: Place) -> list[Document]:
 
 
 def document(id: str, text: str) -> Document:
-    return Document(id=id, page_content=text, metadata={"source": "s"})  # Chroma's own `get_by_ids` wants some
+    return Document(id=id, page_content=text, metadata={"source": "s"})  # Chroma's own `get_by_ids` needs some
 
 
 def chain_over(retriever: BaseRetriever, engine: SamKVEngine) -> Any:
@@ -133,7 +133,7 @@ def chain_over(retriever: BaseRetriever, engine: SamKVEngine) -> Any:
 
 
 def tokens_found(chain: Any) -> int:
-    """How many tokens of chunks stood in the prompt of an answer."""
+    """How many chunk tokens were in the prompt of an answer."""
     return int(chain.invoke(QUESTION).response_metadata["samkv"]["chunk_tokens"])
 
 

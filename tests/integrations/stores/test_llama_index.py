@@ -1,4 +1,4 @@
-"""`ChunkKVVectorStore` of LlamaIndex over real vector stores: caches come, are read, are replaced, and go."""
+"""`ChunkKVVectorStore` of LlamaIndex over real vector stores: caches are added, read, replaced and deleted."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def filled(store: BasePydanticVectorStore) -> VectorStoreIndex:
 
 
 def asked(engine: RetrieverQueryEngine, llm: SamKVLLM) -> tuple[str, int]:
-    """The best source of an answer, and how many tokens of chunks stood in its prompt."""
+    """The best source of an answer, and how many chunk tokens were in its prompt."""
     before = llm.stats().chunk_tokens
     response = engine.query(QUESTION)
     return response.source_nodes[0].node.get_content(), llm.stats().chunk_tokens - before
 
 
 def delete(index: VectorStoreIndex, document: str) -> None:
-    """Delete a document; `FaissMapVectorStore` knows ids of nodes only, and would keep its vectors silently."""
+    """Delete a document; `FaissMapVectorStore` knows ids of nodes only, and would silently keep its vectors."""
     known = index.docstore.get_ref_doc_info(document)
     if known is None:
         index.delete_ref_doc(document)
