@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
+from samkv_rag.methods.profiled import SEES, WIDE
 from samkv_rag.profiling import LayerProfile, profile
 from samkv_rag.profiling.answers import Left, left_of, own_answer
 from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
@@ -221,7 +222,7 @@ def test_progress_counts_the_measurements_of_each_step(engine: SamKVEngine) -> N
         found.holds,
     )
     others = len(found.tried) + sum(len(outcomes) - 1 for outcomes in more)  # what is chosen is measured once
-    others += 1 + ((found.sees, found.wide) != (0.0, 0.5))  # once where everything is kept, and again where it is not
+    others += 1 + ((found.sees, found.wide) != (SEES, WIDE))  # once where everything is kept, and again where it is not
     assert sum(totals[step] for step in steps[1:]) == len(ITEMS) * others
 
 
