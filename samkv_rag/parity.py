@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from samkv_rag.methods import Full, Prepared, Reuse, Run, SamKV
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.beginnings import LEAST
 from samkv_rag.model.decoded import STEPS, decode_error
+from samkv_rag.model.decoding import Decoding
 from samkv_rag.model.quantised import is_quantised
 from samkv_rag.model.rounding import apart
 from samkv_rag.store import ChunkKVStore, chunk_key
@@ -113,8 +114,11 @@ def _error(
 
 def _decode_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:
     """The error of an answer by the default method, whose chunks are packed with its second token."""
-    prepared = SamKV().prepare(Run(plan, adapter, store, room=STEPS))
-    return decode_error(adapter, partial(prepared.begin, adapter.loop))
+
+    def begin(**generation: Any) -> Decoding:
+        return SamKV().prepare(Run(plan, adapter, store, room=STEPS)).begin(adapter.loop, **generation)
+
+    return decode_error(adapter, begin)
 
 
 def _known_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:

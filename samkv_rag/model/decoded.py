@@ -27,11 +27,14 @@ STEPS = 6
 @torch.inference_mode()
 def decode_error(adapter: ModelAdapter, begin: Callable[..., Decoding]) -> float:
     """The RMS difference between the scores that choose the later of `STEPS` tokens and those of one pass, relative to
-    the latter. `begin` begins an answer, with room for that many tokens, by what `generate()` takes."""
+    the latter. `begin` begins an answer, with room for that many tokens, by what `generate()` takes; two are decoded
+    together."""
     heard, greedily = _Heard(), dict.fromkeys(("max_length", "temperature", "top_p", "top_k"))
     greedily |= {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "num_beams": 1}
-    begun = begin(logits_processor=LogitsProcessorList([heard]), **greedily)
-    count = len(adapter.loop.finish(begun)) - 2
+    begun, beside = begin(logits_processor=LogitsProcessorList([heard]), **greedily), begin(**greedily)
+    while not begun.ended:
+        adapter.loop.step([begun, beside])
+    count = len(begun.result()) - 2
     prompt, start = begun.ids.shape[1] - count - 2, begun.cache.get_seq_length() - count
     begun.cache.crop_to(start)
     places, plan = begun.cache.positions, Unpacked(begun.cache.positions, packed=begun.cache.packed)

@@ -87,10 +87,11 @@ def test_the_parity_gate_sees_wrong_attention_to_what_is_packed(wiring: str, mon
         check_parity(ModelAdapter(build(WIRINGS[wiring]())))
 
 
-def test_the_parity_gate_sees_wrong_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding step by step has kernels of its own where steps are recorded."""
+@pytest.mark.parametrize("step", ["_forward", "_side_by_side"])
+def test_the_parity_gate_sees_wrong_steps(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding step by step has kernels of its own where steps are recorded, and several answers share a step."""
     attached = ModelAdapter(build(WIRINGS["llama"]()))
-    forward = attached.loop._forward
-    monkeypatch.setattr(attached.loop, "_forward", lambda rows: forward(rows).roll(1, -1))
+    right = getattr(attached.loop, step)
+    monkeypatch.setattr(attached.loop, step, lambda *given: right(*given).roll(1, -1))
     with pytest.raises(ParityError, match="decoding by"):
         check_parity(attached)
