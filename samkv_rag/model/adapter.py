@@ -76,11 +76,11 @@ class ModelAdapter:
         """Run one token, read the shapes off the cache, and check that every layer calls our attention."""
         cache: Any = GrowingCache()
         met: dict[int, Observation] = {}
-        plan = AttentionPlan(torch.arange(1, device=self.device), observer=lambda seen: met.update({seen.layer: seen}))
+        plan = supported.Measuring(torch.arange(1, device=self.device), lambda seen: met.update({seen.layer: seen}))
         self.forward([0], torch.arange(1), cache, plan)
         supported.refuse_an_untold_window(self.model, plan.windows)
         keys, table = [layer.keys for layer in cache.layers], self.table(plan.positions)
-        supported.refuse_repeated_heads(self.model, met, keys)
+        supported.refuse_changed_entries(self.model, plan, [(layer.keys, layer.values) for layer in cache.layers])
         sources = [
             *range(len(keys)),
             *(supported.source_of(self.model, met, keys, i) for i in range(len(keys), len(met))),

@@ -3,6 +3,7 @@ the rest."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend, BackendError, choose
+from samkv_kernels.softmax import Softmax
 from samkv_rag.errors import SamKVError, UnsupportedModel
+from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.memory import is_out_of_memory
-from samkv_rag.model.observers import Observation
+from samkv_rag.model.observers import Observation, Observer
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
 
@@ -104,14 +107,34 @@ def source_of(model: Any, met: Mapping[int, Observation], caches: Sequence[Tenso
     )
 
 
-def refuse_repeated_heads(model: Any, met: Mapping[int, Observation], caches: Sequence[Tensor]) -> None:
-    """Raise `UnsupportedModel` when a layer attends to more key heads than its cache holds: decoding steps and packed
-    tokens take keys as the cache holds them, and which of these a head attends to is known by their number alone."""
-    if any(met[layer].key.shape[1] != keys.shape[1] for layer, keys in enumerate(caches)):
-        raise UnsupportedModel(
-            f"{type(model).__name__} cannot be served exactly: it repeats its key heads between cache and attention. "
-            "Use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
-        )
+class Measuring(AttentionPlan):
+    """A plan that records with which keys and values each layer attends, call by call (`given`)."""
+
+    def __init__(self, positions: Tensor, observer: Observer) -> None:
+        super().__init__(positions, observer=observer)
+        self.given: defaultdict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
+        """One layer of this pass; see `Plan`."""
+        self.given[layer].append((key, value))
+        return super().attend(layer, query, key, value, softmax, window)
+
+
+def refuse_changed_entries(model: Any, plan: Measuring, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Raise `UnsupportedModel` when a layer does not attend once to the very keys and values that its cache holds:
+    decoding steps of several answers, and packed tokens, take them from there."""
+    for layer, held in enumerate(caches):
+        given = plan.given[layer]
+        if len(given) != 1 or not all(
+            torch.equal(one.to(own.dtype), own) for one, own in zip(given[0], held, strict=True)
+        ):
+            raise UnsupportedModel(
+                f"{type(model).__name__} cannot be served exactly: layer {layer} changes its keys and values between "
+                "cache and attention. Use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, "
+                "GLM-4, ...)."
+            )
 
 
 def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:
