@@ -149,11 +149,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_key_value_heads=2, kv_channels=16,
             intermediate_size=96, num_local_experts=4, num_experts_per_tok=2,
         ),
-        "layer 0 changes its keys and values between cache and attention",
+        "layer 0 does not attend, once, to the very keys and values that its cache holds",
     ),
     "diffllama": (
         lambda: tf.DiffLlamaConfig(**SIZES, head_dim=16),
-        "layer 0 changes its keys and values between cache and attention",
+        "layer 0 does not attend, once, to the very keys and values that its cache holds",
     ),
     "doge": (lambda: tf.DogeConfig(**SIZES), "a mask of its own making"),
     "phimoe-sliding": (

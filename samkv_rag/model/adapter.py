@@ -73,11 +73,12 @@ class ModelAdapter:
 
     @torch.inference_mode()
     def _measure(self) -> KVShape:
-        """Run one token, read the shapes off the cache, and check that every layer calls our attention."""
+        """Run a few tokens, read the shapes off the cache, and check that every layer calls our attention."""
         cache: Any = GrowingCache()
         met: dict[int, Observation] = {}
-        plan = supported.Measuring(torch.arange(1, device=self.device), lambda seen: met.update({seen.layer: seen}))
-        self.forward([0], torch.arange(1), cache, plan)
+        positions = torch.arange(len(supported.PROBE), device=self.device)
+        plan = supported.Measuring(positions, lambda seen: met.update({seen.layer: seen}))
+        self.forward(supported.PROBE, positions, cache, plan)
         supported.refuse_an_untold_window(self.model, plan.windows)
         keys, table = [layer.keys for layer in cache.layers], self.table(plan.positions)
         supported.refuse_changed_entries(self.model, plan, [(layer.keys, layer.values) for layer in cache.layers])

@@ -5,7 +5,7 @@ Steps have kernels of their own, and so do packed tokens; none of these is run h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,37 +16,16 @@ from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import AttentionPlan
-from samkv_rag.model.decoding import Decoding
-from samkv_rag.model.rounding import apart
+from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.decoding import Decoding, Settling, take
+from samkv_rag.model.rounding import apart, worst
 from samkv_rag.model.rules import Rules
 
-STEPS = 6
-"""Tokens that are decoded: at the second, the prompt may be settled and packed."""
+STEPS = 8
+"""The most tokens that are decoded: at the second, the prompt may be settled and packed."""
 
 
-@torch.inference_mode()
-def decode_error(adapter: ModelAdapter, begin: Callable[..., Decoding]) -> float:
-    """The RMS difference between the scores that choose the later of `STEPS` tokens and those of one pass, relative to
-    the latter. `begin` begins an answer, with room for that many tokens, by what `generate()` takes; two are decoded
-    together."""
-    heard, greedily = _Heard(), dict.fromkeys(("max_length", "temperature", "top_p", "top_k"))
-    greedily |= {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "num_beams": 1}
-    begun, beside = begin(logits_processor=LogitsProcessorList([heard]), **greedily), begin(**greedily)
-    while not begun.ended:
-        adapter.loop.step([begun, beside])
-    count = len(begun.result()) - 2
-    prompt, start = begun.ids.shape[1] - count - 2, begun.cache.get_seq_length() - count
-    begun.cache.crop_to(start)
-    places, plan = begun.cache.positions, Unpacked(begun.cache.positions, packed=begun.cache.packed)
-    logits = adapter.forward(begun.ids[0, prompt + 1 : -1], places[start : start + count], begun.cache, plan, count)
-    processors = Rules.of(adapter.model, begun.ids[:, :prompt], **greedily).processors
-    rows = enumerate(logits[0].split(1), prompt + 2)  # type: ignore[index]
-    expected = torch.cat([processors(begun.ids[:, :stop], row) for stop, row in rows])  # type: ignore[arg-type]
-    allowed = expected.isfinite()
-    return apart(torch.cat(heard.scores[2:])[allowed], expected[allowed])
-
-
-class _Heard(LogitsProcessor):
+class Heard(LogitsProcessor):
     """Records the `scores`, each `(1, vocab)`, by which tokens are chosen."""
 
     def __init__(self) -> None:
@@ -55,6 +34,43 @@ class _Heard(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         self.scores.append(scores.clone())
         return scores
+
+
+Answer = tuple[Decoding, Heard]
+
+
+@torch.inference_mode()
+def begun(tokens: Tensor, cache: SlotCache, logits: Tensor, settling: Settling | None, count: int) -> Answer:
+    """An answer of `count` tokens, at least 3: the likeliest ones, whatever the model's generation config says."""
+    heard = Heard()
+    rules = Rules(LogitsProcessorList([heard]), (), (), frozenset(), False, len(tokens) + count)
+    decoding = Decoding(tokens[None], cache, rules, settling=settling)
+    take([decoding], logits[None])
+    return decoding, heard
+
+
+@torch.inference_mode()
+def decode_error(adapter: ModelAdapter, answers: Sequence[Answer]) -> float:
+    """The largest RMS difference between the scores of answers that are decoded together, from the third token on, and
+    those of one pass over each, relative to the latter. Raises what goes wrong in a step."""
+    left = [decoding for decoding, _ in answers]
+    while left := [decoding for decoding in left if not decoding.ended]:
+        due = [decoding for decoding in left if decoding.due]
+        if due:
+            adapter.loop.step(due)
+        else:
+            adapter.loop.together(left)
+    return worst(_error(adapter, *answer) for answer in answers)
+
+
+def _error(adapter: ModelAdapter, decoding: Decoding, heard: Heard) -> float:
+    """The error of one answer, which has ended."""
+    count, cache = len(decoding.result()) - 2, decoding.cache
+    start = cache.get_seq_length() - count
+    cache.crop_to(start)
+    places, plan = cache.positions[start : start + count], Unpacked(cache.positions, packed=cache.packed)
+    logits = adapter.forward(decoding.ids[0, -count - 1 : -1], places, cache, plan, count)
+    return apart(torch.cat(heard.scores[2:]), logits[0])  # type: ignore[index]
 
 
 class Unpacked(AttentionPlan):

@@ -116,6 +116,11 @@ class Loop:
             return
         take(others, logits)
 
+    @torch.inference_mode()
+    def together(self, decodings: Sequence[Decoding]) -> None:
+        """One more token for each, in one forward, of which nothing is due; raises what goes wrong in it."""
+        take(decodings, self._forward(decodings))
+
     def _settle(self, decoding: Decoding) -> None:
         """The step in which it is decided what is kept of an answer's prompt: a pass of its own. Where memory is too
         short for that, everything is kept and the next step is an ordinary one."""

@@ -127,14 +127,16 @@ def refuse_changed_entries(model: Any, plan: Measuring, caches: Sequence[tuple[T
     decoding steps of several answers, and packed tokens, take them from there."""
     for layer, held in enumerate(caches):
         given = plan.given[layer]
-        if len(given) != 1 or not all(
-            torch.equal(one.to(own.dtype), own) for one, own in zip(given[0], held, strict=True)
-        ):
+        if len(given) != 1 or not all(map(_same, given[0], held)):
             raise UnsupportedModel(
-                f"{type(model).__name__} cannot be served exactly: layer {layer} changes its keys and values between "
-                "cache and attention. Use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, "
-                "GLM-4, ...)."
+                f"{type(model).__name__} cannot be served exactly: layer {layer} does not attend, once, to the very "
+                "keys and values that its cache holds. Use a model with plain rotary attention (Llama, Mistral, Qwen, "
+                "Gemma, Phi-3, GLM-4, ...)."
             )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:

@@ -15,8 +15,10 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.beginnings import Beginnings
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.loop import RowsPlan
+from samkv_rag.model.rounding import worst
 from samkv_rag.parity import check_parity
-from tests.cases import WIRINGS
+from tests.cases import VOCAB, WIRINGS
 from tests.models import adapter, build
 
 
@@ -93,5 +95,60 @@ def test_the_parity_gate_sees_wrong_steps(step: str, monkeypatch: pytest.MonkeyP
     attached = ModelAdapter(build(WIRINGS["llama"]()))
     right = getattr(attached.loop, step)
     monkeypatch.setattr(attached.loop, step, lambda *given: right(*given).roll(1, -1))
+    with pytest.raises(ParityError, match="decoding by"):
+        check_parity(attached)
+
+
+def test_the_parity_gate_sees_numbers_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is neither below a tolerance nor above it."""
+
+    def none(query: torch.Tensor, *others: Any) -> torch.Tensor:
+        return packed_attention(query, *others) * torch.nan
+
+    monkeypatch.setattr(attention, "packed_attention", none)
+    with pytest.raises(ParityError, match="decoding by nan"):
+        check_parity(ModelAdapter(build(WIRINGS["llama"]())))
+    report = parity.ParityReport("", "", 1e-4, 0.0, float("nan"), 0.0, 1.0)
+    assert not report.passed and worst((0.0, float("nan"), 1.0)) != worst((0.0, float("nan"), 1.0))
+
+
+def test_the_parity_gate_sees_answers_that_are_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = RowsPlan.attend
+    monkeypatch.setattr(RowsPlan, "attend", lambda plan, *given: right(RowsPlan(plan.rows[::-1]), *given))
+    with pytest.raises(ParityError, match="decoding by"):
+        check_parity(ModelAdapter(build(WIRINGS["llama"]())))
+
+
+def test_the_parity_gate_says_when_answers_cannot_be_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the engine each of them would be decoded alone, again and again."""
+    attached = ModelAdapter(build(WIRINGS["llama"]()))
+
+    def fails(*given: Any) -> None:
+        raise RuntimeError("no such rows")
+
+    monkeypatch.setattr(attached.loop, "_side_by_side", fails)
+    with pytest.raises(ParityError, match=r"cannot be decoded together \(no such rows\)"):
+        check_parity(attached)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"remove_invalid_values": True, "eos_token_id": 2},
+        {"renormalize_logits": True},
+        {"num_return_sequences": 2},
+        {"max_time": 1e-9},
+        {"repetition_penalty": 1.3, "eos_token_id": list(range(VOCAB))},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_the_parity_gate_does_not_depend_on_how_a_model_likes_to_generate(
+    option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = ModelAdapter(build(WIRINGS["llama"]()))
+    for name, value in option.items():
+        setattr(attached.model.generation_config, name, value)
+    assert check_parity(attached).decode_error < 1e-5
+    monkeypatch.setattr(attention, "packed_attention", lambda query, *others: packed_attention(query, *others) * 2)
     with pytest.raises(ParityError, match="decoding by"):
         check_parity(attached)
