@@ -6,6 +6,7 @@ model that can be attached is served this way, its answers alone or together; on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -135,12 +136,16 @@ class Loop:
         take([decoding], logits)
 
     def _blame(self, decodings: Sequence[Decoding], error: Exception) -> None:
-        """A forward for several answers does not tell which one caused an error: run one for each."""
+        """A forward for several answers does not tell which one caused an error: run one for each. A warning says so
+        where none did: then they cannot share a forward at all."""
         if len(decodings) == 1:
             decodings[0].fail(error)
             return
         for decoding in decodings:
             self.step([decoding])
+        if all(decoding.error is None for decoding in decodings):
+            why = f"Answers could not be decoded together ({error}): each takes a forward of its own, which is slower."
+            warnings.warn(why, RuntimeWarning, stacklevel=3)
 
     def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
         if self.recorder is not None:

@@ -49,6 +49,18 @@ def four(**own: Any) -> list[Decoding]:
     ]
 
 
+def test_answers_that_cannot_share_a_forward_are_decoded_alone_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, want = four(), alone("llama")
+
+    def fails(*given: Any) -> None:
+        raise RuntimeError("no such rows")
+
+    monkeypatch.setattr(adapter("llama").loop, "_side_by_side", fails)
+    with pytest.warns(RuntimeWarning, match=r"could not be decoded together \(no such rows\)"):
+        together("llama", rows)
+    assert [row.result() for row in rows] == want
+
+
 def test_a_processor_that_fails_ends_its_own_answer() -> None:
     rows, want = four(logits_processor=LogitsProcessorList([Refuses()])), alone("llama")
     together("llama", rows)

@@ -120,7 +120,7 @@ def test_the_parity_gate_sees_answers_that_are_mixed_up(monkeypatch: pytest.Monk
 
 
 def test_the_parity_gate_says_when_answers_cannot_be_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the engine each of them would be decoded alone, again and again."""
+    """In the engine each of them is decoded alone, with a warning."""
     attached = ModelAdapter(build(WIRINGS["llama"]()))
 
     def fails(*given: Any) -> None:
