@@ -65,7 +65,7 @@ def _options(
 def demo(
     model: Model = None,
     keep: Keep = None,
-    top_k: TopK = 5,
+    top_k: TopK = 12,
     store: Annotated[Path | None, typer.Option("--store", help="Folder to keep; default: a temporary one.")] = None,
     as_json: Json = False,
 ) -> None:
