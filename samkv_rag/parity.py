@@ -81,13 +81,20 @@ def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
         control_error=_error(adapter, store, shifted, Reuse(), reference=single),
     )
     if not report.passed:
-        raise ParityError(
-            f"{report.model} failed the parity gate: recompute differs by {report.recompute_error:.1e}, reuse by "
-            f"{report.reuse_error:.1e}, decoding by {report.decode_error:.1e} (allowed {report.tolerance:.0e}, control "
-            f"{report.control_error:.1e}). "
-            f"Do not serve it from caches; use method='full', or another model.{doubts(adapter.dtype, adapter.backend)}"
+        raise _red(
+            adapter,
+            f"recompute differs by {report.recompute_error:.1e}, reuse by {report.reuse_error:.1e}, decoding by "
+            f"{report.decode_error:.1e} (allowed {report.tolerance:.0e}, control {report.control_error:.1e})",
         )
     return report
+
+
+def _red(adapter: ModelAdapter, why: str) -> ParityError:
+    """The error of a gate that fails."""
+    return ParityError(
+        f"{type(adapter.model).__name__} failed the parity gate: {why}. Do not serve it from caches; use "
+        f"method='full', or another model.{doubts(adapter.dtype, adapter.backend)}"
+    )
 
 
 def doubts(dtype: torch.dtype, backend: Backend) -> str:
@@ -127,10 +134,7 @@ def _decode_error(adapter: ModelAdapter, store: ChunkKVStore, several: PromptPla
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ParityError(
-            f"{type(adapter.model).__name__} failed the parity gate: answers cannot be decoded together ({error}). Do "
-            f"not serve it from caches; use method='full', or another model.{doubts(adapter.dtype, adapter.backend)}"
-        ) from error
+        raise _red(adapter, f"answers cannot be decoded together ({error})") from error
 
 
 def _known_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -> float:

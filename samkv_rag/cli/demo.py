@@ -119,7 +119,7 @@ def _table(number: int, result: Mapping[str, Any]) -> Table:
     title = f"{number}. {escape(result['question'])}  [dim]{about}[/dim]"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True, min_width=len("method"))
-    table.add_column("answer", no_wrap=True, overflow="ellipsis", min_width=13, max_width=13)
+    table.add_column("answer", no_wrap=True, overflow="ellipsis", width=13)
     for name, width in {"": 1, "kept\n(4 bits)": 10, "recomp.": 7, "K/V held": 15, "first token": 13}.items():
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     full = result["methods"]["full"]["report"]["ttft_seconds"]
