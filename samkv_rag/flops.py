@@ -4,7 +4,8 @@ A multiplication and an addition are two operations. A pass of Q rows, row q att
 
     2 * Q * (elements of the layer's weight matrices)  +  4 * H * D * sum over q of n_q
 
-(queries times keys, and weights times values, each 2 * H * D per pair). A pass that ends early costs on its last layer
+(queries times keys, and weights times values, each 2 * H * D per pair). Of latents a layer makes keys and values anew,
+for all tokens it attends to, not only for the Q. A pass that ends early costs on its last layer
 2 * Q * hidden * (H + 2 G) * D. H, G and D are the layer's. The first token adds the output matrix once. Not counted:
 norms, rotations, softmax, embeddings, and the scores that a selection computes for itself (`scored_bytes` says what
 those read). Layers with a sliding window attend no further than their window. Of experts stored in one tensor, as many
@@ -20,6 +21,7 @@ from typing import Any
 
 from samkv_rag.methods import Run
 from samkv_rag.methods.costs import Pass
+from samkv_rag.model.absorbed import Latents
 from samkv_rag.model.adapter import ModelAdapter
 
 
@@ -47,15 +49,29 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
         if layer < one.layers - one.ended:
             stack, cached = shape.stack_of(layer), layer < own
             linear += 2 * len(one.among(cached).slots) * weight
-            alike[cached, window, one.narrowed(layer)] += stack.heads * stack.head_dim
+            alike[cached, window, one.narrowed(layer)] += stack.heads * stack.attended
     attention = sum(
-        4 * width * one.among(cached).pairs(window, narrowed) for (cached, window, narrowed), width in alike.items()
+        2 * width * one.among(cached).pairs(window, narrowed) for (cached, window, narrowed), width in alike.items()
     )
-    if one.ended:
+    if adapter.latents is not None:
+        linear += _of_latents(adapter.latents, one)
+    elif one.ended:
         hidden, last = adapter.model.get_input_embeddings().weight.shape[1], shape.stack_of(one.layers - 1)
         made = 2 * last.kv_heads if one.layers <= own else 0  # otherwise keys and values are another layer's
         linear += 2 * len(one.slots) * hidden * (last.heads + made) * last.head_dim
     return linear + attention
+
+
+def _of_latents(latents: Latents, one: Pass) -> int:
+    """What layers make of the latents of tokens that the pass does not run, and what its last layer does if it ends."""
+    others, linear = len(one.positions) - len(one.slots), 0
+    for layer in range(one.layers):
+        linear += 2 * others * _weights(latents.modules[layer].kv_b_proj, 1)
+    if one.ended:
+        own = latents.modules[one.layers - 1]
+        ahead = sum(_weights(part, 1) for part in own.children()) - _weights(own.o_proj, 1)
+        linear += 2 * len(one.slots) * ahead
+    return linear
 
 
 def _weights(module: Any, chosen: int) -> int:

@@ -64,6 +64,15 @@ SHARING = {
     "num_hidden_layers": 6, "layer_types": HALF + HALF[:2], "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
 }  # fmt: skip
 
+LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12,
+    "v_head_dim": 16,
+}  # fmt: skip
+ROUTED = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 2,
+}  # fmt: skip
+
 WIRINGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tf.LlamaConfig(**SIZES),
     "llama-linear": lambda: tf.LlamaConfig(**SIZES, rope_parameters=LINEAR),
@@ -117,6 +126,9 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: tf.GPTNeoXConfig(
         **{name: size for name, size in SIZES.items() if name != "num_key_value_heads"}, rotary_pct=0.5
     ),
+    "deepseek-v3": lambda: tf.DeepseekV3Config(**SIZES | LATENT | ROUTED, rope_parameters=YARN),
+    "deepseek-v2": lambda: tf.DeepseekV2Config(**SIZES | LATENT | ROUTED | {"q_lora_rank": None}),
+    "minicpm3": lambda: tf.MiniCPM3Config(**SIZES | LATENT),
     "gpt-oss": lambda: tf.GptOssConfig(
         **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=10, rope_parameters=YARN
     ),
@@ -128,14 +140,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.FalconConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
         "_supports_attention_backend",
     ),
-    "deepseek-v3": (
-        lambda: tf.DeepseekV3Config(
-            **SIZES | {"num_key_value_heads": 4}, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
-            moe_intermediate_size=32, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
-            v_head_dim=16, first_k_dense_replace=4,
-        ),
-        "cache does not hold plain keys and values",
-    ),
+    "longcat": (lambda: tf.LongcatFlashConfig(**SIZES | LATENT), "cannot be run on a cache of ours"),
     "hunyuan": (
         lambda: tf.HunYuanDenseV1Config(**SIZES, head_dim=16),
         "turn with position in a way we do not know",  # they are scaled channel by channel after they are rotated

@@ -271,8 +271,8 @@ def stored_entries(wiring: str, plan: PromptPlan) -> list[tuple[Tensor, Tensor]]
         stock_logits(model, chunk.token_ids, own if by_hand else own + chunk.start, cache)
         for index, layer in enumerate(cache.layers):
             if index == len(out):
-                shape = (1, layer.keys.shape[1], plan.n_tokens, layer.keys.shape[3])
-                out.append((torch.zeros(shape), torch.zeros(shape)))
+                both = (layer.keys, layer.values)
+                out.append(tuple(torch.zeros(1, x.shape[1], plan.n_tokens, x.shape[3]) for x in both))  # type: ignore[arg-type]
             keys = layer.keys
             if by_hand:
                 keys = _longrope_turned(model.config, keys, own, chunk.start, plan.n_tokens)

@@ -86,12 +86,13 @@ def piecewise_attention(
     query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Sequence[Piece]], softmax: Softmax = PLAIN,
     shares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """As `sparse_attention`: `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)`.
+    """As `sparse_attention`: `query` `(B, H, Q, D)`, `key` `(B, G, T, D)`, `value` `(B, G, T, E)` -> `(B, H, Q, E)`.
 
     `pieces` are those of its spans (`pieces_of`), one list per request or one for all. The weights, averaged over
     heads, are added to `shares` `(B, Q, T)` if given: what `piecewise_shares` would compute once more.
     """
-    out = torch.empty_like(query)
+    wide = value.shape[3]
+    out = torch.empty_like(query) if wide == query.shape[3] else query.new_empty(*query.shape[:3], wide)
     scaled = query * softmax.scale_for(query.shape[-1])
     for request in range(len(query)):
         for piece in pieces[request if len(pieces) > 1 else 0]:
@@ -103,7 +104,7 @@ def piecewise_attention(
 def _attend(
     out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softmax: Softmax, shares: Tensor | None
 ) -> None:
-    """Fill the rows of a piece in `out` `(H, Q, D)`, one key head at a time unless there is little to do."""
+    """Fill the rows of a piece in `out` `(H, Q, E)`, one key head at a time unless there is little to do."""
     groups, shared = len(key), len(query) // len(key)
     q, keys = query[:, piece.rows].unflatten(0, (groups, shared)), piece.keys
     into = out[:, piece.rows].unflatten(0, (groups, shared))
@@ -112,7 +113,7 @@ def _attend(
         part = slice(group, group + step)
         own = softmax.of_heads(slice(group * shared, (group + step) * shared))
         weights = _weights(q[part], key[part, keys], piece, own)
-        into[part] = (weights @ value[part, keys].to(weights.dtype)).view(q[part].shape)
+        into[part] = (weights @ value[part, keys].to(weights.dtype)).view(into[part].shape)
         if shares is not None:
             shares += weights.unflatten(1, q.shape[1:3]).sum((0, 1), dtype=torch.float32) / len(query)
 

@@ -8,10 +8,11 @@ Consecutive query heads share a key head (H = G * rep).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import PLAIN, Softmax
@@ -49,13 +50,18 @@ def sparse_attention(
 ) -> Tensor:
     """`softmax(q . k) v` over each query's span, zeros where it is empty; `softmax` says how scores become weights.
 
-    `query` `(B, H, Q, D)`, `key` and `value` `(B, G, T, D)` -> `(B, H, Q, D)` in the query's dtype.
+    `query` `(B, H, Q, D)`, `key` `(B, G, T, D)`, `value` `(B, G, T, E)` -> `(B, H, Q, E)` in the query's dtype.
     """
     _check(query, key, spans)
     if backend == "triton":
         from samkv_kernels.jit.sparse_attention import attend
 
-        return attend(query, key, value, spans, softmax)
+        if value.shape[3] == key.shape[3]:
+            return attend(query, key, value, spans, softmax)
+        fixed = replace(softmax, scale=softmax.scale_for(key.shape[3]))
+        wide = max(key.shape[3], value.shape[3])
+        query, key, filled = (pad(x, (0, wide - x.shape[3])) for x in (query, key, value))  # zeros add nothing
+        return attend(query, key, filled, spans, fixed)[..., : value.shape[3]]
     return masked_attention(query, key, value, spans.mask(key.shape[2])[:, None], softmax)
 
 
@@ -80,10 +86,10 @@ def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softmax: Softmax = PLAIN
 ) -> Tensor:
     """`sparse_attention` under a bool `mask` that broadcasts to `(B, H, Q, T)`, in fp32 throughout."""
-    batch, heads, count, dim = query.shape
+    batch, heads, count, _ = query.shape
     groups, total = key.shape[1:3]
     weights = _weights(query, key, mask, softmax).view(batch, groups, heads // groups * count, total)
-    return (weights @ value.float()).view(batch, heads, count, dim).to(query.dtype)
+    return (weights @ value.float()).view(batch, heads, count, value.shape[3]).to(query.dtype)
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, softmax: Softmax) -> Tensor:

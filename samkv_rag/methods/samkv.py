@@ -247,13 +247,11 @@ class SamKV(Options):
         rest = self.rest or ("drop" if self.settle == "before" else "int4")
         if budget == sum(run.lengths) or (rest == "drop" and not self.settle_at):
             return Settlement()
+        why = run.adapter.unpackable
+        if why and rest == "int4":
+            return Settlement(rest="stay", notes=(f"nothing was packed, everything is kept at full precision: {why}",))
         if run.adapter.rotary.depends_on_length:
-            turning = "this model's keys change with the length of the text"
-            if rest == "int4":
-                return Settlement(
-                    rest="stay", notes=(f"nothing was packed, everything is kept at full precision: {turning}",)
-                )
-            return Settlement(notes=(f"settle_at was ignored: {turning}",))
+            return Settlement(notes=(f"settle_at was ignored: {why}",))
         return Settlement(max(self.settle_at, int(rest == "int4")), rest)
 
     def selection_layers(self, n_layers: int, measured: tuple[int, ...] = ()) -> tuple[int, ...]:

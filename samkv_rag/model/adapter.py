@@ -21,16 +21,17 @@ from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_
 from samkv_rag.model.beginnings import ROOM, UNKNOWN, Beginnings, Head
 from samkv_rag.model.blending import Blend
 from samkv_rag.model.buffers import Buffers, room_for
-from samkv_rag.model.cache import GrowingCache, SlotCache
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import handing
 from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
+from samkv_rag.model.measuring import measured
 from samkv_rag.model.narrowed import Narrow, NarrowedPlan
-from samkv_rag.model.observers import AttentionMaps, Observation, Observer
+from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.prefill import chunk_caches
 from samkv_rag.model.recorded import Passes, PromptPass
 from samkv_rag.model.rotary import Rotary, RotaryTable
-from samkv_rag.model.shape import KVShape
+from samkv_rag.model.unpacked import UnpackedPlan
 from samkv_rag.model.workspace import Workspace
 from samkv_rag.types import ChunkKV
 
@@ -64,31 +65,20 @@ class ModelAdapter:
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.rotary = Rotary(model)
         self.sink_prefix = tuple(sink_prefix)
-        self.shape = self._measure()
+        self.shape, self.latents = measured(self)
         self.beginnings = Beginnings(self.shape)
-        self.loop = Loop(model, self.empty_cache, apart=self.rotary.depends_on_length, backend=self.backend)
+        self.loop = Loop(model, self.empty_cache, self.unpackable is not None, self.backend, self.latents)
         self.passes: Passes | None = None
-        if graphs.wanted(self.backend, self.device, self.rotary.depends_on_length):
+        if graphs.wanted(self.backend, self.device, self.loop.unfit):
             self.record()
 
-    @torch.inference_mode()
-    def _measure(self) -> KVShape:
-        """Run a few tokens, read the shapes off the cache, and check that every layer calls our attention."""
-        cache: Any = GrowingCache()
-        met: dict[int, Observation] = {}
-        positions = torch.arange(len(supported.PROBE), device=self.device)
-        plan = supported.Measuring(positions, lambda seen: met.update({seen.layer: seen}))
-        self.forward(supported.PROBE, positions, cache, plan)
-        supported.refuse_an_untold_window(self.model, plan.windows)
-        keys, table = [layer.keys for layer in cache.layers], self.table(plan.positions)
-        supported.refuse_changed_entries(self.model, plan, [(layer.keys, layer.values) for layer in cache.layers])
-        sources = [
-            *range(len(keys)),
-            *(supported.source_of(self.model, met, keys, i) for i in range(len(keys), len(met))),
-        ]
-        self.rotary.share(sources)
-        sizes = [(met[i].query.shape[1], own.shape[1], own.shape[3], table.width(i)) for i, own in enumerate(keys)]
-        return KVShape.of(sizes, sources, keys[0].element_size())
+    @property
+    def unpackable(self) -> str | None:
+        """What keeps answers from going on over packed tokens, and from sharing a forward, if anything does."""
+        if self.rotary.depends_on_length:
+            return "this model's keys change with the length of the text"
+        known = self.latents is None or self.latents.absorbed
+        return None if known else "this model makes keys and values of latents in a way of its own"
 
     @property
     def selection_layers(self) -> tuple[int, ...] | None:
@@ -111,7 +101,7 @@ class ModelAdapter:
         run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
-                tokens, **handing(self.model, cache), attention_mask=dummy, use_cache=True,
+                tokens, **handing(self.model, cache, self.rotary.latent), attention_mask=dummy, use_cache=True,
                 position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
             )  # fmt: skip
             logits = out.logits[:, -speak:].float() if speak else None
@@ -181,7 +171,12 @@ class ModelAdapter:
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int
     ) -> list[Tensor]:
         """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being the
-        layers up to `last_layer` that attend to it."""
+        layers up to `last_layer` that attend to it. Raises `UnsupportedModel` where latents are cached."""
+        if self.rotary.latent:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} caches latents, which queries cannot be compared with: summaries of them "
+                'tell nothing. Use look="keys", the default.'
+            )
         asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
@@ -276,6 +271,8 @@ class ModelAdapter:
         """The same after each of `tokens`, which follow what `cache` holds; `observer` is called for every layer."""
         start, count = cache.get_seq_length(), len(tokens)
         plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend, packed=cache.packed)
+        if self.latents is not None:
+            plan = UnpackedPlan.like(plan, self.latents)
         with without_cudnn:
             logits = self.forward(tokens, cache.positions[start : start + count], cache, plan, count)
         return logits[0]  # type: ignore[index]

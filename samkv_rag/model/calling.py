@@ -1,4 +1,5 @@
-"""The name under which a model takes its cache: "cache" since transformers 5.24, "past_key_values" before."""
+"""How a model takes its cache: under which name ("cache" since transformers 5.24, "past_key_values" before), and as
+what."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
+from samkv_rag.model.latent import LatentCache
+
 NAMES = ("cache", "past_key_values")
 
 
-def handing(model: Any, entries: Any) -> dict[str, Any]:
-    """The keyword argument that passes `entries` to a model's forward, or to its decoder's."""
-    return {cache_name(model): entries}
+def handing(model: Any, entries: Any, latent: bool = False) -> dict[str, Any]:
+    """The keyword argument that passes `entries` to a model's forward, or to its decoder's; `latent`: to a model that
+    caches latents."""
+    return {cache_name(model): LatentCache(entries) if latent else entries}
 
 
 def cache_name(model: Any) -> str:

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from samkv_kernels.softmax import Softmax
-from samkv_kernels.sparse_attention import masked_attention
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Settling, take
 from samkv_rag.model.rounding import apart, worst
 from samkv_rag.model.rules import Rules
+from samkv_rag.model.unpacked import UnpackedPlan
 
 STEPS = 8
 """The most tokens that are decoded: at the second, the prompt may be settled and packed."""
@@ -68,24 +66,7 @@ def _error(adapter: ModelAdapter, decoding: Decoding, heard: Heard) -> float:
     count, cache = len(decoding.result()) - 2, decoding.cache
     start = cache.get_seq_length() - count
     cache.crop_to(start)
-    places, plan = cache.positions[start : start + count], Unpacked(cache.positions, packed=cache.packed)
+    places = cache.positions[start : start + count]
+    plan = UnpackedPlan(cache.positions, packed=cache.packed, latents=adapter.latents)
     logits = adapter.forward(decoding.ids[0, -count - 1 : -1], places, cache, plan, count)
     return apart(torch.cat(heard.scores[2:]), logits[0])  # type: ignore[index]
-
-
-class Unpacked(AttentionPlan):
-    """Attends to packed tokens by their unpacked entries, placed before the others."""
-
-    def attended(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
-        shares: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The attention itself, by the reference where anything is packed."""
-        if self.packed is None:
-            return super().attended(layer, query, key, value, softmax, window, shares)
-        keys, values = self.packed.of_layer(layer).entries()
-        sight = self.sight(query.shape[2], key.shape[2], window)
-        seen = query.new_ones(query.shape[2], keys.shape[1], dtype=torch.bool) if sight.packed is None else sight.packed
-        mask = torch.cat([seen, sight.spans.mask(key.shape[2])[0]], 1)
-        both = torch.cat([keys[None], key.float()], 2), torch.cat([values[None], value.float()], 2)
-        return masked_attention(query, *both, mask, softmax)

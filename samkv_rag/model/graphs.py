@@ -21,20 +21,20 @@ VARIABLE = "SAMKV_GRAPHS"
 Result = TypeVar("Result")
 
 
-def wanted(backend: Backend, device: torch.device, apart: bool) -> bool:
+def wanted(backend: Backend, device: torch.device, unfit: str | None) -> bool:
     """Whether to record, as SAMKV_GRAPHS says: "on", "off", or "auto" (the default), if possible. Raises `SamKVError`
     on anything else."""
     choice = of_environment(VARIABLE, "auto", "on", "off")
-    return choice == "on" or (choice == "auto" and obstacle(backend, device, apart) is None)
+    return choice == "on" or (choice == "auto" and obstacle(backend, device, unfit) is None)
 
 
-def obstacle(backend: Backend, device: torch.device, apart: bool) -> str | None:
-    """What keeps a model from being recorded, if anything; `apart`: its rows cannot share a forward."""
+def obstacle(backend: Backend, device: torch.device, unfit: str | None) -> str | None:
+    """What keeps a model from being recorded, if anything; `unfit`: what about the model itself does."""
     if device.type != "cuda":
         return f"the model is on {device.type}"
     if backend != "triton":
         return "the backend torch waits for the GPU within a step; use the backend 'triton'"
-    return "the model's rotary frequencies depend on the length of the text" if apart else None
+    return unfit
 
 
 def tell(warning: str) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from samkv_kernels.backend import Backend
 from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
+from samkv_rag.model.absorbed import Appending, LatentRows, Latents
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import cache_name, handing
@@ -54,19 +56,32 @@ class Loop:
     """Begins answers of one model and takes steps for several of them; who may call it when is up to the caller.
 
     `empty(room)` makes a cache for a prompt that has none. `apart`: rows cannot share a forward, because with longrope
-    the longest position of a call decides its frequencies. `recorder` takes the steps where graphs are wanted.
+    the longest position of a call decides its frequencies, or because its latents are not absorbed. `latents`: those
+    of a model that caches such. `recorder` takes the steps where graphs are wanted.
     """
 
-    def __init__(self, model: Any, empty: Callable[[int], SlotCache], apart: bool, backend: Backend = "torch") -> None:
+    def __init__(
+        self, model: Any, empty: Callable[[int], SlotCache], apart: bool, backend: Backend = "torch",
+        latents: Latents | None = None,
+    ) -> None:  # fmt: skip
         self._model = model
         self._empty = empty
         self._apart = apart
         self._backend = backend
+        self._latents = latents
+        self._handing = partial(handing, model, latent=latents is not None)
         self.recorder: Recorder | None = None
+
+    @property
+    def unfit(self) -> str | None:
+        """What about the model keeps its steps from being recorded, if anything."""
+        if self._latents is not None:
+            return "the model caches latents"
+        return "the model's rotary frequencies depend on the length of the text" if self._apart else None
 
     def record(self) -> None:
         """Have later steps recorded as CUDA graphs where possible; a warning says why not."""
-        self.recorder = recorder_of(self._side_by_side, self._empty, self._backend, self._model.device, self._apart)
+        self.recorder = recorder_of(self._side_by_side, self._empty, self._backend, self._model.device, self.unfit)
 
     @torch.inference_mode()
     def begin(
@@ -150,10 +165,14 @@ class Loop:
     def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
         if self.recorder is not None:
             return self.recorder.take(decodings)
-        if self._apart or len(decodings) == 1:
+        absorbed = [] if self._latents is None else self._latents.layers
+        if self._apart or (len(decodings) == 1 and not absorbed):
             return torch.cat([self._alone(decoding) for decoding in decodings])
         tokens, positions = (torch.cat(column) for column in zip(*(d.next for d in decodings), strict=True))
-        return self._side_by_side(tokens, positions, RowsPlan(decodings))
+        if not absorbed:
+            return self._side_by_side(tokens, positions, RowsPlan(decodings))
+        cache, plan = Appending(decodings), LatentRows(decodings, absorbed)
+        return self._logits(tokens, positions, plan, **handing(self._model, cache), use_cache=True)
 
     def _side_by_side(self, tokens: Tensor, positions: Tensor, plan: Plan) -> Tensor:
         """Next-token logits for one new token per row, under a plan that keeps the caches itself."""
@@ -162,7 +181,7 @@ class Loop:
     def _alone(self, decoding: Decoding) -> Tensor:
         if self._apart:
             self._renew(decoding)
-        return self._logits(*decoding.next, decoding.plan, **handing(self._model, decoding.cache), use_cache=True)
+        return self._logits(*decoding.next, decoding.plan, **self._handing(decoding.cache), use_cache=True)
 
     def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
         """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers passes on unchanged."""
@@ -176,7 +195,7 @@ class Loop:
         frequencies."""
         _, positions = decoding.next
         inputs = self._model.prepare_inputs_for_generation(
-            decoding.ids, next_sequence_length=positions.shape[1], **handing(self._model, decoding.cache),
+            decoding.ids, next_sequence_length=positions.shape[1], **self._handing(decoding.cache),
             position_ids=positions, use_cache=True,
         )  # fmt: skip
         if inputs.get(cache_name(self._model)) is None:

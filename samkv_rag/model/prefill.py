@@ -44,6 +44,8 @@ def chunk_caches(
         values = of([cache.layers[layer].values for layer in stack.layers])
         query = table.unrotate(of([queries[layer] for layer in stack.readers]), stack.readers)
         query = query[:, :, max(0, len(ids) - LOCAL_QUERY_TOKENS) : len(ids)].mean(2)
+        if adapter.rotary.latent:
+            query = query[..., :0]  # nothing that is cached could be compared with it
         kv = blocked(keys[:, :, : len(ids)].to(adapter.dtype), values[:, :, : len(ids)])
         return ChunkKV(summarised(text, ids, own.rotate(keys, stack.layers), query, adapter.dtype), kv)
 

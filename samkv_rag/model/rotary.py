@@ -7,10 +7,8 @@ are the model's own functions; which layers turn at all is found by two one-toke
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,12 +21,14 @@ from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.cache import GrowingCache
 from samkv_rag.model.calling import handing
+from samkv_rag.model.latent import can_be_joined, joined
 from samkv_rag.model.latest import remember
+from samkv_rag.model.rotation import Turn, rotation_of, turns_neighbours
+from samkv_rag.model.rounding import alike
 
 PROBE_POSITION = 17
 _ROUND, _MOST = 1024, 2
 """Angles are kept for this many positions, or a multiple, and for this many runs of layers that turn differently."""
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RotaryTable:
 
     groups: tuple[_Group, ...]
     which: tuple[int, ...]
-    apply: Callable[..., tuple[Tensor, Tensor]]
+    turn: Turn
     interleaved: bool
     positions: Tensor
 
@@ -81,7 +81,7 @@ class RotaryTable:
         second = slice(1, width, 2) if self.interleaved else slice(width // 2, width)
         ones = torch.zeros_like(group.cos)[:, None]
         ones[..., first] = group.scale
-        turned = self.apply(ones[:0], ones, group.cos, group.sin)[1][:, 0]
+        turned = self.turn(ones, group.cos, group.sin)[:, 0]
         return turned[..., first], turned[..., second]
 
     def rotate(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -109,14 +109,14 @@ class RotaryTable:
     def _turn_group(self, x: Tensor, group: _Group, inverse: bool) -> Tensor:
         width = group.cos.shape[-1]
         part = x[..., :width]
-        nothing = part[:0]  # the function turns queries and keys; only one of the two is wanted
-        turned = self.apply(nothing, part, group.cos, -group.sin if inverse else group.sin)[1]
+        turned = self.turn(part, group.cos, -group.sin if inverse else group.sin)
         turned = turned / group.scale if inverse else turned * group.scale
         return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
 
 class Rotary:
-    """The rotary embedding of one model, and which of its layers use it (`kinds`: "rope" or "fixed")."""
+    """The rotary embedding of one model, which of its layers use it (`kinds`: "rope" or "fixed"), and whether the model
+    caches latents (`latent`), joined then with what turns (see `samkv_rag.model.latent`)."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.get_decoder()
@@ -137,10 +137,10 @@ class Rotary:
                 "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
             )
         self._kept = OrderedDict[Hashable, Angles]()
-        self._apply, self._half_tables = _rotation_of(decoder)
+        self._function, self._half_tables = rotation_of(decoder)
         self._interleaved = False  # which the probe does not need to know
         self.kinds = self._probe(model)
-        self._interleaved = _turns_neighbours(self._apply, type(model).__name__)
+        self._interleaved = turns_neighbours(self._function, type(model).__name__)
         self.table(torch.zeros(1, dtype=torch.long, device=model.get_input_embeddings().weight.device))  # of all layers
 
     def share(self, sources: Sequence[int]) -> None:
@@ -182,7 +182,7 @@ class Rotary:
             for layer in layers:
                 which[layer] = len(groups)
             groups.append(_Group(*self._angles(positions, layer_type)))
-        return RotaryTable(tuple(groups), tuple(which), self._apply, self._interleaved, positions)
+        return RotaryTable(tuple(groups), tuple(which), self._function, self._interleaved, positions)
 
     def _type_of(self, layer: int) -> str | None:
         return self._types[layer] if self._types else None
@@ -191,11 +191,12 @@ class Rotary:
         """cos and sin `(1, T, width)` with the attention scaling taken out, and that scaling."""
         like = torch.empty(0, dtype=torch.float32, device=positions.device)
         if layer_type is None:
-            cos, sin = self._module(like, positions[None])
+            found = self._module(like, positions[None])
             scale = float(getattr(self._module, "attention_scaling", 1.0))
         else:
-            cos, sin = self._module(like, positions[None], layer_type)
+            found = self._module(like, positions[None], layer_type)
             scale = float(getattr(self._module, f"{layer_type}_attention_scaling", 1.0))
+        cos, sin = (found.real, found.imag) if isinstance(found, Tensor) else found
         if self._half_tables:
             cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
         return cos / scale, sin / scale, scale
@@ -204,12 +205,15 @@ class Rotary:
     def _probe(self, model: Any) -> tuple[str, ...]:
         """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for
         rounding: with a sink even one token gets a weight, from a product that rotation does not change."""
-        at_zero, at_p = (_keys_of_one_token(model, position) for position in (0, PROBE_POSITION))
+        at_zero, at_p = (_entries_of_one_token(model, position) for position in (0, PROBE_POSITION))
+        self.latent = all(map(_are_latents, at_zero, at_p))
+        if self.latent:
+            at_zero, at_p = ([joined(*own) for own in entries] for entries in (at_zero, at_p))
         kinds = []
         for layer, ((k0, v0), (kp, vp)) in enumerate(zip(at_zero, at_p, strict=True)):
-            if k0.shape != v0.shape or not _alike(v0, vp):
+            if k0.shape != v0.shape or not alike(v0, vp):
                 raise _refusal(model, layer, "its cache does not hold plain keys and values")
-            if _alike(k0, kp):
+            if alike(k0, kp):
                 kinds.append("fixed")
             elif self._turns_to(k0, kp, layer, len(at_zero)):
                 kinds.append("rope")
@@ -225,49 +229,17 @@ class Rotary:
             turned = self._table(p, kinds).rotate(free, [layer])[0]
         except (RuntimeError, IndexError, ValueError):
             return False
-        return _alike(turned, kp[0])
+        return alike(turned, kp[0])
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether they are equal within the rounding of what is `expected`."""
-    limit = _TOLERANCE.get(expected.dtype, 1e-4) * (expected.float().abs().max().item() + 1e-3)
-    return bool((found.float() - expected.float()).abs().max().item() < limit)
+def _are_latents(at_zero: tuple[Tensor, Tensor], at_p: tuple[Tensor, Tensor]) -> bool:
+    """Whether of a layer's entries at two positions the second part turns, not the first, as where latents are
+    cached."""
+    (k0, v0), (kp, vp) = at_zero, at_p
+    return can_be_joined(k0, v0) and alike(k0, kp) and not alike(v0, vp)
 
 
-def _rotation_of(decoder: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], bool]:
-    """The model's own `apply_rotary_pos_emb`, which knows half or interleaved layout, and whether the model's tables
-    have every angle once (GPT-OSS), not for both dimensions of a pair. What is returned takes them twice in any
-    case."""
-    function: Any = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
-    one, table = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 4)
-    with suppress(TypeError):
-        try:
-            function(one, one, table, table)
-        except RuntimeError:  # sizes do not match
-            return lambda q, k, cos, sin: function(q, k, *(part.chunk(2, -1)[0] for part in (cos, sin))), True
-        return function, False
-    with suppress(TypeError):  # it turns one tensor at a time (Gemma 4)
-        if getattr(function(one, table, table), "shape", None) == one.shape:
-            return lambda q, k, cos, sin: (function(q, cos, sin), function(k, cos, sin)), False
-    raise UnsupportedModel(
-        f"{type(decoder).__name__} has no apply_rotary_pos_emb for queries and keys, so its keys cannot be turned "
-        "exactly. Use another model, or call it through transformers directly."
-    )
-
-
-def _turns_neighbours(apply: Callable[..., tuple[Tensor, Tensor]], name: str) -> bool:
-    """True if a model turns pairs (2 i, 2 i + 1), False if (i, i + W / 2): where the first of four dimensions goes."""
-    one = torch.tensor([1.0, 0, 0, 0]).view(1, 1, 1, 4)
-    turned = apply(one[:0], one, torch.full((1, 1, 4), 0.6), torch.full((1, 1, 4), 0.8))[1].flatten().abs()
-    for partner, neighbours in ((1, True), (2, False)):
-        expected = torch.zeros(4).index_fill(0, torch.tensor([partner]), 0.8)
-        expected[0] = 0.6
-        if torch.allclose(turned, expected):
-            return neighbours
-    raise UnsupportedModel(f"{name} turns its keys in pairs we do not know; use a model with plain rotary attention.")
-
-
-def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
+def _entries_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
     device = model.get_input_embeddings().weight.device
     cache: Any = GrowingCache()
     token = torch.tensor([[5]], device=device)
@@ -279,6 +251,6 @@ def _keys_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]
 def _refusal(model: Any, layer: int, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"{type(model).__name__} cannot be served exactly: at layer {layer} {reason}. "
-        "Models with latent caches or other position schemes need method-specific support; "
+        "Models with other caches or position schemes need method-specific support; "
         "use a model with plain rotary attention (Llama, Mistral, Qwen, Gemma, Phi-3, GLM-4, ...)."
     )

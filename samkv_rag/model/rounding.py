@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
     """RMS of the difference, relative to the RMS of what is `expected`."""
     return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-30))
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether they are equal within the rounding of what is `expected`."""
+    limit = _TOLERANCE.get(expected.dtype, 1e-4) * (expected.float().abs().max().item() + 1e-3)
+    return bool((found.float() - expected.float()).abs().max().item() < limit)
 
 
 def worst(errors: Iterable[float]) -> float:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Stack:
     """Layers whose caches are alike, by their sorted numbers in the model: H query heads, G key/value heads of D
-    dimensions. `readers` are the layers that attend to them: themselves, and layers without a cache of their own."""
+    dimensions. `readers` are the layers that attend to them: themselves, and layers without a cache of their own. What
+    a query head attends to has `attended` numbers per token, key and value: 2 D, unless latents are cached."""
 
     layers: tuple[int, ...]
     readers: tuple[int, ...]
     heads: int
     kv_heads: int
     head_dim: int
+    attended: int
 
     def within(self, layers: range) -> range:
         """The places in this stack of its layers that are among `layers`, a run of the model's layers."""
@@ -48,13 +50,13 @@ class KVShape:
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, ...]], sources: Sequence[int], itemsize: int) -> KVShape:
-        """The shape of caches whose layers have these `sizes`: heads, key/value heads, head dimensions, and anything
-        else that keeps layers apart."""
+        """The shape of caches whose layers have these `sizes`: heads, key/value heads, head dimensions, numbers
+        attended to, and anything else that keeps layers apart."""
         alike: dict[tuple[int, ...], list[int]] = {}
         for layer, own in enumerate(sizes):
             alike.setdefault(own, []).append(layer)
         stacks = [
-            Stack(tuple(layers), tuple(i for i, source in enumerate(sources) if source in layers), *own[:3])
+            Stack(tuple(layers), tuple(i for i, source in enumerate(sources) if source in layers), *own[:4])
             for own, layers in alike.items()
         ]
         return cls(tuple(stacks), tuple(sources), itemsize)

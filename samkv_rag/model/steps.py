@@ -46,11 +46,11 @@ Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
 def recorder_of(
-    forward: Forward, empty: Callable[[int], SlotCache], backend: Backend, device: torch.device, apart: bool
+    forward: Forward, empty: Callable[[int], SlotCache], backend: Backend, device: torch.device, unfit: str | None
 ) -> Recorder | None:
     """The recorder of a model's steps, if they can be recorded; a warning says what prevents it. See `Loop` for
     `empty`."""
-    why_not = obstacle(backend, device, apart)
+    why_not = obstacle(backend, device, unfit)
     if why_not is None:
         return Recorder(forward, backend, Graphs(device), empty)
     tell(f"Decoding runs without CUDA graphs: {why_not}.")

@@ -3,7 +3,6 @@ the rest."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend, BackendError, choose
-from samkv_kernels.softmax import Softmax
 from samkv_rag.errors import SamKVError, UnsupportedModel
-from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.memory import is_out_of_memory
-from samkv_rag.model.observers import Observation, Observer
+from samkv_rag.model.observers import Observation
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
+
+Entries = tuple[Tensor, Tensor]
+"""Keys and values."""
 
 PROBE = tuple(range(5, 29))
 """Tokens of any vocabulary, fewer than a sliding window has."""
@@ -107,27 +107,15 @@ def source_of(model: Any, met: Mapping[int, Observation], caches: Sequence[Tenso
     )
 
 
-class Measuring(AttentionPlan):
-    """A plan that records with which keys and values each layer attends, call by call (`given`)."""
-
-    def __init__(self, positions: Tensor, observer: Observer) -> None:
-        super().__init__(positions, observer=observer)
-        self.given: defaultdict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
-    ) -> Tensor:
-        """One layer of this pass; see `Plan`."""
-        self.given[layer].append((key, value))
-        return super().attend(layer, query, key, value, softmax, window)
-
-
-def refuse_changed_entries(model: Any, plan: Measuring, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
+def refuse_changed_entries(
+    model: Any, given: Mapping[int, Sequence[Entries]], caches: Sequence[Entries], latent: bool
+) -> None:  # fmt: skip
     """Raise `UnsupportedModel` when a layer does not attend once to the very keys and values that its cache holds:
-    decoding steps of several answers, and packed tokens, take them from there."""
+    decoding steps of several answers, and packed tokens, take them from there. A layer that holds latents attends to
+    what it makes of them."""
     for layer, held in enumerate(caches):
-        given = plan.given[layer]
-        if len(given) != 1 or not all(map(_same, given[0], held)):
+        calls = given.get(layer, [])
+        if len(calls) != 1 or not (latent or all(map(_same, calls[0], held))):
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot be served exactly: layer {layer} does not attend, once, to the very "
                 "keys and values that its cache holds. Use a model with plain rotary attention (Llama, Mistral, Qwen, "

@@ -177,6 +177,20 @@ def test_attention_over_gaps(batch: int, groups: int, rep: int, asked: int, kept
     attend_both_ways(attention_case(batch, groups, rep, asked, kept, dim, torch.float32))
 
 
+@pytest.mark.parametrize(("wide", "values"), [(96, 64), (64, 80)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_to_values_of_another_width(wide: int, values: int, scale: float | None) -> None:
+    """The output is as wide as the values; the scale is that of the keys."""
+    query, key, _, spans = attention_case(2, 2, 2, 9, 37, wide, torch.float32)
+    value = torch.randn(2, 2, 37, values, device=DEVICE)
+    attend_both_ways((query, key, value, spans), Softmax(scale))
+    got = sparse_attention(query, key, value, spans, Softmax(scale), "triton")
+    same = torch.nn.functional.pad(value, (0, 96 - values))[..., :wide]
+    want = sparse_attention(query, key, same, spans, Softmax(scale), "triton")
+    common = min(wide, values)
+    assert got.shape[-1] == values and far(got[..., :common], want[..., :common]) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_attention_in_half_precision(dtype: torch.dtype) -> None:
     attend_both_ways(attention_case(1, 2, 4, 5, 70, 64, dtype))

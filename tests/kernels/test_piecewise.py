@@ -51,6 +51,18 @@ def test_pieces_are_sparse_attention(
     assert max((each - reference).abs().max() for each in (shares, made)) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("values", [3, 11])
+def test_values_may_be_of_another_width_than_keys(values: int) -> None:
+    torch.manual_seed(0)
+    query, key, _ = drawn(1, 2, 3, 40, 60, 7)
+    value, spans = torch.randn(1, 2, 60, values), Spans.causal(torch.arange(20, 60)[None], torch.arange(60)[None])
+    found = piecewise_attention(query, key, value, pieces_of(spans, 3))
+    expected = sparse_attention(query, key, value, spans)
+    assert found.shape[-1] == values and (found - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
+    first = sparse_attention(query, key, value[..., :2], spans)
+    assert (expected[..., :2] - first).abs().max() < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("sunk", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("window", [None, 100])

@@ -14,7 +14,7 @@ from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.methods.settling import LEAST_PACKED
 from samkv_rag.profiling.answers import forced_logits
-from tests import oracles
+from tests import latents, oracles
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.models import adapter, tiny_engine
@@ -42,9 +42,9 @@ def packed_entries(case: Prompted, prepared: Prepared, hold: float) -> tuple[Ten
     return packed.positions, [layer.entries() for layer in packed.layers]
 
 
-def with_entries(past: Cache, slots: Tensor, entries: Sequence[tuple[Tensor, Tensor]]) -> None:
-    for layer, (keys, values) in zip(past.layers, entries, strict=True):
-        layer.keys[:, :, slots], layer.values[:, :, slots] = keys, values
+def with_entries(wiring: str, past: Cache, slots: Tensor, entries: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for layer, own in zip(past.layers, entries, strict=True):
+        layer.keys[:, :, slots], layer.values[:, :, slots] = latents.handed(stock(wiring), *own)
 
 
 # -- against stock forwards ----------------------------------------------------------------------------------------
@@ -65,10 +65,10 @@ def test_the_first_tokens_see_all_as_it_is_and_the_others_see_what_is_packed(wir
     prompt = torch.arange(case.plan.n_tokens)
     seen = stock_logits(stock(wiring), ANSWER[:at], following[:at], past, before=prompt)
     for layer, entries in zip(past.layers, packed, strict=True):
-        for exact, rounded in zip((layer.keys, layer.values), entries, strict=True):
+        for exact, rounded in zip(latents.held(stock(wiring), layer.keys, layer.values), entries, strict=True):
             spread = exact[0][:, slots].amax() - exact[0][:, slots].amin()
             assert (exact[0][:, slots] - rounded).abs().max() < spread / 15, "every number is the nearest of sixteen"
-    with_entries(past, slots, packed)
+    with_entries(wiring, past, slots, packed)
     before = torch.cat([prompt, following[:at]])
     held = torch.cat([Kept.of(case.plan, prepared.selection).positions, following])
     seen_then = torch.isin(torch.cat([before, following[at:-1]]), held).expand(len(ANSWER) - at - 1, -1)

@@ -19,8 +19,8 @@ from tests.models import adapter, build
 
 
 def test_steps_are_recorded_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wanted(backend: Any = "triton", device: str = "cuda", apart: bool = False) -> bool:
-        return graphs.wanted(backend, torch.device(device), apart)
+    def wanted(backend: Any = "triton", device: str = "cuda", unfit: str | None = None) -> bool:
+        return graphs.wanted(backend, torch.device(device), unfit)
 
     for choice, there, elsewhere in (
         ("", True, False),
@@ -30,7 +30,7 @@ def test_steps_are_recorded_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -
     ):
         monkeypatch.setenv(VARIABLE, choice)
         assert wanted() == there
-        assert wanted("torch") == wanted(device="cpu") == wanted(apart=True) == elsewhere
+        assert wanted("torch") == wanted(device="cpu") == wanted(unfit="latents") == elsewhere
     with pytest.warns(RuntimeWarning, match="on cpu"):
         assert ModelAdapter(build(WIRINGS["llama"]())).loop.recorder is None
     monkeypatch.setenv(VARIABLE, "perhaps")
@@ -39,15 +39,18 @@ def test_steps_are_recorded_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_in_the_way_is_said() -> None:
-    def recorder(backend: Any = "triton", device: str = "cuda", apart: bool = False) -> Recorder | None:
+    def recorder(backend: Any = "triton", device: str = "cuda", unfit: str | None = None) -> Recorder | None:
         return steps.recorder_of(
-            lambda *_: torch.empty(0), adapter("llama").empty_cache, backend, torch.device(device), apart
+            lambda *_: torch.empty(0), adapter("llama").empty_cache, backend, torch.device(device), unfit
         )
 
     assert recorder() is not None
-    for why, said in (({"device": "cpu"}, "on cpu"), ({"backend": "torch"}, "torch"), ({"apart": True}, "length")):
+    for why, said in (({"device": "cpu"}, "on cpu"), ({"backend": "torch"}, "torch"), ({"unfit": "length"}, "length")):
         with pytest.warns(RuntimeWarning, match=said):
             assert recorder(**why) is None
+    assert adapter("llama").loop.unfit is None
+    for wiring, said in (("llama-longrope-crossed", "length of the text"), ("deepseek-v3", "latents")):
+        assert said in str(adapter(wiring).loop.unfit)
 
 
 def test_steps_of_one_token_do_without_cudnn_and_leave_the_setting_as_it_was() -> None:

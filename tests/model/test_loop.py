@@ -137,7 +137,7 @@ def test_each_row_goes_by_its_own_rules() -> None:
 
 
 def test_one_forward_serves_all_rows_and_longrope_takes_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wiring, sizes in {"llama": [4], "llama-longrope-crossed": [1, 1, 1, 1]}.items():
+    for wiring, sizes in {"llama": [4], "deepseek-v3": [4], "llama-longrope-crossed": [1, 1, 1, 1]}.items():
         passes: list[int] = []
         rows = [begin(case, method) for case, method in zip(prompted(wiring), METHODS, strict=True)]
         handle = (

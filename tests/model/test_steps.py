@@ -64,6 +64,8 @@ def step(rows: list[Decoding], wiring: str = "llama") -> None:
 @every_wiring
 @pytest.mark.parametrize("seeded", [False, True], ids=["greedy", "sampled"])
 def test_fixed_steps_give_the_tokens_of_plain_ones(wiring: str, seeded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if adapter(wiring).latents is not None:
+        pytest.skip("steps over latents are not fixed")
     want = alone(wiring, seeded)
     recorder = recording(monkeypatch, wiring)
     rows = [begin(prompted(wiring)[0], METHODS[0], **_sampling(seeded))]

@@ -14,10 +14,11 @@ from samkv_rag.model import supported
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.calling import handing
 from samkv_rag.model.observers import Observation
-from samkv_rag.model.rotary import _rotation_of
+from samkv_rag.model.rotation import rotation_of
 from samkv_rag.parity import check_parity
 from samkv_rag.types import BLOCK
 from tests.cases import REFUSED, SIZES, WIRINGS
+from tests.latents import held
 from tests.models import adapter, build
 from tests.oracles import random_ids, stock, unblocked
 
@@ -127,7 +128,7 @@ def test_a_model_whose_rotation_is_unknown_is_refused(function: Any, monkeypatch
     """A function that turns one tensor at a time is recognised only if it returns one of the same shape."""
     monkeypatch.setattr(sys.modules[__name__], "apply_rotary_pos_emb", function, raising=False)
     with pytest.raises(UnsupportedModel, match="Unlike has no apply_rotary_pos_emb for queries and keys"):
-        _rotation_of(Unlike(LlamaConfig(**SIZES)))
+        rotation_of(Unlike(LlamaConfig(**SIZES)))
 
 
 # -- how keys turn -------------------------------------------------------------------------------------------------
@@ -158,8 +159,9 @@ def test_stored_keys_turned_to_their_own_positions_are_the_models_cached_keys(wi
         keys, values = unblocked(own.kv)
         turned = attached.table(torch.arange(length)).rotate(keys[:, :, :length], stack.layers)
         for layer, key, value in zip(stack.layers, turned, values, strict=True):
-            assert torch.allclose(key, cache.layers[layer].keys[0], atol=2e-5)
-            assert torch.allclose(value[:, :length], cache.layers[layer].values[0], atol=2e-5)
+            there = held(stock(wiring), cache.layers[layer].keys[0], cache.layers[layer].values[0])
+            assert torch.allclose(key, there[0], atol=2e-5)
+            assert torch.allclose(value[:, :length], there[1], atol=2e-5)
             seen.add(layer)
     assert seen == set(range(len(cache.layers)))
 

@@ -125,8 +125,8 @@ def test_memory_that_is_short_once_is_asked_for_again() -> None:
         assert passes.reason is None and passes.recordings >= 3
 
 
-def workspace(sizes: Sequence[tuple[int, ...]] = ((4, 2, 8),) * 4) -> Workspace:
-    """A workspace of layers with these numbers of heads, key/value heads and head dimensions."""
+def workspace(sizes: Sequence[tuple[int, ...]] = ((4, 2, 8, 16),) * 4) -> Workspace:
+    """A workspace of layers with these numbers of heads, key/value heads, head dimensions, and numbers attended to."""
     shape = KVShape.of(sizes, range(len(sizes)), 4)
 
     def make(slots: int) -> list[Buffers]:
@@ -145,7 +145,7 @@ def cache_of(lent: list[Buffers] | None, positions: Tensor) -> SlotCache:
     return SlotCache(lent, positions, range(4))
 
 
-@pytest.mark.parametrize("sizes", [((4, 2, 8),) * 4, ((4, 2, 8), (4, 1, 16)) * 2], ids=["alike", "unlike"])
+@pytest.mark.parametrize("sizes", [((4, 2, 8, 16),) * 4, ((4, 2, 8, 16), (4, 1, 16, 32)) * 2], ids=["alike", "unlike"])
 def test_layers_are_lent_once_and_come_back_by_themselves(sizes: tuple[tuple[int, ...], ...]) -> None:
     space, some = workspace(sizes), torch.arange(16)
     cache = cache_of(space.lend(range(2), 20), some)

@@ -1,0 +1,171 @@
+"""Models that cache latents: what they cache is held joined, decoded absorbed, and told apart by what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samkv_rag import SamKV
+from samkv_rag.errors import UnsupportedModel
+from samkv_rag.methods import MultiInfLLM, Reuse
+from samkv_rag.model.absorbed import LatentRows, Making
+from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.latent import can_be_joined, joined, parted
+from samkv_rag.parity import check_parity
+from tests.cases import WIRINGS
+from tests.methods import test_stored as stored
+from tests.methods.gates import prompted
+from tests.model import test_loop as loops
+from tests.models import adapter, build
+from tests.oracles import stored_chunk
+
+LATENT = [wiring for wiring in WIRINGS if adapter(wiring).latents is not None]
+every_latent_wiring = pytest.mark.parametrize("wiring", LATENT)
+
+
+def test_the_wirings_that_cache_latents_are_these() -> None:
+    assert LATENT == ["deepseek-v3", "deepseek-v2", "minicpm3"]
+    assert all(adapter(wiring).rotary.latent == (wiring in LATENT) for wiring in WIRINGS)
+
+
+# -- what is held --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(0, 5), st.integers(1, 3))
+def test_what_is_joined_comes_apart_again(turning: int, more: int, tokens: int) -> None:
+    latent, turns = torch.randn(1, 1, tokens, turning + 2 * more), torch.randn(1, 1, tokens, turning)
+    assert can_be_joined(latent, turns)
+    keys, values = joined(latent, turns)
+    assert keys.shape == values.shape and torch.equal(keys[..., :turning], turns)
+    assert all(map(torch.equal, parted(keys, values, turning), (latent, turns)))
+
+
+def test_what_has_several_heads_or_turns_mostly_or_is_odd_is_not_joined() -> None:
+    one = torch.randn(1, 1, 2, 8)
+    assert can_be_joined(one, one)
+    assert not can_be_joined(one, one[..., :3]) and not can_be_joined(one[..., :4], one)
+    assert not can_be_joined(one.expand(1, 2, 2, 8), one)
+
+
+@every_latent_wiring
+def test_a_token_takes_what_the_model_itself_caches_of_it(wiring: str) -> None:
+    shape, config = adapter(wiring).shape, adapter(wiring).config
+    assert shape.bytes_per_token == 4 * 4 * (config.kv_lora_rank + config.qk_rope_head_dim)
+
+
+@pytest.mark.parametrize("wiring", LATENT[:2])
+@stored.stored
+def test_latents_are_stored_in_fewer_bits_like_keys_and_values(wiring: str, kv_dtype: str) -> None:
+    """Not MiniCPM3's: sharpened, that model magnifies any error by more than those for which the tolerances were set,
+    that of bfloat16 to 1 %."""
+    plain = prompted(wiring)
+    store = type(plain.store)(":memory:")
+    for key in (str(chunk.key) for chunk in plain.plan.chunks):
+        store.put(key, stored_chunk(plain.store, key), kv_dtype=kv_dtype)
+    other = replace(plain, store=store)
+    moved = stored.moved(other.logits(other.prepare(Reuse())), plain.logits(plain.prepare(Reuse())))
+    assert 0 < moved < stored.TOLERANCE[kv_dtype]
+
+
+# -- looks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [SamKV(look="pooled"), SamKV(look="bound"), SamKV.paper(), MultiInfLLM()])
+def test_looks_at_summaries_are_refused_with_the_remedy(method: Any) -> None:
+    with pytest.raises(UnsupportedModel, match='Use look="keys", the default'):
+        prompted("deepseek-v3").prepare(method)
+
+
+# -- decoding ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def rows_made(model: Any) -> Iterator[list[int]]:
+    """How many tokens the layers make keys and values of, call by call."""
+    heard = list[int]()
+    makers = [module.kv_b_proj for module in model.modules() if hasattr(module, "kv_b_proj")]
+    hooks = [maker.register_forward_hook(lambda _, given, __: heard.append(given[0].shape[-2])) for maker in makers]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@every_latent_wiring
+def test_a_step_makes_keys_and_values_of_no_token_but_the_new_one(wiring: str) -> None:
+    row = loops.begin(loops.prompted(wiring)[0], loops.METHODS[0])
+    with rows_made(adapter(wiring).model) as made:
+        adapter(wiring).loop.step([row])
+    assert made == [1] * 4
+
+
+def test_what_is_learned_of_a_layer_is_what_it_attends_to() -> None:
+    model = build(WIRINGS["deepseek-v3"]())
+    module, entries = model.model.layers[2].self_attn, torch.randn(1, 1, 9, 32)
+    given = module.expand_kv(entries[..., 8:].contiguous(), entries[..., :8].contiguous())
+    making = Making.of(module, 8, entries)
+    assert making.explains(entries, given) and not making.explains(entries.flip(2), given)
+    assert not making.explains(entries, (given[0], given[1] * 1.01))
+
+
+def test_a_wrong_making_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of absorbed decoding: one layer's values are another's."""
+    want, latents = loops.alone("deepseek-v3"), adapter("deepseek-v3").latents
+    assert latents is not None
+    first, second, *others = latents.layers
+    monkeypatch.setattr(latents, "layers", [first, replace(second, values=others[0].values), *others])
+    assert loops.alone.__wrapped__("deepseek-v3") != want
+
+
+def test_the_gate_compares_absorbed_decoding_with_the_models_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = LatentRows.attend
+
+    def wrong(plan: LatentRows, layer: int, query: Tensor, *others: Any) -> Tensor:
+        return right(plan, layer, query * 1.05, *others)
+
+    assert check_parity(adapter("minicpm3")).passed
+    monkeypatch.setattr(LatentRows, "attend", wrong)
+    with pytest.raises(Exception, match="decoding by"):
+        check_parity(adapter("minicpm3"))
+
+
+# -- where nothing can be learned of the layers ----------------------------------------------------------------------
+
+
+def squared() -> Any:
+    """A model one of whose layers does not make its values linearly."""
+    model = build(WIRINGS["deepseek-v3"]())
+    module = model.model.layers[3].self_attn
+    linear = module.expand_kv
+
+    def expand(latent: Tensor, turning: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = linear(latent, turning)
+        return keys, values * values
+
+    module.expand_kv = expand
+    return model
+
+
+def test_where_a_layer_is_not_linear_the_model_decodes_itself_over_all_that_is_kept() -> None:
+    attached = ModelAdapter(squared())
+    assert attached.latents is not None and attached.unpackable and check_parity(attached).passed
+    case = replace(prompted("deepseek-v3"), adapter=attached)
+    prepared = case.prepare(SamKV(keep=0.3))
+    assert prepared.settling is None
+    assert prepared.selection.notes[0].startswith(
+        "nothing was packed, everything is kept at full precision: this model"
+    )
+    ids = torch.tensor([case.plan.token_ids])
+    want = squared().generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4)
+    with rows_made(attached.model) as made:
+        assert case.tokens(SamKV(keep=1.0), 4) == want[0, ids.shape[1] :].tolist()
+    assert made[-4:] == [case.plan.n_tokens + 3] * 4
