@@ -27,8 +27,9 @@ class Rounded:
     """Integers of four bits, two in a byte, and what they stand for: `scale` times the integer, plus `low`.
 
     `codes` uint8 `(G, B, 16, D)`: of each 32 neighbouring tokens, the first 16 in the low bits, the others in the high
-    bits. `steps` fp16 `(G, B, 2, X)` hold scale and low, divided by `2 ** exponent` so that they fit: per channel over
-    32 tokens (X = D, `along` -2), or per token (X = 32, `along` -1).
+    bits, with the highest bit of each flipped: as signed numbers they are the integers less 8. `steps` fp16
+    `(G, B, 2, X)` hold scale and low, divided by `2 ** exponent` so that they fit: per channel over 32 tokens (X = D,
+    `along` -2), or per token (X = 32, `along` -1).
     """
 
     codes: Tensor
@@ -49,7 +50,7 @@ class Rounded:
             exact = entries[own] - _wide(low[own], exponent, along)
             exact.div_(_wide(scale[own], exponent, along)).round_().clamp_(0, MOST)
             numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to convert to unsigned
-            torch.bitwise_or(numbers[..., :HALF, :], numbers[..., HALF:, :] << 4, out=codes[own])
+            torch.bitwise_or(numbers[..., :HALF, :], numbers[..., HALF:, :] << 4, out=codes[own]).bitwise_xor_(0x88)
         return cls(codes, torch.stack([scale, low], 2), exponent, along)
 
     @property
@@ -62,24 +63,29 @@ class Rounded:
         """Shaped as `scale`."""
         return _wide(self.steps[:, :, 1], self.exponent, self.along)
 
-    def numbers(self, heads: slice = slice(None), room: Tensor | None = None) -> Tensor:
-        """The integers of some heads, fp32 `(g, B, 32, D)`, in borrowed (`room`) or new memory."""
-        codes = self.codes[heads]
-        if room is None:
-            room = codes.new_empty(*codes.shape[:2], 2, *codes.shape[2:], dtype=torch.float32)
-        room[:, :, 0] = codes & MOST
-        room[:, :, 1] = codes >> 4
-        return room.flatten(2, 3)
+    @property
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """What the numbers of `by_head` are multiplied by, and what is added to them, each shaped as `scale`. With a
+        middle, not the low, sums of the two parts hardly cancel: as precise as fp32 is without packing."""
+        sixteenth = _wide(self.steps[:, :, 0], self.exponent - 4, self.along)
+        return sixteenth, self.low.add_(sixteenth, alpha=128)
 
     def by_head(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the heads in groups, with their `numbers`: use each group's before taking the next."""
-        room = torch.empty(1, self.codes.shape[1], 2, *self.codes.shape[2:]) if self.codes.is_cpu else None
-        for own in _pieces(self.codes):
-            yield own, self.numbers(own, room)
+        """Yield the heads in groups, with their integers less 8, times 16, fp32 `(g, B, 32, D)`: that is what the high
+        bits of signed bytes are. Use each group's before taking the next."""
+        pieces = list(_pieces(self.codes))
+        signed = self.codes.view(torch.int8)
+        bits = torch.empty_like(signed[pieces[0]])
+        room = bits.new_empty(*bits.shape[:2], 2, *bits.shape[2:], dtype=torch.float32)
+        for own in pieces:
+            room[:, :, 0] = torch.mul(signed[own], 16, out=bits)
+            room[:, :, 1] = torch.bitwise_and(signed[own], -16, out=bits)
+            yield own, room.flatten(2, 3)
 
     def entries(self) -> Tensor:
         """What the integers stand for, fp32 `(G, 32 * B, D)`."""
-        return (self.numbers() * self.scale + self.low).flatten(1, 2)
+        integers = torch.cat([self.codes & MOST, self.codes >> 4], 2) ^ 8
+        return (integers * self.scale + self.low).flatten(1, 2)
 
     @property
     def nbytes(self) -> int:
@@ -110,15 +116,15 @@ class Packed:
 
     def scores(self, rows: Tensor) -> Tensor:
         """Products of `rows` `(G, R, D)` with every head's keys: `(G, R, N)`."""
-        rows = rows[:, None]
-        scaled, found = rows * self.keys.scale, rows @ self.keys.low.mT
+        rows, (scale, middle) = rows[:, None], self.keys.centred
+        scaled, found = rows * scale, rows @ middle.mT
         products = [scaled[heads] @ numbers.mT for heads, numbers in self.keys.by_head()]
         return (torch.cat(products) + found).transpose(1, 2).flatten(2)[..., : self.count]
 
     def mixed(self, weights: Tensor) -> Tensor:
         """Sums of every head's values, weighted by `weights` `(G, R, N)`: `(G, R, D)`."""
-        scale, low = (each.flatten(1)[:, : self.count] for each in (self.values.scale, self.values.low))
-        scaled, found = weights * scale[:, None], weights @ low[..., None]
+        scale, middle = (each.flatten(1)[:, : self.count] for each in self.values.centred)
+        scaled, found = weights * scale[:, None], weights @ middle[..., None]
         numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self.values.by_head())
         return torch.cat([scaled[heads] @ own for heads, own in numbers]) + found
 

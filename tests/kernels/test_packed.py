@@ -63,9 +63,10 @@ def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dty
 
 
 @pytest.mark.parametrize("seed", range(1, 12))
-def test_what_nearly_cancels_is_off_by_twice_the_tolerance_at_most(seed: int) -> None:
-    """A channel's numbers and its smallest value are summed separately: on a sixth of draws that shows in float32."""
-    assert off_and_dtype(torch.float32, seed)[0] < 2 * TOLERANCE[torch.float32]
+def test_other_draws_are_in_the_tolerance_too(seed: int) -> None:
+    """With a channel's smallest value instead of its middle, a sixth of 300 draws was not: what is summed separately
+    nearly cancels."""
+    assert off_and_dtype(torch.float32, seed)[0] < TOLERANCE[torch.float32]
 
 
 @given(st.integers(1, 3), st.integers(1, 100), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 1e4]), st.integers(0, 99))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @triton.jit
 def _numbers(codes, line, there, DIM: tl.constexpr, WIDE: tl.constexpr):
-    # The numbers of BLOCKS blocks: (BLOCKS, 16, WIDE), those of both halves in every byte.
+    # The numbers of BLOCKS blocks: (BLOCKS, 16, WIDE), those of both halves in every byte, their highest bits flipped.
     half = line[:, None] * 16 + tl.arange(0, 16)[None, :]
     at = tl.arange(0, WIDE)[None, None, :]
     return tl.load(codes + half[:, :, None] * DIM + at, mask=there[:, None, None] & (at < DIM), other=0)
@@ -97,7 +97,7 @@ def attend_packed_kernel(
         key_low = (tl.load(by_channel + DIM, mask=within, other=0).to(tl.float32) * key_unit)[:, None, :]
         value_numbers = _numbers(value_codes, line, there, DIM, WIDE)
         for high in tl.static_range(2):
-            k = _stand_for((numbers >> (4 * high)) & 15, key_scale, key_low, BLOCKS * 16, WIDE, DOT)
+            k = _stand_for(((numbers >> (4 * high)) & 15) ^ 8, key_scale, key_low, BLOCKS * 16, WIDE, DOT)
             slot = tl.reshape(block[:, None] * 32 + 16 * high + half, (BLOCKS * 16,))
             seen = (slot[None, :] >= start[:, None]) & (slot[None, :] <= stop[:, None])
             scores = tl.where(seen, tile_scores(q, k, scale, cap, SOFTCAP), UNSEEN)
@@ -105,7 +105,7 @@ def attend_packed_kernel(
             by_token = value_steps + line[:, None] * 64 + 16 * high + half
             value_scale = (tl.load(by_token, mask=there[:, None], other=0).to(tl.float32) * value_unit)[:, :, None]
             value_low = (tl.load(by_token + 32, mask=there[:, None], other=0).to(tl.float32) * value_unit)[:, :, None]
-            v = _stand_for((value_numbers >> (4 * high)) & 15, value_scale, value_low, BLOCKS * 16, WIDE, DOT)
+            v = _stand_for(((value_numbers >> (4 * high)) & 15) ^ 8, value_scale, value_low, BLOCKS * 16, WIDE, DOT)
             acc = tl.dot(weights.to(DOT), v, acc * shrink[:, None], input_precision="tf32x3")
     total = tl.where(total == 0, 1.0, total)
     row = ((tl.program_id(2) * (tl.num_programs(1) // GROUPS) + batch) * GROUPS * REP + head) * n_query + token
