@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig
 
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.compiling import compile_parts
@@ -17,6 +17,12 @@ from samkv_rag.types import PromptPlan, Question, Segment
 CPU_LLAMA = LlamaConfig(
     vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
     num_key_value_heads=4, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+CPU_LATENT = DeepseekV3Config(
+    vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+    num_key_value_heads=12, q_lora_rank=None, kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32,
+    v_head_dim=64, first_k_dense_replace=12, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2,
+    pad_token_id=0,
 )  # fmt: skip
 TINY_LLAMA = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
@@ -68,6 +74,7 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
 
     "random" is 12 x 768 in float32, "random-head" the same, with prompts that begin with the tokens after which chunks
     are ingested, as those of `answer()` do, "random-bf16" in bfloat16, "random-int8" with linear layers in 8 bits,
+    "random-latent" a DeepSeek of the same size without experts, in float32, which caches latents of 288 numbers,
     "8b" the shape of Llama-3.1-8B in bfloat16, "8b-compiled" the same with the parts of its layers compiled,
     "8b-shallow" four layers of it in float32, where reuse must be exact to 1e-4,
     "tiny" 4 x 64 in float32 (to see that a benchmark runs), "bundled" and "bundled-small" the readers.
@@ -82,8 +89,8 @@ def model_named(label: str, device: str | torch.device = "cpu") -> ModelAdapter:
         if label == "8b-compiled":
             compile_parts(adapter.model)
         return adapter
-    if label == "tiny":
-        return random_model(TINY_LLAMA, device=device)
+    if label in ("tiny", "random-latent"):
+        return random_model(TINY_LLAMA if label == "tiny" else CPU_LATENT, device=device)
     dtype = torch.bfloat16 if label == "random-bf16" else torch.float32
     adapter = random_model(dtype=dtype, device=device, sink_prefix=HEAD if label == "random-head" else ())
     return in_int8(adapter) if label == "random-int8" else adapter

@@ -84,7 +84,7 @@ def _shares(reports: Sequence[Report]) -> dict[str, float]:
 
 def main() -> None:
     parser = options_of(__doc__, rounds=5, devices=True)
-    labels = ["bundled", "random", "random-bf16", "random-head", "random-int8", "8b"]
+    labels = ["bundled", "random", "random-bf16", "random-head", "random-int8", "random-latent", "8b"]
     parser.add_argument("--models", nargs="+", default=labels[:3], choices=labels)
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--systems", nargs="+", default=list(METHODS), choices=list(METHODS))
