@@ -1,9 +1,10 @@
 """Decoding: milliseconds per token and tokens per second of 1, 4 and 8 answers, together and one after another, over
 whole caches, over kept ones, and over whole ones, or most of them, in 4 bits per number. `python -m benchmarks.decode`
 
-On a random 12 x 768 Llama, over caches of random keys and values of a prompt's size: their contents do not change the
-time. All variants take turns in one process. Nothing is reported when the exactness gate is red, or when answers
-decoded together differ from those decoded alone. The number that counts is the ratio within one run.
+On a random 12 x 768 Llama, or with `--model random-latent` on a DeepSeek of that size, over caches of random keys and
+values of a prompt's size: their contents do not change the time. All variants take turns in one process. Nothing is
+reported when the exactness gate is red, or when answers decoded together differ from those decoded alone. The number
+that counts is the ratio within one run.
 `--clock cpu` counts processor time instead of wall time: with one thread they are the same on an idle machine, and
 processor time is usable on a busy one.
 """
@@ -125,10 +126,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--new", type=int, default=8, help="tokens decoded for each answer")
     parser.add_argument("--answers", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--model", default="random", choices=["random", "random-latent"])
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    adapter, clock = gated("random", model_named("random", options.device)), CLOCKS[options.clock]
+    adapter, clock = gated(options.model, model_named(options.model, options.device)), CLOCKS[options.clock]
     one_round(adapter, options.tokens, 1, 1, clock)
     seen: dict[int, Seen] = {answers: defaultdict(list) for answers in options.answers}
     for _ in range(options.rounds):
@@ -136,7 +138,7 @@ def main() -> None:
             for variant, seconds in one_round(adapter, options.tokens, answers, options.new, clock).items():
                 times[variant] += seconds
     for answers, times in seen.items():
-        found = table(options.tokens, answers, options.new, options.clock, times, options.device)
+        found = table(options.tokens, answers, options.new, options.clock, times, options.device, options.model)
         publish("decode", found, 10, options.dry)
 
 

@@ -44,17 +44,18 @@ def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
 
 def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
     shape, own, linear = adapter.shape, adapter.shape.cached().stop, 0
+    absorbed = 0 if adapter.latents is None else _absorbed(adapter.latents, one)
     alike = Counter[tuple[bool, int | None, bool]]()
     for layer, (weight, window) in enumerate(zip(weights, windows, strict=True)):
         if layer < one.layers - one.ended:
             stack, cached = shape.stack_of(layer), layer < own
             linear += 2 * len(one.among(cached).slots) * weight
-            alike[cached, window, one.narrowed(layer)] += stack.heads * stack.attended
+            alike[cached, window, one.narrowed(layer)] += stack.heads * (absorbed or stack.attended)
     attention = sum(
         2 * width * one.among(cached).pairs(window, narrowed) for (cached, window, narrowed), width in alike.items()
     )
     if adapter.latents is not None:
-        linear += _of_latents(adapter.latents, one)
+        linear += _of_latents(adapter.latents, one, bool(absorbed))
     elif one.ended:
         hidden, last = adapter.model.get_input_embeddings().weight.shape[1], shape.stack_of(one.layers - 1)
         made = 2 * last.kv_heads if one.layers <= own else 0  # otherwise keys and values are another layer's
@@ -62,11 +63,23 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
     return linear + attention
 
 
-def _of_latents(latents: Latents, one: Pass) -> int:
-    """What layers make of the latents of tokens that the pass does not run, and what its last layer does if it ends."""
-    others, linear = len(one.positions) - len(one.slots), 0
+def _absorbed(latents: Latents, one: Pass) -> int:
+    """How many numbers a query head attends to per token, if a pass attends to latents as they are; else 0."""
+    if one.prefill or one.limited or not latents.pays(len(one.slots)):
+        return 0
+    return latents.layers[0].keys.shape[1] + latents.layers[0].values.shape[1]
+
+
+def _of_latents(latents: Latents, one: Pass, absorbed: bool) -> int:
+    """What layers make of the latents of tokens that the pass does not run, or of its queries and what these find; and
+    what its last layer does if it ends."""
+    rows, linear = len(one.slots), 0
     for layer in range(one.layers):
-        linear += 2 * others * _weights(latents.modules[layer].kv_b_proj, 1)
+        if absorbed:
+            making, ends = latents.layers[layer], one.ended and layer == one.layers - 1
+            linear += 2 * rows * (making.keys.numel() + (0 if ends else making.values.numel()))
+        else:
+            linear += 2 * (len(one.positions) - rows) * _weights(latents.modules[layer].kv_b_proj, 1)
     if one.ended:
         own = latents.modules[one.layers - 1]
         ahead = sum(_weights(part, 1) for part in own.children()) - _weights(own.o_proj, 1)

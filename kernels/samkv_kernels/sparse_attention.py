@@ -56,13 +56,16 @@ def sparse_attention(
     if backend == "triton":
         from samkv_kernels.jit.sparse_attention import attend
 
-        if value.shape[3] == key.shape[3]:
-            return attend(query, key, value, spans, softmax)
         fixed = replace(softmax, scale=softmax.scale_for(key.shape[3]))
-        wide = max(key.shape[3], value.shape[3])
-        query, key, filled = (pad(x, (0, wide - x.shape[3])) for x in (query, key, value))  # zeros add nothing
-        return attend(query, key, filled, spans, fixed)[..., : value.shape[3]]
+        return attend(*equally_wide(query, key, value), spans, fixed)[..., : value.shape[3]]
     return masked_attention(query, key, value, spans.mask(key.shape[2])[:, None], softmax)
+
+
+def equally_wide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values that are less wide than others filled with zeros, which add nothing to any product."""
+    wide = max(key.shape[3], value.shape[3])
+    filled = [x if x.shape[3] == wide else pad(x, (0, wide - x.shape[3])) for x in (query, key, value)]
+    return filled[0], filled[1], filled[2]
 
 
 def attention_shares(

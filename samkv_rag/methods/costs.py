@@ -44,6 +44,11 @@ class Pass:
         """The pass as it ran on layers with a cache of their own (`cached`), or on those without."""
         return self if cached or not self.prefill else Pass(self.positions, self.slots[-1:], self.layers)
 
+    @property
+    def limited(self) -> bool:
+        """Whether some rows attend only to some tokens on some layer."""
+        return self.narrow is not None and self.narrow.rows > 0 and len(self.slots) < len(self.positions)
+
     def narrowed(self, layer: int) -> bool:
         """Whether some rows attend only to some tokens on this layer."""
         return self.narrow is not None and layer >= self.narrow.layer

@@ -1,4 +1,4 @@
-"""Decoding over latents without making keys and values of them.
+"""Attending to latents without making keys and values of them.
 
 What a layer makes of its latents is linear. So a query can be compared with the latents themselves, once it is
 multiplied by what makes keys, and a sum of latents can be made a value after it was added up (DeepSeek-V2, section
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
-from samkv_rag.model.decoding import Decoding
+from samkv_rag.model.attention import AttentionPlan
+from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.latent import joined, parted
 from samkv_rag.model.rounding import alike
 
+BACKEND: Backend = "torch"
 Entries = tuple[Tensor, Tensor]
 """Keys and values."""
 
@@ -44,17 +47,17 @@ class Making:
 
     def explains(self, entries: Tensor, given: Entries) -> bool:
         """Whether a layer that holds `entries` `(1, 1, T, R + C)` attends to what is made of them."""
-        made = entries @ self.keys, self._latents(entries) @ self.values
+        made = entries @ self.keys, self.latents(entries) @ self.values
         return all(x.shape == y.shape and alike(x, y) for x, y in zip(made, given, strict=True))
 
-    def _latents(self, entries: Tensor) -> Tensor:
+    def latents(self, entries: Tensor) -> Tensor:
+        """The latents in entries `(..., R + C)`."""
         return entries[..., -self.values.shape[1] :]
 
-    def attend(self, query: Tensor, entries: Tensor, mask: Tensor | None, softmax: Softmax) -> Tensor:
-        """Attention of `query` `(1, H, Q, D)` over `entries` `(1, 1, T, R + C)` -> `(1, H, Q, E)`."""
-        fixed = replace(softmax, scale=softmax.scale_for(query.shape[-1]))
-        found = masked_attention(query @ self.keys.mT, entries, self._latents(entries), mask, fixed)
-        return found @ self.values
+    def pays(self, rows: int) -> bool:
+        """Whether a pass of `rows` rows takes fewer operations over the entries than over all keys and values."""
+        (latent, made), (both, width) = self.values.shape[1:], self.keys.shape[1:]
+        return rows * (both + latent - width - made) < latent * (width - (both - latent) + made)
 
 
 class Latents:
@@ -83,43 +86,75 @@ class Latents:
         made: Entries = self.modules[layer].expand_kv(*parted(keys, values, self._turning))
         return made
 
+    def pays(self, rows: int) -> bool:
+        """Whether passes of `rows` rows should attend to latents as they are."""
+        return self.absorbed and self.layers[0].pays(rows)
 
-class Appending(Cache):
-    """Stores the new latents of several answers, a token of each, row by row in its own cache; the model gets back only
-    those."""
 
-    def __init__(self, rows: Sequence[Decoding]) -> None:
-        super().__init__(layers=rows[0].cache.layers)
-        self._rows = rows
+@dataclass
+class AbsorbedPlan(AttentionPlan):
+    """Attends to the entries that `cache` holds, packed ones included: a model gets back only the new ones from it, and
+    what it makes of these is not used. `layers`: what its layers make of entries."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Entries:
-        """Store them; returns what it was given, `(B, 1, 1, C)` and `(B, 1, 1, R)`."""
-        keys, values = joined(key_states, value_states)
-        for row, key, value in zip(self._rows, keys.split(1), values.split(1), strict=True):
-            row.cache.extend(layer_idx, key, value)
-        return key_states, value_states
+    cache: SlotCache | None = None
+    layers: Sequence[Making] = ()
+    absorbs: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, plan: AttentionPlan, cache: SlotCache, latents: Latents) -> AbsorbedPlan:
+        """The plan of the same pass, over this cache. Entries are wider than the heads that our kernels take."""
+        how = plan.slots, plan.observer, plan.last_layer, BACKEND, plan.packed
+        return cls(plan.positions, *how, cache=cache, layers=latents.layers)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
+        """One layer of this pass; see `Plan`."""
+        assert self.cache is not None
+        making, held = self.layers[layer], self.cache.slot_layers[self.cache.home(layer)]
+        fixed = replace(softmax, scale=softmax.scale_for(query.shape[3]))
+        asked, entries = query @ making.keys.mT, torch.cat([held.keys, held.values], -1)
+        return super().attend(layer, asked, entries, making.latents(entries), fixed, window) @ making.values
+
+    def attended(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
+        shares: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The attention itself; what is packed is unpacked, and placed before the others."""
+        if self.packed is None:
+            return super().attended(layer, query, key, value, softmax, window, shares)
+        mask = self.sight(query.shape[2], key.shape[2], window).whole_mask(len(self.packed.positions))
+        unpacked = torch.cat(self.packed.of_layer(layer).entries(), -1)[None].to(key.dtype)
+        entries = torch.cat([unpacked, key], 2)
+        return masked_attention(query, entries, self.layers[layer].latents(entries), mask, softmax)
 
 
 @dataclass(frozen=True, slots=True)
-class LatentRows:
-    """One new token for each of several answers, row by row over its own cache, where it is by now: what the model made
-    of the new tokens' latents is not used."""
+class AbsorbedRows:
+    """One new token for each of several answers, row by row over its own cache, under its own plan."""
 
-    rows: Sequence[Decoding]
-    layers: Sequence[Making]
+    plans: Sequence[AbsorbedPlan]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
     ) -> Tensor:
         """One layer of the step; see `Plan`."""
-        making, out = self.layers[layer], list[Tensor]()
-        for row, own in zip(self.rows, query.split(1), strict=True):
-            held = row.cache.slot_layers[row.cache.home(layer)]
-            sight, packed = row.plan.sight(1, held.length, window), row.plan.packed
-            entries = torch.cat([held.keys, held.values], -1)
-            if packed is not None:
-                unpacked = torch.cat(packed.of_layer(layer).entries(), -1)
-                entries = torch.cat([unpacked[None].to(entries.dtype), entries], 2)
-            out.append(making.attend(own, entries, sight.whole_mask(entries.shape[2] - held.length), softmax))
-        return torch.cat(out)
+        rows = zip(self.plans, query.split(1), key.split(1), value.split(1), strict=True)
+        return torch.cat([plan.attend(layer, q, k, v, softmax, window) for plan, q, k, v in rows])
+
+
+class Appending(Cache):
+    """Several caches as a model takes them whose latents are absorbed: new ones are stored row by row, each in its own
+    cache, and only these are handed back."""
+
+    def __init__(self, caches: Sequence[SlotCache]) -> None:
+        super().__init__(layers=caches[0].layers)
+        self._caches = caches
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Entries:
+        """Store them; returns what it was given, `(B, 1, Q, C)` and `(B, 1, Q, R)`."""
+        keys, values = joined(key_states, value_states)
+        for cache, key, value in zip(self._caches, keys.split(1), values.split(1), strict=True):
+            cache.update(key, value, layer_idx)
+        return key_states, value_states

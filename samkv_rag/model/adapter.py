@@ -17,6 +17,7 @@ from torch import Tensor
 from samkv_kernels.sending import sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
+from samkv_rag.model.absorbed import AbsorbedPlan, Appending
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.beginnings import ROOM, UNKNOWN, Beginnings, Head
 from samkv_rag.model.blending import Blend
@@ -101,7 +102,7 @@ class ModelAdapter:
         run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None
         with attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
-                tokens, **handing(self.model, cache, self.rotary.latent), attention_mask=dummy, use_cache=True,
+                tokens, **self._handing(cache, plan), attention_mask=dummy, use_cache=True,
                 position_ids=positions.to(self.device)[None].expand(len(tokens), -1),
             )  # fmt: skip
             logits = out.logits[:, -speak:].float() if speak else None
@@ -111,6 +112,20 @@ class ModelAdapter:
                 "use a model whose class sets _supports_attention_backend."
             )
         return logits
+
+    def _handing(self, cache: Any, plan: AttentionPlan) -> dict[str, Any]:
+        """The keyword argument that passes a cache to the model, for a pass under this plan."""
+        if plan.absorbs:
+            return handing(self.model, Appending([cache]))
+        return handing(self.model, cache, self.rotary.latent)
+
+    def _suited(self, plan: AttentionPlan, cache: SlotCache, rows: int) -> AttentionPlan:
+        """The same plan for a pass of `rows` rows, or one that suits what this model caches."""
+        if self.latents is None:
+            return plan
+        if self.latents.pays(rows):
+            return AbsorbedPlan.of(plan, cache, self.latents)
+        return plan if plan.packed is None else UnpackedPlan.of(plan, self.latents)
 
     def _last(self, count: int, tokens: Tensor) -> int | Tensor:
         """The last `count` of `tokens` `(B, Q)` as transformers' `logits_to_keep`. Given a number, layers without a
@@ -223,6 +238,8 @@ class ModelAdapter:
         plan = AttentionPlan(cache.positions, slots, asked.observer, asked.last_layer, self.backend)
         if narrow is not None and narrow.rows and slots is not None:  # else nothing is hidden from any query
             plan = NarrowedPlan(plan, narrow)
+        else:
+            plan = self._suited(plan, cache, len(asked.slots))
         logits = self.forward(asked.ids, cache.positions[asked.slots], cache, plan, int(asked.speak))
         return None if logits is None else logits[0, 0]
 
@@ -271,8 +288,7 @@ class ModelAdapter:
         """The same after each of `tokens`, which follow what `cache` holds; `observer` is called for every layer."""
         start, count = cache.get_seq_length(), len(tokens)
         plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend, packed=cache.packed)
-        if self.latents is not None:
-            plan = UnpackedPlan.like(plan, self.latents)
+        plan = self._suited(plan, cache, count)
         with without_cudnn:
             logits = self.forward(tokens, cache.positions[start : start + count], cache, plan, count)
         return logits[0]  # type: ignore[index]

@@ -19,7 +19,7 @@ from torch import Tensor
 from samkv_kernels.backend import Backend
 from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
-from samkv_rag.model.absorbed import Appending, LatentRows, Latents
+from samkv_rag.model.absorbed import AbsorbedPlan, AbsorbedRows, Appending, Latents
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import cache_name, handing
@@ -165,14 +165,15 @@ class Loop:
     def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
         if self.recorder is not None:
             return self.recorder.take(decodings)
-        absorbed = [] if self._latents is None else self._latents.layers
-        if self._apart or (len(decodings) == 1 and not absorbed):
+        latents = self._latents if self._latents is not None and self._latents.absorbed else None
+        if self._apart or (len(decodings) == 1 and latents is None):
             return torch.cat([self._alone(decoding) for decoding in decodings])
         tokens, positions = (torch.cat(column) for column in zip(*(d.next for d in decodings), strict=True))
-        if not absorbed:
+        if latents is None:
             return self._side_by_side(tokens, positions, RowsPlan(decodings))
-        cache, plan = Appending(decodings), LatentRows(decodings, absorbed)
-        return self._logits(tokens, positions, plan, **handing(self._model, cache), use_cache=True)
+        caches = [decoding.cache for decoding in decodings]
+        plan = AbsorbedRows([AbsorbedPlan.of(one.plan, one.cache, latents) for one in decodings])
+        return self._logits(tokens, positions, plan, **handing(self._model, Appending(caches)), use_cache=True)
 
     def _side_by_side(self, tokens: Tensor, positions: Tensor, plan: Plan) -> Tensor:
         """Next-token logits for one new token per row, under a plan that keeps the caches itself."""

@@ -22,11 +22,10 @@ class UnpackedPlan(AttentionPlan):
     latents: Latents | None = None
 
     @classmethod
-    def like(cls, plan: AttentionPlan, latents: Latents) -> UnpackedPlan:
-        """A plan that does the same over latents."""
-        return cls(
-            plan.positions, plan.slots, plan.observer, plan.last_layer, plan.backend, plan.packed, latents=latents
-        )
+    def of(cls, plan: AttentionPlan, latents: Latents | None) -> UnpackedPlan:
+        """The plan of the same pass."""
+        how = plan.slots, plan.observer, plan.last_layer, plan.backend, plan.packed
+        return cls(plan.positions, *how, latents=latents)
 
     def attended(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,

@@ -15,6 +15,7 @@ from samkv_rag import SamKV, SamKVEngine
 from samkv_rag.methods import CacheBlend, Method
 from samkv_rag.methods.costs import Pass
 from samkv_rag.model import attention
+from samkv_rag.model.absorbed import AbsorbedPlan
 from tests.cases import METHODS
 from tests.models import tiny_engine
 
@@ -63,16 +64,34 @@ def counting_pairs() -> Iterator[list[int]]:
         yield heard
 
 
+@contextmanager
+def counting_absorbed() -> Iterator[list[int]]:
+    """Records the multiplications that absorb what layers make of latents: of queries, and of what they find."""
+    heard: list[int] = []
+    attend = AbsorbedPlan.attend
+
+    def absorbed(plan: AbsorbedPlan, layer: int, query: Any, *rest: Any) -> Any:
+        heard.append(query.shape[2] * plan.layers[layer].keys.numel())
+        out = attend(plan, layer, query, *rest)
+        heard.append(query.shape[2] * plan.layers[layer].values.numel())
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AbsorbedPlan, "attend", absorbed)
+        yield heard
+
+
 @pytest.mark.parametrize(("wiring", "name"), RUNS)
 def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(wiring: str, name: str) -> None:
     engine = engine_of(wiring)
     counter = FlopCounterMode(display=False)
-    with counting_pairs() as pairs, counter:
+    with counting_pairs() as pairs, counting_absorbed() as absorbed, counter:
         report = engine.answer(ASKED, CHUNKS, method=SOME[name], max_new_tokens=1).report
     matrices = counter.get_flop_counts()["Global"]
     products = sum(count for op, count in matrices.items() if str(op) in ("aten.mm", "aten.addmm"))
     assert products and pairs
-    assert report.flops == products + 2 * sum(pairs)
+    assert report.flops == products + 2 * sum(pairs) + 2 * sum(absorbed)
+    assert bool(absorbed) == (wiring == "minicpm3" and name not in ("full", "no_context"))
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 30])

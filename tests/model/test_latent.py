@@ -16,7 +16,7 @@ from torch import Tensor
 from samkv_rag import SamKV
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.methods import MultiInfLLM, Reuse
-from samkv_rag.model.absorbed import LatentRows, Making
+from samkv_rag.model.absorbed import AbsorbedRows, Making
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.latent import can_be_joined, joined, parted
 from samkv_rag.parity import check_parity
@@ -127,13 +127,13 @@ def test_a_wrong_making_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_gate_compares_absorbed_decoding_with_the_models_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = LatentRows.attend
+    right = AbsorbedRows.attend
 
-    def wrong(plan: LatentRows, layer: int, query: Tensor, *others: Any) -> Tensor:
+    def wrong(plan: AbsorbedRows, layer: int, query: Tensor, *others: Any) -> Tensor:
         return right(plan, layer, query * 1.05, *others)
 
     assert check_parity(adapter("minicpm3")).passed
-    monkeypatch.setattr(LatentRows, "attend", wrong)
+    monkeypatch.setattr(AbsorbedRows, "attend", wrong)
     with pytest.raises(Exception, match="decoding by"):
         check_parity(adapter("minicpm3"))
 
