@@ -51,13 +51,19 @@ def ingest(
 
 def stored_bytes(sizes: Sequence[int], adapter: ModelAdapter, kv_dtype: str) -> int:
     """Estimate the bytes that chunks of `sizes` tokens take in the store."""
-    stacks = adapter.shape.stacks
+    latent = adapter.rotary.latent  # then there are no local queries
     return sum(
         estimate_bytes(
-            size, len(stack.layers), stack.kv_heads, stack.head_dim, adapter.dtype, heads=stack.heads, kv_dtype=kv_dtype
-        )
+            size,
+            len(stack.layers),
+            stack.kv_heads,
+            stack.head_dim,
+            adapter.dtype,
+            heads=0 if latent else stack.heads,
+            kv_dtype=kv_dtype,
+        )  # fmt: skip
         for size in sizes
-        for stack in stacks
+        for stack in adapter.shape.stacks
     )
 
 

@@ -120,12 +120,15 @@ class AbsorbedPlan(AttentionPlan):
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
         shares: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The attention itself; what is packed is unpacked, and placed before the others."""
-        if self.packed is None:
+        """The attention itself; what is packed is unpacked, and placed before the others. On a GPU SDPA would copy the
+        entries for every head."""
+        if self.packed is None and query.device.type == "cpu":
             return super().attended(layer, query, key, value, softmax, window, shares)
-        mask = self.sight(query.shape[2], key.shape[2], window).whole_mask(len(self.packed.positions))
-        unpacked = torch.cat(self.packed.of_layer(layer).entries(), -1)[None].to(key.dtype)
-        entries = torch.cat([unpacked, key], 2)
+        entries, packed = key, 0
+        if self.packed is not None:
+            unpacked, packed = self.packed.of_layer(layer).entries(), len(self.packed.positions)
+            entries = torch.cat([torch.cat(unpacked, -1)[None].to(key.dtype), key], 2)
+        mask = self.sight(query.shape[2], key.shape[2], window).whole_mask(packed)
         return masked_attention(query, entries, self.layers[layer].latents(entries), mask, softmax)
 
 

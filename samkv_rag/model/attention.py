@@ -65,11 +65,11 @@ class Sight:
     def whole_mask(self, packed: int) -> Tensor | None:
         """The mask of that many packed tokens and, after them, the keys, bool `(Q, N + T)`; None where every query
         attends to all."""
-        if not packed:
-            return self.mask()
         if self.plain and not self.causal and self.packed is None:
             return None
         own = self.spans.mask(self.keys)[0]
+        if not packed:
+            return own
         before = own.new_ones(len(own), packed) if self.packed is None else self.packed
         return torch.cat([before, own], 1)
 

@@ -160,6 +160,6 @@ def estimate_bytes(
     blocks = max(equal, math.ceil(n_tokens / BLOCK + chunks / 2)) if chunks > 1 else equal
     per_head = layers * head_dim
     kv = blocks * layers * KVForm(stored_as(kv_dtype, dtype), dtype, kv_heads, head_dim).block_bytes
-    summaries = (3 * blocks * kv_heads + chunks * (heads or kv_heads)) * per_head
+    summaries = (3 * blocks * kv_heads + chunks * (kv_heads if heads is None else heads)) * per_head
     checksums = 8 * layers * blocks
     return kv + summaries * (summary_dtype or dtype).itemsize + checksums + 14 * n_tokens + chunks * HEADER_BYTES

@@ -53,7 +53,7 @@ def differ(got: Tensor, want: Tensor) -> float:
     return float((got.cpu() - want.cpu()).abs().max() / want.abs().max())
 
 
-@pytest.mark.parametrize("wiring", ["llama", "gemma3"])
+@pytest.mark.parametrize("wiring", ["llama", "gemma3", "deepseek-v3"])
 def test_what_is_held_in_four_bits_gives_the_logits_of_a_cpu(wiring: str) -> None:
     method, answer = SamKV(keep=0.3, rest="int4"), random_ids(6, 1)
     there, here = (prompted(attached(wiring, device)) for device in (DEVICE, "cpu"))

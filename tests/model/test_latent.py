@@ -18,6 +18,7 @@ from samkv_rag.errors import UnsupportedModel
 from samkv_rag.methods import MultiInfLLM, Reuse
 from samkv_rag.model.absorbed import AbsorbedRows, Making
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.latent import can_be_joined, joined, parted
 from samkv_rag.parity import check_parity
 from tests.cases import WIRINGS
@@ -106,6 +107,22 @@ def test_a_step_makes_keys_and_values_of_no_token_but_the_new_one(wiring: str) -
     with rows_made(adapter(wiring).model) as made:
         adapter(wiring).loop.step([row])
     assert made == [1] * 4
+
+
+def test_passes_of_few_rows_attend_to_latents_as_they_are_and_those_of_many_do_not() -> None:
+    """In the shape of DeepSeek-V2-Lite: 16 heads of 128 + 64 and 128, latents of 512."""
+    making = Making(torch.empty(16, 576, 192), torch.empty(16, 512, 128))
+    assert [rows for rows in (1, 170, 171, 4096) if making.pays(rows)] == [1, 170]
+
+
+@pytest.mark.parametrize("packed", [0, 3])
+def test_a_mask_of_everything_is_causal_where_sdpa_would_be_told_so(packed: int) -> None:
+    plan = AttentionPlan(torch.arange(4))
+    mask = plan.sight(4, 4, None).whole_mask(packed)
+    assert mask is not None and torch.equal(mask[:, packed:], torch.ones(4, 4, dtype=torch.bool).tril())
+    assert mask[:, :packed].all() and plan.sight(1, 4, None).whole_mask(packed) is None
+    some = plan.sight(1, 4, 2).whole_mask(packed)
+    assert some is not None and some.tolist() == [[True] * packed + [False, False, True, True]]
 
 
 def test_what_is_learned_of_a_layer_is_what_it_attends_to() -> None:

@@ -157,8 +157,9 @@ def test_an_engine_answers_from_a_folder_as_it_did_when_it_filled_it(folder: Pat
     assert answers[0][0].report.kv_bytes_full == full
 
 
-def test_the_estimate_is_a_little_high(folder: Path) -> None:
-    attached, ids = adapter("gemma4-unlike-heads"), random_ids(900, 1)
+@pytest.mark.parametrize("wiring", ["gemma4-unlike-heads", "deepseek-v3"])
+def test_the_estimate_is_a_little_high(wiring: str, folder: Path) -> None:
+    attached, ids = adapter(wiring), random_ids(900, 1)
     with ChunkKVStore(folder) as store:
         store.put(A, attached.ingest(["four" * 900], [ids])[0])
         actual = store.stats().bytes
