@@ -54,21 +54,12 @@ class Rounded:
         return cls(codes, torch.stack([scale, low], 2), exponent, along)
 
     @property
-    def scale(self) -> Tensor:
-        """fp32 `(G, B, 1, D)`, or `(G, B, 32, 1)` where scales are per token."""
-        return _wide(self.steps[:, :, 0], self.exponent, self.along)
-
-    @property
-    def low(self) -> Tensor:
-        """Shaped as `scale`."""
-        return _wide(self.steps[:, :, 1], self.exponent, self.along)
-
-    @property
     def centred(self) -> tuple[Tensor, Tensor]:
-        """What the numbers of `by_head` are multiplied by, and what is added to them, each shaped as `scale`. With a
-        middle, not the low, sums of the two parts hardly cancel: as precise as fp32 is without packing."""
+        """What the numbers of `by_head` are multiplied by, and what is added to them: each fp32 `(G, B, 1, D)`, or `(G,
+        B, 32, 1)` where scales are per token. With a middle, not the low, sums of the two parts hardly cancel: as
+        precise as fp32 is without packing."""
         sixteenth = _wide(self.steps[:, :, 0], self.exponent - 4, self.along)
-        return sixteenth, self.low.add_(sixteenth, alpha=128)
+        return sixteenth, _wide(self.steps[:, :, 1], self.exponent, self.along).add_(sixteenth, alpha=128)
 
     def by_head(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the heads in groups, with their integers less 8, times 16, fp32 `(g, B, 32, D)`: that is what the high
@@ -84,8 +75,12 @@ class Rounded:
 
     def entries(self) -> Tensor:
         """What the integers stand for, fp32 `(G, 32 * B, D)`."""
-        integers = torch.cat([self.codes & MOST, self.codes >> 4], 2) ^ 8
-        return (integers * self.scale + self.low).flatten(1, 2)
+        groups, blocks, _, dim = self.codes.shape
+        out = torch.empty(groups, blocks, GROUP, dim, device=self.codes.device)
+        scale, middle = self.centred
+        for heads, numbers in self.by_head():
+            torch.addcmul(middle[heads], numbers, scale[heads], out=out[heads])
+        return out.flatten(1, 2)
 
     @property
     def nbytes(self) -> int:
