@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,11 @@ def played(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], object]:
     return run
 
 
-def test_a_level_batch_teaches_what_it_taught_before(encode: Encoder, tmp_path: Path) -> None:
+def test_a_level_batch_teaches_what_it_taught_before(
+    encode: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32: how products in bfloat16 are rounded depends on their sizes, and on the processor."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     run = a_run(encode, "cpu", tmp_path)
     for batch in batches(encode, ["alike", "mixed"]):
         levelled = level(batch)
@@ -56,7 +61,7 @@ def test_a_level_batch_teaches_what_it_taught_before(encode: Encoder, tmp_path: 
         (found, grads), (again, others) = (run.gradients(one, 0.3) for one in (batch, levelled))
         assert torch.allclose(found.first, again.first) and torch.allclose(found.plain, again.plain)
         assert all(torch.allclose(loss, again.points[name]) for name, loss in found.points.items())
-        assert apart(flat(others), flat(grads)) < 1e-5
+        assert apart(flat(others), flat(grads)) < 1e-6
 
 
 def test_batches_of_a_stage_are_of_one_shape(encode: Encoder) -> None:
