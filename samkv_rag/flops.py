@@ -65,7 +65,7 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
 
 def _absorbed(latents: Latents, one: Pass) -> int:
     """How many numbers a query head attends to per token, if a pass attends to latents as they are; else 0."""
-    if one.prefill or one.limited or not latents.pays(len(one.slots)):
+    if one.prefill or one.limited or not latents.pays(len(one.slots), len(one.positions)):
         return 0
     return latents.layers[0].keys.shape[1] + latents.layers[0].values.shape[1]
 

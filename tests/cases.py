@@ -140,7 +140,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.FalconConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
         "_supports_attention_backend",
     ),
-    "longcat": (lambda: tf.LongcatFlashConfig(**SIZES | LATENT), "cannot be run on a cache of ours"),
+    "longcat": (
+        lambda: tf.LongcatFlashConfig(
+            **{name: size for name, size in SIZES.items() if name != "num_hidden_layers"} | LATENT, num_layers=2,
+            head_dim=8,
+        ),
+        "no apply_rotary_pos_emb",
+    ),
     "hunyuan": (
         lambda: tf.HunYuanDenseV1Config(**SIZES, head_dim=16),
         "turn with position in a way we do not know",  # they are scaled channel by channel after they are rotated

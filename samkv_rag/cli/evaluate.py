@@ -46,6 +46,9 @@ def run(request: Request) -> None:
     model = request.model or BUNDLED
     with open_engine(model, Path(":memory:"), sink_prefix=request.sink_prefix) as engine:
         engine.load()
+        if request.methods is None and engine.adapter.rotary.latent:
+            chosen = [one for one in chosen if not getattr(one.base, "summaries", False)]
+            notes.print("This model caches latents: methods that look at summaries of blocks are left out.")
 
         def count(text: str) -> int:
             return len(engine.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -29,6 +29,7 @@ class MultiInfLLM(Options):
     local: Count = 32
 
     name = "multi_infllm"
+    summaries = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -155,11 +155,14 @@ class SamKV(Options):
             check_block(self.block)
 
     @property
+    def summaries(self) -> bool:
+        """Whether it looks at summaries of blocks."""
+        return self.look != "keys"
+
+    @property
     def _block(self) -> int:
         """Tokens per selection block."""
-        if self.block is not None:
-            return self.block
-        return 1 if self.look == "keys" and self.settle == "after" else BLOCK
+        return self.block or (1 if self.look == "keys" and self.settle == "after" else BLOCK)
 
     @classmethod
     def paper(cls, keep: float = 0.15) -> SamKV:
@@ -170,6 +173,8 @@ class SamKV(Options):
 
     def prepare(self, run: Run) -> Prepared:
         """Score, select within the budget, recompute; keeping and recomputing everything skips the question's pass."""
+        if self.summaries:
+            run.adapter.refuse_summaries_of_latents()
         budget = run.budget(self.keep)
         if budget == sum(run.lengths) and self.recompute == 1 and not self.aligned:
             return run.recompute(Selection.all_of(run.plan), theta=self.theta)

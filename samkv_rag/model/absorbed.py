@@ -25,6 +25,7 @@ from samkv_rag.model.latent import joined, parted
 from samkv_rag.model.rounding import alike
 
 BACKEND: Backend = "torch"
+FEW = 16
 Entries = tuple[Tensor, Tensor]
 """Keys and values."""
 
@@ -45,19 +46,23 @@ class Making:
         keys, values = module.expand_kv(units[..., turning:].contiguous(), units[..., :turning].contiguous())
         return cls(keys[0].contiguous(), values[0, :, turning:].contiguous())
 
-    def explains(self, entries: Tensor, given: Entries) -> bool:
-        """Whether a layer that holds `entries` `(1, 1, T, R + C)` attends to what is made of them."""
+    def explains(self, entries: Tensor, given: Entries, rough: bool = False) -> bool:
+        """Whether a layer that holds `entries` `(1, 1, T, R + C)` attends to what is made of them; `rough`: but for the
+        rounding of inputs to 8 bits."""
         made = entries @ self.keys, self.latents(entries) @ self.values
-        return all(x.shape == y.shape and alike(x, y) for x, y in zip(made, given, strict=True))
+        return all(x.shape == y.shape and alike(x, y, rough) for x, y in zip(made, given, strict=True))
 
     def latents(self, entries: Tensor) -> Tensor:
         """The latents in entries `(..., R + C)`."""
         return entries[..., -self.values.shape[1] :]
 
-    def pays(self, rows: int) -> bool:
-        """Whether a pass of `rows` rows takes fewer operations over the entries than over all keys and values."""
+    def pays(self, rows: int, total: int) -> bool:
+        """Whether a pass of the last `rows` of `total` tokens takes fewer operations over entries than over keys and
+        values, of which the model makes those of the rows in any case."""
         (latent, made), (both, width) = self.values.shape[1:], self.keys.shape[1:]
-        return rows * (both + latent - width - made) < latent * (width - (both - latent) + made)
+        pairs = rows * (total - (rows - 1) / 2)
+        absorbing = pairs * (both + latent) + rows * (both * width + latent * made)
+        return absorbing < pairs * (width + made) + (total - rows) * latent * (width - (both - latent) + made)
 
 
 class Latents:
@@ -65,15 +70,17 @@ class Latents:
     without it, where all of them could be learned (`absorbed`)."""
 
     def __init__(
-        self, decoder: Any, turning: int, held: Sequence[Entries], given: Mapping[int, Sequence[Entries]]
+        self, decoder: Any, turning: int, held: Sequence[Entries], given: Mapping[int, Sequence[Entries]],
+        rough: bool = False,
     ) -> None:  # fmt: skip
-        """`held` has the entries in each layer's cache, joined, and `given` what it attended to, call by call."""
+        """`held` has the entries in each layer's cache, joined, and `given` what it attended to, call by call; `rough`:
+        the model is quantised."""
         self._turning = turning
         self.modules = {module.layer_idx: module for module in decoder.modules() if hasattr(module, "expand_kv")}
         entries = {layer: torch.cat(own, -1) for layer, own in enumerate(held)}
         known = self.modules.keys() == entries.keys()
         learned = {layer: Making.of(self.modules[layer], turning, own) for layer, own in entries.items() if known}
-        fitting = [one for layer, one in learned.items() if one.explains(entries[layer], given[layer][0])]
+        fitting = [one for layer, one in learned.items() if one.explains(entries[layer], given[layer][0], rough)]
         self.layers = fitting if len(fitting) == len(held) else []
 
     @property
@@ -86,9 +93,12 @@ class Latents:
         made: Entries = self.modules[layer].expand_kv(*parted(keys, values, self._turning))
         return made
 
-    def pays(self, rows: int) -> bool:
-        """Whether passes of `rows` rows should attend to latents as they are."""
-        return self.absorbed and self.layers[0].pays(rows)
+    def pays(self, rows: int, total: int) -> bool:
+        """Whether a pass of `rows` rows among `total` tokens should attend to latents as they are. On a GPU that is
+        computed in float32, and only worth it for a few."""
+        if not self.absorbed or (self.layers[0].keys.is_cuda and rows > FEW):
+            return False
+        return self.layers[0].pays(rows, total)
 
 
 @dataclass

@@ -119,11 +119,11 @@ class ModelAdapter:
             return handing(self.model, Appending([cache]))
         return handing(self.model, cache, self.rotary.latent)
 
-    def _suited(self, plan: AttentionPlan, cache: SlotCache, rows: int) -> AttentionPlan:
-        """The same plan for a pass of `rows` rows, or one that suits what this model caches."""
+    def _suited(self, plan: AttentionPlan, cache: SlotCache, rows: int, total: int) -> AttentionPlan:
+        """The same plan for a pass of `rows` rows among `total` tokens, or one that suits what this model caches."""
         if self.latents is None:
             return plan
-        if self.latents.pays(rows):
+        if self.latents.pays(rows, total):
             return AbsorbedPlan.of(plan, cache, self.latents)
         return plan if plan.packed is None else UnpackedPlan.of(plan, self.latents)
 
@@ -187,11 +187,7 @@ class ModelAdapter:
     ) -> list[Tensor]:
         """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being the
         layers up to `last_layer` that attend to it. Raises `UnsupportedModel` where latents are cached."""
-        if self.rotary.latent:
-            raise UnsupportedModel(
-                f"{type(self.model).__name__} caches latents, which queries cannot be compared with: summaries of them "
-                'tell nothing. Use look="keys", the default.'
-            )
+        self.refuse_summaries_of_latents()
         asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
@@ -200,6 +196,11 @@ class ModelAdapter:
         table = self.table(cache.positions[slots.to(self.device)]).at(asked)
         stacks = self.shape.readers(last_layer)
         return [table.unrotate(torch.stack([queries[layer] for layer in layers]), layers) for layers in stacks]
+
+    def refuse_summaries_of_latents(self) -> None:
+        """Raise `UnsupportedModel` if this model caches latents."""
+        if self.rotary.latent:
+            supported.refuse_summaries(self.model)
 
     def question_attention(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
@@ -239,7 +240,7 @@ class ModelAdapter:
         if narrow is not None and narrow.rows and slots is not None:  # else nothing is hidden from any query
             plan = NarrowedPlan(plan, narrow)
         else:
-            plan = self._suited(plan, cache, len(asked.slots))
+            plan = self._suited(plan, cache, len(asked.slots), cache.get_seq_length())
         logits = self.forward(asked.ids, cache.positions[asked.slots], cache, plan, int(asked.speak))
         return None if logits is None else logits[0, 0]
 
@@ -288,7 +289,7 @@ class ModelAdapter:
         """The same after each of `tokens`, which follow what `cache` holds; `observer` is called for every layer."""
         start, count = cache.get_seq_length(), len(tokens)
         plan = AttentionPlan(cache.positions, observer=observer, backend=self.backend, packed=cache.packed)
-        plan = self._suited(plan, cache, count)
+        plan = self._suited(plan, cache, count, start + count)
         with without_cudnn:
             logits = self.forward(tokens, cache.positions[start : start + count], cache, plan, count)
         return logits[0]  # type: ignore[index]

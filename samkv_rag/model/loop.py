@@ -165,15 +165,12 @@ class Loop:
     def _forward(self, decodings: Sequence[Decoding]) -> Tensor:
         if self.recorder is not None:
             return self.recorder.take(decodings)
-        latents = self._latents if self._latents is not None and self._latents.absorbed else None
-        if self._apart or (len(decodings) == 1 and latents is None):
+        if self._apart or len(decodings) == 1:
             return torch.cat([self._alone(decoding) for decoding in decodings])
         tokens, positions = (torch.cat(column) for column in zip(*(d.next for d in decodings), strict=True))
-        if latents is None:
+        if self._latents is None:
             return self._side_by_side(tokens, positions, RowsPlan(decodings))
-        caches = [decoding.cache for decoding in decodings]
-        plan = AbsorbedRows([AbsorbedPlan.of(one.plan, one.cache, latents) for one in decodings])
-        return self._logits(tokens, positions, plan, **handing(self._model, Appending(caches)), use_cache=True)
+        return self._absorbed(tokens, positions, decodings, self._latents)
 
     def _side_by_side(self, tokens: Tensor, positions: Tensor, plan: Plan) -> Tensor:
         """Next-token logits for one new token per row, under a plan that keeps the caches itself."""
@@ -182,7 +179,17 @@ class Loop:
     def _alone(self, decoding: Decoding) -> Tensor:
         if self._apart:
             self._renew(decoding)
-        return self._logits(*decoding.next, decoding.plan, **self._handing(decoding.cache), use_cache=True)
+        (tokens, positions), latents = decoding.next, self._latents
+        total = decoding.cache.get_seq_length() + tokens.shape[1]
+        if latents is not None and (decoding.cache.packed is not None or latents.pays(tokens.shape[1], total)):
+            return self._absorbed(tokens, positions, [decoding], latents)
+        return self._logits(tokens, positions, decoding.plan, **self._handing(decoding.cache), use_cache=True)
+
+    def _absorbed(self, tokens: Tensor, positions: Tensor, decodings: Sequence[Decoding], latents: Latents) -> Tensor:
+        """Next-token logits `(B, vocab)` of answers whose latents are attended to as they are."""
+        caches = [decoding.cache for decoding in decodings]
+        plan = AbsorbedRows([AbsorbedPlan.of(one.plan, one.cache, latents) for one in decodings])
+        return self._logits(tokens, positions, plan, **handing(self._model, Appending(caches)), use_cache=True)
 
     def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
         """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers passes on unchanged."""

@@ -14,6 +14,7 @@ from samkv_rag.model.absorbed import Latents
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import GrowingCache
 from samkv_rag.model.observers import Observation, Observer
+from samkv_rag.model.quantised import is_quantised
 from samkv_rag.model.shape import KVShape
 
 if TYPE_CHECKING:
@@ -58,5 +59,5 @@ def measured(adapter: ModelAdapter) -> tuple[KVShape, Latents | None]:
     sizes = [
         (met[i].query.shape[1], own.shape[1], own.shape[3], attended[i], table.width(i)) for i, own in enumerate(keys)
     ]
-    latents = Latents(adapter.decoder, table.width(0), held, plan.given) if rotary.latent else None
-    return KVShape.of(sizes, sources, keys[0].element_size()), latents
+    shape, rough = KVShape.of(sizes, sources, keys[0].element_size()), is_quantised(adapter.model)
+    return shape, Latents(adapter.decoder, table.width(0), held, plan.given, rough) if rotary.latent else None

@@ -15,9 +15,10 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-30))
 
 
-def alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether they are equal within the rounding of what is `expected`."""
-    limit = _TOLERANCE.get(expected.dtype, 1e-4) * (expected.float().abs().max().item() + 1e-3)
+def alike(found: Tensor, expected: Tensor, rough: bool = False) -> bool:
+    """Whether they are equal within the rounding of what is `expected`, or with `rough` of inputs to 8 bits."""
+    share = _TOLERANCE.get(torch.bfloat16 if rough else expected.dtype, 1e-4)
+    limit = share * (expected.float().abs().max().item() + 1e-3)
     return bool((found.float() - expected.float()).abs().max().item() < limit)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -125,6 +125,14 @@ def refuse_changed_entries(
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def refuse_summaries(model: Any) -> NoReturn:
+    """Raise the `UnsupportedModel` of methods that look at summaries of a cache that holds latents."""
+    raise UnsupportedModel(
+        f"{type(model).__name__} caches latents, which queries cannot be compared with: summaries of them tell "
+        'nothing. Use SamKV() with look="keys", its default, or another method.'
+    )
 
 
 def refuse_an_untold_window(model: Any, told: Collection[int | None]) -> None:

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import MiniCPM3Config
 
-from samkv_rag import SamKV
+from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.methods import MultiInfLLM, Reuse
 from samkv_rag.model.absorbed import AbsorbedRows, Making
@@ -21,12 +22,13 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.latent import can_be_joined, joined, parted
 from samkv_rag.parity import check_parity
-from tests.cases import WIRINGS
+from tests.cases import LATENT as LATENT_SIZES
+from tests.cases import SIZES, WIRINGS, longrope
 from tests.methods import test_stored as stored
 from tests.methods.gates import prompted
 from tests.model import test_loop as loops
 from tests.models import adapter, build
-from tests.oracles import stored_chunk
+from tests.oracles import Prompted, stored_chunk, stored_plan
 
 LATENT = [wiring for wiring in WIRINGS if adapter(wiring).latents is not None]
 every_latent_wiring = pytest.mark.parametrize("wiring", LATENT)
@@ -79,9 +81,11 @@ def test_latents_are_stored_in_fewer_bits_like_keys_and_values(wiring: str, kv_d
 # -- looks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [SamKV(look="pooled"), SamKV(look="bound"), SamKV.paper(), MultiInfLLM()])
+@pytest.mark.parametrize(
+    "method", [SamKV(look="pooled"), SamKV(look="two_stage", keep=0.4), SamKV.paper(), MultiInfLLM()]
+)
 def test_looks_at_summaries_are_refused_with_the_remedy(method: Any) -> None:
-    with pytest.raises(UnsupportedModel, match='Use look="keys", the default'):
+    with pytest.raises(UnsupportedModel, match='Use SamKV\(\) with look="keys", its default'):
         prompted("deepseek-v3").prepare(method)
 
 
@@ -112,7 +116,9 @@ def test_a_step_makes_keys_and_values_of_no_token_but_the_new_one(wiring: str) -
 def test_passes_of_few_rows_attend_to_latents_as_they_are_and_those_of_many_do_not() -> None:
     """In the shape of DeepSeek-V2-Lite: 16 heads of 128 + 64 and 128, latents of 512."""
     making = Making(torch.empty(16, 576, 192), torch.empty(16, 512, 128))
-    assert [rows for rows in (1, 170, 171, 4096) if making.pays(rows)] == [1, 170]
+    assert [rows for rows in (1, 40, 80, 160, 320, 4096) if making.pays(rows, 4096)] == [1, 40, 80]
+    assert [total for total in (2, 80, 160, 320) if making.pays(40, total)] == [160, 320]
+    assert not making.pays(40, 40), "of a prompt that is computed whole nothing is saved"
 
 
 @pytest.mark.parametrize("packed", [0, 3])
@@ -170,6 +176,22 @@ def squared() -> Any:
 
     module.expand_kv = expand
     return model
+
+
+def test_longrope_and_latents_go_together() -> None:
+    """Nothing is packed and answers take a forward each, but no keys and values are made of what precedes."""
+    rope = longrope(64) | {"short_factor": [1.0, 1.05, 1.1, 1.2], "long_factor": [2.0, 2.3, 2.6, 2.9]}
+    stock, mine = (build(MiniCPM3Config(**SIZES | LATENT_SIZES, rope_parameters=dict(rope))) for _ in range(2))
+    attached = ModelAdapter(mine)
+    assert attached.rotary.depends_on_length and check_parity(attached).passed
+    store = ChunkKVStore(":memory:")
+    case = Prompted(stored_plan(attached, store, lengths=(37, 16)), attached, store)
+    ids = torch.tensor([case.plan.token_ids])
+    want = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    with rows_made(attached.model) as made:
+        assert case.tokens(SamKV(keep=1.0), 6) == want[0, ids.shape[1] :].tolist()
+    assert made[-4:] == [1] * 4
+    assert "length of the text" in case.prepare(SamKV(keep=0.3)).selection.notes[0]
 
 
 def test_where_a_layer_is_not_linear_the_model_decodes_itself_over_all_that_is_kept() -> None:
