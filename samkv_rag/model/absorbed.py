@@ -20,14 +20,13 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
 from samkv_rag.model.attention import AttentionPlan
-from samkv_rag.model.cache import SlotCache
+from samkv_rag.model.cache import Entries, SlotCache
 from samkv_rag.model.latent import joined, parted
 from samkv_rag.model.rounding import alike
 
 BACKEND: Backend = "torch"
 FEW = 16
-Entries = tuple[Tensor, Tensor]
-"""Keys and values."""
+"""The most rows of an absorbed pass on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ from samkv_rag.model.blending import Blend
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.packing import PackedTokens
 
+Entries = tuple[Tensor, Tensor]
+"""Keys and values of one layer."""
+
 
 class GrowingCache(DynamicCache):
     """transformers' own cache, which starts empty. torch.compile does not look into it: it would make a version for

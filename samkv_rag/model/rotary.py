@@ -206,7 +206,7 @@ class Rotary:
         """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for
         rounding: with a sink even one token gets a weight, from a product that rotation does not change."""
         at_zero, at_p = (_entries_of_one_token(model, position) for position in (0, PROBE_POSITION))
-        self.latent = all(map(_are_latents, at_zero, at_p))
+        self.latent = bool(at_zero) and all(map(_are_latents, at_zero, at_p))
         if self.latent:
             at_zero, at_p = ([joined(*own) for own in entries] for entries in (at_zero, at_p))
         kinds = []

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_rag.errors import SamKVError, UnsupportedModel
+from samkv_rag.model.cache import Entries
 from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.observers import Observation
 from samkv_rag.model.quantised import is_quantised, refuse_rows_that_mix
 from samkv_rag.model.rounding import apart
-
-Entries = tuple[Tensor, Tensor]
-"""Keys and values."""
 
 PROBE = tuple(range(5, 29))
 """Tokens of any vocabulary, fewer than a sliding window has."""
