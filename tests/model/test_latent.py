@@ -85,7 +85,7 @@ def test_latents_are_stored_in_fewer_bits_like_keys_and_values(wiring: str, kv_d
     "method", [SamKV(look="pooled"), SamKV(look="two_stage", keep=0.4), SamKV.paper(), MultiInfLLM()]
 )
 def test_looks_at_summaries_are_refused_with_the_remedy(method: Any) -> None:
-    with pytest.raises(UnsupportedModel, match='Use SamKV\(\) with look="keys", its default'):
+    with pytest.raises(UnsupportedModel, match=r'Use SamKV\(\) with look="keys", its default'):
         prompted("deepseek-v3").prepare(method)
 
 
