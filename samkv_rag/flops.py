@@ -5,12 +5,12 @@ A multiplication and an addition are two operations. A pass of Q rows, row q att
     2 * Q * (elements of the layer's weight matrices)  +  4 * H * D * sum over q of n_q
 
 (queries times keys, and weights times values, each 2 * H * D per pair). Of latents a layer makes keys and values anew,
-for all tokens it attends to, not only for the Q. A pass that ends early costs on its last layer
-2 * Q * hidden * (H + 2 G) * D. H, G and D are the layer's. The first token adds the output matrix once. Not counted:
-norms, rotations, softmax, embeddings, and the scores that a selection computes for itself (`scored_bytes` says what
-those read). Layers with a sliding window attend no further than their window. Of experts stored in one tensor, as many
-count as a token is routed to. Matrices before the layers count for every row; a layer's values count as if their matrix
-were not that of its keys (Gemma 4).
+for all tokens it attends to, not only for the Q, unless it attends to them as they are. A pass that ends early costs on
+its last layer 2 * Q * hidden * (H + 2 G) * D. H, G and D are the layer's. The first token adds the output matrix once.
+Not counted: norms, rotations, softmax, embeddings, and the scores that a selection computes for itself (`scored_bytes`
+says what those read). Layers with a sliding window attend no further than their window. Of experts stored in one
+tensor, as many count as a token is routed to. Matrices before the layers count for every row; a layer's values count as
+if their matrix were not that of its keys (Gemma 4).
 """
 
 from __future__ import annotations

@@ -51,20 +51,15 @@ def ingest(
 
 def stored_bytes(sizes: Sequence[int], adapter: ModelAdapter, kv_dtype: str) -> int:
     """Estimate the bytes that chunks of `sizes` tokens take in the store."""
-    latent = adapter.rotary.latent  # then there are no local queries
+    latent, dtype = adapter.rotary.latent, adapter.dtype  # of latents there are no local queries
     return sum(
         estimate_bytes(
-            size,
-            len(stack.layers),
-            stack.kv_heads,
-            stack.head_dim,
-            adapter.dtype,
-            heads=0 if latent else stack.heads,
+            size, len(stack.layers), stack.kv_heads, stack.head_dim, dtype, heads=0 if latent else stack.heads,
             kv_dtype=kv_dtype,
-        )  # fmt: skip
+        )
         for size in sizes
         for stack in adapter.shape.stacks
-    )
+    )  # fmt: skip
 
 
 def _batches(pending: Sequence[Pending], size: int | None) -> Iterator[list[Pending]]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
 from samkv_rag.model.attention import AttentionPlan
@@ -24,7 +23,6 @@ from samkv_rag.model.cache import Entries, SlotCache
 from samkv_rag.model.latent import joined, parted
 from samkv_rag.model.rounding import alike
 
-BACKEND: Backend = "torch"
 FEW = 16
 """The most rows of an absorbed pass on a GPU."""
 
@@ -112,8 +110,7 @@ class AbsorbedPlan(AttentionPlan):
     @classmethod
     def of(cls, plan: AttentionPlan, cache: SlotCache, latents: Latents) -> AbsorbedPlan:
         """The plan of the same pass, over this cache. Entries are wider than the heads that our kernels take."""
-        how = plan.slots, plan.observer, plan.last_layer, BACKEND, plan.packed
-        return cls(plan.positions, *how, cache=cache, layers=latents.layers)
+        return cls.like(plan, backend="torch", cache=cache, layers=latents.layers)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None

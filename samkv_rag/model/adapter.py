@@ -125,7 +125,7 @@ class ModelAdapter:
             return plan
         if self.latents.pays(rows, total):
             return AbsorbedPlan.of(plan, cache, self.latents)
-        return plan if plan.packed is None else UnpackedPlan.of(plan, self.latents)
+        return plan if plan.packed is None else UnpackedPlan.like(plan, latents=self.latents)
 
     def _last(self, count: int, tokens: Tensor) -> int | Tensor:
         """The last `count` of `tokens` `(B, Q)` as transformers' `logits_to_keep`. Given a number, layers without a

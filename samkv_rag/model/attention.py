@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,10 @@ class Sight:
 
     def mask(self) -> Tensor | None:
         """The mask of `spans`, bool `(Q, T)`; None where SDPA needs none."""
-        if self._mask is None and not self.plain:
+        return None if self.plain else self._full_mask()
+
+    def _full_mask(self) -> Tensor:
+        if self._mask is None:
             self._mask = self.spans.mask(self.keys)[0]
         return self._mask
 
@@ -67,7 +70,7 @@ class Sight:
         attends to all."""
         if self.plain and not self.causal and self.packed is None:
             return None
-        own = self.spans.mask(self.keys)[0]
+        own = self._full_mask()
         if not packed:
             return own
         before = own.new_ones(len(own), packed) if self.packed is None else self.packed
@@ -102,6 +105,12 @@ class AttentionPlan:
     seen: set[int] = field(default_factory=set)
     _shape: tuple[int, int] = (0, 0)
     _sights: dict[int | None, Sight] = field(default_factory=dict)
+
+    @classmethod
+    def like(cls, plan: AttentionPlan, **others: Any) -> Self:
+        """A plan of this kind for the same pass, with `others` as further fields, or in place of the plan's."""
+        names = "positions", "slots", "observer", "last_layer", "backend", "packed"
+        return cls(**{name: getattr(plan, name) for name in names} | others)
 
     @property
     def windows(self) -> set[int | None]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from samkv_rag.model.adapter import ModelAdapter
-from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.decoding import Decoding, Settling, take
 from samkv_rag.model.rounding import apart, worst
@@ -68,6 +67,6 @@ def _error(adapter: ModelAdapter, decoding: Decoding, heard: Heard) -> float:
     start = cache.get_seq_length() - count
     cache.crop_to(start)
     places = cache.positions[start : start + count]
-    plan = UnpackedPlan.of(AttentionPlan(cache.positions, packed=cache.packed), adapter.latents)
+    plan = UnpackedPlan(cache.positions, packed=cache.packed, latents=adapter.latents)
     logits = adapter.forward(decoding.ids[0, -count - 1 : -1], places, cache, plan, count)
     return apart(torch.cat(heard.scores[2:]), logits[0])  # type: ignore[index]

@@ -12,7 +12,7 @@ from samkv_kernels.softmax import Softmax
 from samkv_rag.model import supported
 from samkv_rag.model.absorbed import Latents
 from samkv_rag.model.attention import AttentionPlan
-from samkv_rag.model.cache import GrowingCache
+from samkv_rag.model.cache import Entries, GrowingCache
 from samkv_rag.model.observers import Observation, Observer
 from samkv_rag.model.quantised import is_quantised
 from samkv_rag.model.shape import KVShape
@@ -26,7 +26,7 @@ class Measuring(AttentionPlan):
 
     def __init__(self, positions: Tensor, observer: Observer) -> None:
         super().__init__(positions, observer=observer)
-        self.given: defaultdict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.given: defaultdict[int, list[Entries]] = defaultdict(list)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None

@@ -21,12 +21,6 @@ class UnpackedPlan(AttentionPlan):
 
     latents: Latents | None = None
 
-    @classmethod
-    def of(cls, plan: AttentionPlan, latents: Latents | None) -> UnpackedPlan:
-        """The plan of the same pass."""
-        how = plan.slots, plan.observer, plan.last_layer, plan.backend, plan.packed
-        return cls(plan.positions, *how, latents=latents)
-
     def attended(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
         shares: Tensor | None = None,
