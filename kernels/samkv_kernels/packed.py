@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.backend import Backend
 from samkv_kernels.softmax import PLAIN, Softmax
 
 GROUP = 32
 """Neighbouring tokens whose keys share the scales of their channels. With 128 a small model lost half as much again."""
 HALF = GROUP // 2
 MOST = 15
+FEW = 16
+"""Rows that Numba multiplies with packed numbers faster than torch, whose matrix products like many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +112,23 @@ class Packed:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def scores(self, rows: Tensor) -> Tensor:
+    def scores(self, rows: Tensor, backend: Backend = "torch") -> Tensor:
         """Products of `rows` `(G, R, D)` with every head's keys: `(G, R, N)`."""
+        if backend == "numba" and rows.shape[1] <= FEW:
+            from samkv_kernels.cpu.packed import scores
+
+            return scores(self.keys, rows)[..., : self.count]
         rows, (scale, middle) = rows[:, None], self.keys.centred
         scaled, found = rows * scale, rows @ middle.mT
         products = [scaled[heads] @ numbers.mT for heads, numbers in self.keys.by_head()]
         return (torch.cat(products) + found).transpose(1, 2).flatten(2)[..., : self.count]
 
-    def mixed(self, weights: Tensor) -> Tensor:
+    def mixed(self, weights: Tensor, backend: Backend = "torch") -> Tensor:
         """Sums of every head's values, weighted by `weights` `(G, R, N)`: `(G, R, D)`."""
+        if backend == "numba" and weights.shape[1] <= FEW:
+            from samkv_kernels.cpu.packed import mixed
+
+            return mixed(self.values, weights)
         scale, middle = (each.flatten(1)[:, : self.count] for each in self.values.centred)
         scaled, found = weights * scale[:, None], weights @ middle[..., None]
         numbers = ((heads, own.flatten(1, 2)[:, : self.count]) for heads, own in self.values.by_head())
@@ -126,19 +137,20 @@ class Packed:
 
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, seen: Tensor | None = None,
-    packed_seen: Tensor | None = None, softmax: Softmax = PLAIN,
+    packed_seen: Tensor | None = None, softmax: Softmax = PLAIN, backend: Backend = "torch",
 ) -> Tensor:  # fmt: skip
     """`softmax(q . k) v` of `query` `(1, H, Q, D)` over `key` and `value` `(1, G, T, D)` and what is `packed`: `(1, H,
     Q, D)` in the query's dtype, computed in fp32.
 
     `seen` `(Q, T)` and `packed_seen` `(Q, N)` say what a query attends to, by default everything; at least one token.
+    The `backend` "triton" has no kernel for this function: only for `rows_attention`.
     """
     groups, (asked, dim) = key.shape[1], query.shape[2:]
     rows: Tensor = (query[0].float() * softmax.scale_for(dim)).reshape(groups, -1, dim)
-    parts = (packed.scores(rows), packed_seen), (rows @ key[0].float().mT, seen)
+    parts = (packed.scores(rows, backend), packed_seen), (rows @ key[0].float().mT, seen)
     scores = torch.cat([_capped(*part, softmax.softcap) for part in parts], -1)
     weights = softmax.weights(scores.view(-1, asked, scores.shape[2])).view_as(scores)
-    out = packed.mixed(weights[..., : packed.count]) + weights[..., packed.count :] @ value[0].float()
+    out = packed.mixed(weights[..., : packed.count], backend) + weights[..., packed.count :] @ value[0].float()
     return out.view_as(query).to(query.dtype)
 
 

@@ -141,7 +141,7 @@ def rows_attention(
             out.append(sparse_attention(asked, key, value, seen, softmax))
             continue
         also = _of_row(packed.spans, row).mask(layer.count)[0]
-        out.append(packed_attention(asked, key, value, layer, seen.mask(key.shape[2])[0], also, softmax))
+        out.append(packed_attention(asked, key, value, layer, seen.mask(key.shape[2])[0], also, softmax, backend))
     return torch.cat(out)
 
 

@@ -178,11 +178,11 @@ class AttentionPlan:
         sight = self.sight(query.shape[2], key.shape[2], window)
         if self.packed is not None:
             own = self.packed.of_layer(layer)
-            return packed_attention(query, key, value, own, sight.mask(), sight.packed, softmax)
+            return packed_attention(query, key, value, own, sight.mask(), sight.packed, softmax, self.backend)
         if self._in_pieces(query, sight, softmax):
             pieces = sight.pieces(query.shape[1] // key.shape[1])
             return piecewise_attention(query, key, value, pieces, softmax, None if shares is None else shares[None])
-        if softmax.plain and (sight.plain or self.backend == "torch"):
+        if softmax.plain and (sight.plain or self.backend != "triton"):
             return _sdpa(query, key, value, sight, softmax.scale)
         return sparse_attention(query, key, value, sight.spans, softmax, self.backend)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from samkv_kernels.backend import Backend
 from samkv_kernels.sending import sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.attention import AttentionPlan
@@ -66,10 +67,10 @@ class Decoding:
 
     def __init__(
         self, ids: Tensor, cache: SlotCache, rules: Rules, hearer: Hearer | None = None,
-        random: torch.Generator | None = None, settling: Settling | None = None,
+        random: torch.Generator | None = None, settling: Settling | None = None, backend: Backend = "torch",
     ) -> None:  # fmt: skip
         self.cache = cache
-        self.plan = AttentionPlan(cache.positions)
+        self.plan, self._backend = AttentionPlan(cache.positions, backend=backend), backend
         self.tokens: list[int] = []
         self.ended = False
         self.error: BaseException | None = None
@@ -134,7 +135,7 @@ class Decoding:
         assert self._settling is not None
         logits = self._settling.settle(self.cache, self.tokens)
         self._dropped = self._length - self.cache.get_seq_length()
-        self.plan = AttentionPlan(self.cache.positions, packed=self.cache.packed)
+        self.plan = AttentionPlan(self.cache.positions, backend=self._backend, packed=self.cache.packed)
         return logits
 
     def choose(self, logits: Tensor) -> Tensor:

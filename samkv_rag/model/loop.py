@@ -68,6 +68,7 @@ class Loop:
         self._empty = empty
         self._apart = apart
         self._backend = backend
+        self._of_steps: Backend = "torch" if backend == "triton" else backend  # of those that are not recorded
         self._latents = latents
         self._handing = partial(handing, model, latent=latents is not None)
         self.recorder: Recorder | None = None
@@ -100,7 +101,7 @@ class Loop:
         rules = Rules.of(self._model, tokens, **generation)
         if cache is None:
             cache = self._empty(rules.max_length)
-        decoding = Decoding(tokens, cache, rules, hearer, random, settling)
+        decoding = Decoding(tokens, cache, rules, hearer, random, settling, self._of_steps)
         take([decoding], self._alone(decoding) if logits is None else logits[None])
         decoding.result()
         return decoding

@@ -37,7 +37,7 @@ class Observation:
         if self.shares is not None:
             return self.shares[rows - (self.query.shape[2] - len(self.shares))]
         query, spans = self.query[:1].index_select(2, rows), spans or self.spans.rows(rows)
-        if query.device.type == "cpu" and self.backend == "torch":
+        if query.device.type == "cpu" and self.backend != "triton":
             return piecewise_shares(query, self.key[:1], spans, self.softmax)[0]
         return attention_shares(query, self.key[:1], spans, self.softmax, self.backend)[0]
 

@@ -88,7 +88,7 @@ def test_everything_in_the_packages_is_in_the_wheel(names: set[str]) -> None:
         str(there / path.relative_to(ROOT / here))
         for here, there in ((here, Path(there)) for here, there in PACKAGES.items())
         for path in (ROOT / here).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert expected - names == set()
     assert {f"{there}/py.typed" for there in PACKAGES.values()} <= names

@@ -29,11 +29,11 @@ def far(got: Tensor, want: Tensor) -> float:
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
+def poisoned(device: str = DEVICE) -> Iterator[None]:
     """Within the block, memory that torch hands out is full of NaN."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
-    assert bool(torch.empty(9, device=DEVICE).isnan().all())
+    assert bool(torch.empty(9, device=device).isnan().all())
     yield
     torch.use_deterministic_algorithms(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +21,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend that triton is installed or not, and how capable the GPU is."""
+    """Pretend that triton and numba are installed or not, that numba compiles or not, and how capable the GPU is."""
 
-    def pretend(triton: bool = True, capability: tuple[int, int] = (9, 0)) -> None:
-        spec = SimpleNamespace() if triton else None
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    def pretend(
+        triton: bool = True, numba: bool = True, compiles: bool = True, capability: tuple[int, int] = (9, 0)
+    ) -> None:
+        installed = {"triton": triton, "numba": numba}
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace() if installed[name] else None)
+        monkeypatch.setitem(sys.modules, "samkv_kernels.cpu.packed", SimpleNamespace() if compiles else None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -32,14 +36,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pretend
 
 
-def test_auto_is_triton_where_it_can_run_and_torch_elsewhere(machine: Any) -> None:
+def test_auto_is_what_can_run_on_the_device_and_torch_elsewhere(machine: Any) -> None:
     machine()
     assert choose(CUDA) == choose(CUDA, "auto") == "triton"
-    assert choose(CPU) == "torch"
+    assert choose(CPU) == choose(CPU, "auto") == "numba"
+    assert choose(torch.device("mps")) == "torch"
     machine(capability=(7, 5))
     assert choose(CUDA) == "torch"
-    machine(triton=False)
-    assert choose(CUDA) == "torch"
+    machine(triton=False, numba=False)
+    assert choose(CUDA) == choose(CPU) == "torch"
+    machine(compiles=False)
+    assert choose(CPU) == "torch"
 
 
 def test_torch_is_always_torch(machine: Any) -> None:
@@ -48,26 +55,29 @@ def test_torch_is_always_torch(machine: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "setting", "remedy"),
+    ("wanted", "device", "setting", "remedy"),
     [
-        (CUDA, {"triton": False}, "pip install 'samkv-rag\\[triton\\]'"),
-        (CPU, {}, "load it on a CUDA device"),
-        (CUDA, {"capability": (7, 5)}, "choose the backend 'torch'"),
+        ("triton", CUDA, {"triton": False}, "pip install 'samkv-rag\\[triton\\]'"),
+        ("triton", CPU, {}, "load it on a CUDA device"),
+        ("triton", CUDA, {"capability": (7, 5)}, "choose the backend 'torch'"),
+        ("numba", CPU, {"numba": False}, "pip install 'samkv-rag\\[cpu\\]'"),
+        ("numba", CUDA, {}, "compiles for the CPU: choose the backend 'auto'"),
+        ("numba", CPU, {"compiles": False}, "numba cannot be used here \\(.+\\): choose the backend 'auto'"),
     ],
 )
-def test_triton_that_cannot_run_is_an_error_with_a_remedy(
-    machine: Any, device: torch.device, setting: dict[str, Any], remedy: str
+def test_what_was_asked_for_and_cannot_run_is_an_error_with_a_remedy(
+    machine: Any, wanted: str, device: torch.device, setting: dict[str, Any], remedy: str
 ) -> None:
     machine(**setting)
     with pytest.raises(BackendError, match=remedy):
-        choose(device, "triton")
+        choose(device, wanted)
 
 
 def test_the_interpreter_runs_anywhere(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose(CPU, "triton") == "triton"
-    assert choose(CPU) == "torch", "but not by itself"
+    assert choose(CPU) == "numba", "but not by itself"
 
 
 def test_the_variable_speaks_where_no_argument_does(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +86,7 @@ def test_the_variable_speaks_where_no_argument_does(machine: Any, monkeypatch: p
     assert choose(CUDA) == "torch"
     assert choose(CUDA, "triton") == "triton"
     monkeypatch.setenv(VARIABLE, "cuda")
-    with pytest.raises(BackendError, match="'auto', 'torch' or 'triton'"):
+    with pytest.raises(BackendError, match="'auto', 'torch', 'numba' or 'triton'"):
         choose(CUDA)
 
 
@@ -88,6 +98,5 @@ def test_a_model_says_so_when_it_is_attached() -> None:
 def test_the_report_names_the_backend() -> None:
     engine = tiny_engine("llama")
     engine.precompute(["one two three"])
-    assert (
-        engine.answer("What?", ["one two three"], max_new_tokens=1).report.backend == engine.adapter.backend == "torch"
-    )
+    found = engine.answer("What?", ["one two three"], max_new_tokens=1).report.backend
+    assert found == engine.adapter.backend == choose(CPU)

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samkv_kernels.packed import GROUP, MOST, Packed, packed_attention
+from samkv_kernels.backend import Backend
+from samkv_kernels.packed import FEW, GROUP, MOST, Packed, packed_attention
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
-from tests.kernels.inputs import TOLERANCE, far
+from tests.kernels.inputs import TOLERANCE, far, poisoned
+
+BACKENDS: list[Backend] = ["torch", "numba"]
 
 
 def drawn(groups: int, tokens: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -24,11 +27,12 @@ def drawn(groups: int, tokens: int, dim: int) -> tuple[Tensor, Tensor]:
 @given(
     st.integers(1, 3), st.sampled_from([1, 2, 7]), st.integers(1, 9), st.integers(1, 12), st.integers(1, 70),
     st.sampled_from([4, 6]), st.none() | st.just(3.0), st.booleans(), st.booleans(), st.integers(0, 99),
+    st.sampled_from(BACKENDS),
 )  # fmt: skip
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_it_is_attention_over_what_the_numbers_stand_for(
     groups: int, shared: int, asked: int, kept: int, count: int, dim: int, softcap: float | None, sunk: bool,
-    masked: bool, seed: int,
+    masked: bool, seed: int, backend: Backend,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     query = torch.randn(1, groups * shared, asked, dim)
@@ -38,35 +42,59 @@ def test_it_is_attention_over_what_the_numbers_stand_for(
     softmax = Softmax(softcap=softcap, sinks=torch.randn(groups * shared) if sunk else None)
     seen, also = torch.rand(asked, kept) < 0.5, torch.rand(asked, count) < 0.5
     seen[:, 0] = True
-    got = packed_attention(query, *live, packed, *((seen, also) if masked else (None, None)), softmax)
+    got = packed_attention(query, *live, packed, *((seen, also) if masked else (None, None)), softmax, backend)
     mask = torch.cat([also, seen], 1)[None, None] if masked else None
     whole = [torch.cat([old[None], new], 2) for old, new in zip(packed.entries(), live, strict=True)]
     torch.testing.assert_close(got, masked_attention(query, *whole, mask, softmax), rtol=1e-4, atol=1e-4)
 
 
-def off_and_dtype(dtype: torch.dtype, seed: int) -> tuple[float, torch.dtype]:
+def off_and_dtype(dtype: torch.dtype, seed: int, backend: Backend) -> tuple[float, torch.dtype]:
     """How far the output is from plain attention over what the numbers stand for, and its dtype."""
     torch.manual_seed(seed)
     query, keys, values = (torch.randn(1, heads, tokens, 64).to(dtype) for heads, tokens in ((6, 1), (2, 90), (2, 90)))
     packed = Packed.of(keys[0, :, :70], values[0, :, :70])
-    got = packed_attention(query, keys[:, :, 70:], values[:, :, 70:], packed)
+    got = packed_attention(query, keys[:, :, 70:], values[:, :, 70:], packed, backend=backend)
     old = [each[None] for each in packed.entries()]
     whole = [torch.cat([one, new[:, :, 70:].float()], 2) for one, new in zip(old, (keys, values), strict=True)]
     return far(got, masked_attention(query.float(), *whole, None)), got.dtype
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype) -> None:
-    off, found = off_and_dtype(dtype, 0)
+def test_the_output_is_of_the_querys_dtype_and_in_its_tolerance(dtype: torch.dtype, backend: Backend) -> None:
+    off, found = off_and_dtype(dtype, 0, backend)
     assert found == dtype
     assert off < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(1, 12))
-def test_other_draws_are_in_the_tolerance_too(seed: int) -> None:
+def test_other_draws_are_in_the_tolerance_too(seed: int, backend: Backend) -> None:
     """With a channel's smallest value instead of its middle, a sixth of 300 draws was not: what is summed separately
     nearly cancels."""
-    assert off_and_dtype(torch.float32, seed)[0] < TOLERANCE[torch.float32]
+    assert off_and_dtype(torch.float32, seed, backend)[0] < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("rows", [1, 3, FEW, FEW + 1])
+@pytest.mark.parametrize("dim", [2, 6, 64, 80, 256])
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 200])
+def test_compiled_products_are_those_of_the_reference(rows: int, dim: int, count: int) -> None:
+    """In memory full of NaN, from keys of a size that fp16 does not hold; larger sums are none the less precise."""
+    with poisoned("cpu"):
+        keys, values = (1e6 * each for each in drawn(3, count, dim))
+        packed, asked, weights = Packed.of(keys, values), torch.randn(3, rows, dim), torch.rand(3, rows, count)
+        stood_for = [each.double() for each in packed.entries()]
+        got = packed.scores(asked, "numba"), packed.mixed(weights, "numba")
+    assert far(got[0], asked.double() @ stood_for[0].mT) < TOLERANCE[torch.float32]
+    assert far(got[1], weights.double() @ stood_for[1]) < TOLERANCE[torch.float32]
+
+
+def test_compiled_products_of_what_is_not_a_number_are_none() -> None:
+    packed = Packed.of(*drawn(1, 40, 8))
+    asked, weights = torch.randn(1, 2, 8), torch.rand(1, 2, 40)
+    asked[0, 1, 3], weights[0, 1, 39] = torch.nan, torch.inf
+    found = packed.scores(asked, "numba"), packed.mixed(weights, "numba")
+    assert all(each[0, 0].isfinite().all() and not each[0, 1].isfinite().any() for each in found)
 
 
 @given(st.integers(1, 3), st.integers(1, 100), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 1e4]), st.integers(0, 99))

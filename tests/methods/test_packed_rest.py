@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from samkv_kernels.cpu import packed as products
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.methods.settling import LEAST_PACKED
+from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.profiling.answers import forced_logits
 from tests import latents, oracles
+from tests.cases import WIRINGS
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
-from tests.models import adapter, tiny_engine
+from tests.models import adapter, build, tiny_engine
 from tests.oracles import Kept, Prompted, stock, stock_logits
 
 COUNT = 8
@@ -83,6 +86,21 @@ def test_it_differs_from_what_is_as_it_was_and_less_than_what_is_dropped() -> No
     )
     assert distance(packed[:2], everything[:2]) < TOLERANCE
     assert VISIBLE / 10 < distance(packed[2:], everything[2:]) < distance(dropped[2:], everything[2:])
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_answers_are_decoded_by_the_models_backend_and_are_the_same_by_either(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, compiled = list[int](), products.scores
+    monkeypatch.setattr(products, "scores", lambda *args: calls.append(1) or compiled(*args))
+    store, own = ChunkKVStore(":memory:"), ModelAdapter(build(WIRINGS["llama"]()), wanted=backend)
+    plan = oracles.stored_plan(own, store, (40, 60))
+    answers = [PACKED.prepare(Run(plan, model, store, 12)) for model in (own, adapter("llama"))]
+    calls.clear()
+    first = answers[0].generate(own.loop, max_new_tokens=9, do_sample=False)
+    assert len(calls) == (7 * own.shape.layers if backend == "numba" else 0), "the first two are no steps"
+    assert first == answers[1].generate(adapter("llama").loop, max_new_tokens=9, do_sample=False)
 
 
 # -- where there is nothing to pack --------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""Products with numbers of four bits: 32 tokens of a head are unpacked into the nearest cache, and used there.
+
+torch has an operation for each step, and writes what it has unpacked to memory before it multiplies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numba import float32, int32, njit
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from samkv_kernels.packed import Rounded
+
+_HALF, _GROUP = 16, 32
+_ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be taken in any order, as vectors need it; what is not finite stays so."""
+_ROWS, _STEPS, _CODES = "float32[:,:,::1]", "float32[:,:,:,::1]", "int8[:,:,:,::1]"
+"""Types of what a kernel takes: rows `(G, R, ...)`, the steps of `Rounded`, which in fp32 are divided by a `unit`, and
+its codes."""
+
+
+def compiled(*types: str) -> Callable[[Any], Any]:
+    """Compile a function, at once if the types of its arguments are given; kept on disk where there is a place."""
+    signature = [f"void({', '.join(types)})"] if types else []
+
+    def compile_it(function: Any) -> Any:
+        make: Any = njit
+        try:
+            return make(*signature, nogil=True, fastmath=_ANY_ORDER, cache=True)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written to
+            return make(*signature, nogil=True, fastmath=_ANY_ORDER)(function)
+
+    return compile_it
+
+
+@compiled()
+def _unpack(codes: Any, room: Any) -> None:
+    """The integers less 8 of 32 tokens, times 16, from `(16, D)` bytes into `room` `(32, D)`."""
+    for half in range(_HALF):
+        for at in range(codes.shape[1]):
+            both = int32(codes[half, at])
+            room[half, at] = float32(int32(both << 28) >> 24)
+            room[half + _HALF, at] = float32(both & -16)
+
+
+@compiled(_ROWS, _STEPS, "float32", _CODES, _ROWS)
+def _scores(rows: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
+    """`rows` `(G, R, D)` times keys, into `out` `(G, R, 32 * B)`. Four tokens at a time: their sums are computed side
+    by side."""
+    groups, n_rows, dim = rows.shape
+    room, scaled = np.empty((_GROUP, dim), np.float32), np.empty(dim, np.float32)
+    for group in range(groups):
+        for block in range(codes.shape[1]):
+            _unpack(codes[group, block], room)
+            for row in range(n_rows):
+                found = float32(0)
+                for i in range(dim):
+                    scale, low = steps[group, block, 0, i], steps[group, block, 1, i]
+                    scaled[i] = rows[group, row, i] * scale * (unit / 16)
+                    found += rows[group, row, i] * (low + 8 * scale) * unit
+                first = block * _GROUP
+                for at in range(0, _GROUP, 4):
+                    a = b = c = d = float32(0)
+                    for i in range(dim):
+                        a += scaled[i] * room[at, i]
+                        b += scaled[i] * room[at + 1, i]
+                        c += scaled[i] * room[at + 2, i]
+                        d += scaled[i] * room[at + 3, i]
+                    out[group, row, first + at] = found + a
+                    out[group, row, first + at + 1] = found + b
+                    out[group, row, first + at + 2] = found + c
+                    out[group, row, first + at + 3] = found + d
+
+
+@compiled(_ROWS, _STEPS, "float32", _CODES, _ROWS)
+def _mixed(weights: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
+    """Values, weighted by `weights` `(G, R, N)` of the first N tokens and summed, into `out` `(G, R, D)`. Eight tokens
+    at a time: their sum is written once."""
+    groups, n_rows, count = weights.shape
+    dim = codes.shape[3]
+    room, sums, own = np.empty((_GROUP, dim), np.float32), np.empty(dim, np.float32), np.zeros(_GROUP, np.float32)
+    for group in range(groups):
+        out[group] = 0
+        for block in range(codes.shape[1]):
+            _unpack(codes[group, block], room)
+            first = block * _GROUP
+            here = min(_GROUP, count - first)
+            own[here:] = 0
+            for row in range(n_rows):
+                found = float32(0)
+                for at in range(here):
+                    weight, scale, low = (
+                        weights[group, row, first + at],
+                        steps[group, block, 0, at],
+                        steps[group, block, 1, at],
+                    )
+                    own[at] = weight * scale * (unit / 16)
+                    found += weight * (low + 8 * scale) * unit
+                sums[:] = found
+                for at in range(0, _GROUP, 8):
+                    a, b, c, d = own[at], own[at + 1], own[at + 2], own[at + 3]
+                    e, f, g, h = own[at + 4], own[at + 5], own[at + 6], own[at + 7]
+                    for i in range(dim):
+                        some = a * room[at, i] + b * room[at + 1, i] + c * room[at + 2, i] + d * room[at + 3, i]
+                        rest = e * room[at + 4, i] + f * room[at + 5, i] + g * room[at + 6, i] + h * room[at + 7, i]
+                        sums[i] += some + rest
+                for i in range(dim):
+                    out[group, row, i] += sums[i]
+
+
+def scores(keys: Rounded, rows: Tensor) -> Tensor:
+    """Products of fp32 `rows` `(G, R, D)` with every head's `keys`: `(G, R, 32 * B)`."""
+    out = rows.new_empty(*rows.shape[:2], _GROUP * keys.codes.shape[1])
+    return _run(_scores, rows, keys, out)
+
+
+def mixed(values: Rounded, weights: Tensor) -> Tensor:
+    """Sums of every head's `values`, weighted by the fp32 `weights` `(G, R, N)` of the first N tokens: `(G, R, D)`."""
+    out = weights.new_empty(*weights.shape[:2], values.codes.shape[3])
+    return _run(_mixed, weights, values, out)
+
+
+def _run(kernel: Callable[..., None], rows: Tensor, rounded: Rounded, out: Tensor) -> Tensor:
+    """Run a kernel on one thread: torch's own keep the other processors busy, even while they wait."""
+    steps, codes = rounded.steps.float().numpy(), rounded.codes.view(torch.int8).numpy()
+    kernel(rows.contiguous().numpy(), steps, 2.0**rounded.exponent, codes, out.numpy())
+    return out
