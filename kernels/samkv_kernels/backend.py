@@ -39,6 +39,11 @@ def choose(device: torch.device, wanted: str | None = None) -> Backend:
     return "torch" if obstacle else asked
 
 
+def without_triton(backend: Backend) -> Backend:
+    """The backend of what has no kernel by Triton."""
+    return "torch" if backend == "triton" else backend
+
+
 def interpreting() -> bool:
     """True when Triton runs its kernels in Python, on tensors of any device (TRITON_INTERPRET=1): for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

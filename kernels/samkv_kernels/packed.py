@@ -76,8 +76,12 @@ class Rounded:
             room[:, :, 1] = torch.bitwise_and(signed[own], -16, out=bits)
             yield own, room.flatten(2, 3)
 
-    def entries(self) -> Tensor:
+    def entries(self, backend: Backend = "torch") -> Tensor:
         """What the integers stand for, fp32 `(G, 32 * B, D)`."""
+        if backend == "numba":
+            from samkv_kernels.cpu.packed import entries
+
+            return entries(self)
         groups, blocks, _, dim = self.codes.shape
         out = torch.empty(groups, blocks, GROUP, dim, device=self.codes.device)
         scale, middle = self.centred
@@ -104,9 +108,9 @@ class Packed:
         at = torch.arange(keys.shape[1], device=keys.device) if at is None else at
         return cls(Rounded.of(_grouped(keys, at), -2), Rounded.of(_grouped(values, at), -1), len(at))
 
-    def entries(self) -> tuple[Tensor, Tensor]:
+    def entries(self, backend: Backend = "torch") -> tuple[Tensor, Tensor]:
         """The keys and values that the integers stand for, fp32 `(G, N, D)`: the reference."""
-        return self.keys.entries()[:, : self.count], self.values.entries()[:, : self.count]
+        return self.keys.entries(backend)[:, : self.count], self.values.entries(backend)[:, : self.count]
 
     @property
     def nbytes(self) -> int:

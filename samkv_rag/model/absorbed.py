@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from samkv_kernels.backend import without_triton
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
 from samkv_rag.model.attention import AttentionPlan
@@ -110,7 +111,7 @@ class AbsorbedPlan(AttentionPlan):
     @classmethod
     def of(cls, plan: AttentionPlan, cache: SlotCache, latents: Latents) -> AbsorbedPlan:
         """The plan of the same pass, over this cache. Entries are wider than the heads that our kernels take."""
-        return cls.like(plan, backend="torch", cache=cache, layers=latents.layers)
+        return cls.like(plan, backend=without_triton(plan.backend), cache=cache, layers=latents.layers)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
@@ -132,7 +133,7 @@ class AbsorbedPlan(AttentionPlan):
             return super().attended(layer, query, key, value, softmax, window, shares)
         entries, packed = key, 0
         if self.packed is not None:
-            unpacked, packed = self.packed.of_layer(layer).entries(), len(self.packed.positions)
+            unpacked, packed = self.packed.of_layer(layer).entries(self.backend), len(self.packed.positions)
             entries = torch.cat([torch.cat(unpacked, -1)[None].to(key.dtype), key], 2)
         mask = self.sight(query.shape[2], key.shape[2], window).whole_mask(packed)
         return masked_attention(query, entries, self.layers[layer].latents(entries), mask, softmax)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samkv_kernels.backend import Backend
+from samkv_kernels.backend import Backend, without_triton
 from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.absorbed import AbsorbedPlan, AbsorbedRows, Appending, Latents
@@ -68,7 +68,7 @@ class Loop:
         self._empty = empty
         self._apart = apart
         self._backend = backend
-        self._of_steps: Backend = "torch" if backend == "triton" else backend  # of those that are not recorded
+        self._of_steps = without_triton(backend)  # of those that are not recorded
         self._latents = latents
         self._handing = partial(handing, model, latent=latents is not None)
         self.recorder: Recorder | None = None

@@ -85,6 +85,8 @@ def test_compiled_products_are_those_of_the_reference(rows: int, dim: int, count
         packed, asked, weights = Packed.of(keys, values), torch.randn(3, rows, dim), torch.rand(3, rows, count)
         stood_for = [each.double() for each in packed.entries()]
         got = packed.scores(asked, "numba"), packed.mixed(weights, "numba")
+        entries = packed.entries("numba")
+    assert all(far(*pair) < TOLERANCE[torch.float32] / 10 for pair in zip(entries, stood_for, strict=True))
     assert far(got[0], asked.double() @ stood_for[0].mT) < TOLERANCE[torch.float32]
     assert far(got[1], weights.double() @ stood_for[1]) < TOLERANCE[torch.float32]
 

@@ -113,6 +113,35 @@ def _mixed(weights: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
                     out[group, row, i] += sums[i]
 
 
+@compiled(_STEPS, "float32", _CODES, "boolean", _ROWS)
+def _entries(steps: Any, unit: Any, codes: Any, by_token: Any, out: Any) -> None:
+    """What the integers stand for, into `out` `(G, 32 * B, D)`; `by_token`: each token has a scale of its own, not each
+    channel."""
+    dim = codes.shape[3]
+    scale, middle = np.empty(dim, np.float32), np.empty(dim, np.float32)
+    for group in range(codes.shape[0]):
+        for block in range(codes.shape[1]):
+            first = block * _GROUP
+            _unpack(codes[group, block], out[group, first : first + _GROUP])
+            for i in range(0 if by_token else dim):
+                scale[i] = steps[group, block, 0, i] * (unit / 16)
+                middle[i] = steps[group, block, 1, i] * unit + 128 * scale[i]
+            for at in range(_GROUP):
+                if by_token:
+                    scale[:] = steps[group, block, 0, at] * (unit / 16)
+                    middle[:] = steps[group, block, 1, at] * unit + 128 * scale[0]
+                for i in range(dim):
+                    out[group, first + at, i] = out[group, first + at, i] * scale[i] + middle[i]
+
+
+def entries(rounded: Rounded) -> Tensor:
+    """What the integers stand for, fp32 `(G, 32 * B, D)`."""
+    groups, blocks, _, dim = rounded.codes.shape
+    out = torch.empty(groups, blocks * _GROUP, dim)
+    _entries(*_arrays(rounded), rounded.along == -1, out.numpy())
+    return out
+
+
 def scores(keys: Rounded, rows: Tensor) -> Tensor:
     """Products of fp32 `rows` `(G, R, D)` with every head's `keys`: `(G, R, 32 * B)`."""
     out = rows.new_empty(*rows.shape[:2], _GROUP * keys.codes.shape[1])
@@ -127,6 +156,9 @@ def mixed(values: Rounded, weights: Tensor) -> Tensor:
 
 def _run(kernel: Callable[..., None], rows: Tensor, rounded: Rounded, out: Tensor) -> Tensor:
     """Run a kernel on one thread: torch's own keep the other processors busy, even while they wait."""
-    steps, codes = rounded.steps.float().numpy(), rounded.codes.view(torch.int8).numpy()
-    kernel(rows.contiguous().numpy(), steps, 2.0**rounded.exponent, codes, out.numpy())
+    kernel(rows.contiguous().numpy(), *_arrays(rounded), out.numpy())
     return out
+
+
+def _arrays(rounded: Rounded) -> tuple[Any, float, Any]:
+    return rounded.steps.float().numpy(), 2.0**rounded.exponent, rounded.codes.view(torch.int8).numpy()
