@@ -41,20 +41,20 @@ class Rounded:
     along: int
 
     @classmethod
-    def of(cls, entries: Tensor, along: int) -> Rounded:
-        """Round fp32 `(G, B, 32, D)`, with one scale for all numbers along an axis."""
-        low, high = entries.amin(along), entries.amax(along)  # on a CPU, aminmax takes thirty times as long
-        exponent = _exponent(torch.maximum(low.abs(), high.abs()))
-        low, high = low * 2.0**-exponent, high * 2.0**-exponent
-        low = _half(low, (high - low) / (4 * MOST))
-        scale = ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
-        codes = entries.new_empty(*entries.shape[:2], HALF, entries.shape[3], dtype=torch.uint8)
-        for own in _pieces(entries):
-            exact = entries[own] - _wide(low[own], exponent, along)
-            exact.div_(_wide(scale[own], exponent, along)).round_().clamp_(0, MOST)
-            numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to convert to unsigned
-            torch.bitwise_or(numbers[..., :HALF, :], numbers[..., HALF:, :] << 4, out=codes[own]).bitwise_xor_(0x88)
-        return cls(codes, torch.stack([scale, low], 2), exponent, along)
+    def of(cls, entries: Tensor, at: Tensor, along: int, backend: Backend = "torch") -> Rounded:
+        """Round those of `entries` `(G, T, D)` that are `at` `(N,)`, in groups of 32 `(G, B, 32, D)`, with one scale
+        for all numbers along an axis of these. Either backend gives the same; torch gets what is not finite."""
+        if backend == "numba" and bool(entries.sum(dtype=torch.float32).isfinite()):
+            from samkv_kernels.cpu.rounding import codes, extremes
+
+            exact = entries.float()
+            exponent, low, scale = _steps(*extremes(exact, at, along))
+            found = codes(exact, at, along, *(each.float() * 2.0**exponent for each in (low, scale)))
+        else:
+            exact = _grouped(entries, at)
+            exponent, low, scale = _steps(exact.amin(along), exact.amax(along))  # on a CPU, aminmax is slow: 30 times
+            found = _codes(exact, *(_wide(each, exponent, along) for each in (low, scale)))
+        return cls(found, torch.stack([scale, low], 2), exponent, along)
 
     @property
     def centred(self) -> tuple[Tensor, Tensor]:
@@ -103,10 +103,10 @@ class Packed:
     count: int
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, at: Tensor | None = None) -> Packed:
+    def of(cls, keys: Tensor, values: Tensor, at: Tensor | None = None, backend: Backend = "torch") -> Packed:
         """Pack those of keys and values `(G, T, D)` that are `at` `(N,)`, by default all; at least one token's."""
         at = torch.arange(keys.shape[1], device=keys.device) if at is None else at
-        return cls(Rounded.of(_grouped(keys, at), -2), Rounded.of(_grouped(values, at), -1), len(at))
+        return cls(Rounded.of(keys, at, -2, backend), Rounded.of(values, at, -1, backend), len(at))
 
     def entries(self, backend: Backend = "torch") -> tuple[Tensor, Tensor]:
         """The keys and values that the integers stand for, fp32 `(G, N, D)`: the reference."""
@@ -178,6 +178,24 @@ def _pieces(entries: Tensor) -> Iterator[slice]:
     if entries.is_cpu:
         return (slice(head, head + 1) for head in range(len(entries)))
     return iter([slice(None)])
+
+
+def _steps(low: Tensor, high: Tensor) -> tuple[int, Tensor, Tensor]:
+    """The exponent, and the lows and scales in fp16, of numbers from `low` to `high`."""
+    exponent = _exponent(torch.maximum(low.abs(), high.abs()))
+    low, high = low * 2.0**-exponent, high * 2.0**-exponent
+    low = _half(low, (high - low) / (4 * MOST))
+    return exponent, low, ((high - low.float()) / MOST).clamp_(min=torch.finfo(torch.half).tiny).half()
+
+
+def _codes(entries: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    """The integers of `(G, B, 32, D)`, two in a byte: uint8 `(G, B, 16, D)`."""
+    codes = entries.new_empty(*entries.shape[:2], HALF, entries.shape[3], dtype=torch.uint8)
+    for own in _pieces(entries):
+        exact = (entries[own] - low[own]).div_(scale[own]).round_().clamp_(0, MOST)
+        numbers = exact.to(torch.int8).view(torch.uint8)  # a CPU takes seven times as long to convert to unsigned
+        torch.bitwise_or(numbers[..., :HALF, :], numbers[..., HALF:, :] << 4, out=codes[own]).bitwise_xor_(0x88)
+    return codes
 
 
 def _half(numbers: Tensor, above: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class LateSettling:
         written = torch.arange(prompt, prompt + count, device=device)
         exact, packed = settled.exact or settled.kept, settled.packed
         stays = torch.cat([self.ground.staying(exact), written])
-        cache.keep(stays, None if packed is None else self.ground.spots[packed.at])
+        cache.keep(stays, None if packed is None else self.ground.spots[packed.at], self.adapter.backend)
         if cache.packed is not None:
             self._packed_bytes = cache.packed.nbytes
         self._settled = settled

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from samkv_kernels.backend import Backend
 from samkv_kernels.sending import sent
 from samkv_rag.model.blending import Blend
 from samkv_rag.model.buffers import Buffers
@@ -222,7 +223,7 @@ class SlotCache(Cache):
                 for buffer, entries in zip(one.both, old, strict=True):
                     buffer.index_copy_(2, slots, entries)
 
-    def keep(self, slots: Tensor, packed: Tensor | None = None) -> None:
+    def keep(self, slots: Tensor, packed: Tensor | None = None, backend: Backend = "torch") -> None:
         """Forget all tokens but those at `slots` `(K,)` and those at `packed` `(N,)`, both sorted, none in both. The
         latter are held in four bits per number and no longer have slots. Positions do not change, nor does the room
         after the slots."""
@@ -231,7 +232,7 @@ class SlotCache(Cache):
         self.arrive()
         four_bits = None
         if packed is not None and len(packed):
-            four_bits = PackedTokens.of(self._buffers, packed, self.positions[packed], self._sources)
+            four_bits = PackedTokens.of(self._buffers, packed, self.positions[packed], self._sources, backend)
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
         kept = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from samkv_kernels.backend import Backend
 from samkv_kernels.packed import Packed
 from samkv_kernels.sparse_attention import Spans
 from samkv_rag.model.buffers import Buffers
@@ -22,11 +23,16 @@ class PackedTokens:
     sources: Sequence[int]
 
     @classmethod
-    def of(cls, buffers: Iterable[Buffers], slots: Tensor, positions: Tensor, sources: Sequence[int]) -> PackedTokens:
+    def of(
+        cls, buffers: Iterable[Buffers], slots: Tensor, positions: Tensor, sources: Sequence[int],
+        backend: Backend = "torch",
+    ) -> PackedTokens:  # fmt: skip
         """Pack those at `slots` `(N,)` of a cache, one layer after another: that takes no more than a copy of one
         layer."""
         layers = {
-            place: Packed.of(keys[0], values[0], slots) for one in buffers for place, keys, values in one.by_layer()
+            place: Packed.of(keys[0], values[0], slots, backend)
+            for one in buffers
+            for place, keys, values in one.by_layer()
         }
         return cls(positions, [layers[place] for place in sorted(layers)], sources)
 

@@ -28,7 +28,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> None:
         installed = {"triton": triton, "numba": numba}
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace() if installed[name] else None)
-        monkeypatch.setitem(sys.modules, "samkv_kernels.cpu.packed", SimpleNamespace() if compiles else None)
+        for name in ("samkv_kernels.cpu.packed", "samkv_kernels.cpu.rounding"):
+            monkeypatch.setitem(sys.modules, name, SimpleNamespace() if compiles else None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     monkeypatch.delenv(VARIABLE, raising=False)

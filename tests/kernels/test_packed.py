@@ -140,6 +140,36 @@ def test_what_is_alike_everywhere_is_exact_and_what_is_not_is_rounded() -> None:
     assert (Packed.of(keys, values).entries()[0] - keys).abs().max() > 1e-2
 
 
+@given(
+    st.integers(1, 3), st.integers(1, 100), st.integers(1, 70), st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e30]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_compiled_rounding_gives_the_very_same(
+    groups: int, tokens: int, dim: int, size: float, dtype: torch.dtype, alike: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    keys, values = (size * each for each in drawn(groups, tokens + 9, dim))
+    if alike:
+        keys, values = torch.full_like(keys, size), torch.zeros_like(values)
+    keys, values = keys.to(dtype), values.to(dtype)
+    at = torch.randperm(tokens + 9)[:tokens].sort().values
+    one, other = (Packed.of(keys[:, : tokens + 9], values, at, backend) for backend in BACKENDS)
+    for mine, wanted in ((one.keys, other.keys), (one.values, other.values)):
+        assert torch.equal(mine.codes, wanted.codes) and mine.exponent == wanted.exponent
+        torch.testing.assert_close(mine.steps, wanted.steps, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_a_number_does_not_become_one(backend: Backend, odd: float) -> None:
+    keys, values = drawn(1, 70, 8)
+    keys[0, 40, 3] = values[0, 41, 2] = odd
+    packed = Packed.of(keys, values, backend=backend)
+    assert not packed.scores(torch.rand(1, 1, 8), backend)[0, 0, 40].isfinite()
+    assert not packed.mixed(torch.rand(1, 1, 70), backend).isfinite().all()
+
+
 @pytest.mark.parametrize(("dim", "bits"), [(64, 4.75), (128, 4.625)])
 def test_a_number_takes_less_than_five_bits(dim: int, bits: float) -> None:
     keys, values = drawn(2, 32 * GROUP, dim)

@@ -10,32 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numba import float32, int32, njit
+from numba import float32, int32
 from torch import Tensor
+
+from samkv_kernels.cpu.compiling import compiled
 
 if TYPE_CHECKING:
     from samkv_kernels.packed import Rounded
 
 _HALF, _GROUP = 16, 32
-_ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be taken in any order, as vectors need it; what is not finite stays so."""
 _ROWS, _STEPS, _CODES = "float32[:,:,::1]", "float32[:,:,:,::1]", "int8[:,:,:,::1]"
 """Types of what a kernel takes: rows `(G, R, ...)`, the steps of `Rounded`, which in fp32 are divided by a `unit`, and
 its codes."""
-
-
-def compiled(*types: str) -> Callable[[Any], Any]:
-    """Compile a function, at once if the types of its arguments are given; kept on disk where there is a place."""
-    signature = [f"void({', '.join(types)})"] if types else []
-
-    def compile_it(function: Any) -> Any:
-        make: Any = njit
-        try:
-            return make(*signature, nogil=True, fastmath=_ANY_ORDER, cache=True)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written to
-            return make(*signature, nogil=True, fastmath=_ANY_ORDER)(function)
-
-    return compile_it
 
 
 @compiled()
