@@ -99,7 +99,7 @@ def _red(adapter: ModelAdapter, why: str) -> ParityError:
 
 def doubts(dtype: torch.dtype, backend: Backend) -> str:
     """What other than the model may be wrong, and how to find out."""
-    return (HALF if dtype != torch.float32 else "") + (KERNELS if backend == "triton" else "")
+    return (HALF if dtype != torch.float32 else "") + (KERNELS if backend != "torch" else "")
 
 
 def next_logits(adapter: ModelAdapter, prepared: Prepared) -> Tensor:

@@ -40,7 +40,7 @@ from samkv_rag.types import ChunkKV
 class ModelAdapter:
     """A decoder-only transformers model, attached. Raises `UnsupportedModel` when it cannot be served exactly.
 
-    `wanted` is "auto", "torch" or "triton", None to go by the environment; `backend` is the one chosen.
+    `wanted` is "auto", "torch", "numba" or "triton", None to go by the environment; `backend` is the one chosen.
     """
 
     def __init__(self, model: Any, sink_prefix: Sequence[int] = (), wanted: str | None = None) -> None:

@@ -47,7 +47,8 @@ def test_a_red_gate_in_half_precision_says_how_to_be_sure(monkeypatch: pytest.Mo
 
 def test_a_red_gate_says_how_to_do_without_our_kernels() -> None:
     assert parity.doubts(torch.float32, "torch") == ""
-    assert parity.doubts(torch.float32, "triton").endswith("SAMKV_BACKEND=torch does without them.")
+    for backend in ("numba", "triton"):
+        assert parity.doubts(torch.float32, backend).endswith("SAMKV_BACKEND=torch does without them.")
     assert parity.doubts(torch.bfloat16, "triton") == parity.HALF + parity.KERNELS
 
 
