@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from samkv_kernels.backend import Backend
 from samkv_kernels.packed import packed_attention
-from samkv_kernels.piecewise import Piece, pieces_of, piecewise_attention
+from samkv_kernels.piecewise import Piece, fused_is_faster, pieces_of, piecewise_attention
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, equally_wide, masked_attention, sparse_attention
 from samkv_rag.errors import UnsupportedModel
@@ -168,7 +168,7 @@ class AttentionPlan:
         plain = sight.plain and softmax.plain
         if query.device.type != "cpu" or (self.backend == "triton" and not plain):
             return False
-        return not (plain and sight.causal and query.dtype == torch.float32)
+        return not (plain and sight.causal and fused_is_faster(query.dtype))
 
     def attended(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,

@@ -97,3 +97,15 @@ def test_a_piece_reads_no_key_that_none_of_its_queries_sees() -> None:
     assert all(
         piece.keys.stop == piece.rows.stop and piece.keys.start == max(0, piece.rows.start - 49) for piece in pieces
     )
+
+
+def test_bfloat16_is_left_to_sdpa_where_the_cpu_has_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, fused in (({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({}, False)):
+        piecewise._has_amx.cache_clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told, raising=False)
+        assert piecewise.fused_is_faster(torch.bfloat16) == fused
+        assert piecewise.fused_is_faster(torch.float32) and not piecewise.fused_is_faster(torch.float16)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    piecewise._has_amx.cache_clear()
+    assert not piecewise.fused_is_faster(torch.bfloat16), "an older torch does not tell"
+    piecewise._has_amx.cache_clear()
