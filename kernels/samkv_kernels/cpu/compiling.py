@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
 ANY_ORDER = frozenset({"reassoc", "contract", "nsz", "arcp"})
 """Sums may be taken in any order, as vectors need it; what is not finite stays so."""
@@ -13,7 +13,10 @@ ANY_ORDER = frozenset({"reassoc", "contract", "nsz", "arcp"})
 
 def compiled(*types: str, fastmath: frozenset[str] = ANY_ORDER) -> Callable[[Any], Any]:
     """Compile a function, at once if the types of its arguments are given; kept on disk where there is a place.
-    Dividing by zero is no error: a test for it would keep divisions out of vectors."""
+    Dividing by zero is no error: a test for it would keep divisions out of vectors. Raises RuntimeError where Numba is
+    told not to compile: in Python these loops would take minutes."""
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
     signature = [f"void({', '.join(types)})"] if types else []
 
     def compile_it(function: Any) -> Any:
