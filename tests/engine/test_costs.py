@@ -82,8 +82,13 @@ def counting_absorbed() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(("wiring", "name"), RUNS)
-def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(wiring: str, name: str) -> None:
+def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(
+    wiring: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_of(wiring)
+    absorbs = wiring == "minicpm3" and name not in ("full", "no_context")
+    if absorbs:  # the first token has a pass of its own, as where more rows are computed
+        monkeypatch.setattr(engine.adapter, "speaks_at_once", lambda rows: False)
     counter = FlopCounterMode(display=False)
     with counting_pairs() as pairs, counting_absorbed() as absorbed, counter:
         report = engine.answer(ASKED, CHUNKS, method=SOME[name], max_new_tokens=1).report
@@ -91,7 +96,7 @@ def test_the_operations_are_those_of_the_products_and_pairs_that_were_run(wiring
     products = sum(count for op, count in matrices.items() if str(op) in ("aten.mm", "aten.addmm"))
     assert products and pairs
     assert report.flops == products + 2 * sum(pairs) + 2 * sum(absorbed)
-    assert bool(absorbed) == (wiring == "minicpm3" and name not in ("full", "no_context"))
+    assert bool(absorbed) == absorbs
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 30])

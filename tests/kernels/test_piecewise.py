@@ -45,8 +45,11 @@ def test_pieces_are_sparse_attention(
         made = torch.zeros(batch, asked, kept)
         found = piecewise_attention(query, key, value, pieces_of(spans, shared), softmax, made)
         shares = piecewise_shares(query, key, spans, softmax)
+        patch.setattr(piecewise, "_is_fused", lambda dtype: True)  # as with AMX
+        fused = piecewise_attention(query, key, value, pieces_of(spans, shared), softmax)
     expected = sparse_attention(query, key, value, spans, softmax)
-    assert (found - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
+    for way in (found, fused):
+        assert (way - expected).abs().max() < TOLERANCE[torch.float32] * value.abs().max()
     reference = attention_shares(query, key, spans, softmax)
     assert max((each - reference).abs().max() for each in (shares, made)) < TOLERANCE[torch.float32]
 
@@ -97,6 +100,21 @@ def test_a_piece_reads_no_key_that_none_of_its_queries_sees() -> None:
     assert all(
         piece.keys.stop == piece.rows.stop and piece.keys.start == max(0, piece.rows.start - 49) for piece in pieces
     )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_pieces_are_sdpas_where_that_is_faster_and_no_weights_are_wanted(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = list[int](), piecewise._attend_fused
+    monkeypatch.setattr(piecewise, "_is_fused", lambda dtype: fused)
+    monkeypatch.setattr(piecewise, "_attend_fused", lambda *args: calls.append(1) or real(*args))
+    query, key, value = drawn(1, 2, 3, 5, 9, 4)
+    pieces = pieces_of(Spans.causal(torch.arange(4, 9)[None], torch.arange(9)[None]), 3)
+    for softmax, shares in ((Softmax(), None), (Softmax(), torch.zeros(1, 5, 9)), (Softmax(softcap=2.0), None)):
+        piecewise_attention(query, key, value, pieces, softmax, shares)
+    piecewise_attention(query, key, value[..., :3], pieces)
+    assert len(calls) == fused
 
 
 def test_bfloat16_is_left_to_sdpa_where_the_cpu_has_amx(monkeypatch: pytest.MonkeyPatch) -> None:
