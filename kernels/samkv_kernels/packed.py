@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.backend import Backend
+from samkv_kernels.groups import GROUP, HALF, MOST
 from samkv_kernels.softmax import PLAIN, Softmax
 
-GROUP = 32
-"""Neighbouring tokens whose keys share the scales of their channels. With 128 a small model lost half as much again."""
-HALF = GROUP // 2
-MOST = 15
 FEW = 16
 """Rows that Numba multiplies with packed numbers faster than torch, whose matrix products like many."""
 
@@ -49,7 +46,7 @@ class Rounded:
 
             exact = entries.float()
             exponent, low, scale = _steps(*extremes(exact, at, along))
-            found = codes(exact, at, along, *(each.float() * 2.0**exponent for each in (low, scale)))
+            found = codes(exact, at, along, *(_wide(each, exponent, along).squeeze(along) for each in (low, scale)))
         else:
             exact = _grouped(entries, at)
             exponent, low, scale = _steps(exact.amin(along), exact.amax(along))  # on a CPU, aminmax is slow: 30 times

@@ -70,7 +70,7 @@ class Decoding:
         random: torch.Generator | None = None, settling: Settling | None = None, backend: Backend = "torch",
     ) -> None:  # fmt: skip
         self.cache = cache
-        self.plan, self._backend = AttentionPlan(cache.positions, backend=backend), backend
+        self.plan = AttentionPlan(cache.positions, backend=backend)
         self.tokens: list[int] = []
         self.ended = False
         self.error: BaseException | None = None
@@ -135,7 +135,7 @@ class Decoding:
         assert self._settling is not None
         logits = self._settling.settle(self.cache, self.tokens)
         self._dropped = self._length - self.cache.get_seq_length()
-        self.plan = AttentionPlan(self.cache.positions, backend=self._backend, packed=self.cache.packed)
+        self.plan = AttentionPlan.like(self.plan, positions=self.cache.positions, packed=self.cache.packed)
         return logits
 
     def choose(self, logits: Tensor) -> Tensor:

@@ -68,7 +68,6 @@ class Loop:
         self._empty = empty
         self._apart = apart
         self._backend = backend
-        self._of_steps = without_triton(backend)  # of those that are not recorded
         self._latents = latents
         self._handing = partial(handing, model, latent=latents is not None)
         self.recorder: Recorder | None = None
@@ -101,7 +100,8 @@ class Loop:
         rules = Rules.of(self._model, tokens, **generation)
         if cache is None:
             cache = self._empty(rules.max_length)
-        decoding = Decoding(tokens, cache, rules, hearer, random, settling, self._of_steps)
+        backend = without_triton(self._backend)  # that of steps that are not recorded
+        decoding = Decoding(tokens, cache, rules, hearer, random, settling, backend)
         take([decoding], self._alone(decoding) if logits is None else logits[None])
         decoding.result()
         return decoding

@@ -14,11 +14,11 @@ from numba import float32, int32
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
+from samkv_kernels.groups import GROUP, HALF
 
 if TYPE_CHECKING:
     from samkv_kernels.packed import Rounded
 
-_HALF, _GROUP = 16, 32
 _ROWS, _STEPS, _CODES = "float32[:,:,::1]", "float32[:,:,:,::1]", "int8[:,:,:,::1]"
 """Types of what a kernel takes: rows `(G, R, ...)`, the steps of `Rounded`, which in fp32 are divided by a `unit`, and
 its codes."""
@@ -27,11 +27,20 @@ its codes."""
 @compiled()
 def _unpack(codes: Any, room: Any) -> None:
     """The integers less 8 of 32 tokens, times 16, from `(16, D)` bytes into `room` `(32, D)`."""
-    for half in range(_HALF):
+    for half in range(HALF):
         for at in range(codes.shape[1]):
             both = int32(codes[half, at])
             room[half, at] = float32(int32(both << 28) >> 24)
-            room[half + _HALF, at] = float32(both & -16)
+            room[half + HALF, at] = float32(both & -16)
+
+
+@compiled()
+def _scales(steps: Any, unit: Any, scale: Any, middle: Any) -> None:
+    """What the integers of `_unpack` are multiplied by, and what is added to them: of `steps` `(2, X)` into `(X,)`
+    each."""
+    for i in range(steps.shape[1]):
+        scale[i] = steps[0, i] * (unit / 16)
+        middle[i] = steps[1, i] * unit + 128 * scale[i]
 
 
 @compiled(_ROWS, _STEPS, "float32", _CODES, _ROWS)
@@ -39,18 +48,19 @@ def _scores(rows: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
     """`rows` `(G, R, D)` times keys, into `out` `(G, R, 32 * B)`. Four tokens at a time: their sums are computed side
     by side."""
     groups, n_rows, dim = rows.shape
-    room, scaled = np.empty((_GROUP, dim), np.float32), np.empty(dim, np.float32)
+    room, scaled = np.empty((GROUP, dim), np.float32), np.empty(dim, np.float32)
+    scale, middle = np.empty(dim, np.float32), np.empty(dim, np.float32)
     for group in range(groups):
         for block in range(codes.shape[1]):
             _unpack(codes[group, block], room)
+            _scales(steps[group, block], unit, scale, middle)
             for row in range(n_rows):
                 found = float32(0)
                 for i in range(dim):
-                    scale, low = steps[group, block, 0, i], steps[group, block, 1, i]
-                    scaled[i] = rows[group, row, i] * scale * (unit / 16)
-                    found += rows[group, row, i] * (low + 8 * scale) * unit
-                first = block * _GROUP
-                for at in range(0, _GROUP, 4):
+                    scaled[i] = rows[group, row, i] * scale[i]
+                    found += rows[group, row, i] * middle[i]
+                first = block * GROUP
+                for at in range(0, GROUP, 4):
                     a = b = c = d = float32(0)
                     for i in range(dim):
                         a += scaled[i] * room[at, i]
@@ -69,26 +79,23 @@ def _mixed(weights: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
     at a time: their sum is written once."""
     groups, n_rows, count = weights.shape
     dim = codes.shape[3]
-    room, sums, own = np.empty((_GROUP, dim), np.float32), np.empty(dim, np.float32), np.zeros(_GROUP, np.float32)
+    room, sums, own = np.empty((GROUP, dim), np.float32), np.empty(dim, np.float32), np.zeros(GROUP, np.float32)
+    scale, middle = np.empty(GROUP, np.float32), np.empty(GROUP, np.float32)
     for group in range(groups):
         out[group] = 0
         for block in range(codes.shape[1]):
             _unpack(codes[group, block], room)
-            first = block * _GROUP
-            here = min(_GROUP, count - first)
+            _scales(steps[group, block], unit, scale, middle)
+            first = block * GROUP
+            here = min(GROUP, count - first)
             own[here:] = 0
             for row in range(n_rows):
                 found = float32(0)
                 for at in range(here):
-                    weight, scale, low = (
-                        weights[group, row, first + at],
-                        steps[group, block, 0, at],
-                        steps[group, block, 1, at],
-                    )
-                    own[at] = weight * scale * (unit / 16)
-                    found += weight * (low + 8 * scale) * unit
+                    own[at] = weights[group, row, first + at] * scale[at]
+                    found += weights[group, row, first + at] * middle[at]
                 sums[:] = found
-                for at in range(0, _GROUP, 8):
+                for at in range(0, GROUP, 8):
                     a, b, c, d = own[at], own[at + 1], own[at + 2], own[at + 3]
                     e, f, g, h = own[at + 4], own[at + 5], own[at + 6], own[at + 7]
                     for i in range(dim):
@@ -103,34 +110,30 @@ def _mixed(weights: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
 def _entries(steps: Any, unit: Any, codes: Any, by_token: Any, out: Any) -> None:
     """What the integers stand for, into `out` `(G, 32 * B, D)`; `by_token`: each token has a scale of its own, not each
     channel."""
-    dim = codes.shape[3]
-    scale, middle = np.empty(dim, np.float32), np.empty(dim, np.float32)
+    width = steps.shape[3]
+    scale, middle = np.empty(width, np.float32), np.empty(width, np.float32)
     for group in range(codes.shape[0]):
         for block in range(codes.shape[1]):
-            first = block * _GROUP
-            _unpack(codes[group, block], out[group, first : first + _GROUP])
-            for i in range(0 if by_token else dim):
-                scale[i] = steps[group, block, 0, i] * (unit / 16)
-                middle[i] = steps[group, block, 1, i] * unit + 128 * scale[i]
-            for at in range(_GROUP):
-                if by_token:
-                    scale[:] = steps[group, block, 0, at] * (unit / 16)
-                    middle[:] = steps[group, block, 1, at] * unit + 128 * scale[0]
-                for i in range(dim):
-                    out[group, first + at, i] = out[group, first + at, i] * scale[i] + middle[i]
+            own = out[group, block * GROUP : (block + 1) * GROUP]
+            _unpack(codes[group, block], own)
+            _scales(steps[group, block], unit, scale, middle)
+            for at in range(GROUP):
+                for i in range(codes.shape[3]):
+                    shared = at if by_token else i
+                    own[at, i] = own[at, i] * scale[shared] + middle[shared]
 
 
 def entries(rounded: Rounded) -> Tensor:
     """What the integers stand for, fp32 `(G, 32 * B, D)`."""
     groups, blocks, _, dim = rounded.codes.shape
-    out = torch.empty(groups, blocks * _GROUP, dim)
+    out = torch.empty(groups, blocks * GROUP, dim)
     _entries(*_arrays(rounded), rounded.along == -1, out.numpy())
     return out
 
 
 def scores(keys: Rounded, rows: Tensor) -> Tensor:
     """Products of fp32 `rows` `(G, R, D)` with every head's `keys`: `(G, R, 32 * B)`."""
-    out = rows.new_empty(*rows.shape[:2], _GROUP * keys.codes.shape[1])
+    out = rows.new_empty(*rows.shape[:2], GROUP * keys.codes.shape[1])
     return _run(_scores, rows, keys, out)
 
 
