@@ -67,7 +67,7 @@ def _no_numba(device: torch.device) -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed: pip install 'samkv-rag[cpu]', or choose the backend 'auto'."
     try:
-        for module in ("packed", "rounding"):
+        for module in ("gathering", "packed", "rounding"):
             importlib.import_module(f"samkv_kernels.cpu.{module}")  # compiles the kernels, the first time
     except Exception as error:  # a Numba that does not go with this NumPy, or with this processor
         return f"numba cannot be used here ({error}): choose the backend 'auto'."

@@ -1,39 +1,43 @@
-"""The reference of `rope_gather` against a float64 oracle that copies and turns one element at a time."""
+"""`rope_gather` against a float64 oracle that copies and turns one element at a time: the reference, and Numba."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from samkv_kernels import rope_gather as gathering
-from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather
+from samkv_kernels.backend import Backend
+from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather, rope_gather_into, rope_gather_pieces_into
 from samkv_rag.store.quantise import QUANTISERS, KVForm
 from tests.kernels import oracles
 from tests.kernels.inputs import TOLERANCE, far
 
+BACKENDS: list[Backend] = ["torch", "numba"]
 shapes = st.fixed_dictionaries(
     {
         "layers": st.integers(1, 3), "blocks": st.integers(1, 4), "heads": st.integers(1, 3), "size": st.integers(1, 5),
         "dim": st.integers(1, 6).map(lambda n: 2 * n), "turning": st.integers(0, 6), "interleaved": st.booleans(),
-        "tokens": st.integers(0, 7), "seed": st.integers(0, 99),
+        "tokens": st.integers(0, 7), "seed": st.integers(0, 99), "backend": st.sampled_from(["torch", "numba"]),
     }
 )  # fmt: skip
 
 
 @given(shapes)
 @settings(max_examples=60, deadline=None)
-def test_the_reference_copies_and_turns_what_the_oracle_does(shape: dict[str, Any]) -> None:
+def test_what_the_oracle_does_is_copied_and_turned(shape: dict[str, Any]) -> None:
     torch.manual_seed(shape["seed"])
     kv = torch.randn(shape["layers"], shape["blocks"], 2, shape["heads"], shape["size"], shape["dim"])
     rows = torch.randint(-1, shape["blocks"] * shape["size"], (shape["tokens"],))
     theta = torch.randn(2, shape["tokens"], min(shape["turning"], shape["dim"] // 2))
     table = torch.randint(-1, 2, (shape["layers"],), dtype=torch.int32)
     angles = Angles(theta.cos(), theta.sin(), table, shape["interleaved"])
-    got = rope_gather(Stored.of(kv), rows, angles, torch.float32)
+    got = rope_gather(Stored.of(kv), rows, angles, torch.float32, backend=shape["backend"])
     theta = torch.where((table < 0)[:, None, None], 0.0, theta[table.clamp(min=0)])
     want = oracles.gathered(kv, rows.tolist(), theta.cos(), theta.sin(), shape["interleaved"])
     for mine, exact in zip(got, want, strict=True):
@@ -57,9 +61,61 @@ def test_the_stores_quantised_blocks_come_out_as_the_store_restores_them(kv_dtyp
     stored = QUANTISERS[kv_dtype].unpack(records, 2, 8)
     for rows in (torch.randperm(48)[:20], torch.arange(20)):
         nothing = torch.empty(1, 20, 0)
-        got = rope_gather(stored, rows, Angles(nothing, nothing), torch.float32)
         want = oracles.gathered(form.decode(records), rows.tolist(), nothing, nothing, interleaved=False)
-        assert all(far(mine, exact) < TOLERANCE[torch.float32] for mine, exact in zip(got, want, strict=True))
+        for backend in BACKENDS:
+            got = rope_gather(stored, rows, Angles(nothing, nothing), torch.float32, backend=backend)
+            assert all(far(mine, exact) < TOLERANCE[torch.float32] for mine, exact in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
+def test_numba_gathers_pieces_as_the_reference_does(kept: torch.dtype, cached: torch.dtype, interleaved: bool) -> None:
+    """In caches with room behind, from blocks that were picked out of others, with gaps, and what is not finite."""
+    torch.manual_seed(0)
+    kv = torch.randn(3, 6, 2, 4, 16, 32).to(kept)
+    kv[0, 2, :, 1, 3, 5:7] = torch.tensor([torch.nan, torch.inf], dtype=kept)
+    if kept == torch.float32:
+        kv.view(torch.int32)[0, 2, :, 1, 3, 5] = 0x7FFFFFFF  # a NaN that would round to 0
+    theta, table = torch.randn(2, 70, 12), torch.tensor([1, -1, 0], dtype=torch.int32)
+    angles, rows = Angles(theta.cos(), theta.sin(), table, interleaved), torch.arange(30, dtype=torch.int32)
+    pieces = [Piece(2, Stored.of(kv[:, 1:]), rows + 7), Piece(35, Stored.of(kv[:, 3, None]), rows % 9 - 1)]
+    found = {}
+    for backend in BACKENDS:
+        keys, values = (torch.full((3, 4, 80, 32), torch.nan, dtype=cached)[:, :, :70] for _ in range(2))
+        rope_gather_pieces_into(keys, values, pieces, angles, backend)
+        found[backend] = keys, values
+    (keys, values), (own_keys, own_values) = found["torch"], found["numba"]
+    assert torch.equal(values.nan_to_num(5.0), own_values.nan_to_num(5.0)) and keys.isnan().sum() == 2
+    assert torch.equal(keys.isnan(), own_keys.isnan())
+    assert far(own_keys.nan_to_num(0, 0, 0), keys.nan_to_num(0, 0, 0)) < TOLERANCE[cached]
+
+
+@pytest.mark.parametrize(
+    ("change", "threads", "taken"),
+    [
+        (lambda kv: kv, 3, True),
+        (lambda kv: kv, 4, False),
+        (lambda kv: kv.double(), 1, False),
+        (lambda kv: kv.mT.contiguous().mT, 1, False),
+        (lambda kv: torch.cat([kv, kv[..., :1]], -1)[..., :8], 1, False),
+    ],
+    ids=["as stored", "many threads", "another dtype", "another order", "rows apart"],
+)
+def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_rest(
+    change: Callable[[Tensor], Tensor], threads: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from samkv_kernels.cpu import gathering as kernel
+
+    calls, real = list[int](), kernel.gather_into
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or real(*args))
+    torch.manual_seed(0)
+    stored, rows, theta = Stored.of(change(torch.randn(1, 2, 2, 2, 4, 8))), torch.arange(7), torch.randn(1, 7, 4)
+    keys, values = torch.empty(2, 1, 2, 7, 8)
+    rope_gather_into(keys, values, stored, rows, Angles(theta.cos(), theta.sin()), "numba")
+    want = rope_gather(stored, rows, Angles(theta.cos(), theta.sin()), torch.float32)
+    assert len(calls) == taken and far(keys, want[0]) < TOLERANCE[torch.float32] and torch.equal(values, want[1])
 
 
 def test_room_is_left_behind_the_gathered_tokens() -> None:

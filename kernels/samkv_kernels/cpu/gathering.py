@@ -1,0 +1,136 @@
+"""From stored blocks into a cache: every number is read once and written once, keys are turned on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+from torch import Tensor
+
+from samkv_kernels.cpu.compiling import compiled
+
+if TYPE_CHECKING:
+    from samkv_kernels.rope_gather import Angles, Stored
+
+_TYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
+"""What is read and written, by dtype; NumPy has no bfloat16, so its bits are."""
+_NAN = 0x7FC0
+
+
+def _read(number: Any) -> Any:
+    """A number in fp32."""
+
+
+def _written(number: Any, like: Any) -> Any:
+    """An fp32 number in the type of another, rounded to the nearest, ties to even."""
+
+
+@overload(_read, strict=False)
+def _reading(number: Any) -> Any:
+    if number == types.uint16:
+        return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+    return lambda number: number
+
+
+@overload(_written, strict=False)
+def _writing(number: Any, like: Any) -> Any:
+    if like != types.uint16:
+        return lambda number, like: number
+
+    def rounded(number: Any, like: Any) -> Any:
+        bits = np.float32(number).view(np.uint32)
+        even = (bits >> np.uint32(16)) & np.uint32(1)
+        nearest = np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
+        return nearest if number == number else np.uint16(_NAN)
+
+    return rounded
+
+
+def _gather(
+    old_keys: Any, old_values: Any, at: Any, per_head: int, cos: Any, sin: Any, interleaved: bool, keys: Any,
+    values: Any, per_new: int, heads: int,
+) -> None:  # fmt: skip
+    """Rows `at` `(T,)` of the stored ones, for each head `per_head` further on, into the first rows of a cache's heads,
+    which are `per_new` apart: all are tables `(N, D)`. -1 gives zeros; `cos` and `sin` are `(T, W / 2)`."""
+    half, like = cos.shape[1], keys[0, 0]
+    for head in range(heads):
+        for slot in range(len(at)):
+            key, value = keys[head * per_new + slot], values[head * per_new + slot]
+            if at[slot] < 0:
+                key[:], value[:] = 0, 0
+                continue
+            old, plain = old_keys[at[slot] + head * per_head], old_values[at[slot] + head * per_head]
+            c, s = cos[slot], sin[slot]
+            if interleaved:
+                for i in range(half):
+                    x, y, even, odd = _read(old[2 * i]), _read(old[2 * i + 1]), 2 * i, 2 * i + 1
+                    key[even], key[odd] = _written(x * c[i] - y * s[i], like), _written(y * c[i] + x * s[i], like)
+            else:
+                for i in range(half):
+                    x, y = _read(old[i]), _read(old[half + i])
+                    key[i], key[half + i] = _written(x * c[i] - y * s[i], like), _written(y * c[i] + x * s[i], like)
+            for i in range(2 * half, len(key)):
+                key[i] = _written(_read(old[i]), like)
+            for i in range(len(value)):
+                value[i] = _written(_read(plain[i]), like)
+
+
+def _compiled(stored: str, cache: str) -> Any:
+    old, new, angles = f"{stored}[:,::1]", f"{cache}[:,::1]", "float32[:,::1]"
+    types_ = old, old, "int64[::1]", "int64", angles, angles, "boolean", new, new, "int64", "int64"
+    return compiled(*types_, fastmath=frozenset({"nsz"}))(_gather)
+
+
+_KERNELS = {(old, new): _compiled(stored, cache) for old, stored in _TYPES.items() for new, cache in _TYPES.items()}
+
+
+def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel takes these blocks, and fills a cache's `keys` and `values` of such a dtype and layout."""
+    if (stored.keys.dtype, keys.dtype) not in _KERNELS or any(scale is not None for scale in stored.scales):
+        return False
+    alike = _layout(stored.keys) == _layout(stored.values) and _layout(keys) == _layout(values)
+    return alike and all(map(_in_rows, (stored.keys, stored.values, keys, values)))
+
+
+def _layout(x: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    return x.dtype, x.shape, x.stride()
+
+
+def _in_rows(x: Tensor) -> bool:
+    """Whether the last dimension is contiguous, and what lies before it a number of such rows apart."""
+    return x.stride(-1) == 1 and all(step % x.shape[-1] == 0 for step in x.stride()[:-1]) and x.data_ptr() % 4 == 0
+
+
+def _table(x: Tensor) -> Any:
+    """The rows of all the memory that `x` lies in, from its first one on: `(N, D)`."""
+    dim = x.shape[-1]
+    last = sum((size - 1) * step for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)) // dim
+    rows = x.as_strided((last + 1, dim), (dim, 1))
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
+    """As `rope_gather_into`, of what is `readable`."""
+    if not len(rows) or not keys.numel():
+        return
+    _, per_block, per_head, per_token, _ = (step // keys.shape[3] for step in stored.keys.stride())
+    block, offset = rows.long() // stored.size, rows.long() % stored.size
+    at = torch.where(rows < 0, -1, block * per_block + offset * per_token).numpy()
+    kernel = _KERNELS[stored.keys.dtype, keys.dtype]
+    for layer in range(len(keys)):
+        own = angles.layer(layer)
+        cos, sin = _of_layer(own.cos, own.table), _of_layer(own.sin, own.table)
+        old, new = (stored.keys[layer], stored.values[layer]), (keys[layer], values[layer])
+        kernel(
+            *map(_table, old), at, per_head, cos, sin, own.interleaved, *map(_table, new),
+            new[0].stride(0) // keys.shape[3], keys.shape[1],
+        )  # fmt: skip
+
+
+def _of_layer(x: Tensor, table: Tensor | None) -> Any:
+    """The angles `(T, W / 2)` of one layer from tables `(N, T, W / 2)`; none where its keys are not rotated."""
+    which = 0 if table is None else int(table[0])
+    return (x[0, :, :0] if which < 0 else x[which]).contiguous().numpy()
