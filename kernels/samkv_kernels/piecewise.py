@@ -8,7 +8,7 @@ float32 as long as SDPA where torch multiplies with MKL, and half of that where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -22,6 +22,9 @@ from samkv_kernels.sparse_attention import Spans
 
 ROWS = 192
 """Rows of a product: a piece's queries times the heads that share a key head. More overflow the cache at 4,000 keys."""
+WASTE = 1 << 13
+"""A query begins a new piece where this many scores, in all rows of the piece so far, would be of no use: what a model
+computes at the beginning of a prompt and what at its end would otherwise share one, as wide as the prompt is long."""
 SMALL = 1 << 20
 """Most scores to compute for all key heads in one product: a decoding step's are not worth one call per head."""
 
@@ -33,9 +36,14 @@ def fused_is_faster(dtype: torch.dtype) -> bool:
 
 
 def _is_fused(dtype: torch.dtype) -> bool:
-    """Whether SDPA is faster over single pieces, too: in bfloat16 with AMX (614 queries over 4,096 keys, such heads: 27
-    ms, by products 69). In float32 it is not (61 ms by either)."""
+    """Whether SDPA multiplies this dtype by the CPU's own means: bfloat16 with AMX."""
     return dtype == torch.bfloat16 and _has_amx()
+
+
+FUSED, NARROW = 32, 64
+"""The fewest queries of a piece, and the widest heads, with which SDPA is faster over a single piece where it
+multiplies bfloat16 with AMX: 64 queries of 12 heads of 64 over 4,136 keys: 4.5 ms, by products 6.1; but four queries
+2.3 and 0.9, and 64 queries of 32 heads of 128 31 and 25. In float32 it never is (614 of 12 heads: 61 ms by either)."""
 
 
 @cache
@@ -107,10 +115,21 @@ def pieces_of(spans: Spans, shared: int) -> list[list[Piece]]:
     """The queries of every request of `spans` in pieces, for models in which `shared` heads share a key head."""
     size = max(1, ROWS // shared)
     return [
-        [Piece.of(slice(at, at + len(f)), f, n) for at, f, n in zip(range(0, len(first), size), *split, strict=True)]
+        [Piece.of(rows, first[rows], last[rows]) for rows in _neighbours(first.tolist(), last.tolist(), size)]
         for first, last in zip(spans.first.cpu().long(), spans.last.cpu().long(), strict=True)
-        if (split := (first.split(size), last.split(size)))
     ]
+
+
+def _neighbours(first: list[int], last: list[int], size: int) -> Iterator[slice]:
+    """Runs of at most `size` queries that attend to much the same keys."""
+    start = 0
+    for row in range(1, len(first)):
+        moved = max(last[row] - last[row - 1], first[row] - first[row - 1])
+        if row - start == size or moved * (row - start) > WASTE:
+            yield slice(start, row)
+            start = row
+    if first:
+        yield slice(start, len(first))
 
 
 def piecewise_attention(
@@ -136,7 +155,7 @@ def _attend(
     out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece, softmax: Softmax, shares: Tensor | None
 ) -> None:
     """Fill the rows of a piece in `out` `(H, Q, E)`, one key head at a time unless there is little to do."""
-    if shares is None and softmax.plain and key.shape == value.shape and _is_fused(query.dtype):
+    if shares is None and softmax.plain and key.shape == value.shape and _fused_pays(query, piece):
         _attend_fused(out, query, key, value, piece)
         return
     groups, shared = len(key), len(query) // len(key)
@@ -147,9 +166,15 @@ def _attend(
         part = slice(group, group + step)
         own = softmax.of_heads(slice(group * shared, (group + step) * shared))
         weights = _weights(q[part], key[part, keys], piece, own)
-        into[part] = (weights @ value[part, keys].to(weights.dtype)).view(into[part].shape)
+        into[part] = _products(weights, value[part, keys].to(weights.dtype)).view(into[part].shape)
         if shares is not None:
             shares += weights.unflatten(1, q.shape[1:3]).sum((0, 1), dtype=torch.float32) / len(query)
+
+
+def _fused_pays(query: Tensor, piece: Piece) -> bool:
+    """Whether SDPA is faster for this piece of `query` `(H, Q, D)`."""
+    few = piece.rows.stop - piece.rows.start < FUSED
+    return not few and query.shape[2] <= NARROW and _is_fused(query.dtype)
 
 
 def _attend_fused(out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> None:
@@ -179,12 +204,23 @@ def _scores(q: Tensor, key: Tensor, piece: Piece, softcap: float | None) -> Tens
     rows = q.flatten(1, 2)
     if rows.dtype == torch.float16:  # hardly any CPU multiplies it
         rows, key = rows.float(), key.float()
-    scores = rows @ key.mT
+    scores = _products(rows, key.mT)
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
     for edge in piece.edges:
         scores.unflatten(1, q.shape[1:3])[..., edge.columns] += edge.bias.to(scores.dtype)
     return scores
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` `(G, M, N)` of `(G, M, K)` and `(G, K, N)`; in bfloat16 matrix by matrix. For all at once torch first
+    copies what is transposed, as keys are, or not contiguous, and that takes longer than a product with few rows."""
+    if a.dtype != torch.bfloat16:
+        return a @ b
+    out = a.new_empty(*a.shape[:2], b.shape[2])
+    for matrices in zip(a, b, out, strict=True):
+        torch.mm(*matrices[:2], out=matrices[2])
+    return out
 
 
 def piecewise_shares(query: Tensor, key: Tensor, spans: Spans, softmax: Softmax = PLAIN) -> Tensor:

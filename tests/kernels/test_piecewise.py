@@ -27,12 +27,12 @@ def drawn(batch: int, groups: int, shared: int, asked: int, kept: int, dim: int)
 @given(
     st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 7]), st.integers(1, 9), st.integers(1, 12),
     st.sampled_from([2, 6]), st.none() | st.just(3.0), st.sampled_from([1, 3, 192]), st.sampled_from([0, 1 << 20]),
-    st.booleans(), st.integers(0, 99),
+    st.sampled_from([0, 9, 1 << 20]), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=120, deadline=None)
 def test_pieces_are_sparse_attention(
     batch: int, groups: int, shared: int, asked: int, kept: int, dim: int, softcap: float | None, rows: int,
-    small: int, sunk: bool, seed: int,
+    small: int, waste: int, sunk: bool, seed: int,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     query, key, value = drawn(batch, groups, shared, asked, kept, dim)
@@ -42,10 +42,12 @@ def test_pieces_are_sparse_attention(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(piecewise, "ROWS", rows)
         patch.setattr(piecewise, "SMALL", small)
+        patch.setattr(piecewise, "WASTE", waste)
         made = torch.zeros(batch, asked, kept)
         found = piecewise_attention(query, key, value, pieces_of(spans, shared), softmax, made)
         shares = piecewise_shares(query, key, spans, softmax)
         patch.setattr(piecewise, "_is_fused", lambda dtype: True)  # as with AMX
+        patch.setattr(piecewise, "FUSED", 1)
         fused = piecewise_attention(query, key, value, pieces_of(spans, shared), softmax)
     expected = sparse_attention(query, key, value, spans, softmax)
     for way in (found, fused):
@@ -102,19 +104,29 @@ def test_a_piece_reads_no_key_that_none_of_its_queries_sees() -> None:
     )
 
 
-@pytest.mark.parametrize("fused", [False, True])
+def test_what_begins_a_prompt_and_what_ends_it_are_apart() -> None:
+    asked = torch.cat([torch.arange(8), torch.arange(4000, 4040)])
+    (pieces,) = pieces_of(Spans.causal(asked[None], torch.arange(4040)[None]), 3)
+    assert [(piece.rows.stop, piece.keys.stop) for piece in pieces] == [(8, 8), (48, 4040)]
+    (near,) = pieces_of(Spans.causal(asked[None].clamp(max=300), torch.arange(301)[None]), 3)
+    assert len(near) == 1, "one more piece would take longer than what it saves"
+
+
+@pytest.mark.parametrize(("fused", "dim"), [(False, 4), (True, 4), (True, 65)])
 def test_pieces_are_sdpas_where_that_is_faster_and_no_weights_are_wanted(
-    fused: bool, monkeypatch: pytest.MonkeyPatch
+    fused: bool, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, real = list[int](), piecewise._attend_fused
     monkeypatch.setattr(piecewise, "_is_fused", lambda dtype: fused)
     monkeypatch.setattr(piecewise, "_attend_fused", lambda *args: calls.append(1) or real(*args))
-    query, key, value = drawn(1, 2, 3, 5, 9, 4)
-    pieces = pieces_of(Spans.causal(torch.arange(4, 9)[None], torch.arange(9)[None]), 3)
-    for softmax, shares in ((Softmax(), None), (Softmax(), torch.zeros(1, 5, 9)), (Softmax(softcap=2.0), None)):
+    query, key, value = drawn(1, 2, 3, 35, 39, dim)
+    pieces = pieces_of(Spans.causal(torch.arange(4, 39)[None], torch.arange(39)[None]), 3)
+    for softmax, shares in ((Softmax(), None), (Softmax(), torch.zeros(1, 35, 39)), (Softmax(softcap=2.0), None)):
         piecewise_attention(query, key, value, pieces, softmax, shares)
     piecewise_attention(query, key, value[..., :3], pieces)
-    assert len(calls) == fused
+    few = pieces_of(Spans.causal(torch.arange(8, 39)[None], torch.arange(39)[None]), 3)
+    piecewise_attention(query[:, :, :31], key, value, few)
+    assert len(calls) == (fused and dim == 4)
 
 
 def test_bfloat16_is_left_to_sdpa_where_the_cpu_has_amx(monkeypatch: pytest.MonkeyPatch) -> None:
