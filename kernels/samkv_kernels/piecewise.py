@@ -41,9 +41,9 @@ def _is_fused(dtype: torch.dtype) -> bool:
 
 
 FUSED, NARROW = 32, 64
-"""The fewest queries of a piece, and the widest heads, with which SDPA is faster over a single piece where it
-multiplies bfloat16 with AMX: 64 queries of 12 heads of 64 over 4,136 keys: 4.5 ms, by products 6.1; but four queries
-2.3 and 0.9, and 64 queries of 32 heads of 128 31 and 25. In float32 it never is (614 of 12 heads: 61 ms by either)."""
+"""The fewest queries of a piece, above one, and the widest heads, with which SDPA is faster over a single piece where
+it multiplies bfloat16 with AMX: 64 queries of 12 heads of 64 over 4,136 keys: 4.5 ms, by products 6.1; one 0.6 and 0.8;
+but four 2.3 and 0.9, and 64 queries of 32 heads of 128 31 and 25. In float32 it never is (614 of 12: 61 ms each)."""
 
 
 @cache
@@ -168,13 +168,14 @@ def _attend(
         weights = _weights(q[part], key[part, keys], piece, own)
         into[part] = _products(weights, value[part, keys].to(weights.dtype)).view(into[part].shape)
         if shares is not None:
-            shares += weights.unflatten(1, q.shape[1:3]).sum((0, 1), dtype=torch.float32) / len(query)
+            for head in weights.unflatten(1, q.shape[1:3]).flatten(0, 1):  # half as long as a sum over heads
+                shares.add_(head, alpha=1 / len(query))
 
 
 def _fused_pays(query: Tensor, piece: Piece) -> bool:
     """Whether SDPA is faster for this piece of `query` `(H, Q, D)`."""
-    few = piece.rows.stop - piece.rows.start < FUSED
-    return not few and query.shape[2] <= NARROW and _is_fused(query.dtype)
+    rows = piece.rows.stop - piece.rows.start
+    return (rows == 1 or (rows >= FUSED and query.shape[2] <= NARROW)) and _is_fused(query.dtype)
 
 
 def _attend_fused(out: Tensor, query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> None:

@@ -127,6 +127,8 @@ def test_pieces_are_sdpas_where_that_is_faster_and_no_weights_are_wanted(
     few = pieces_of(Spans.causal(torch.arange(8, 39)[None], torch.arange(39)[None]), 3)
     piecewise_attention(query[:, :, :31], key, value, few)
     assert len(calls) == (fused and dim == 4)
+    piecewise_attention(query[:, :, :1], key, value, [[piecewise.Piece.open(1, 39)]])
+    assert len(calls) == fused * (1 + (dim == 4)), "a step of decoding is always SDPA's"
 
 
 def test_bfloat16_is_left_to_sdpa_where_the_cpu_has_amx(monkeypatch: pytest.MonkeyPatch) -> None:
