@@ -15,8 +15,14 @@ from samkv_kernels.cpu.compiling import compiled
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
 
-_TYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
+_BITS = {torch.float32: "float32", torch.bfloat16: "uint16"}
 """What is read and written, by dtype; NumPy has no bfloat16, so its bits are."""
+_PAIRS = (
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+)
+"""Of which blocks, and for which caches, there are kernels: for those that a store keeps. Each compiles for 0.7 s."""
 _NAN = 0x7FC0
 
 
@@ -78,13 +84,13 @@ def _gather(
                 value[i] = _written(_read(plain[i]), like)
 
 
-def _compiled(stored: str, cache: str) -> Any:
-    old, new, angles = f"{stored}[:,::1]", f"{cache}[:,::1]", "float32[:,::1]"
+def _kernel(stored: torch.dtype, cached: torch.dtype) -> Any:
+    old, new, angles = f"{_BITS[stored]}[:,::1]", f"{_BITS[cached]}[:,::1]", "float32[:,::1]"
     types_ = old, old, "int64[::1]", "int64", angles, angles, "boolean", new, new, "int64", "int64"
     return compiled(*types_, fastmath=frozenset({"nsz"}))(_gather)
 
 
-_KERNELS = {(old, new): _compiled(stored, cache) for old, stored in _TYPES.items() for new, cache in _TYPES.items()}
+_KERNELS = {pair: _kernel(*pair) for pair in _PAIRS}
 
 
 def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
