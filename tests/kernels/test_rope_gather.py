@@ -99,8 +99,9 @@ def test_numba_gathers_pieces_as_the_reference_does(kept: torch.dtype, cached: t
         (lambda kv: kv.double(), 1, False),
         (lambda kv: kv.mT.contiguous().mT, 1, False),
         (lambda kv: torch.cat([kv, kv[..., :1]], -1)[..., :8], 1, False),
+        (lambda kv: kv[:, :, :, :1].expand(-1, -1, -1, 2, -1, -1), 1, True),
     ],
-    ids=["as stored", "many threads", "another dtype", "another order", "rows apart"],
+    ids=["as stored", "many threads", "another dtype", "another order", "rows apart", "heads shared"],
 )
 def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_rest(
     change: Callable[[Tensor], Tensor], threads: int, taken: bool, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +116,7 @@ def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_res
     keys, values = torch.empty(2, 1, 2, 7, 8)
     rope_gather_into(keys, values, stored, rows, Angles(theta.cos(), theta.sin()), "numba")
     want = rope_gather(stored, rows, Angles(theta.cos(), theta.sin()), torch.float32)
+    assert not kernel.readable(stored, *torch.empty(2, 1, 2, 7, 16)[..., :8]), "a cache whose slots are apart"
     assert len(calls) == taken and far(keys, want[0]) < TOLERANCE[torch.float32] and torch.equal(values, want[1])
 
 
@@ -141,3 +143,12 @@ def test_no_more_is_copied_to_a_device_than_is_needed_at_a_time(monkeypatch: pyt
     assert all(piece.stored.keys.device == far.device for _, _, run in runs for piece in run)
     assert [gathering._gaps(run, stop - begin) for begin, stop, run in runs] == [[(0, 2)], [(0, 2), (6, 4)]]
     assert [len(run) for _, _, run in gathering._launches(pieces, near)] == [3], "what is there is not copied"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("row", "turned", "slots"), [(8, 5, 5), (7, 4, 5), (7, 5, 4)])
+def test_nothing_outside_of_the_blocks_is_read(row: int, turned: int, slots: int, backend: Backend) -> None:
+    rows, angle = torch.tensor([0, 1, 2, 3, row]), torch.ones(1, turned, 4)
+    keys, values = torch.empty(2, 1, 2, slots, 8)
+    with pytest.raises((IndexError, RuntimeError)):
+        rope_gather_into(keys, values, Stored.of(torch.randn(1, 2, 2, 2, 4, 8)), rows, Angles(angle, angle), backend)

@@ -97,6 +97,9 @@ def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
     """Whether the kernel takes these blocks, and fills a cache's `keys` and `values` of such a dtype and layout."""
     if (stored.keys.dtype, keys.dtype) not in _KERNELS or any(scale is not None for scale in stored.scales):
         return False
+    layers, _, heads, _, dim = stored.keys.shape
+    if (layers, heads, dim) != (*keys.shape[:2], keys.shape[3]) or keys.stride(2) != dim:
+        return False
     alike = _layout(stored.keys) == _layout(stored.values) and _layout(keys) == _layout(values)
     return alike and all(map(_in_rows, (stored.keys, stored.values, keys, values)))
 
@@ -119,9 +122,16 @@ def _table(x: Tensor) -> Any:
 
 
 def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
-    """As `rope_gather_into`, of what is `readable`."""
+    """As `rope_gather_into`, of what is `readable`. Raises IndexError for a row, slot or angle that is not there."""
     if not len(rows) or not keys.numel():
         return
+    room = min(keys.shape[2], angles.cos.shape[1], angles.sin.shape[1])
+    if (
+        int(rows.max()) >= stored.keys.shape[1] * stored.size
+        or len(rows) > room
+        or 2 * angles.cos.shape[2] > keys.shape[3]
+    ):
+        raise IndexError("a row, a slot or an angle lies outside of what there is")  # compiled loops do not look
     _, per_block, per_head, per_token, _ = (step // keys.shape[3] for step in stored.keys.stride())
     block, offset = rows.long() // stored.size, rows.long() % stored.size
     at = torch.where(rows < 0, -1, block * per_block + offset * per_token).numpy()
