@@ -12,7 +12,7 @@ from samkv_kernels.backend import Backend
 
 COPIED = 256 << 20
 """Bytes of blocks copied to a device before they are gathered there: all of a prompt's would be a second cache."""
-THREADS = 3
+THREADS = 2
 """Threads of torch's up to which Numba's kernel, which runs on one, is faster than the reference, which runs on all of
 them: 4,096 tokens of 12 layers in float32, a seventh left out, take it 33 ms, the reference 110, and 92 on two."""
 
