@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from samkv_kernels import rope_gather as gathering
 from samkv_kernels.backend import Backend
+from samkv_kernels.cpu import gathering as kernel
 from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather, rope_gather_into, rope_gather_pieces_into
 from samkv_rag.store.quantise import QUANTISERS, KVForm
 from tests.kernels import oracles
@@ -26,6 +27,14 @@ shapes = st.fixed_dictionaries(
         "tokens": st.integers(0, 7), "seed": st.integers(0, 99), "backend": st.sampled_from(["torch", "numba"]),
     }
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def numba_on_any_machine() -> Iterator[None]:
+    """With many threads of torch's the reference would be tested in place of the kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "THREADS", 1 << 10)
+        yield
 
 
 @given(shapes)
@@ -70,8 +79,12 @@ def test_the_stores_quantised_blocks_come_out_as_the_store_restores_them(kv_dtyp
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
-def test_numba_gathers_pieces_as_the_reference_does(kept: torch.dtype, cached: torch.dtype, interleaved: bool) -> None:
+def test_numba_gathers_pieces_as_the_reference_does(
+    kept: torch.dtype, cached: torch.dtype, interleaved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In caches with room behind, from blocks that were picked out of others, with gaps, and what is not finite."""
+    calls, real = list[int](), kernel.gather_into
+    monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or real(*args))
     torch.manual_seed(0)
     kv = torch.randn(3, 6, 2, 4, 16, 32).to(kept)
     kv[0, 2, :, 1, 3, 5:7] = torch.tensor([torch.nan, torch.inf], dtype=kept)
@@ -85,6 +98,7 @@ def test_numba_gathers_pieces_as_the_reference_does(kept: torch.dtype, cached: t
         keys, values = (torch.full((3, 4, 80, 32), torch.nan, dtype=cached)[:, :, :70] for _ in range(2))
         rope_gather_pieces_into(keys, values, pieces, angles, backend)
         found[backend] = keys, values
+    assert len(calls) == (2 if (kept, cached) in kernel._PAIRS else 0), "one call a piece, none by the reference"
     (keys, values), (own_keys, own_values) = found["torch"], found["numba"]
     assert torch.equal(values.nan_to_num(5.0), own_values.nan_to_num(5.0)) and keys.isnan().sum() == 2
     assert torch.equal(keys.isnan(), own_keys.isnan())
@@ -106,9 +120,8 @@ def test_numba_gathers_pieces_as_the_reference_does(kept: torch.dtype, cached: t
 def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_rest(
     change: Callable[[Tensor], Tensor], threads: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samkv_kernels.cpu import gathering as kernel
-
     calls, real = list[int](), kernel.gather_into
+    monkeypatch.setattr(gathering, "THREADS", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or real(*args))
     torch.manual_seed(0)
