@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from samkv_kernels import rope_gather
+from samkv_kernels.cpu import gathering as kernel
 from samkv_rag import ChunkKVStore, Reuse, SamKV
+from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.types import ChunkKV
-from tests import oracles
-from tests.models import adapter
+from tests import cases, oracles
+from tests.models import adapter, build
 from tests.oracles import Prompted
 
 TOLERANCE = {"bf16": 6e-3, "fp16": 1e-3, "int8": 2e-2, "fp8": 8e-2, "int4": 0.25}
@@ -72,3 +75,17 @@ def test_the_tolerance_is_not_idle(kv_dtype: str) -> None:
         bent.store.put(key, ChunkKV(other.store.summary(key), kv), kv_dtype=kv_dtype)
     plain = prompted("llama")
     assert moved(bent.logits(bent.prepare(Reuse())), plain.logits(plain.prepare(Reuse()))) > 2 * TOLERANCE[kv_dtype]
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_caches_are_filled_by_the_models_backend_and_are_the_same_by_either(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, compiled = list[int](), kernel.gather_into
+    monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or compiled(*args))
+    monkeypatch.setattr(rope_gather, "THREADS", 1 << 10)
+    own, plain = ModelAdapter(build(cases.WIRINGS["llama"]()), wanted=backend), prompted("llama")
+    case = replace(plain, adapter=own)
+    logits = case.logits(case.prepare(Reuse()))
+    assert len(calls) == (len(plain.plan.chunks) if backend == "numba" else 0)
+    assert moved(logits, plain.logits(plain.prepare(Reuse()))) < 1e-5
