@@ -101,10 +101,10 @@ class Angles:
     table: Tensor | None = None
     interleaved: bool = False
 
-    def layer(self, index: int) -> Angles:
-        """One layer's angles."""
-        table = None if self.table is None else self.table[index : index + 1]
-        return Angles(self.cos, self.sin, table, self.interleaved)
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """One layer's cos and sin `(T, W / 2)`; `(T, 0)` where its keys are not rotated."""
+        which = 0 if self.table is None else int(self.table[index])
+        return (self.cos[0, :, :0], self.sin[0, :, :0]) if which < 0 else (self.cos[which], self.sin[which])
 
     def slots(self, start: int, stop: int) -> Angles:
         """The angles of some neighbouring slots."""
@@ -154,7 +154,8 @@ def rope_gather_into(
     tokens = Tokens.of(rows, stored)
     for layer in range(len(keys)):  # one layer's intermediate results stay in the processor's caches
         plain_keys, plain_values = _gathered(stored.layer(layer), tokens)  # where the blocks are, which may be the host
-        _turn_into(keys[layer, :, : len(rows)], plain_keys.to(keys.device), angles.layer(layer))
+        turned = keys[layer, :, : len(rows)]
+        _turn_into(turned, plain_keys.to(keys.device), *angles.layer(layer), angles.interleaved)
         values[layer, :, : len(rows)] = plain_values
 
 
@@ -270,13 +271,12 @@ def _gathered(stored: Stored, tokens: Tokens) -> tuple[Tensor, Tensor]:
     return keys.masked_fill(tokens.missing, 0), values.masked_fill(tokens.missing, 0)
 
 
-def _turn_into(out: Tensor, keys: Tensor, angles: Angles) -> None:
+def _turn_into(out: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     """Write one layer's keys `(G, T, D)`, rotated, to `out`, in its dtype."""
-    half = angles.cos.shape[-1]
-    cos, sin = _of_layer(angles.cos, angles.table, 1.0), _of_layer(angles.sin, angles.table, 0.0)
+    half = cos.shape[-1]
     first, second = (
         (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
-        if angles.interleaved
+        if interleaved
         else (
             slice(0, half),
             slice(half, 2 * half),
@@ -286,9 +286,3 @@ def _turn_into(out: Tensor, keys: Tensor, angles: Angles) -> None:
     out[..., first] = (a * cos).addcmul_(b, sin, value=-1)
     out[..., second] = (b * cos).addcmul_(a, sin)
     out[..., 2 * half :] = keys[..., 2 * half :]
-
-
-def _of_layer(x: Tensor, table: Tensor | None, fixed: float) -> Tensor:
-    """The angles `(T, W / 2)` of one layer from tables `(N, T, W / 2)`; `fixed` where its keys are not rotated."""
-    which = 0 if table is None else int(table[0])
-    return torch.full_like(x[0], fixed) if which < 0 else x[which]

@@ -137,16 +137,9 @@ def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angl
     at = torch.where(rows < 0, -1, block * per_block + offset * per_token).numpy()
     kernel = _KERNELS[stored.keys.dtype, keys.dtype]
     for layer in range(len(keys)):
-        own = angles.layer(layer)
-        cos, sin = _of_layer(own.cos, own.table), _of_layer(own.sin, own.table)
+        turns = (each.contiguous().numpy() for each in angles.layer(layer))
         old, new = (stored.keys[layer], stored.values[layer]), (keys[layer], values[layer])
         kernel(
-            *map(_table, old), at, per_head, cos, sin, own.interleaved, *map(_table, new),
+            *map(_table, old), at, per_head, *turns, angles.interleaved, *map(_table, new),
             new[0].stride(0) // keys.shape[3], keys.shape[1],
         )  # fmt: skip
-
-
-def _of_layer(x: Tensor, table: Tensor | None) -> Any:
-    """The angles `(T, W / 2)` of one layer from tables `(N, T, W / 2)`; none where its keys are not rotated."""
-    which = 0 if table is None else int(table[0])
-    return (x[0, :, :0] if which < 0 else x[which]).contiguous().numpy()
