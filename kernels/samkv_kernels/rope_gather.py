@@ -274,14 +274,8 @@ def _gathered(stored: Stored, tokens: Tokens) -> tuple[Tensor, Tensor]:
 def _turn_into(out: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     """Write one layer's keys `(G, T, D)`, rotated, to `out`, in its dtype."""
     half = cos.shape[-1]
-    first, second = (
-        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
-        if interleaved
-        else (
-            slice(0, half),
-            slice(half, 2 * half),
-        )
-    )
+    neighbours = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    first, second = neighbours if interleaved else (slice(0, half), slice(half, 2 * half))
     a, b = keys[..., first], keys[..., second]
     out[..., first] = (a * cos).addcmul_(b, sin, value=-1)
     out[..., second] = (b * cos).addcmul_(a, sin)

@@ -12,6 +12,7 @@ from samkv_kernels import piecewise
 from samkv_kernels.piecewise import pieces_of, piecewise_attention, piecewise_shares
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import Spans, attention_shares, sparse_attention
+from tests.counting import counted
 from tests.kernels.inputs import TOLERANCE, far
 
 
@@ -116,9 +117,8 @@ def test_what_begins_a_prompt_and_what_ends_it_are_apart() -> None:
 def test_pieces_are_sdpas_where_that_is_faster_and_no_weights_are_wanted(
     fused: bool, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = list[int](), piecewise._attend_fused
     monkeypatch.setattr(piecewise, "_is_fused", lambda dtype: fused)
-    monkeypatch.setattr(piecewise, "_attend_fused", lambda *args: calls.append(1) or real(*args))
+    calls = counted(monkeypatch, piecewise, "_attend_fused")
     query, key, value = drawn(1, 2, 3, 35, 39, dim)
     pieces = pieces_of(Spans.causal(torch.arange(4, 39)[None], torch.arange(39)[None]), 3)
     for softmax, shares in ((Softmax(), None), (Softmax(), torch.zeros(1, 35, 39)), (Softmax(softcap=2.0), None)):

@@ -16,6 +16,7 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.cpu import gathering as kernel
 from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather, rope_gather_into, rope_gather_pieces_into
 from samkv_rag.store.quantise import QUANTISERS, KVForm
+from tests.counting import counted
 from tests.kernels import oracles
 from tests.kernels.inputs import TOLERANCE, far
 
@@ -83,8 +84,7 @@ def test_numba_gathers_pieces_as_the_reference_does(
     kept: torch.dtype, cached: torch.dtype, interleaved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In caches with room behind, from blocks that were picked out of others, with gaps, and what is not finite."""
-    calls, real = list[int](), kernel.gather_into
-    monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or real(*args))
+    calls = counted(monkeypatch, kernel, "gather_into")
     torch.manual_seed(0)
     kv = torch.randn(3, 6, 2, 4, 16, 32).to(kept)
     kv[0, 2, :, 1, 3, 5:7] = torch.tensor([torch.nan, torch.inf], dtype=kept)
@@ -120,10 +120,9 @@ def test_numba_gathers_pieces_as_the_reference_does(
 def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_rest(
     change: Callable[[Tensor], Tensor], threads: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = list[int](), kernel.gather_into
     monkeypatch.setattr(gathering, "THREADS", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or real(*args))
+    calls = counted(monkeypatch, kernel, "gather_into")
     torch.manual_seed(0)
     stored, rows, theta = Stored.of(change(torch.randn(1, 2, 2, 2, 4, 8))), torch.arange(7), torch.randn(1, 7, 4)
     keys, values = torch.empty(2, 1, 2, 7, 8)

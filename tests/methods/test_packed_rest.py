@@ -18,6 +18,7 @@ from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.profiling.answers import forced_logits
 from tests import latents, oracles
 from tests.cases import WIRINGS
+from tests.counting import counted
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.models import adapter, build, tiny_engine
@@ -92,8 +93,7 @@ def test_it_differs_from_what_is_as_it_was_and_less_than_what_is_dropped() -> No
 def test_answers_are_decoded_by_the_models_backend_and_are_the_same_by_either(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, compiled = list[int](), products.scores
-    monkeypatch.setattr(products, "scores", lambda *args: calls.append(1) or compiled(*args))
+    calls = counted(monkeypatch, products, "scores")
     store, own = ChunkKVStore(":memory:"), ModelAdapter(build(WIRINGS["llama"]()), wanted=backend)
     plan = oracles.stored_plan(own, store, (40, 60))
     answers = [PACKED.prepare(Run(plan, model, store, 12)) for model in (own, adapter("llama"))]

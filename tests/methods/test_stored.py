@@ -15,6 +15,7 @@ from samkv_rag import ChunkKVStore, Reuse, SamKV
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.types import ChunkKV
 from tests import cases, oracles
+from tests.counting import counted
 from tests.models import adapter, build
 from tests.oracles import Prompted
 
@@ -81,8 +82,7 @@ def test_the_tolerance_is_not_idle(kv_dtype: str) -> None:
 def test_caches_are_filled_by_the_models_backend_and_are_the_same_by_either(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, compiled = list[int](), kernel.gather_into
-    monkeypatch.setattr(kernel, "gather_into", lambda *args: calls.append(1) or compiled(*args))
+    calls = counted(monkeypatch, kernel, "gather_into")
     monkeypatch.setattr(rope_gather, "THREADS", 1 << 10)
     own, plain = ModelAdapter(build(cases.WIRINGS["llama"]()), wanted=backend), prompted("llama")
     case = replace(plain, adapter=own)
