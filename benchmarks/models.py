@@ -66,6 +66,12 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), LATENT),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "mistral_large4_text", "sarvam_mla"), LATENT),
+    "longcat_flash": LATENT | {
+        "num_layers": 2, "head_dim": 16, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "zero_expert_num": 2,
+        "moe_topk": 2,
+    },
+    "mistral4": LATENT | {"head_dim": 32},
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
 }  # fmt: skip
 """What checkpoints have and a default config lacks."""

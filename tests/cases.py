@@ -129,6 +129,20 @@ WIRINGS: dict[str, Callable[[], Any]] = {
     "deepseek-v3": lambda: tf.DeepseekV3Config(**SIZES | LATENT | ROUTED, rope_parameters=YARN),
     "deepseek-v2": lambda: tf.DeepseekV2Config(**SIZES | LATENT | ROUTED | {"q_lora_rank": None}),
     "minicpm3": lambda: tf.MiniCPM3Config(**SIZES | LATENT),
+    "mistral4": lambda: tf.Mistral4Config(
+        **SIZES | LATENT | ROUTED,
+        rope_parameters=YARN | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 1024},
+    ),
+    "longcat": lambda: tf.LongcatFlashConfig(
+        **{name: size for name, size in (SIZES | LATENT).items() if name != "num_hidden_layers"},
+        num_layers=2,
+        head_dim=8,
+        ffn_hidden_size=96,
+        expert_ffn_hidden_size=32,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=2,
+    ),
     "gpt-oss": lambda: tf.GptOssConfig(
         **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=10, rope_parameters=YARN
     ),
@@ -139,13 +153,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "falcon": (
         lambda: tf.FalconConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
         "_supports_attention_backend",
-    ),
-    "longcat": (
-        lambda: tf.LongcatFlashConfig(
-            **{name: size for name, size in SIZES.items() if name != "num_hidden_layers"} | LATENT, num_layers=2,
-            head_dim=8,
-        ),
-        "no apply_rotary_pos_emb",
     ),
     "hunyuan": (
         lambda: tf.HunYuanDenseV1Config(**SIZES, head_dim=16),
@@ -171,7 +178,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=64),
         "a sliding window of 64 tokens that its attention is not told of",
     ),
-    "minimax": (lambda: tf.MiniMaxConfig(**SIZES), "cannot be run on a cache of ours"),
+    "minimax": (lambda: tf.MiniMaxConfig(**SIZES), r"layers \(linear_attention\) that carry a state"),
+    "qwen3-next": (
+        lambda: tf.Qwen3NextConfig(
+            **SIZES | ROUTED, head_dim=16, num_experts=4, linear_num_value_heads=2, linear_num_key_heads=2,
+            linear_key_head_dim=16, linear_value_head_dim=16,
+        ),
+        r"layers \(linear_attention\) that carry a state",
+    ),
+    "lfm2": (
+        lambda: tf.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"] * 2),
+        r"layers \(conv\) that carry a state"
+    ),
+    "mamba": (
+        lambda: tf.MambaConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, state_size=8),
+        "carry a state through the text",
+    ),
     "dynamic-rope": (
         lambda: tf.LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
         "dynamic RoPE",

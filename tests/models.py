@@ -13,13 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from benchmarks.shapes import sharpened
 from samkv_rag import ChunkKVStore, SamKVEngine
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.loading import auto_class_of
 from tests.cases import VOCAB, WIRINGS
 
 
 def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0) -> Any:
     """A random model with its weight matrices scaled up: flat attention would hide wrong masks and positions."""
     torch.manual_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
+    model = auto_class_of(config).from_config(config, attn_implementation="eager").to(dtype).eval()
     sharpened(model, sharpen)
     model.generation_config.eos_token_id = None
     return model

@@ -161,6 +161,12 @@ def stock_logits(
     return out.logits[0].float()  # type: ignore[no-any-return]
 
 
+def attentions(model: Any) -> list[Any]:
+    """The attention modules of a model, in the order of their caches: a layer of LongCat-Flash has two."""
+    found = [getattr(layer, "self_attn", None) or layer.attention for layer in model.get_decoder().layers]
+    return [module for own in found for module in (own if isinstance(own, torch.nn.ModuleList) else [own])]
+
+
 @contextmanager
 def hiding(model: Any, first: int, hidden: Tensor) -> Iterator[None]:
     """Layers from `first` on do not attend to what is `hidden` `(T, T)`, whatever the mask of the pass says."""
@@ -169,8 +175,7 @@ def hiding(model: Any, first: int, hidden: Tensor) -> Iterator[None]:
     def hide(layer: Any, args: Any, options: dict[str, Any]) -> Any:
         return args, options | {"attention_mask": options["attention_mask"].minimum(bias)}
 
-    layers = model.get_decoder().layers[first:]
-    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers]
+    hooks = [module.register_forward_pre_hook(hide, with_kwargs=True) for module in attentions(model)[first:]]
     try:
         yield
     finally:

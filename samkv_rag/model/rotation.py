@@ -36,6 +36,10 @@ def rotation_of(decoder: Any) -> tuple[Turn, bool]:
     with suppress(TypeError, RuntimeError):  # it multiplies with complex numbers (DeepSeek-V2)
         if multiply(one, one, torch.ones(1, 1, 2, dtype=torch.complex64))[1].shape == one.shape:
             return lambda x, cos, sin: multiply(x[:, :1], x, torch.complex(_once(cos), _once(sin)))[1], True
+    apart: Any = getattr(code, "apply_rotary_pos_emb_interleave", None)
+    with suppress(TypeError, RuntimeError):  # it turns neighbours and puts them half a head apart (LongCat-Flash)
+        if apart(one, one, table, table)[1].shape == one.shape:
+            return lambda x, cos, sin: apart(x[:0], _neighbours(x), cos, sin)[1], False
     raise UnsupportedModel(
         f"{type(decoder).__name__} has no apply_rotary_pos_emb for queries and keys, so its keys cannot be turned "
         "exactly. Use another model, or call it through transformers directly."
@@ -45,6 +49,11 @@ def rotation_of(decoder: Any) -> tuple[Turn, bool]:
 def _once(table: Tensor) -> Tensor:
     """Every angle once, of a table that has them twice."""
     return table.chunk(2, -1)[0]
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """What lies half of a head apart, side by side."""
+    return torch.stack(x.chunk(2, -1), -1).flatten(-2)
 
 
 def turns_neighbours(turn: Turn, name: str) -> bool:

@@ -20,6 +20,8 @@ from samkv_rag.model.rounding import apart
 
 PROBE = tuple(range(5, 29))
 """Tokens of any vocabulary, fewer than a sliding window has."""
+STATES = ("linear_attention", "conv")
+"""Layer types of hybrid models that carry a state."""
 FAR = {torch.float32: 1e-2}
 FAR_OF_FEW_BITS = 0.25
 """RMS difference, relative to the RMS, of logits that rounding does not explain: in bfloat16 two ways to compute the
@@ -43,12 +45,26 @@ def refuse_what_is_not_exact(model: Any) -> None:
         raise UnsupportedModel(
             f"{name} is spread over {len(devices)} devices; pass device_map='cuda:0' or another single device."
         )
+    refuse_states(model)
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
             f"{name} does not hand positions to its attention function (_supports_attention_backend is off), so gaps "
             "between kept tokens would be read wrongly. Use a model that supports attention backends."
         )
     refuse_rows_that_mix(model)
+
+
+def refuse_states(model: Any) -> None:
+    """Raise `UnsupportedModel` for a model some of whose layers remember the text as a whole, not token by token."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    states = [kind for kind in dict.fromkeys(types) if kind in STATES]
+    if states or getattr(model, "_is_stateful", False):
+        kinds = f" ({', '.join(states)})" if states else ""
+        raise UnsupportedModel(
+            f"{type(model).__name__} has layers{kinds} that carry a state through the text instead of attending to its "
+            "tokens: what a chunk leaves in it cannot be cached apart from what came before. Use a model all of whose "
+            "layers attend (Llama, Mistral, Qwen3, Gemma, Phi-3, GLM-4, ...)."
+        )
 
 
 @contextmanager

@@ -69,8 +69,7 @@ def noting(wiring: str, case: Prompted) -> Iterator[list[Tensor]]:
     def note(module: Any, args: Any, out: Any) -> None:
         maps.append(out[1][0].double().mean(0))
 
-    layers = stock(wiring).get_decoder().layers[n_layers // 2 :]
-    hooks = [layer.self_attn.register_forward_hook(note) for layer in layers]
+    hooks = [module.register_forward_hook(note) for module in oracles.attentions(stock(wiring))[n_layers // 2 :]]
     try:
         yield maps
     finally:

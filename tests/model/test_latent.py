@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import MiniCPM3Config
+from transformers import MiniCPM3Config, Mistral4Config
 
 from samkv_rag import ChunkKVStore, SamKV
 from samkv_rag.errors import UnsupportedModel
@@ -23,14 +23,14 @@ from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.latent import can_be_joined, joined, parted
 from samkv_rag.parity import check_parity
 from tests.cases import LATENT as LATENT_SIZES
-from tests.cases import SIZES, WIRINGS, longrope
+from tests.cases import ROUTED, SIZES, WIRINGS, YARN, longrope
 from tests.methods import test_stored as stored
 from tests.methods.gates import prompted
 from tests.model import test_loop as loops
 from tests.models import adapter, build
 from tests.oracles import Prompted, stored_chunk, stored_plan
 
-LATENT = ["deepseek-v3", "deepseek-v2", "minicpm3"]
+LATENT = ["deepseek-v3", "deepseek-v2", "minicpm3", "mistral4", "longcat"]
 every_latent_wiring = pytest.mark.parametrize("wiring", LATENT)
 
 
@@ -176,6 +176,18 @@ def squared() -> Any:
 
     module.expand_kv = expand
     return model
+
+
+def test_queries_may_grow_with_their_positions() -> None:
+    """Those of Mistral 4 do, at every multiple of the length that it was first trained on."""
+    grows = YARN | {"llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 16}
+    stock, mine = (build(Mistral4Config(**SIZES | LATENT_SIZES | ROUTED, rope_parameters=grows)) for _ in range(2))
+    attached, store = ModelAdapter(mine), ChunkKVStore(":memory:")
+    case = Prompted(stored_plan(attached, store, lengths=(37, 16)), attached, store)
+    ids = torch.tensor([case.plan.token_ids])
+    want = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
+    assert check_parity(attached).passed
+    assert case.tokens(SamKV(keep=1.0), 8) == want[0, ids.shape[1] :].tolist()
 
 
 def test_longrope_and_latents_go_together() -> None:
