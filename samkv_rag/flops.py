@@ -19,10 +19,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from torch.nn import ModuleList
+
 from samkv_rag.methods import Run
 from samkv_rag.methods.costs import Pass
 from samkv_rag.model.absorbed import Latents
 from samkv_rag.model.adapter import ModelAdapter
+
+ROUTED = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+"""What configs call the number of experts that a token is routed to."""
 
 
 def answer_flops(run: Run) -> int:
@@ -33,9 +38,9 @@ def answer_flops(run: Run) -> int:
 
 def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
     """Operations of passes through the decoder's layers, without the output matrix."""
-    layers, config = list(adapter.decoder.layers), adapter.config.__dict__
-    chosen = config.get("num_experts_per_tok") or config.get("top_k_experts") or 1
-    weights = [sum(_weights(module, chosen) for module in layer.modules()) for layer in layers]
+    layers, config = [part for layer in adapter.decoder.layers for part in _parts(layer)], adapter.config.__dict__
+    chosen = next((config[name] for name in ROUTED if config.get(name)), 1)
+    weights = [sum(_weights(module, chosen) for own in layer for module in own.modules()) for layer in layers]
     windows = [_window(adapter, layer) for layer in layers]
     ahead = sum(_weights(module, 1) for module in adapter.decoder.children() if hasattr(module, "in_features"))
     rows = sum(len(one.slots) for one in passes)
@@ -45,14 +50,15 @@ def pass_flops(adapter: ModelAdapter, passes: Sequence[Pass]) -> int:
 def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequence[int | None]) -> int:
     shape, own, linear = adapter.shape, adapter.shape.cached().stop, 0
     absorbed = 0 if adapter.latents is None else _absorbed(adapter.latents, one)
-    alike = Counter[tuple[bool, int | None, bool]]()
+    alike = Counter[tuple[bool, int | None, bool, int]]()
     for layer, (weight, window) in enumerate(zip(weights, windows, strict=True)):
         if layer < one.layers - one.ended:
             stack, cached = shape.stack_of(layer), layer < own
             linear += 2 * len(one.among(cached).slots) * weight
-            alike[cached, window, one.narrowed(layer)] += stack.heads * (absorbed or stack.attended)
+            alike[cached, window, one.narrowed(layer), stack.attended] += stack.heads
     attention = sum(
-        2 * width * one.among(cached).pairs(window, narrowed) for (cached, window, narrowed), width in alike.items()
+        2 * heads * _attended(one.among(cached), window, narrowed, width, absorbed or width)
+        for (cached, window, narrowed, width), heads in alike.items()
     )
     if adapter.latents is not None:
         linear += _of_latents(adapter.latents, one, bool(absorbed))
@@ -63,9 +69,23 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
     return linear + attention
 
 
+def _attended(one: Pass, window: int | None, narrowed: bool, width: int, absorbed: int) -> int:
+    """How many numbers a query head of a layer attends to: `width` per token, or as many as `absorbed` where it attends
+    to latents as they are."""
+    if not one.limited:
+        return one.pairs(window, narrowed) * absorbed
+    if not narrowed:
+        return one.pairs(window) * width
+    inner, outer = one.parts
+    return inner.pairs(window) * width + outer.pairs(window) * absorbed
+
+
 def _absorbed(latents: Latents, one: Pass) -> int:
-    """How many numbers a query head attends to per token, if a pass attends to latents as they are; else 0."""
-    if one.prefill or one.limited or not latents.pays(len(one.slots), len(one.positions)):
+    """How many numbers a query head attends to per token, if a pass attends to latents as they are, or those rows of it
+    that no layer limits; else 0."""
+    inner, asking = one.parts if one.limited else (None, one)
+    anyway = None if inner is None else len(inner.positions)
+    if one.prefill or not latents.pays(len(asking.slots), len(one.positions), anyway):
         return 0
     return latents.layers[0].keys.shape[1] + latents.layers[0].values.shape[1]
 
@@ -74,12 +94,15 @@ def _of_latents(latents: Latents, one: Pass, absorbed: bool) -> int:
     """What layers make of the latents of tokens that the pass does not run, or of its queries and what these find; and
     what its last layer does if it ends."""
     rows, linear = len(one.slots), 0
+    inner, asking = one.parts if one.limited else (None, one)
     for layer in range(one.layers):
-        if absorbed:
+        absorbs = absorbed and (inner is None or one.narrowed(layer))
+        if absorbs:
             making, ends = latents.layers[layer], one.ended and layer == one.layers - 1
-            linear += 2 * rows * (making.keys.numel() + (0 if ends else making.values.numel()))
-        else:
-            linear += 2 * (len(one.positions) - rows) * _weights(latents.modules[layer].kv_b_proj, 1)
+            linear += 2 * len(asking.slots) * (making.keys.numel() + (0 if ends else making.values.numel()))
+        if inner is not None or not absorbs:
+            made = inner.positions if inner is not None and absorbs else one.positions
+            linear += 2 * (len(made) - rows) * _weights(latents.modules[layer].kv_b_proj, 1)
     if one.ended:
         own = latents.modules[one.layers - 1]
         ahead = sum(_weights(part, 1) for part in own.children()) - _weights(own.o_proj, 1)
@@ -96,8 +119,18 @@ def _weights(module: Any, chosen: int) -> int:
     return sum(w.numel() if w.ndim == 2 else w[0].numel() * min(chosen, len(w)) for w in own)
 
 
-def _window(adapter: ModelAdapter, layer: Any) -> int | None:
+def _parts(layer: Any) -> list[list[Any]]:
+    """The modules of a decoder layer by the attention that they run with: LongCat-Flash lists two of each in a layer,
+    and what it has once runs with the first."""
+    once, several = list[Any](), list[ModuleList]()
+    for module in layer.children():
+        (several if isinstance(module, ModuleList) else once).append(module)
+    parts = [list(own) for own in zip(*several, strict=True)] or [[]]
+    return [once + parts[0], *parts[1:]]
+
+
+def _window(adapter: ModelAdapter, layer: Sequence[Any]) -> int | None:
     """The layer's sliding window: its attention module's own, or else the model's."""
-    own = (part.sliding_window for part in layer.modules() if hasattr(part, "sliding_window"))
+    own = (part.sliding_window for one in layer for part in one.modules() if hasattr(part, "sliding_window"))
     window: int | None = next(own, adapter.config.__dict__.get("sliding_window"))
     return window

@@ -140,7 +140,7 @@ WIRINGS: dict[str, Callable[[], Any]] = {
         ffn_hidden_size=96,
         expert_ffn_hidden_size=32,
         n_routed_experts=4,
-        zero_expert_num=2,
+        zero_expert_num=0,
         moe_topk=2,
     ),
     "gpt-oss": lambda: tf.GptOssConfig(

@@ -53,14 +53,19 @@ class Pass:
         """Whether some rows attend only to some tokens on this layer."""
         return self.narrow is not None and layer >= self.narrow.layer
 
+    @property
+    def parts(self) -> tuple[Pass, Pass]:
+        """The rows that narrowed layers limit, among the tokens that they attend to, and the other rows, among all."""
+        slots, narrow = self.slots.cpu(), self.narrow or Narrow(0, 0)
+        seen = narrow.sees(slots)
+        inner = Pass(self.positions[seen], torch.searchsorted(seen, slots[: narrow.rows]), self.layers)
+        return inner, Pass(self.positions, slots[narrow.rows :], self.layers, self.ended)
+
     def pairs(self, window: int | None, narrowed: bool = False) -> int:
         """How many pairs (row, token that it attends to) a layer has; a sliding `window` limits each row."""
+        if narrowed:
+            return sum(part.pairs(window) for part in self.parts)
         slots = self.slots.cpu()
-        if narrowed and self.narrow is not None:
-            own, others = slots[: self.narrow.rows], slots[self.narrow.rows :]
-            seen = self.narrow.sees(slots)
-            inner = Pass(self.positions[seen], torch.searchsorted(seen, own), self.layers)
-            return inner.pairs(window) + Pass(self.positions, others, self.layers).pairs(window)
         seen = slots.long() + 1
         if window is not None:
             hidden = torch.searchsorted(self.positions, self.positions[slots] - window, right=True)

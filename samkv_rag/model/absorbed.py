@@ -54,13 +54,13 @@ class Making:
         """The latents in entries `(..., R + C)`."""
         return entries[..., -self.values.shape[1] :]
 
-    def pays(self, rows: int, total: int) -> bool:
+    def pays(self, rows: int, total: int, anyway: int) -> bool:
         """Whether a pass of the last `rows` of `total` tokens takes fewer operations over entries than over keys and
-        values, of which the model makes those of the rows in any case."""
+        values, of which the model makes those of as many tokens as `anyway` in any case."""
         (latent, made), (both, width) = self.values.shape[1:], self.keys.shape[1:]
         pairs = rows * (total - (rows - 1) / 2)
         absorbing = pairs * (both + latent) + rows * (both * width + latent * made)
-        return absorbing < pairs * (width + made) + (total - rows) * latent * (width - (both - latent) + made)
+        return absorbing < pairs * (width + made) + (total - anyway) * latent * (width - (both - latent) + made)
 
 
 class Latents:
@@ -91,12 +91,13 @@ class Latents:
         made: Entries = self.modules[layer].expand_kv(*parted(keys, values, self._turning))
         return made
 
-    def pays(self, rows: int, total: int) -> bool:
-        """Whether a pass of `rows` rows among `total` tokens should attend to latents as they are. On a GPU that is
-        computed in float32, and only worth it for a few."""
+    def pays(self, rows: int, total: int, anyway: int | None = None) -> bool:
+        """Whether `rows` rows of a pass among `total` tokens should attend to latents as they are, where the model
+        makes keys and values of as many tokens as `anyway`, by default the rows, in any case. On a GPU that is computed
+        in float32, and only worth it for a few."""
         if not self.absorbed or (self.layers[0].keys.is_cuda and rows > FEW):
             return False
-        return self.layers[0].pays(rows, total)
+        return self.layers[0].pays(rows, total, rows if anyway is None else anyway)
 
 
 @dataclass

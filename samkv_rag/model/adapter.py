@@ -27,7 +27,7 @@ from samkv_rag.model.calling import handing
 from samkv_rag.model.filling import Filling, Loading, Parts
 from samkv_rag.model.loop import Loop
 from samkv_rag.model.measuring import measured
-from samkv_rag.model.narrowed import Narrow, NarrowedPlan
+from samkv_rag.model.narrowed import Narrow, narrowed_plan
 from samkv_rag.model.observers import AttentionMaps, Observer
 from samkv_rag.model.prefill import chunk_caches
 from samkv_rag.model.recorded import Passes, PromptPass
@@ -117,7 +117,7 @@ class ModelAdapter:
         """The keyword argument that passes a cache to the model, for a pass under this plan."""
         if plan.absorbs:
             return handing(self.model, Appending([cache]))
-        return handing(self.model, cache, self.rotary.latent)
+        return handing(self.model, cache, self.rotary.latent, plan.shown)
 
     def _suited(self, plan: AttentionPlan, cache: SlotCache, rows: int, total: int) -> AttentionPlan:
         """The same plan for a pass of `rows` rows among `total` tokens, or one that suits what this model caches."""
@@ -238,7 +238,7 @@ class ModelAdapter:
         narrow, slots = asked.narrow, None if asked.everything else asked.slots
         plan = AttentionPlan(cache.positions, slots, asked.observer, asked.last_layer, self.backend)
         if narrow is not None and narrow.rows and slots is not None:  # else nothing is hidden from any query
-            plan = NarrowedPlan(plan, narrow)
+            plan = narrowed_plan(plan, narrow, cache, self.latents)
         else:
             plan = self._suited(plan, cache, len(asked.slots), cache.get_seq_length())
         logits = self.forward(asked.ids, cache.positions[asked.slots], cache, plan, int(asked.speak))

@@ -90,8 +90,9 @@ class AttentionPlan:
 
     `slots` None means the queries are the last live slots (ingestion, decoding). `observer` gets every layer's query
     and keys. With `last_layer` the pass ends there (`PassEnded`), once that layer's keys are stored and observed. All
-    queries attend to what is `packed` too, beside the slots, which follow it or lie around it. `absorbs`: whether it
-    attends to a cache's entries itself, not to what the model makes of them.
+    queries attend to what is `packed` too, beside the slots, which follow it or lie around it. As many rows of the pass
+    as `before` attend under another plan and come before these queries. `absorbs`: whether it attends to a cache's
+    entries itself, not to what the model makes of them.
     """
 
     absorbs: ClassVar[bool] = False
@@ -102,6 +103,7 @@ class AttentionPlan:
     last_layer: int | None = None
     backend: Backend = "torch"
     packed: PackedTokens | None = None
+    before: int = 0
     seen: set[int] = field(default_factory=set)
     _shape: tuple[int, int] = (0, 0)
     _sights: dict[int | None, Sight] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class AttentionPlan:
     @classmethod
     def like(cls, plan: AttentionPlan, **others: Any) -> Self:
         """A plan of this kind for the same pass, with `others` as further fields, or in place of the plan's."""
-        names = "positions", "slots", "observer", "last_layer", "backend", "packed"
+        names = "positions", "slots", "observer", "last_layer", "backend", "packed", "before"
         return cls(**{name: getattr(plan, name) for name in names} | others)
 
     @property
@@ -144,7 +146,8 @@ class AttentionPlan:
             shares = self._room_for_shares(layer, query, key, sight, softmax)
             out = self.attended(layer, query, key, value, softmax, window, shares)
         if self.observer is not None:
-            self.observer(Observation(layer, query, key, sight.spans, softmax, self.backend, shares))
+            seen = Observation(layer, query, key, sight.spans, softmax, self.backend, shares, self.before)
+            self.observer(seen)
         if out is None:
             raise PassEnded
         return out
@@ -152,16 +155,15 @@ class AttentionPlan:
     def _room_for_shares(self, layer: int, query: Tensor, key: Tensor, sight: Sight, softmax: Softmax) -> Tensor | None:
         """Room for the weights of the last queries of a pass, where attending computes them and most are wanted."""
         watcher, n_query = self.observer, query.shape[2]
-        together = n_query - self.apart(layer)
-        if not isinstance(watcher, Watcher) or not watcher.watches(layer) or 2 * len(watcher.rows) < together:
+        if not isinstance(watcher, Watcher) or not watcher.watches(layer) or 2 * len(watcher.rows) < n_query:
             return None
-        if len(query) > 1 or not self._in_pieces(query, sight, softmax) or int(watcher.rows[0]) < n_query - together:
+        if len(query) > 1 or not self._in_pieces(query, sight, softmax) or int(watcher.rows[0]) < self.before:
             return None
-        return torch.zeros(together, key.shape[2])
+        return torch.zeros(n_query, key.shape[2])
 
-    def apart(self, layer: int) -> int:
-        """How many of the queries, from the first, attend separately from the others in this layer."""
-        return 0
+    def shown(self, layer: int) -> Tensor | None:
+        """The slots, of those in the cache, whose entries the model needs for this layer; None: all."""
+        return None
 
     def _in_pieces(self, query: Tensor, sight: Sight, softmax: Softmax) -> bool:
         """Whether attention is computed for a few queries at a time: on a CPU, except where SDPA is faster."""

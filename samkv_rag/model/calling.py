@@ -7,15 +7,15 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
-from samkv_rag.model.latent import LatentCache
+from samkv_rag.model.latent import LatentCache, Shown, all_slots
 
 NAMES = ("cache", "past_key_values")
 
 
-def handing(model: Any, entries: Any, latent: bool = False) -> dict[str, Any]:
+def handing(model: Any, entries: Any, latent: bool = False, shown: Shown = all_slots) -> dict[str, Any]:
     """The keyword argument that passes `entries` to a model's forward, or to its decoder's; `latent`: to a model that
-    caches latents."""
-    return {cache_name(model): LatentCache(entries) if latent else entries}
+    caches latents, whose layers need the slots that `shown` tells."""
+    return {cache_name(model): LatentCache(entries, shown) if latent else entries}
 
 
 def cache_name(model: Any) -> str:

@@ -7,6 +7,7 @@ halves: keys and values of a single head, equally wide, which are stored, turned
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,12 +32,21 @@ def parted(keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return torch.cat([keys[..., width:], values], -1), keys[..., :width]
 
 
-class LatentCache(Cache):
-    """A cache as a model takes it that caches latents; they are held in the cache `entries`, joined."""
+Shown = Callable[[int], Tensor | None]
+"""Which slots of a cache a layer needs the entries of, sorted; None: all."""
 
-    def __init__(self, entries: Cache) -> None:
+
+def all_slots(layer: int) -> None:
+    """Every layer needs them all."""
+
+
+class LatentCache(Cache):
+    """A cache as a model takes it that caches latents; they are held in the cache `entries`, joined. `shown` tells
+    which slots of it a layer needs (None: all)."""
+
+    def __init__(self, entries: Cache, shown: Shown = all_slots) -> None:
         super().__init__(layers=entries.layers)
-        self._entries = entries
+        self._entries, self._shown = entries, shown
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
@@ -45,4 +55,7 @@ class LatentCache(Cache):
         """Store a layer's new latents (which such models hand over as keys) and what turns (as values); returns what
         the layer attends to, likewise."""
         keys, values = self._entries.update(*joined(key_states, value_states), layer_idx, *args, **kwargs)
+        slots = self._shown(layer_idx)
+        if slots is not None:
+            keys, values = keys.index_select(2, slots), values.index_select(2, slots)
         return parted(keys, values, value_states.shape[-1])

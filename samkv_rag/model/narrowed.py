@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.softmax import Softmax
+from samkv_rag.model.absorbed import AbsorbedPlan, Latents
 from samkv_rag.model.attention import AttentionPlan
+from samkv_rag.model.cache import Entries, SlotCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Narrow:
 
 
 class NarrowedPlan(AttentionPlan):
-    """A plan with a `narrow`; the observer is given every layer as if it were wide."""
+    """A plan with a `narrow`; on narrowed layers the observer is given the queries that attend to everything."""
 
     def __init__(self, plan: AttentionPlan, narrow: Narrow) -> None:
         if plan.slots is None:
@@ -53,21 +55,51 @@ class NarrowedPlan(AttentionPlan):
             # The rows that a pass is padded with come after all slots: they attend to what the last one does.
             among = torch.searchsorted(self._seen, own).clamp_(max=len(self._seen) - 1)
         self._inner = AttentionPlan(plan.positions[self._seen], among, backend=plan.backend)
-        self._outer = AttentionPlan(plan.positions, others, backend=plan.backend)
+        self._outer = AttentionPlan(
+            plan.positions, others, plan.observer, plan.last_layer, plan.backend, before=narrow.rows
+        )
 
-    def apart(self, layer: int) -> int:
-        return 0 if layer < self._narrow.layer else self._narrow.rows
+    def narrowed(self, layer: int) -> bool:
+        """Whether some of the queries attend only to some slots on this layer."""
+        return layer >= self._narrow.layer
 
-    def attended(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None,
-        shares: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The attention of one layer: of all queries together below `narrow.layer`, else of the two kinds apart."""
-        rows, seen = self.apart(layer), self._seen
-        if not rows:
-            return super().attended(layer, query, key, value, softmax, window, shares)
-        kept = key.index_select(2, seen), value.index_select(2, seen)
-        inner = self._inner.attended(layer, query[:, :, :rows], *kept, softmax, window)
-        outer = self._outer.attended(layer, query[:, :, rows:], key, value, softmax, window, shares)
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax, window: int | None
+    ) -> Tensor:
+        """One layer of this pass: of all queries together below `narrow.layer`, else of the two kinds apart."""
+        if not self.narrowed(layer):
+            return super().attend(layer, query, key, value, softmax, window)
+        self.seen.add(layer)
+        rows = self._narrow.rows
+        outer = self._outer.attend(layer, query[:, :, rows:], key, value, softmax, window)
+        inner = self._inner.attended(layer, query[:, :, :rows], *self._of_seen(key, value), softmax, window)
         # A query's heads side by side, as the model joins them: they are copied once.
         return torch.cat([inner.transpose(1, 2), outer.transpose(1, 2)], 1).transpose(1, 2)
+
+    def _of_seen(self, key: Tensor, value: Tensor) -> Entries:
+        return key.index_select(2, self._seen), value.index_select(2, self._seen)
+
+
+class NarrowedLatents(NarrowedPlan):
+    """The same where `latents` are cached: on narrowed layers a model makes keys and values only of those that the
+    narrowed queries attend to. The other queries, few, attend to the latents in the `cache` as they are."""
+
+    def __init__(self, plan: AttentionPlan, narrow: Narrow, cache: SlotCache, latents: Latents) -> None:
+        super().__init__(plan, narrow)
+        self._outer = AbsorbedPlan.of(self._outer, cache, latents)
+
+    def shown(self, layer: int) -> Tensor | None:
+        """The slots that narrowed queries attend to."""
+        return self._seen if self.narrowed(layer) else None
+
+    def _of_seen(self, key: Tensor, value: Tensor) -> Entries:
+        return key, value
+
+
+def narrowed_plan(plan: AttentionPlan, narrow: Narrow, cache: SlotCache, latents: Latents | None) -> NarrowedPlan:
+    """The plan of the same pass over `cache`, narrowed as suits what the model caches; `plan.slots` are given."""
+    if latents is not None and plan.slots is not None:
+        others = len(plan.slots) - narrow.rows
+        if latents.pays(others, cache.get_seq_length(), len(narrow.sees(plan.slots))):
+            return NarrowedLatents(plan, narrow, cache, latents)
+    return NarrowedPlan(plan, narrow)

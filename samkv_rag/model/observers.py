@@ -20,7 +20,8 @@ from samkv_kernels.sparse_attention import Spans, attention_shares
 class Observation:
     """What one layer attends with: rotated `query` `(B, H, Q, D)`, assembled `key` `(B, G, T, D)`, which keys each
     query attends to, how scores become weights. `shares` `(n, T)` are the weights of the last n queries of a batch of
-    one, averaged over heads, where attending has computed them anyway."""
+    one, averaged over heads, where attending has computed them anyway. The pass has as many rows as `before` ahead of
+    these queries, which attend to something else."""
 
     layer: int
     query: Tensor
@@ -29,11 +30,12 @@ class Observation:
     softmax: Softmax
     backend: Backend
     shares: Tensor | None = None
+    before: int = 0
 
     def weights(self, rows: Tensor, spans: Spans | None = None) -> Tensor:
-        """Softmax attention of query `rows`, averaged over heads: fp32 `(len(rows), T)` of the first in the batch.
-
-        `spans` are those of the rows, where they are known."""
+        """Softmax attention of some `rows` of the pass, averaged over heads: fp32 `(len(rows), T)` of the first in the
+        batch. `spans` are those of the rows, where they are known."""
+        rows = rows - self.before
         if self.shares is not None:
             return self.shares[rows - (self.query.shape[2] - len(self.shares))]
         query, spans = self.query[:1].index_select(2, rows), spans or self.spans.rows(rows)
@@ -61,7 +63,7 @@ class Watcher(ABC):
         if seen.shares is not None:
             return None
         if self._spans is None or self._spans[0] is not seen.spans:
-            self._spans = seen.spans, seen.spans.rows(self.rows)
+            self._spans = seen.spans, seen.spans.rows(self.rows - seen.before)
         return self._spans[1]
 
     @property

@@ -89,6 +89,25 @@ def test_looks_at_summaries_are_refused_with_the_remedy(method: Any) -> None:
         prompted("deepseek-v3").prepare(method)
 
 
+# -- recomputing -------------------------------------------------------------------------------------------------
+
+
+@every_latent_wiring
+def test_narrowed_layers_make_keys_and_values_of_what_narrowed_tokens_attend_to(
+    wiring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, method = prompted(wiring), SamKV(keep=0.3, wide=0.5, sees=0.3)
+    with rows_made(case.adapter.model) as made:
+        prepared = case.prepare(method)
+    total = case.plan.n_tokens
+    own = int(0.3 * case.plan.chunk_tokens) + total - case.plan.chunk_tokens - 6  # what follows the chunks sees all
+    assert made[-4:] == [total] * 2 + [own + int(0.3 * (total - own))] * 2
+    monkeypatch.setattr(case.adapter.latents, "pays", lambda *_: False)
+    with rows_made(case.adapter.model) as made:
+        again = case.prepare(method)
+    assert made[-4:] == [total] * 4 and torch.allclose(case.logits(again), case.logits(prepared), atol=1e-5)
+
+
 # -- decoding ------------------------------------------------------------------------------------------------------
 
 
@@ -116,9 +135,10 @@ def test_a_step_makes_keys_and_values_of_no_token_but_the_new_one(wiring: str) -
 def test_passes_of_few_rows_attend_to_latents_as_they_are_and_those_of_many_do_not() -> None:
     """In the shape of DeepSeek-V2-Lite: 16 heads of 128 + 64 and 128, latents of 512."""
     making = Making(torch.empty(16, 576, 192), torch.empty(16, 512, 128))
-    assert [rows for rows in (1, 40, 80, 160, 320, 4096) if making.pays(rows, 4096)] == [1, 40, 80]
-    assert [total for total in (2, 80, 160, 320) if making.pays(40, total)] == [160, 320]
-    assert not making.pays(40, 40), "of a prompt that is computed whole nothing is saved"
+    assert [rows for rows in (1, 40, 80, 160, 320, 4096) if making.pays(rows, 4096, rows)] == [1, 40, 80]
+    assert [total for total in (2, 80, 160, 320) if making.pays(40, total, 40)] == [160, 320]
+    assert not making.pays(40, 40, 40), "of a prompt that is computed whole nothing is saved"
+    assert making.pays(80, 4096, 1400) and not making.pays(40, 4096, 4096), "nor where keys are there anyway"
 
 
 @pytest.mark.parametrize("packed", [0, 3])

@@ -61,4 +61,8 @@ def test_weights_are_made_once_where_those_who_attend_together_are_watched(
 @some_wirings
 def test_weights_of_few_rows_are_made_apart(wiring: str) -> None:
     assert seen_in_a_narrowed_pass(wiring, 2).ready == []
-    assert seen_in_a_narrowed_pass(wiring, 6).ready == []  # one of them attends separately from the others
+
+
+def test_rows_that_attend_to_less_cannot_be_watched() -> None:
+    with pytest.raises(IndexError):
+        seen_in_a_narrowed_pass("llama", 6)
