@@ -102,8 +102,10 @@ def _part(part: str | Mapping[Any, Any], message: BaseMessage) -> str:
         return str(part["text"])
     if kind in _SILENT and isinstance(message, AIMessage):
         return ""
+    if kind == "refusal" and isinstance(message, AIMessage):  # what another model said in place of an answer
+        return str(part.get("refusal", ""))
     raise SamKVError(
-        f"A {message.type} message holds a part of type {kind!r}, and the model reads text only; remove it from the "
+        f"The {message.type} message holds a part of type {kind!r}, and the model reads text only; remove it from the "
         "messages."
     )
 

@@ -57,6 +57,13 @@ def test_content_parts_are_put_together_without_a_seam() -> None:
     assert converted([HumanMessage(parts)], Roles())[0]["content"] == "Lumen Labs"
 
 
+def test_a_refusal_is_what_the_assistant_said() -> None:
+    refusal: list[Any] = [{"type": "refusal", "refusal": "Not in the passages."}]
+    assert converted([AIMessage(refusal)], Roles()) == [{"role": "assistant", "content": "Not in the passages."}]
+    with pytest.raises(SamKVError, match="The human message holds a part of type 'refusal'"):
+        converted([HumanMessage(refusal)], Roles())
+
+
 def test_what_is_not_text_is_refused() -> None:
     image: list[Any] = [{"type": "image", "url": "https://example.org/a.png"}]
     with pytest.raises(SamKVError, match="a part of type 'image', and the model reads text only; remove it"):
