@@ -9,6 +9,7 @@ from typing import Any
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods import Method, resolve_method
 from samkv_rag.model.generation import GenerationOptions
+from samkv_rag.prompt.checks import require_texts
 from samkv_rag.types import PromptPlan
 
 
@@ -28,7 +29,9 @@ class Call:
         known = {field.name for field in fields(GenerationOptions)}
         if unknown := sorted(set(generation) - known):
             raise SamKVError(f"Unknown generation options: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
-        return cls(resolve_method(method, keep), GenerationOptions(**generation), strip)
+        options = GenerationOptions(**generation)
+        require_texts(options.stop, "stop")
+        return cls(resolve_method(method, keep), options, strip)
 
 
 def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:

@@ -51,7 +51,8 @@ def known(*values: T | None) -> T:
 
 class Options:
     """A dataclass whose fields are checked against their types: `SamKVError` says which does not fit, and what would,
-    after the `name` of the class if it has one. A list that stands for a tuple becomes one."""
+    after the `name` of the class if it has one. A list that stands for a tuple becomes one, and every number an `int`
+    or a `float`, as its type says."""
 
     name: str = ""
 
@@ -62,9 +63,9 @@ class Options:
             value, hint = getattr(self, field.name), hints[field.name]
             if isinstance(value, list):
                 value = tuple(value)
-                object.__setattr__(self, field.name, value)
             if not fits(value, hint):
                 raise SamKVError(f"{whose}{field.name} must be {_said(hint)}, not {value!r}.")
+            object.__setattr__(self, field.name, _as_typed(value, hint))
 
 
 @cache
@@ -87,6 +88,19 @@ def fits(value: Any, hint: Any) -> bool:
     return _PLAIN[hint][1](value)
 
 
+def _as_typed(value: Any, hint: Any) -> Any:
+    """A value that fits a type, with that type's own numbers: transformers and torch refuse an integer or NumPy's
+    numbers in places where they want a float or an `int`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _as_typed(value, inner[0])
+    if origin in (types.UnionType, typing.Union):
+        return _as_typed(value, next(part for part in inner if fits(value, part)))
+    if origin is tuple:
+        return tuple(map(_as_typed, value, _hints_of_parts(value, inner)))
+    return hint(value) if hint in (int, float) else value
+
+
 def of_environment(variable: str, *choices: str) -> str:
     """What an environment variable chooses, or the first of the `choices` if it chooses none. Raises `SamKVError` on
     anything else."""
@@ -97,8 +111,13 @@ def of_environment(variable: str, *choices: str) -> str:
 
 
 def _all_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
-    hints = parts[:1] * len(value) if parts[-1] is ... else parts
+    hints = _hints_of_parts(value, parts)
     return len(value) == len(hints) and all(map(fits, value, hints))
+
+
+def _hints_of_parts(value: tuple[Any, ...], parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The type of every part of a tuple."""
+    return parts[:1] * len(value) if parts[-1] is ... else parts
 
 
 def _said(hint: Any) -> str:

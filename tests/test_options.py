@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from samkv_rag import SamKV, SamKVError
 from samkv_rag.methods import METHODS, CacheBlend, Epic, InfoFlow, MultiInfLLM, ProphetKV, Random
 from samkv_rag.model.generation import GenerationOptions
 from samkv_rag.options import Options
+from tests.models import tiny_engine
 
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (SamKV, {"keep": 1.2}, "keep must be a number, 0 to 1, not 1.2"),
@@ -59,6 +62,34 @@ def test_what_an_option_cannot_be_is_refused(kind: Any, options: dict[str, Any],
 def test_a_list_is_taken_for_a_tuple() -> None:
     assert SamKV(layers=[1, 3], around=[2, 4]) == SamKV(layers=(1, 3), around=(2, 4))  # type: ignore[arg-type]
     assert hash(SamKV(layers=[1, 3])) == hash(SamKV(layers=(1, 3)))  # type: ignore[arg-type]
+
+
+TAKEN: list[dict[str, Any]] = [
+    {"temperature": 2},
+    {"temperature": np.float32(0.5), "top_p": np.float32(0.9), "top_k": np.int64(5), "seed": np.int64(1)},
+    {"max_new_tokens": np.uint8(200)},
+    {"method": SamKV(early=2)},
+    {"method": SamKV(around=(np.int64(1), np.int64(2)), early=np.int64(1))},  # type: ignore[arg-type]
+    {"method": SamKV(look="two_stage", candidates=math.inf)},
+]
+
+
+@pytest.mark.parametrize("options", TAKEN, ids=str)
+def test_a_number_of_any_kind_that_fits_is_taken(options: dict[str, Any]) -> None:
+    engine, chunks = tiny_engine(), ["The mill is in Orrin, where Ana Petrov lived from 1987 on."]
+    engine.precompute(chunks)
+    assert engine.answer("Who?", chunks, **{"max_new_tokens": 2, **options}).token_ids
+
+
+def test_numbers_become_what_their_type_says() -> None:
+    options = GenerationOptions(max_new_tokens=np.uint8(200), temperature=2)  # type: ignore[arg-type]
+    assert type(options.max_new_tokens) is int and type(options.temperature) is float
+    assert type(SamKV(theta=1).theta) is float and SamKV(theta="cosine").theta == "cosine"
+
+
+def test_a_stop_text_that_is_no_text_is_refused() -> None:
+    with pytest.raises(SamKVError, match="half of a surrogate pair"):
+        tiny_engine().answer("Who?", ["The mill is in Orrin."], stop="\ud800")
 
 
 @pytest.mark.parametrize("name", METHODS)

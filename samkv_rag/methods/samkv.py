@@ -278,8 +278,8 @@ class SamKV(Options):
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
     ) -> list[ChunkScores]:  # fmt: skip
         """What the first look finds, with a shortlist of `self.candidates` times the `budget`."""
-        sizes, candidates = (self._block, self.initial, self.local), int(self.candidates * budget)
-        looking = FirstLook(run, layers, anchors, *sizes, candidates, self.bias, self.partner, self.frame)
+        sizes, candidates = (self._block, self.initial, self.local), min(self.candidates * budget, sum(run.lengths))
+        looking = FirstLook(run, layers, anchors, *sizes, int(candidates), self.bias, self.partner, self.frame)
         return looking.scores(self.look)
 
     def _favoured(self, scores: list[ChunkScores], measured: ModelProfile, all_stays: bool) -> list[ChunkScores]:
