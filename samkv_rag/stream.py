@@ -149,7 +149,9 @@ class AnswerStream:
             raise
 
     def _left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._deadline is None:
+            return None
+        return min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)  # more is an error there
 
     def _give_up(self) -> NoReturn:
         self.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.methods import Prepared, Run
+from samkv_rag.stream import AnswerStream
+from samkv_rag.types import Answer
 from tests.models import tiny_engine
 from tests.waiting import wait_until
 
@@ -81,6 +84,16 @@ def test_closing_a_stream_stops_within_a_token_and_frees_the_engine(engine: SamK
     assert stream.answer.finish_reason == "cancelled"
     assert 0 < len(stream.answer.token_ids) < 600
     assert engine.answer(ASKED, CHUNKS, max_new_tokens=1).token_ids
+
+
+async def awaited(stream: AnswerStream) -> Answer:
+    return await stream.wait()
+
+
+def test_there_may_be_any_amount_of_time(engine: SamKVEngine) -> None:
+    for seconds in (math.inf, 1e30):
+        some, same = (engine.stream_answer(ASKED, CHUNKS, max_new_tokens=8, timeout=seconds) for _ in range(2))
+        assert asyncio.run(awaited(some)).text == "".join(same) == same.answer.text
 
 
 @dataclass(frozen=True)
