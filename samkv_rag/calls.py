@@ -35,8 +35,14 @@ class Call:
 
 
 def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:
-    """Raise `SamKVError` if prompt and answer do not fit into the model's positions."""
-    limit = getattr(config, "max_position_embeddings", None)
+    """Raise `SamKVError` if prompt and answer do not fit into the model's positions, or a prompt and its question where
+    that is not in it."""
+    limit, asked = getattr(config, "max_position_embeddings", None), len(plan.question.token_ids)
+    if limit is not None and not plan.question.in_prompt and plan.n_tokens + asked > limit:
+        raise SamKVError(
+            f"The prompt has {plan.n_tokens} tokens and the question, which is not in it, {asked}, but the model has "
+            f"{limit} positions; ask a shorter question."
+        )
     if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
         raise SamKVError(
             f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but the "

@@ -120,9 +120,10 @@ class Library:
 
     def remove(self, keys: Sequence[str]) -> int:
         """Delete entries; return how many there were."""
+        keys = require_texts(keys, "Keys")
         for key in keys:
             self.planner.matcher.discard(key)
-        return self._store.delete(list(keys))
+        return self._store.delete(keys)
 
     @contextmanager
     def held_open(self) -> Iterator[None]:

@@ -209,6 +209,8 @@ def test_forgotten_chunks_are_misses() -> None:
     engine = tiny_engine()
     keys = engine.precompute(CHUNKS)
     assert engine.plan(f"{CHUNKS[0]}\n{ASKED}").chunks
+    with pytest.raises(SamKVError, match=r"Keys must be a list of texts, not str; pass \[text\]"):
+        engine.forget(keys[0])
     assert engine.forget(keys) == 2
     assert not engine.plan(f"{CHUNKS[0]}\n{ASKED}").chunks
     assert len(engine.answer(ASKED, CHUNKS, max_new_tokens=1).report.misses) == 2
