@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from samkv_rag.model.rotation import Turn, rotation_of, turns_neighbours
 from samkv_rag.model.rounding import alike
 
 PROBE_POSITION = 17
+PROBE_TOKENS = (5, 11, 17)
+"""Tokens of any vocabulary, tried one after another: rounding may route one to other experts at another position."""
 _ROUND, _MOST = 1024, 2
 """Angles are kept for this many positions, or a multiple, and for this many runs of layers that turn differently."""
 
@@ -201,11 +204,18 @@ class Rotary:
             cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
         return cos / scale, sin / scale, scale
 
-    @torch.no_grad()
     def _probe(self, model: Any) -> tuple[str, ...]:
+        """The kinds of all layers, as the first token tells that fits."""
+        for token in PROBE_TOKENS[:-1]:
+            with suppress(UnsupportedModel):
+                return self._probed(model, token)
+        return self._probed(model, PROBE_TOKENS[-1])
+
+    @torch.no_grad()
+    def _probed(self, model: Any, token: int) -> tuple[str, ...]:
         """One token attends to itself alone, so its key at position p must be R(p) times its key at 0, but for
         rounding: with a sink even one token gets a weight, from a product that rotation does not change."""
-        at_zero, at_p = (_entries_of_one_token(model, position) for position in (0, PROBE_POSITION))
+        at_zero, at_p = (_entries_of_one_token(model, token, position) for position in (0, PROBE_POSITION))
         self.latent = bool(at_zero) and all(map(_are_latents, at_zero, at_p))
         if self.latent:
             at_zero, at_p = ([joined(*own) for own in entries] for entries in (at_zero, at_p))
@@ -239,12 +249,12 @@ def _are_latents(at_zero: tuple[Tensor, Tensor], at_p: tuple[Tensor, Tensor]) ->
     return can_be_joined(k0, v0) and alike(k0, kp) and not alike(v0, vp)
 
 
-def _entries_of_one_token(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
+def _entries_of_one_token(model: Any, token: int, position: int) -> list[tuple[Tensor, Tensor]]:
     device = model.get_input_embeddings().weight.device
     cache: Any = GrowingCache()
-    token = torch.tensor([[5]], device=device)
+    tokens = torch.tensor([[token]], device=device)
     positions = torch.tensor([[position]], device=device)
-    model.get_decoder()(token, **handing(model, cache), position_ids=positions, use_cache=True)
+    model.get_decoder()(tokens, **handing(model, cache), position_ids=positions, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 

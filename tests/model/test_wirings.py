@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Olmo3Config
 
 from samkv_rag.errors import UnsupportedModel
-from samkv_rag.model import supported
+from samkv_rag.model import rotary, supported
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.calling import handing
 from samkv_rag.model.observers import Observation
@@ -51,6 +51,20 @@ def test_adapted_and_spread_models_are_refused_with_a_remedy(mark: dict[str, Any
     for name, value in mark.items():
         object.__setattr__(model, name, value)
     with pytest.raises(UnsupportedModel, match=remedy):
+        ModelAdapter(model)
+
+
+def test_a_token_that_rounding_routes_elsewhere_does_not_refuse_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, model = rotary._entries_of_one_token, build(WIRINGS["gpt-oss"]())
+
+    def flipped(model: Any, token: int, position: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return right(model, 7 if token in wrong and position else token, position)
+
+    monkeypatch.setattr(rotary, "_entries_of_one_token", flipped)
+    wrong: tuple[int, ...] = rotary.PROBE_TOKENS[:2]
+    assert ModelAdapter(model).rotary.kinds == adapter("gpt-oss").rotary.kinds
+    wrong = rotary.PROBE_TOKENS
+    with pytest.raises(UnsupportedModel, match="does not hold plain keys and values"):
         ModelAdapter(model)
 
 
