@@ -26,6 +26,12 @@ def build(config: Any, dtype: torch.dtype = torch.float32, sharpen: float = 4.0)
     return model
 
 
+def attentions(model: Any) -> list[Any]:
+    """The attention modules of a model, in the order of their caches: a layer of LongCat-Flash has two."""
+    found = [getattr(layer, "self_attn", None) or layer.attention for layer in model.get_decoder().layers]
+    return [module for own in found for module in (own if isinstance(own, torch.nn.ModuleList) else [own])]
+
+
 @cache
 def adapter(wiring: str) -> ModelAdapter:
     """The attached model of a wiring, shared by the tests: it keeps what their prompts begin with, and nothing else."""

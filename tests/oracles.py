@@ -22,7 +22,7 @@ from samkv_rag.parity import next_logits
 from samkv_rag.store import ChunkKVStore, chunk_key
 from samkv_rag.types import ChunkKV, PromptPlan, Question, Segment, Selection
 from tests.cases import VOCAB, WIRINGS
-from tests.models import build
+from tests.models import attentions, build
 
 ROOM = 12
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -159,12 +159,6 @@ def stock_logits(
         **handing(model, DynamicCache() if past is None else past), attention_mask=hand_made_mask(model, visible, near),
     )  # fmt: skip
     return out.logits[0].float()  # type: ignore[no-any-return]
-
-
-def attentions(model: Any) -> list[Any]:
-    """The attention modules of a model, in the order of their caches: a layer of LongCat-Flash has two."""
-    found = [getattr(layer, "self_attn", None) or layer.attention for layer in model.get_decoder().layers]
-    return [module for own in found for module in (own if isinstance(own, torch.nn.ModuleList) else [own])]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tests.cases import WIRINGS
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, prompted, whole_past
 from tests.model import test_loop as loops
 from tests.model.test_steps import recording
-from tests.models import adapter, tiny_engine
+from tests.models import adapter, attentions, tiny_engine
 from tests.oracles import Kept, Prompted, stock, stock_logits
 
 ASKED = "Where is Lumen Labs based?"
@@ -69,7 +69,7 @@ def noting(wiring: str, case: Prompted) -> Iterator[list[Tensor]]:
     def note(module: Any, args: Any, out: Any) -> None:
         maps.append(out[1][0].double().mean(0))
 
-    hooks = [module.register_forward_hook(note) for module in oracles.attentions(stock(wiring))[n_layers // 2 :]]
+    hooks = [module.register_forward_hook(note) for module in attentions(stock(wiring))[n_layers // 2 :]]
     try:
         yield maps
     finally:
