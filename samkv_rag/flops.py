@@ -100,9 +100,8 @@ def _of_latents(latents: Latents, one: Pass, absorbed: bool) -> int:
         if absorbs:
             making, ends = latents.layers[layer], one.ended and layer == one.layers - 1
             linear += 2 * len(asking.slots) * (making.keys.numel() + (0 if ends else making.values.numel()))
-        if inner is not None or not absorbs:
-            made = inner.positions if inner is not None and absorbs else one.positions
-            linear += 2 * (len(made) - rows) * _weights(latents.modules[layer].kv_b_proj, 1)
+        made = len(one.positions) if not absorbs else rows if inner is None else len(inner.positions)
+        linear += 2 * (made - rows) * _weights(latents.modules[layer].kv_b_proj, 1)
     if one.ended:
         own = latents.modules[one.layers - 1]
         ahead = sum(_weights(part, 1) for part in own.children()) - _weights(own.o_proj, 1)
