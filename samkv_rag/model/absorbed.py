@@ -21,7 +21,7 @@ from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import Entries, SlotCache
-from samkv_rag.model.latent import joined, parted
+from samkv_rag.model.latent import joined, parted, whole
 from samkv_rag.model.rounding import alike
 
 FEW = 16
@@ -121,7 +121,7 @@ class AbsorbedPlan(AttentionPlan):
         assert self.cache is not None
         making, held = self.layers[layer], self.cache.slot_layers[self.cache.home(layer)]
         fixed = replace(softmax, scale=softmax.scale_for(query.shape[3]))
-        asked, entries = query @ making.keys.mT, torch.cat([held.keys, held.values], -1)
+        asked, entries = query @ making.keys.mT, whole(held.keys, held.values)
         return super().attend(layer, asked, entries, making.latents(entries), fixed, window) @ making.values
 
     def attended(
@@ -134,8 +134,11 @@ class AbsorbedPlan(AttentionPlan):
             return super().attended(layer, query, key, value, softmax, window, shares)
         entries, packed = key, 0
         if self.packed is not None:
-            unpacked, packed = self.packed.of_layer(layer).entries(self.backend), len(self.packed.positions)
-            entries = torch.cat([torch.cat(unpacked, -1)[None].to(key.dtype), key], 2)
+            packed, unpacked = len(self.packed.positions), self.packed.of_layer(layer).entries(self.backend)
+            entries = key.new_empty(1, 1, packed + key.shape[2], key.shape[3])
+            entries[:, :, packed:] = key
+            for half, own in zip(entries[0, :, :packed].chunk(2, -1), unpacked, strict=True):
+                half.copy_(own)
         mask = self.sight(query.shape[2], key.shape[2], window).whole_mask(packed)
         return masked_attention(query, entries, self.layers[layer].latents(entries), mask, softmax)
 

@@ -180,7 +180,7 @@ class ModelAdapter:
 
     def _buffers(self, slots: int, layers: range) -> list[Buffers]:
         """Room for `slots` slots of `layers`: one buffer for each stack that has any of them."""
-        return room_for(self.shape.cuts(layers), slots, layers.start, self.dtype, self.device)
+        return room_for(self.shape.cuts(layers), slots, layers.start, self.dtype, self.device, self.rotary.latent)
 
     def question_queries(
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, last_layer: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_rag.model.latent import side_by_side, whole
 from samkv_rag.model.shape import Cut
 
 
@@ -18,6 +19,12 @@ class Buffers:
     keys: Tensor
     values: Tensor
     places: tuple[int, ...]
+
+    @classmethod
+    def of_halves(cls, entries: Tensor, places: tuple[int, ...]) -> Buffers:
+        """Keys and values that lie side by side: the halves of `entries` `(L, G, T + room, 2 D)`."""
+        keys, values = entries.chunk(2, -1)
+        return cls(keys, values, places)
 
     @property
     def both(self) -> tuple[Tensor, Tensor]:
@@ -32,17 +39,35 @@ class Buffers:
         """Views of neighbouring slots."""
         return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
 
+    def at(self, slots: Tensor) -> Buffers:
+        """A copy of some slots `(K,)`, laid out in the same way."""
+        if side_by_side(self.keys, self.values):
+            return Buffers.of_halves(whole(self.keys, self.values).index_select(2, slots), self.places)
+        return Buffers(self.keys.index_select(2, slots), self.values.index_select(2, slots), self.places)
+
+    def copied(self) -> Buffers:
+        """A copy, laid out in the same way."""
+        if side_by_side(self.keys, self.values):
+            return Buffers.of_halves(whole(self.keys, self.values).clone(), self.places)
+        return Buffers(self.keys.clone(), self.values.clone(), self.places)
+
     def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The place of every layer, with views `(1, G, T, D)` of its keys and values."""
         return zip(self.places, *(buffer[:, None].unbind() for buffer in self.both), strict=True)
 
 
-def room_for(cuts: Iterable[Cut], slots: int, below: int, dtype: torch.dtype, device: torch.device) -> list[Buffers]:
+def room_for(
+    cuts: Iterable[Cut], slots: int, below: int, dtype: torch.dtype, device: torch.device, halves: bool = False
+) -> list[Buffers]:
     """Uninitialised buffers of `slots` slots for the layers of every cut, in a cache that has all of the model's layers
-    but the lowest `below`."""
+    but the lowest `below`. `halves`: with keys and values side by side."""
     out = []
     for cut in cuts:
-        shape = (len(cut.layers), cut.stack.kv_heads, slots, cut.stack.head_dim)
-        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        out.append(Buffers(keys, values, tuple(layer - below for layer in cut.layers)))
+        shape, places = (len(cut.layers), cut.stack.kv_heads, slots), tuple(layer - below for layer in cut.layers)
+        if halves:
+            entries = torch.empty(*shape, 2 * cut.stack.head_dim, dtype=dtype, device=device)
+            out.append(Buffers.of_halves(entries, places))
+        else:
+            keys, values = (torch.empty(*shape, cut.stack.head_dim, dtype=dtype, device=device) for _ in range(2))
+            out.append(Buffers(keys, values, places))
     return out

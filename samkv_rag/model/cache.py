@@ -235,10 +235,7 @@ class SlotCache(Cache):
             four_bits = PackedTokens.of(self._buffers, packed, self.positions[packed], self._sources, backend)
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
         stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
-        kept = [
-            Buffers(one.keys.index_select(2, stays), one.values.index_select(2, stays), one.places)
-            for one in self._buffers
-        ]
+        kept = [one.at(stays) for one in self._buffers]
         self.positions, self._buffers = self.positions[stays], kept  # only once there was memory for all
         self.packed = four_bits or self.packed
         self._bind()
@@ -248,7 +245,7 @@ class SlotCache(Cache):
         """Continue in memory of its own, no longer in what was borrowed."""
         self.arrive()
         length = self.get_seq_length()
-        self._buffers = [Buffers(one.keys.clone(), one.values.clone(), one.places) for one in self._buffers]
+        self._buffers = [one.copied() for one in self._buffers]
         self._bind()
         self.crop_to(length)
 

@@ -40,6 +40,21 @@ def all_slots(layer: int) -> None:
     """Every layer needs them all."""
 
 
+def whole(keys: Tensor, values: Tensor) -> Tensor:
+    """The entries `(..., C + R)` whose halves these are: without a copy where they lie side by side."""
+    if not side_by_side(keys, values):
+        return torch.cat([keys, values], -1)
+    return keys.as_strided((*keys.shape[:-1], 2 * keys.shape[-1]), keys.stride(), keys.storage_offset())
+
+
+def side_by_side(keys: Tensor, values: Tensor) -> bool:
+    """Whether every token's value follows its key in memory."""
+    if keys.stride() != values.stride() or keys.untyped_storage().data_ptr() != values.untyped_storage().data_ptr():
+        return False
+    width = keys.shape[-1]
+    return keys.stride(-2) >= 2 * width and values.storage_offset() - keys.storage_offset() == width
+
+
 class LatentCache(Cache):
     """A cache as a model takes it that caches latents; they are held in the cache `entries`, joined. `shown` tells
     which slots of it a layer needs (None: all)."""
@@ -54,8 +69,8 @@ class LatentCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new latents (which such models hand over as keys) and what turns (as values); returns what
         the layer attends to, likewise."""
-        keys, values = self._entries.update(*joined(key_states, value_states), layer_idx, *args, **kwargs)
-        slots = self._shown(layer_idx)
+        entries = whole(*self._entries.update(*joined(key_states, value_states), layer_idx, *args, **kwargs))
+        slots, width = self._shown(layer_idx), value_states.shape[-1]
         if slots is not None:
-            keys, values = keys.index_select(2, slots), values.index_select(2, slots)
-        return parted(keys, values, value_states.shape[-1])
+            entries = entries.index_select(2, slots)
+        return entries[..., width:].contiguous(), entries[..., :width].contiguous()

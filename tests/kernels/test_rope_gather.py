@@ -128,7 +128,7 @@ def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_res
     keys, values = torch.empty(2, 1, 2, 7, 8)
     rope_gather_into(keys, values, stored, rows, Angles(theta.cos(), theta.sin()), "numba")
     want = rope_gather(stored, rows, Angles(theta.cos(), theta.sin()), torch.float32)
-    assert not kernel.readable(stored, *torch.empty(2, 1, 2, 7, 16)[..., :8]), "a cache whose slots are apart"
+    assert not kernel.readable(stored, *torch.empty(2, 1, 2, 7, 12)[..., :8]), "a cache whose slots are no rows"
     assert len(calls) == taken and far(keys, want[0]) < TOLERANCE[torch.float32] and torch.equal(values, want[1])
 
 
@@ -155,6 +155,18 @@ def test_no_more_is_copied_to_a_device_than_is_needed_at_a_time(monkeypatch: pyt
     assert all(piece.stored.keys.device == far.device for _, _, run in runs for piece in run)
     assert [gathering._gaps(run, stop - begin) for begin, stop, run in runs] == [[(0, 2)], [(0, 2), (6, 4)]]
     assert [len(run) for _, _, run in gathering._launches(pieces, near)] == [3], "what is there is not copied"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_and_values_may_lie_side_by_side(backend: Backend) -> None:
+    torch.manual_seed(0)
+    stored, rows, theta = Stored.of(torch.randn(2, 2, 2, 3, 4, 8)), torch.tensor([5, 0, -1, 7]), torch.randn(1, 4, 4)
+    angles, entries = Angles(theta.cos(), theta.sin()), torch.full((2, 3, 6, 16), 9.0)
+    halves = entries.chunk(2, -1)
+    rope_gather_into(*halves, stored, rows, angles, backend)
+    for half, want in zip(halves, rope_gather(stored, rows, angles, torch.float32), strict=True):
+        assert far(half[:, :, :4], want) < TOLERANCE[torch.float32] and (half[:, :, 4:] == 9).all()
+    assert kernel.readable(stored, *halves)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

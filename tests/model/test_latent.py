@@ -20,7 +20,7 @@ from samkv_rag.methods import MultiInfLLM, Reuse
 from samkv_rag.model.absorbed import AbsorbedRows, Making
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.attention import AttentionPlan
-from samkv_rag.model.latent import can_be_joined, joined, parted
+from samkv_rag.model.latent import can_be_joined, joined, parted, side_by_side, whole
 from samkv_rag.parity import check_parity
 from tests.cases import LATENT as LATENT_SIZES
 from tests.cases import ROUTED, SIZES, WIRINGS, YARN, longrope
@@ -56,6 +56,29 @@ def test_what_has_several_heads_or_turns_mostly_or_is_odd_is_not_joined() -> Non
     assert can_be_joined(one, one)
     assert not can_be_joined(one, one[..., :3]) and not can_be_joined(one[..., :4], one)
     assert not can_be_joined(one.expand(1, 2, 2, 8), one)
+
+
+def test_halves_that_lie_side_by_side_are_whole_without_a_copy() -> None:
+    entries = torch.randn(2, 3, 5, 8)
+    halves = entries.chunk(2, -1)
+    for keys, values in (halves, [half[:, :, 1:4] for half in halves], [half[1:, :, :1] for half in halves]):
+        assert side_by_side(keys, values) and whole(keys, values).data_ptr() == keys.data_ptr()
+        assert torch.equal(whole(keys, values), torch.cat([keys, values], -1))
+    same = torch.randn(2, 5, 4)
+    for keys, values in (halves[::-1], [half.clone() for half in halves], same[:, :4].chunk(2, 1), (same, same)):
+        assert not side_by_side(keys, values)
+        assert torch.equal(whole(keys, values), torch.cat([keys, values], -1))
+
+
+def test_caches_of_latents_stay_whole_when_they_are_thinned_or_moved() -> None:
+    for wiring, joins in (("deepseek-v3", True), ("llama", False)):
+        cache, slots = adapter(wiring).empty_cache(9), torch.tensor([0, 2, 3])
+        for one in cache._buffers:
+            for buffer in one.both:
+                buffer.copy_(torch.randn(buffer.shape))
+            for copy, want in ((one.at(slots), [x[:, :, slots] for x in one.both]), (one.copied(), one.both)):
+                assert side_by_side(*copy.both) == side_by_side(*one.both) == joins
+                assert all(map(torch.equal, copy.both, want)) and copy.keys.data_ptr() != one.keys.data_ptr()
 
 
 @every_latent_wiring

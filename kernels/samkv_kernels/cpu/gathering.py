@@ -57,14 +57,15 @@ def _writing(number: Any, like: Any) -> Any:
 
 def _gather(
     old_keys: Any, old_values: Any, at: Any, per_head: int, cos: Any, sin: Any, interleaved: bool, keys: Any,
-    values: Any, per_new: int, heads: int,
+    values: Any, per_new: int, heads: int, step: int,
 ) -> None:  # fmt: skip
-    """Rows `at` `(T,)` of the stored ones, for each head `per_head` further on, into the first rows of a cache's heads,
-    which are `per_new` apart: all are tables `(N, D)`. -1 gives zeros; `cos` and `sin` are `(T, W / 2)`."""
+    """Rows `at` `(T,)` of the stored ones, for each head `per_head` further on, into every `step`-th row of a cache's
+    heads, which are `per_new` apart: all are tables `(N, D)`. -1 gives zeros; `cos` and `sin` are `(T, W / 2)`."""
     half, like = cos.shape[1], keys[0, 0]
     for head in range(heads):
         for slot in range(len(at)):
-            key, value = keys[head * per_new + slot], values[head * per_new + slot]
+            place = head * per_new + slot * step
+            key, value = keys[place], values[place]
             if at[slot] < 0:
                 key[:], value[:] = 0, 0
                 continue
@@ -86,7 +87,7 @@ def _gather(
 
 def _kernel(stored: torch.dtype, cached: torch.dtype) -> Any:
     old, new, angles = f"{_BITS[stored]}[:,::1]", f"{_BITS[cached]}[:,::1]", "float32[:,::1]"
-    types_ = old, old, "int64[::1]", "int64", angles, angles, "boolean", new, new, "int64", "int64"
+    types_ = old, old, "int64[::1]", "int64", angles, angles, "boolean", new, new, "int64", "int64", "int64"
     return compiled(*types_, fastmath=frozenset({"nsz"}))(_gather)
 
 
@@ -98,7 +99,7 @@ def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
     if (stored.keys.dtype, keys.dtype) not in _KERNELS or any(scale is not None for scale in stored.scales):
         return False
     layers, _, heads, _, dim = stored.keys.shape
-    if (layers, heads, dim) != (*keys.shape[:2], keys.shape[3]) or keys.stride(2) != dim:
+    if (layers, heads, dim) != (*keys.shape[:2], keys.shape[3]):
         return False
     alike = _layout(stored.keys) == _layout(stored.values) and _layout(keys) == _layout(values)
     return alike and all(map(_in_rows, (stored.keys, stored.values, keys, values)))
@@ -141,5 +142,5 @@ def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angl
         old, new = (stored.keys[layer], stored.values[layer]), (keys[layer], values[layer])
         kernel(
             *map(_table, old), at, per_head, *turns, angles.interleaved, *map(_table, new),
-            new[0].stride(0) // keys.shape[3], keys.shape[1],
+            new[0].stride(0) // keys.shape[3], keys.shape[1], new[0].stride(1) // keys.shape[3],
         )  # fmt: skip
