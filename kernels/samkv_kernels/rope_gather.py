@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -161,12 +163,18 @@ def rope_gather_into(
 
 def _by_numba(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> bool:
     """Gather by the kernel for a CPU, if it takes this and is faster; whether it has."""
-    from samkv_kernels.cpu.gathering import gather_into, readable
-
-    taken = torch.get_num_threads() <= THREADS and readable(stored, keys, values)
+    if torch.get_num_threads() > THREADS:
+        return False
+    kernel = _kernel_for(stored)
+    taken: bool = kernel.readable(stored, keys, values)
     if taken:
-        gather_into(keys, values, stored, rows, angles)
+        kernel.gather_into(keys, values, stored, rows, angles)
     return taken
+
+
+def _kernel_for(stored: Stored) -> ModuleType:
+    """The module that gathers such blocks; what few stores need is compiled when it is first needed."""
+    return import_module(f"samkv_kernels.cpu.{'restoring' if stored.keys.dtype.itemsize == 1 else 'gathering'}")
 
 
 def rope_gather_pieces_into(

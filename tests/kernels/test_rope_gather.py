@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from samkv_kernels import rope_gather as gathering
 from samkv_kernels.backend import Backend
 from samkv_kernels.cpu import gathering as kernel
+from samkv_kernels.cpu import restoring
 from samkv_kernels.rope_gather import Angles, Piece, Stored, rope_gather, rope_gather_into, rope_gather_pieces_into
 from samkv_rag.store.quantise import QUANTISERS, KVForm
 from tests.counting import counted
@@ -103,6 +105,60 @@ def test_numba_gathers_pieces_as_the_reference_does(
     assert torch.equal(values.nan_to_num(5.0), own_values.nan_to_num(5.0)) and keys.isnan().sum() == 2
     assert torch.equal(keys.isnan(), own_keys.isnan())
     assert far(own_keys.nan_to_num(0, 0, 0), keys.nan_to_num(0, 0, 0)) < TOLERANCE[cached]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8", "int4"])
+def test_numba_restores_pieces_as_the_reference_does(
+    kv_dtype: str, cached: torch.dtype, interleaved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From blocks that were picked out of others, with gaps, zeros, a channel far from 0, large and small numbers."""
+    calls = counted(monkeypatch, restoring, "gather_into")
+    torch.manual_seed(0)
+    kv = torch.randn(3, 6, 2, 4, 16, 32) * torch.logspace(-4, 4, 32)
+    kv[:, :, 0, :, :, 7] += 300
+    kv[1, 2] = 0
+    stored = QUANTISERS[kv_dtype].unpack(KVForm.of(kv, kv_dtype).encode(kv), 4, 32)
+    theta, table = torch.randn(2, 70, 12), torch.tensor([1, -1, 0], dtype=torch.int32)
+    angles, rows = Angles(theta.cos(), theta.sin(), table, interleaved), torch.arange(30, dtype=torch.int32)
+    pieces = [Piece(2, stored._each(lambda x: x[:, 1:]), rows + 7), Piece(35, stored, rows % 9 - 1)]
+    found = {}
+    for backend in BACKENDS:
+        found[backend] = torch.full((3, 4, 80, 64), torch.nan, dtype=cached)[:, :, :70].chunk(2, -1)
+        rope_gather_pieces_into(*found[backend], pieces, angles, backend)
+    assert len(calls) == (0 if cached == torch.float16 else 2), "one call a piece, none by the reference"
+    for mine, want in zip(found["numba"], found["torch"], strict=True):
+        assert far(mine, want) < TOLERANCE[cached]
+        for own, other in zip(mine.unbind(-1), want.unbind(-1), strict=True):
+            assert far(own, other) < 50 * TOLERANCE[cached], "of each channel, most of which are small"
+
+
+def test_every_number_of_eight_bits_is_restored() -> None:
+    codes, one = (
+        torch.arange(256).to(torch.uint8).view(1, 1, 1, 16, 16),
+        torch.ones(1, 1, 1, 1, 1, dtype=torch.bfloat16),
+    )
+    nothing, rows = Angles(torch.empty(1, 16, 0), torch.empty(1, 16, 0)), torch.arange(16)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        numbers = codes.view(dtype)
+        stored = Stored(numbers, numbers, one, one)
+        assert restoring.readable(stored, *torch.empty(2, 1, 1, 16, 16))
+        finite = numbers[0, 0].float().isfinite()
+        for found in rope_gather(stored, rows, nothing, torch.float32, backend="numba"):
+            assert torch.equal(found[0][finite], numbers[0, 0].float()[finite])
+            assert found[0].isfinite().all(), "a store keeps nothing that is not finite"
+
+
+def test_what_is_restored_has_parameters_as_a_store_keeps_them() -> None:
+    stored = QUANTISERS["int8"].unpack(KVForm.of(kv := torch.randn(1, 2, 2, 2, 16, 8), "int8").encode(kv), 2, 8)
+    cache = torch.empty(2, 1, 2, 32, 8)
+    assert restoring.readable(stored, *cache) and not restoring.readable(stored, *cache.half())
+    scale = stored.key_scale
+    assert scale is not None and not restoring.readable(replace(stored, key_scale=scale.float()), *cache)
+    assert not restoring.readable(replace(stored, keys=stored.keys.mT.contiguous().mT), *cache)
+    with pytest.raises(IndexError):
+        restoring.gather_into(*cache, stored, torch.tensor([32]), Angles(torch.empty(1, 1, 0), torch.empty(1, 1, 0)))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from samkv_kernels.cpu.compiling import compiled
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
 
-_BITS = {torch.float32: "float32", torch.bfloat16: "uint16"}
+BITS = {torch.float32: "float32", torch.bfloat16: "uint16"}
 """What is read and written, by dtype; NumPy has no bfloat16, so its bits are."""
 _PAIRS = (
     (torch.float32, torch.float32),
@@ -26,22 +26,22 @@ _PAIRS = (
 _NAN = 0x7FC0
 
 
-def _read(number: Any) -> Any:
+def read(number: Any) -> Any:
     """A number in fp32."""
 
 
-def _written(number: Any, like: Any) -> Any:
+def written(number: Any, like: Any) -> Any:
     """An fp32 number in the type of another, rounded to the nearest, ties to even."""
 
 
-@overload(_read, strict=False)
+@overload(read, strict=False)
 def _reading(number: Any) -> Any:
     if number == types.uint16:
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
     return lambda number: number
 
 
-@overload(_written, strict=False)
+@overload(written, strict=False)
 def _writing(number: Any, like: Any) -> Any:
     if like != types.uint16:
         return lambda number, like: number
@@ -55,13 +55,29 @@ def _writing(number: Any, like: Any) -> Any:
     return rounded
 
 
+@compiled(inline=True)
+def turned(old: Any, cos: Any, sin: Any, interleaved: bool, new: Any) -> None:
+    """Write a key `(D,)`, turned by angles `(W / 2,)`."""
+    half, like = len(cos), new[0]
+    if interleaved:
+        for i in range(half):
+            x, y, even, odd = read(old[2 * i]), read(old[2 * i + 1]), 2 * i, 2 * i + 1
+            new[even], new[odd] = written(x * cos[i] - y * sin[i], like), written(y * cos[i] + x * sin[i], like)
+    else:
+        for i in range(half):
+            x, y = read(old[i]), read(old[half + i])
+            new[i], new[half + i] = written(x * cos[i] - y * sin[i], like), written(y * cos[i] + x * sin[i], like)
+    for i in range(2 * half, len(new)):
+        new[i] = written(read(old[i]), like)
+
+
 def _gather(
     old_keys: Any, old_values: Any, at: Any, per_head: int, cos: Any, sin: Any, interleaved: bool, keys: Any,
     values: Any, per_new: int, heads: int, step: int,
 ) -> None:  # fmt: skip
     """Rows `at` `(T,)` of the stored ones, for each head `per_head` further on, into every `step`-th row of a cache's
     heads, which are `per_new` apart: all are tables `(N, D)`. -1 gives zeros; `cos` and `sin` are `(T, W / 2)`."""
-    half, like = cos.shape[1], keys[0, 0]
+    like = keys[0, 0]
     for head in range(heads):
         for slot in range(len(at)):
             place = head * per_new + slot * step
@@ -70,23 +86,13 @@ def _gather(
                 key[:], value[:] = 0, 0
                 continue
             old, plain = old_keys[at[slot] + head * per_head], old_values[at[slot] + head * per_head]
-            c, s = cos[slot], sin[slot]
-            if interleaved:
-                for i in range(half):
-                    x, y, even, odd = _read(old[2 * i]), _read(old[2 * i + 1]), 2 * i, 2 * i + 1
-                    key[even], key[odd] = _written(x * c[i] - y * s[i], like), _written(y * c[i] + x * s[i], like)
-            else:
-                for i in range(half):
-                    x, y = _read(old[i]), _read(old[half + i])
-                    key[i], key[half + i] = _written(x * c[i] - y * s[i], like), _written(y * c[i] + x * s[i], like)
-            for i in range(2 * half, len(key)):
-                key[i] = _written(_read(old[i]), like)
+            turned(old, cos[slot], sin[slot], interleaved, key)
             for i in range(len(value)):
-                value[i] = _written(_read(plain[i]), like)
+                value[i] = written(read(plain[i]), like)
 
 
 def _kernel(stored: torch.dtype, cached: torch.dtype) -> Any:
-    old, new, angles = f"{_BITS[stored]}[:,::1]", f"{_BITS[cached]}[:,::1]", "float32[:,::1]"
+    old, new, angles = f"{BITS[stored]}[:,::1]", f"{BITS[cached]}[:,::1]", "float32[:,::1]"
     types_ = old, old, "int64[::1]", "int64", angles, angles, "boolean", new, new, "int64", "int64", "int64"
     return compiled(*types_, fastmath=frozenset({"nsz"}))(_gather)
 
@@ -98,11 +104,15 @@ def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
     """Whether the kernel takes these blocks, and fills a cache's `keys` and `values` of such a dtype and layout."""
     if (stored.keys.dtype, keys.dtype) not in _KERNELS or any(scale is not None for scale in stored.scales):
         return False
+    alike = _layout(stored.keys) == _layout(stored.values)
+    return alike and all(map(_in_rows, (stored.keys, stored.values))) and fills(stored, keys, values)
+
+
+def fills(stored: Stored, keys: Tensor, values: Tensor) -> bool:
+    """Whether blocks have the shape of a cache, and this has rows that can be filled."""
     layers, _, heads, _, dim = stored.keys.shape
-    if (layers, heads, dim) != (*keys.shape[:2], keys.shape[3]):
-        return False
-    alike = _layout(stored.keys) == _layout(stored.values) and _layout(keys) == _layout(values)
-    return alike and all(map(_in_rows, (stored.keys, stored.values, keys, values)))
+    fitting = (layers, heads, dim) == (*keys.shape[:2], keys.shape[3]) and _layout(keys) == _layout(values)
+    return fitting and all(map(_in_rows, (keys, values)))
 
 
 def _layout(x: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
@@ -114,7 +124,7 @@ def _in_rows(x: Tensor) -> bool:
     return x.stride(-1) == 1 and all(step % x.shape[-1] == 0 for step in x.stride()[:-1]) and x.data_ptr() % 4 == 0
 
 
-def _table(x: Tensor) -> Any:
+def table(x: Tensor) -> Any:
     """The rows of all the memory that `x` lies in, from its first one on: `(N, D)`."""
     dim = x.shape[-1]
     last = sum((size - 1) * step for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)) // dim
@@ -124,15 +134,8 @@ def _table(x: Tensor) -> Any:
 
 def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
     """As `rope_gather_into`, of what is `readable`. Raises IndexError for a row, slot or angle that is not there."""
-    if not len(rows) or not keys.numel():
+    if not within(keys, stored, rows, angles):
         return
-    room = min(keys.shape[2], angles.cos.shape[1], angles.sin.shape[1])
-    if (
-        int(rows.max()) >= stored.keys.shape[1] * stored.size
-        or len(rows) > room
-        or 2 * angles.cos.shape[2] > keys.shape[3]
-    ):
-        raise IndexError("a row, a slot or an angle lies outside of what there is")  # compiled loops do not look
     _, per_block, per_head, per_token, _ = (step // keys.shape[3] for step in stored.keys.stride())
     block, offset = rows.long() // stored.size, rows.long() % stored.size
     at = torch.where(rows < 0, -1, block * per_block + offset * per_token).numpy()
@@ -141,6 +144,17 @@ def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angl
         turns = (each.contiguous().numpy() for each in angles.layer(layer))
         old, new = (stored.keys[layer], stored.values[layer]), (keys[layer], values[layer])
         kernel(
-            *map(_table, old), at, per_head, *turns, angles.interleaved, *map(_table, new),
+            *map(table, old), at, per_head, *turns, angles.interleaved, *map(table, new),
             new[0].stride(0) // keys.shape[3], keys.shape[1], new[0].stride(1) // keys.shape[3],
         )  # fmt: skip
+
+
+def within(keys: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> bool:
+    """Whether there is anything to gather. Raises IndexError for what is not there: compiled loops do not look."""
+    if not len(rows) or not keys.numel():
+        return False
+    room = min(keys.shape[2], angles.cos.shape[1], angles.sin.shape[1])
+    beyond = int(rows.max()) >= stored.keys.shape[1] * stored.size or len(rows) > room
+    if beyond or 2 * angles.cos.shape[2] > keys.shape[3]:
+        raise IndexError("a row, a slot or an angle lies outside of what there is")
+    return True

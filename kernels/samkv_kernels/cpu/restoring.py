@@ -1,0 +1,137 @@
+"""From stored blocks of 8 and 4 bits into a cache: what they stand for is computed token by token, and written once."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numba import float32, int32, uint32, uint64
+from torch import Tensor
+
+from samkv_kernels.cpu.compiling import compiled
+from samkv_kernels.cpu.gathering import BITS, fills, read, table, turned, within
+
+if TYPE_CHECKING:
+    from samkv_kernels.rope_gather import Angles, Stored
+
+_KINDS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.uint8: 2}
+"""What the bytes of a block hold: integers, floats, or integers of four bits of two tokens each."""
+
+
+@compiled(inline=True)
+def _numbers(codes: Any, at: int, kind: int, high: bool, scale: Any, zero: Any, out: Any) -> None:
+    """What the bytes of a token stand for, which begin `at`, in fp32. Indices without a sign need not be looked at."""
+    first = uint64(at)
+    if kind == 0:
+        for i in range(len(out)):
+            number = float32(int32(int32(codes[first + uint64(i)]) << int32(24)) >> int32(24))
+            out[i] = number * scale[i] + zero[i]
+    elif kind == 1:  # exponents of 4 bits with a bias of 7, where those of fp32 have 8 and one of 127
+        for i in range(len(out)):
+            code = uint32(codes[first + uint64(i)])
+            bits = ((code & uint32(128)) << uint32(24)) | ((code & uint32(127)) << uint32(20))
+            out[i] = np.uint32(bits).view(np.float32) * float32(2.0**120) * scale[i] + zero[i]
+    else:
+        shift = int32(4 if high else 0)
+        for i in range(len(out)):
+            out[i] = float32((int32(codes[first + uint64(i)]) >> shift) & int32(15)) * scale[i] + zero[i]
+
+
+@compiled(inline=True)
+def _steps(memory: Any, at: int, step: int, out: Any) -> None:
+    """As many bf16 numbers as `out` has, from `at` on, in fp32; with a `step` of 0 the first one for all."""
+    first = uint64(at)
+    if step == 0:
+        one = read(memory[first])
+        for i in range(len(out)):
+            out[i] = one
+    else:
+        for i in range(len(out)):
+            out[i] = read(memory[first + uint64(i)])
+
+
+def _restore(
+    codes: Any, code_steps: Any, kind: int, scales: Any, scale_steps: Any, zeros: Any, zero_steps: Any, block: Any,
+    offset: Any, size: int, cos: Any, sin: Any, interleaved: bool, new: Any, per_new: int, step: int, heads: int,
+) -> None:  # fmt: skip
+    """Tokens, by `block` (-1: zeros) and `offset` `(T,)` in blocks of `size`, into every `step`-th row of a cache's
+    heads, which are `per_new` apart in the table `new` `(N, D)`, turned by cos and sin `(T, W / 2)`.
+
+    Each of the others is memory, with the steps from a block, a head, a token and a channel to the next."""
+    dim = new.shape[1]
+    found, scale, zero = np.empty(dim, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
+    for head in range(heads):
+        known = -1
+        for slot in range(len(block)):
+            row = new[head * per_new + slot * step]
+            if block[slot] < 0:
+                row[:] = 0
+                continue
+            own, token, high = block[slot], offset[slot], kind == 2 and 2 * offset[slot] >= size
+            if own != known or scale_steps[2] != 0:
+                place = own * scale_steps[0] + head * scale_steps[1] + token * scale_steps[2]
+                _steps(scales, place, scale_steps[3], scale)
+            if own != known or zero_steps[2] != 0:
+                place = own * zero_steps[0] + head * zero_steps[1] + token * zero_steps[2]
+                _steps(zeros, place, zero_steps[3], zero)
+            known = own
+            token -= size // 2 if high else 0
+            place = own * code_steps[0] + head * code_steps[1] + token * code_steps[2]
+            _numbers(codes, place, kind, high, scale, zero, found)
+            turned(found, cos[slot], sin[slot], interleaved, row)
+
+
+@cache
+def _kernel(cached: torch.dtype) -> Any:
+    """That for caches of a dtype, compiled now: 3 s the first time."""
+    numbers, ids, angles, new = "uint16[::1]", "int64[::1]", "float32[:,::1]", f"{BITS[cached]}[:,::1]"
+    of_codes = "uint8[::1]", ids, "int64"
+    of_steps = numbers, ids, numbers, ids, ids, ids, "int64"
+    return compiled(*of_codes, *of_steps, angles, angles, "boolean", new, "int64", "int64", "int64")(_restore)
+
+
+def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel takes these blocks, and fills a cache's `keys` and `values` of such a dtype and layout."""
+    both = stored.keys, stored.values
+    if keys.dtype not in BITS or any(x.dtype not in _KINDS or x.stride(-1) != 1 for x in both):
+        return False
+    steps = all(x is None or (x.dtype == torch.bfloat16 and x.stride(-1) in (0, 1)) for x in stored.scales)
+    return steps and stored.keys.dtype == stored.values.dtype and fills(stored, keys, values)
+
+
+def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
+    """As `rope_gather_into`, of what is `readable`. Raises IndexError for a row, slot or angle that is not there."""
+    if not within(keys, stored, rows, angles):
+        return
+    block = torch.where(rows < 0, -1, rows.long() // stored.size).numpy()
+    offset, kernel = (rows.long() % stored.size).numpy(), _kernel(keys.dtype)
+    key_scale, key_zero, value_scale, value_zero = stored.scales
+    still = np.empty((len(rows), 0), np.float32)
+    for layer in range(len(keys)):
+        turns = tuple(each.contiguous().numpy() for each in angles.layer(layer))
+        for new, codes, scale, zero, how in (
+            (keys, stored.keys, key_scale, key_zero, turns),
+            (values, stored.values, value_scale, value_zero, (still, still)),
+        ):
+            own = new[layer]
+            kernel(
+                *_memory(codes[layer]), _KINDS[codes.dtype], *_parameters(scale, layer, 1.0),
+                *_parameters(zero, layer, 0.0), block, offset, stored.size, *how, angles.interleaved, table(own),
+                own.stride(0) // own.shape[2], own.stride(1) // own.shape[2], len(own),
+            )  # fmt: skip
+
+
+def _memory(x: Tensor) -> tuple[Any, Any]:
+    """All memory that `x` `(B, G, S, D)` lies in, from its first number on, and its steps."""
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    flat = x.as_strided((last + 1,), (1,)).view(torch.uint8 if x.itemsize == 1 else torch.uint16)
+    return flat.numpy(), np.array(x.stride(), np.int64)
+
+
+def _parameters(x: Tensor | None, layer: int, otherwise: float) -> tuple[Any, Any]:
+    """A layer's scales or zeros, or one number for all tokens."""
+    if x is not None:
+        return _memory(x[layer])
+    return _memory(torch.full((1,), otherwise, dtype=torch.bfloat16).as_strided((1, 1, 1, 1), (0, 0, 0, 0)))
