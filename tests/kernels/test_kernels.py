@@ -95,8 +95,8 @@ PIECES = [
 
 
 @pytest.mark.parametrize("pieces", [PIECES, PIECES[:1], PIECES[1:], []])
-@pytest.mark.parametrize("behind", [0, 21])
-def test_pieces_of_any_form_are_gathered_and_gaps_cleared(pieces: list[Any], behind: int) -> None:
+@pytest.mark.parametrize(("behind", "halves"), [(0, False), (21, False), (21, True)])
+def test_pieces_of_any_form_are_gathered_and_gaps_cleared(pieces: list[Any], behind: int, halves: bool) -> None:
     made = [
         Piece(start, stored(form, 2, blocks, 2, 64), torch.tensor(rows, dtype=torch.int32, device=DEVICE))
         for start, form, blocks, rows in pieces
@@ -105,6 +105,8 @@ def test_pieces_of_any_form_are_gathered_and_gaps_cleared(pieces: list[Any], beh
     angles, filled = turns(slots, 32, [1, 0]), []
     for backend in ("triton", "torch"):
         keys, values = (torch.empty(2, 2, slots + 1, 64, device=DEVICE)[:, :, :slots] for _ in range(2))
+        if halves:  # side by side, as those of latents
+            keys, values = torch.empty(2, 2, slots + 1, 128, device=DEVICE)[:, :, :slots].chunk(2, -1)
         rope_gather_pieces_into(keys, values, made, angles, backend)
         filled.append((keys, values))
     for got, want in zip(*filled, strict=True):
