@@ -69,8 +69,8 @@ class LatentCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new latents (which such models hand over as keys) and what turns (as values); returns what
         the layer attends to, likewise."""
-        entries = whole(*self._entries.update(*joined(key_states, value_states), layer_idx, *args, **kwargs))
-        slots, width = self._shown(layer_idx), value_states.shape[-1]
+        keys, values = self._entries.update(*joined(key_states, value_states), layer_idx, *args, **kwargs)
+        slots = self._shown(layer_idx)
         if slots is not None:
-            entries = entries.index_select(2, slots)
-        return entries[..., width:].contiguous(), entries[..., :width].contiguous()
+            keys, values = keys.index_select(2, slots), values.index_select(2, slots)
+        return parted(keys, values, value_states.shape[-1])
