@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,15 +41,16 @@ class Buffers:
 
     def at(self, slots: Tensor) -> Buffers:
         """A copy of some slots `(K,)`, laid out in the same way."""
-        if side_by_side(self.keys, self.values):
-            return Buffers.of_halves(whole(self.keys, self.values).index_select(2, slots), self.places)
-        return Buffers(self.keys.index_select(2, slots), self.values.index_select(2, slots), self.places)
+        return self._copied(lambda entries: entries.index_select(2, slots))
 
     def copied(self) -> Buffers:
         """A copy, laid out in the same way."""
-        if side_by_side(self.keys, self.values):
-            return Buffers.of_halves(whole(self.keys, self.values).clone(), self.places)
-        return Buffers(self.keys.clone(), self.values.clone(), self.places)
+        return self._copied(Tensor.clone)
+
+    def _copied(self, copy: Callable[[Tensor], Tensor]) -> Buffers:
+        if side_by_side(*self.both):
+            return Buffers.of_halves(copy(whole(*self.both)), self.places)
+        return Buffers(copy(self.keys), copy(self.values), self.places)
 
     def by_layer(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The place of every layer, with views `(1, G, T, D)` of its keys and values."""
