@@ -135,10 +135,8 @@ def test_numba_restores_pieces_as_the_reference_does(
 
 
 def test_every_number_of_eight_bits_is_restored() -> None:
-    codes, one = (
-        torch.arange(256).to(torch.uint8).view(1, 1, 1, 16, 16),
-        torch.ones(1, 1, 1, 1, 1, dtype=torch.bfloat16),
-    )
+    codes = torch.arange(256).to(torch.uint8).view(1, 1, 1, 16, 16)
+    one = torch.ones(1, 1, 1, 1, 1, dtype=torch.bfloat16)
     nothing, rows = Angles(torch.empty(1, 16, 0), torch.empty(1, 16, 0)), torch.arange(16)
     for dtype in (torch.int8, torch.float8_e4m3fn):
         numbers = codes.view(dtype)

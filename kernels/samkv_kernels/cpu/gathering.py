@@ -126,10 +126,16 @@ def _in_rows(x: Tensor) -> bool:
 
 def table(x: Tensor) -> Any:
     """The rows of all the memory that `x` lies in, from its first one on: `(N, D)`."""
-    dim = x.shape[-1]
-    last = sum((size - 1) * step for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)) // dim
-    rows = x.as_strided((last + 1, dim), (dim, 1))
-    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+    return memory(x).reshape(-1, x.shape[-1])
+
+
+def memory(x: Tensor) -> Any:
+    """All the memory that `x` lies in, from its first number to its last one; of types that NumPy lacks, the bits."""
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    numbers = x.as_strided((last + 1,), (1,))
+    if numbers.itemsize == 1:
+        return numbers.view(torch.uint8).numpy()
+    return (numbers.view(torch.uint16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
 
 
 def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:

@@ -11,7 +11,7 @@ from numba import float32, int32, uint32, uint64
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
-from samkv_kernels.cpu.gathering import BITS, fills, read, table, turned, within
+from samkv_kernels.cpu.gathering import BITS, fills, memory, read, table, turned, within
 
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
@@ -117,21 +117,19 @@ def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angl
         ):
             own = new[layer]
             kernel(
-                *_memory(codes[layer]), _KINDS[codes.dtype], *_parameters(scale, layer, 1.0),
+                *_placed(codes[layer]), _KINDS[codes.dtype], *_parameters(scale, layer, 1.0),
                 *_parameters(zero, layer, 0.0), block, offset, stored.size, *how, angles.interleaved, table(own),
                 own.stride(0) // own.shape[2], own.stride(1) // own.shape[2], len(own),
             )  # fmt: skip
 
 
-def _memory(x: Tensor) -> tuple[Any, Any]:
-    """All memory that `x` `(B, G, S, D)` lies in, from its first number on, and its steps."""
-    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    flat = x.as_strided((last + 1,), (1,)).view(torch.uint8 if x.itemsize == 1 else torch.uint16)
-    return flat.numpy(), np.array(x.stride(), np.int64)
+def _placed(x: Tensor) -> tuple[Any, Any]:
+    """The memory that `x` `(B, G, S, D)` lies in, and its steps."""
+    return memory(x), np.array(x.stride(), np.int64)
 
 
 def _parameters(x: Tensor | None, layer: int, otherwise: float) -> tuple[Any, Any]:
     """A layer's scales or zeros, or one number for all tokens."""
     if x is not None:
-        return _memory(x[layer])
-    return _memory(torch.full((1,), otherwise, dtype=torch.bfloat16).as_strided((1, 1, 1, 1), (0, 0, 0, 0)))
+        return _placed(x[layer])
+    return _placed(torch.full((1,), otherwise, dtype=torch.bfloat16).as_strided((1, 1, 1, 1), (0, 0, 0, 0)))
