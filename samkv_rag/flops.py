@@ -72,18 +72,18 @@ def _one(adapter: ModelAdapter, one: Pass, weights: Sequence[int], windows: Sequ
 def _attended(one: Pass, window: int | None, narrowed: bool, width: int, absorbed: int) -> int:
     """How many numbers a query head of a layer attends to: `width` per token, or as many as `absorbed` where it attends
     to latents as they are."""
-    if not one.limited:
-        return one.pairs(window, narrowed) * absorbed
+    inner, outer = one.parts
+    if inner is None:
+        return outer.pairs(window) * absorbed
     if not narrowed:
         return one.pairs(window) * width
-    inner, outer = one.parts
     return inner.pairs(window) * width + outer.pairs(window) * absorbed
 
 
 def _absorbed(latents: Latents, one: Pass) -> int:
     """How many numbers a query head attends to per token, if a pass attends to latents as they are, or those rows of it
     that no layer limits; else 0."""
-    inner, asking = one.parts if one.limited else (None, one)
+    inner, asking = one.parts
     anyway = None if inner is None else len(inner.positions)
     if one.prefill or not latents.pays(len(asking.slots), len(one.positions), anyway):
         return 0
@@ -94,7 +94,7 @@ def _of_latents(latents: Latents, one: Pass, absorbed: bool) -> int:
     """What layers make of the latents of tokens that the pass does not run, or of its queries and what these find; and
     what its last layer does if it ends."""
     rows, linear = len(one.slots), 0
-    inner, asking = one.parts if one.limited else (None, one)
+    inner, asking = one.parts
     for layer in range(one.layers):
         absorbs = absorbed and (inner is None or one.narrowed(layer))
         if absorbs:

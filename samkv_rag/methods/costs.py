@@ -44,27 +44,25 @@ class Pass:
         """The pass as it ran on layers with a cache of their own (`cached`), or on those without."""
         return self if cached or not self.prefill else Pass(self.positions, self.slots[-1:], self.layers)
 
-    @property
-    def limited(self) -> bool:
-        """Whether some rows attend only to some tokens on some layer."""
-        return self.narrow is not None and self.narrow.rows > 0 and len(self.slots) < len(self.positions)
-
     def narrowed(self, layer: int) -> bool:
         """Whether some rows attend only to some tokens on this layer."""
         return self.narrow is not None and layer >= self.narrow.layer
 
     @property
-    def parts(self) -> tuple[Pass, Pass]:
-        """The rows that narrowed layers limit, among the tokens that they attend to, and the other rows, among all."""
-        slots, narrow = self.slots.cpu(), self.narrow or Narrow(0, 0)
+    def parts(self) -> tuple[Pass | None, Pass]:
+        """The rows that narrowed layers limit, among the tokens that they attend to, and the other rows, among all; or
+        None, and the pass itself, where no row is limited."""
+        narrow = self.narrow
+        if narrow is None or not narrow.rows or len(self.slots) == len(self.positions):
+            return None, self
+        slots = self.slots.cpu()
         seen = narrow.sees(slots)
         inner = Pass(self.positions[seen], torch.searchsorted(seen, slots[: narrow.rows]), self.layers)
         return inner, Pass(self.positions, slots[narrow.rows :], self.layers, self.ended)
 
-    def pairs(self, window: int | None, narrowed: bool = False) -> int:
-        """How many pairs (row, token that it attends to) a layer has; a sliding `window` limits each row."""
-        if narrowed:
-            return sum(part.pairs(window) for part in self.parts)
+    def pairs(self, window: int | None) -> int:
+        """How many pairs (row, token that it attends to) a layer has that is not narrowed; a sliding `window` limits
+        each row."""
         slots = self.slots.cpu()
         seen = slots.long() + 1
         if window is not None:
