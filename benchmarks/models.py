@@ -51,6 +51,10 @@ EYES: dict[str, Any] = {
 }  # fmt: skip
 HALF = ["sliding_attention", "full_attention"] * 2
 LATENT = {"num_key_value_heads": 4}
+LATENT_TYPES = (
+    "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
+    "mistral_large4_text", "sarvam_mla", "youtu",
+)  # fmt: skip
 AS_PUBLISHED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "full_attention"] * 2}),
     "gemma3n_text": {
@@ -65,8 +69,7 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {"v_head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
-    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), LATENT),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "mistral_large4_text", "sarvam_mla"), LATENT),
+    **dict.fromkeys(LATENT_TYPES, LATENT),
     "longcat_flash": LATENT | {
         "num_layers": 2, "head_dim": 16, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "zero_expert_num": 2,
         "moe_topk": 2,
