@@ -41,7 +41,7 @@ def personalised(generic: Tensor, local: Tensor, partner: str = "query") -> Tens
         return generic + (weighted.sum(0) - weighted) / (chunks - 1)
     unit = torch.nn.functional.normalize(local, dim=-1)
     weights = torch.einsum("ilhd,jlhd->ijlh", unit, unit).abs()
-    weights[range(chunks), range(chunks)] = 0
+    weights.diagonal().zero_()
     return generic + torch.einsum("ijlh,jlhd->ilhd", weights, local) / (chunks - 1)
 
 
