@@ -1,16 +1,31 @@
-"""What every test shares: which tests this machine can run."""
+"""What every test shares: which tests this machine can run. With SAMKV_TEST_PRETEND=1 it pretends to have a GPU."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import nullcontext
 
 import pytest
 import torch
+
+from tests.pretended import device
+
+PRETENDS = os.environ.get("SAMKV_TEST_PRETEND") == "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker also where `pyproject.toml` is not read: under an older pytest, on a borrowed GPU."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    if PRETENDS:
+        device.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Let a test put its tensors on the pretended GPU, if there is one."""
+    with device.pretending() if PRETENDS else nullcontext():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
