@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.pretended import device
+from tests.pretended.tensors import Now
 
 PRETENDS = os.environ.get("SAMKV_TEST_PRETEND") == "1"
 
@@ -37,3 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_gpu)
         if item.get_closest_marker("root") and not os.environ.get("SAMKV_TEST_ROOT"):
             item.add_marker(no_root)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the pretended GPU was used for."""
+    if PRETENDS:
+        terminalreporter.write_line(f"pretended GPU: {Now.replayed} graphs replayed")

@@ -76,3 +76,4 @@ def test_what_needs_a_gpu_runs_on_it(backend: str, which: str, least: int) -> No
     said = run("-m", "pytest", *options, "tests/engine/test_on_gpu.py", **pretend)
     passed = re.search(r"(\d+) passed", said)
     assert passed and int(passed[1]) >= least and "failed" not in said, said[-2000:]
+    assert bool(re.search("[1-9][0-9]* graphs replayed", said)) == (backend == "triton"), said[-2000:]
