@@ -26,11 +26,12 @@ from tests.pretended.tensors import (
     inner,
     is_here,
     is_there,
+    mixed,
     on_gpu,
     pin,
     pinned,
     waits,
-)  # fmt: skip
+)
 
 CUDA_KIND, META_KIND, KINDS = 1, 14, 15
 """Numbers of `c10::DeviceType`: torch's guard for the meta device, which does nothing, serves as a GPU's."""
@@ -72,7 +73,7 @@ def listed(places: Any) -> Any:
 def attention(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     flat, spec = tree_flatten((args, kwargs))
     if any(map(is_here, flat)):
-        raise RuntimeError("attention: expected all tensors to be on one device, but found cuda:0 and cpu")
+        raise mixed("attention")
     return Pretended(carry_out(func, *tree_unflatten([inner(x) for x in flat], spec)))
 
 

@@ -81,6 +81,11 @@ def waits(what: str) -> None:
         raise RuntimeError(f"the host waits for the device: {what}")
 
 
+def mixed(what: str) -> RuntimeError:
+    """The error of an operation on tensors of the host and of the device."""
+    return RuntimeError(f"{what}: expected all tensors to be on one device, but found cuda:0 and cpu")
+
+
 def pinned(x: Tensor) -> bool:
     """Whether a tensor of the host is in memory that the device reads by itself."""
     return bool(getattr(x.untyped_storage(), "pinned", False))
@@ -142,7 +147,7 @@ def refuse(name: str, args: Any, kwargs: dict[str, Any], flat: list[Any]) -> boo
     if name in INDEXING:
         refuse_places(name, args)
     elif any(x.dim() for x in here):
-        raise RuntimeError(f"{name}: expected all tensors to be on one device, but found cuda:0 and cpu")
+        raise mixed(name)
     if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         waits(name)
     return name not in ON_THE_HOST
@@ -160,7 +165,7 @@ def refuse_places(name: str, args: Any) -> None:
     written."""
     one = len(args) > 2 and args[2].numel() == 1
     if is_here(args[0]) or (len(args) > 2 and is_here(args[2]) and args[2].dim()):
-        raise RuntimeError(f"{name}: expected all tensors to be on one device, but found cuda:0 and cpu")
+        raise mixed(name)
     for places in args[1]:
         if is_here(places):
             waits(f"{name} by indices of the host")
