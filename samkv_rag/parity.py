@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -30,6 +31,8 @@ Two ways to compute the same thing in bfloat16 differ by their own roundings, wh
 QUANTISED = 0.1
 """The same for a quantised model, whatever its dtype: inputs that are rounded to 8 bits turn rounding differences into
 steps of 1/127 (the bundled reader: 1 to 4 %)."""
+FAR = 1 << 15
+"""The last positions that are tried, of models that have more."""
 HALF = " Some models round to more in half precision: dtype='float32' shows what is wrong beside that."
 KERNELS = " If it is our kernels' fault, SAMKV_BACKEND=torch does without them."
 
@@ -40,7 +43,9 @@ class ParityReport:
     `reuse_error`: one chunk reused where it was cached against plain prefill, and a prompt whose beginning is known
     against one whose beginning is computed; the larger of the two. `decode_error`: answers decoded together, step by
     step, after packed chunks and unpacked ones, against one pass over each, unpacked. All must be within `tolerance`.
-    `control_error`: the reuse with keys left at wrong positions; it must be visibly larger."""
+    `control_error`: the reuse with keys left at wrong positions; it must be visibly larger. `place_error`, which is no
+    part of the gate: a text at the model's last positions against the same text at its first ones, as which chunks are
+    cached. It is rounding unless the model scales queries with position or has frequencies of a long text."""
 
     model: str
     dtype: str
@@ -49,6 +54,7 @@ class ParityReport:
     reuse_error: float
     decode_error: float
     control_error: float
+    place_error: float
 
     @property
     def passed(self) -> bool:
@@ -79,6 +85,7 @@ def _checked(adapter: ModelAdapter, seed: int) -> ParityReport:
         reuse_error=worst((_error(adapter, store, single, Reuse()), _known_error(adapter, store, known))),
         decode_error=_decode_error(adapter, store, several, known),
         control_error=_error(adapter, store, shifted, Reuse(), reference=single),
+        place_error=_place_error(adapter, several.token_ids),
     )
     if not report.passed:
         raise _red(
@@ -141,6 +148,20 @@ def _known_error(adapter: ModelAdapter, store: ChunkKVStore, plan: PromptPlan) -
     """How much the logits change when the plan's beginning has been seen before."""
     first, second = (next_logits(adapter, Reuse().prepare(Run(plan, adapter, store, room=1))) for _ in range(2))
     return apart(second, first)
+
+
+@torch.inference_mode()
+def _place_error(adapter: ModelAdapter, ids: Sequence[int]) -> float:
+    """How much the logits after a text change when it stands at the model's last positions."""
+    last = min(getattr(adapter.config, "max_position_embeddings", None) or FAR, FAR)
+    tokens = torch.tensor([ids], device=adapter.device)
+
+    def after(start: int) -> Tensor:
+        at = torch.arange(start, start + len(ids), device=adapter.device)[None]
+        found: Tensor = adapter.model(tokens, position_ids=at, use_cache=False, logits_to_keep=1).logits
+        return found[0, -1].float()
+
+    return apart(after(last - len(ids)), after(0))
 
 
 def _random_plan(

@@ -35,6 +35,7 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64, "rope_theta": 10000.0,
 }  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 
 
@@ -143,6 +144,7 @@ WIRINGS: dict[str, Callable[[], Any]] = {
         zero_expert_num=0,
         moe_topk=2,
     ),
+    "llama-dynamic": lambda: tf.LlamaConfig(**SIZES | {"max_position_embeddings": 400}, rope_parameters=DYNAMIC),
     "gpt-oss": lambda: tf.GptOssConfig(
         **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=10, rope_parameters=YARN
     ),
@@ -154,9 +156,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.FalconConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
         "_supports_attention_backend",
     ),
-    "hunyuan": (
+    "hunyuan": (  # channels are weighed after they were turned: what a chunk caches depends on where it stands
         lambda: tf.HunYuanDenseV1Config(**SIZES, head_dim=16),
-        "turn with position in a way we do not know",  # they are scaled channel by channel after they are rotated
+        "turn with position in a way we do not know",
     ),
     "gpt2": (
         lambda: tf.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
@@ -193,10 +195,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "mamba": (
         lambda: tf.MambaConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, state_size=8),
         "carry a state through the text",
-    ),
-    "dynamic-rope": (
-        lambda: tf.LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-        "dynamic RoPE",
     ),
 }  # fmt: skip
 

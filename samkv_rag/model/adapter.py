@@ -60,15 +60,15 @@ class ModelAdapter:
         model.generation_config.cache_implementation = None
 
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
-        self.model = model
-        self.config = model.config.get_text_config()
+        self.model, self.config = model, model.config.get_text_config()
         self.decoder = model.get_decoder()
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.rotary = Rotary(model)
         self.sink_prefix = tuple(sink_prefix)
         self.shape, self.latents = measured(self)
         self.beginnings = Beginnings(self.shape)
-        self.loop = Loop(model, self.empty_cache, self.unpackable is not None, self.backend, self.latents)
+        apart, looks = self.unpackable is not None, self.rotary.looks_at_length
+        self.loop = Loop(model, self.empty_cache, apart, self.backend, self.latents, looks)
         self.passes: Passes | None = None
         if graphs.wanted(self.backend, self.device, self.loop.unfit):
             self.record()

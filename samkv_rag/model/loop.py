@@ -57,18 +57,20 @@ class Loop:
 
     `empty(room)` makes a cache for a prompt that has none. `apart`: rows cannot share a forward, because with longrope
     the longest position of a call decides its frequencies, or because its latents are not absorbed. `latents`: those
-    of a model that caches such. `recorder` takes the steps where graphs are wanted.
+    of a model that caches such. `looks`: the model looks in every pass whether frequencies have to change, which a
+    recording cannot. `recorder` takes the steps where graphs are wanted.
     """
 
     def __init__(
         self, model: Any, empty: Callable[[int], SlotCache], apart: bool, backend: Backend = "torch",
-        latents: Latents | None = None,
+        latents: Latents | None = None, looks: bool = False,
     ) -> None:  # fmt: skip
         self._model = model
         self._empty = empty
         self._apart = apart
         self._backend = backend
         self._latents = latents
+        self._looks = looks
         self._handing = partial(handing, model, latent=latents is not None)
         self.recorder: Recorder | None = None
 
@@ -77,7 +79,9 @@ class Loop:
         """What about the model keeps its steps from being recorded, if anything."""
         if self._latents is not None:
             return "the model caches latents"
-        return "the model's rotary frequencies depend on the length of the text" if self._apart else None
+        if self._apart or self._looks:
+            return "the model's rotary frequencies depend on the length of the text"
+        return None
 
     def record(self) -> None:
         """Have later steps recorded as CUDA graphs where possible; a warning says why not."""

@@ -7,6 +7,7 @@ are the model's own functions; which layers turn at all is found by two one-toke
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
@@ -134,11 +135,7 @@ class Rotary:
         if isinstance(rope_type, dict):
             self._types = list(decoder.config.layer_types)
         self.rope_types = set(rope_type.values()) if isinstance(rope_type, dict) else {rope_type}
-        if "dynamic" in self.rope_types:
-            raise UnsupportedModel(
-                "This model uses dynamic RoPE scaling, whose frequencies change with every generated token, so cached "
-                "keys cannot stay exact. Set rope_type to 'yarn', 'linear' or 'default' in its config."
-            )
+        self._longest: int | None = decoder.config.max_position_embeddings if self.looks_at_length else None
         self._kept = OrderedDict[Hashable, Angles]()
         self._function, self._half_tables = rotation_of(decoder)
         self._interleaved = False  # which the probe does not need to know
@@ -156,6 +153,12 @@ class Rotary:
         """True when the frequencies depend on the longest position of a call (longrope)."""
         return "longrope" in self.rope_types
 
+    @property
+    def looks_at_length(self) -> bool:
+        """True when every pass looks whether it goes beyond the model's positions and the frequencies have to change
+        (dynamic). No prompt of ours does; on a GPU the host waits for that."""
+        return "dynamic" in self.rope_types
+
     def table(self, positions: Tensor) -> RotaryTable:
         """The angles of `positions` `(T,)`, computed in ONE call: longrope picks frequencies by the longest."""
         return self._table(positions, self.kinds)
@@ -171,8 +174,8 @@ class Rotary:
         alike = tuple(kinds) if len({*kinds}) > 1 else kinds[0]  # layers of one kind share their angles
         kept = self._kept.get(alike)
         if kept is None or kept.cos.shape[1] < count or kept.cos.device != positions.device:
-            longer = torch.arange(-(-count // _ROUND) * _ROUND, device=positions.device)
-            kept = self.table(longer).angles(layers)
+            longer = min(-(-count // _ROUND) * _ROUND, self._longest or sys.maxsize)
+            kept = self.table(torch.arange(longer, device=positions.device)).angles(layers)
         remember(self._kept, alike, kept, _MOST)
         return kept.slots(0, count)
 

@@ -119,20 +119,19 @@ def test_demo_prints_a_table_for_each_question_and_a_summary(terminal: Terminal,
     assert "samkv-rag ingest" in err and (tmp_path / "kept" / "index" / "CURRENT").exists()
 
 
-def test_check_shows_the_report(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [1e-6, 0.3])
+def test_check_shows_the_report(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, place: float) -> None:
+    report = {"tolerance": 1e-4, "errors": {"recompute": 2e-6}, "place_error": place, "passed": True}
+
     class Found:
         def as_dict(self) -> dict[str, object]:
-            return {"tolerance": 1e-4, "errors": {"recompute": 2e-6}, "passed": True}
+            return report
 
     monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.self_check", lambda self: Found(), raising=False)
     out, _ = terminal("check")
     assert "errors: recompute" in out and "2e-06" in out and "Reuse is exact on bundled." in out
-    assert json.loads(terminal("check", "--json")[0]) == {
-        "model": "bundled",
-        "tolerance": 1e-4,
-        "errors": {"recompute": 2e-6},
-        "passed": True,
-    }
+    assert ("is not what it is at its first ones: logits are 30% off" in plain(out)) == (place == 0.3)
+    assert json.loads(terminal("check", "--json")[0]) == {"model": "bundled", **report}
 
 
 def test_a_failed_check_is_an_error(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,8 @@ def test_what_is_in_the_way_is_said() -> None:
         with pytest.warns(RuntimeWarning, match=said):
             assert recorder(**why) is None
     assert adapter("llama").loop.unfit is None
-    for wiring, said in (("llama-longrope-crossed", "length of the text"), ("deepseek-v3", "latents")):
+    length = "length of the text"
+    for wiring, said in (("llama-longrope-crossed", length), ("llama-dynamic", length), ("deepseek-v3", "latents")):
         assert said in str(adapter(wiring).loop.unfit)
 
 

@@ -30,6 +30,20 @@ def test_a_supported_wiring_passes_the_parity_gate(wiring: str) -> None:
     assert 0 < report.decode_error < 1e-5
 
 
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_what_a_text_is_depends_on_its_place_only_where_frequencies_do(wiring: str) -> None:
+    error = check_parity(adapter(wiring)).place_error
+    assert (error > 0.01) == (wiring == "llama-longrope-within") and (error > 0.01 or error < 1e-3)
+
+
+def test_queries_that_are_scaled_from_some_position_on_show() -> None:
+    """Ministral 3 and Mistral 4 scale them up beyond the first positions they were trained on, here 256."""
+    config = WIRINGS["mistral4"]()
+    config.rope_parameters["original_max_position_embeddings"] = 256
+    report = check_parity(ModelAdapter(build(config)))
+    assert report.passed and report.place_error > 0.01
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("wiring", ["llama", "llama-yarn", "gemma2", "glm4", "smollm3", "gpt-oss"])
 def test_half_precision_passes_the_parity_gate_of_its_dtype(wiring: str, dtype: torch.dtype) -> None:
@@ -109,7 +123,7 @@ def test_the_parity_gate_sees_numbers_that_are_none(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(attention, "packed_attention", none)
     with pytest.raises(ParityError, match="decoding by nan"):
         check_parity(ModelAdapter(build(WIRINGS["llama"]())))
-    report = parity.ParityReport("", "", 1e-4, 0.0, float("nan"), 0.0, 1.0)
+    report = parity.ParityReport("", "", 1e-4, 0.0, float("nan"), 0.0, 1.0, 0.0)
     assert not report.passed and worst((0.0, float("nan"), 1.0)) != worst((0.0, float("nan"), 1.0))
 
 
