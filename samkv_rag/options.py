@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from samkv_rag.errors import SamKVError
 
+LARGEST = (1 << 31) - 1
+"""Of what is counted: more is a mistake, and does not fit into what torch counts with."""
+
 
 @dataclass(frozen=True)
 class Within:
@@ -23,14 +26,14 @@ class Within:
     most: float = math.inf
 
     def __str__(self) -> str:
-        return f"{self.least:g} or more" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}"
+        return f"{self.least:g} or more" if self.most >= LARGEST else f"{self.least:g} to {self.most:g}"
 
 
 T = TypeVar("T")
 
 Share = Annotated[float, Within(0, 1)]
-Count = Annotated[int, Within(0)]
-Positive = Annotated[int, Within(1)]
+Count = Annotated[int, Within(0, LARGEST)]
+Positive = Annotated[int, Within(1, LARGEST)]
 Vicinity = Annotated[float, Within(0, 100)]
 Exponent = Annotated[float, Within(0, 10)]
 Weight = Annotated[float, Within(1, 100)]

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.options import fits
 from samkv_rag.types import Answer
 
 Job = Callable[[Callable[[str], None], Callable[[], bool], Callable[[Answer], None]], Answer]
@@ -53,10 +54,13 @@ class AnswerStream:
     `with` and `async with` close it at the end. A task that is cancelled while it iterates or waits cancels the answer.
 
     An error of the model is raised from the iteration and from `.answer`. The work starts at once. A caller that still
-    waits for it after `timeout` seconds gets a `TimeoutError`, and the work is cancelled.
+    waits for it after `timeout` seconds gets a `TimeoutError`, and the work is cancelled. Raises `SamKVError` for a
+    `timeout` that is no number.
     """
 
     def __init__(self, job: Job, timeout: float | None = None) -> None:
+        if not fits(timeout, float | None) or timeout != timeout:
+            raise SamKVError(f"timeout must be a number of seconds or None, not {timeout!r}.")
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._pieces: list[str] = []

@@ -27,6 +27,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (SamKV, {"layers": 2}, "layers must be a tuple of which each part is a whole number or None"),
     (SamKV, {"layers": (1.5,)}, "layers must be"),
     (SamKV, {"block": 0}, "block must be a whole number, 1 or more or None"),
+    (SamKV, {"block": 10**30}, "block must be a whole number, 1 or more or None"),
     (SamKV, {"bias": "no"}, "bias must be True or False"),
     (SamKV, {"around": (-1, 2)}, "around must be"),
     (SamKV, {"around": (1, 2, 3)}, "around must be a tuple of 2 parts: a whole number, 0 or more; a whole"),

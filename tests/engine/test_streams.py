@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from samkv_rag import SamKVEngine
+from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.stream import AnswerStream
 from samkv_rag.types import Answer
@@ -94,6 +94,12 @@ def test_there_may_be_any_amount_of_time(engine: SamKVEngine) -> None:
     for seconds in (math.inf, 1e30):
         some, same = (engine.stream_answer(ASKED, CHUNKS, max_new_tokens=8, timeout=seconds) for _ in range(2))
         assert asyncio.run(awaited(some)).text == "".join(same) == same.answer.text
+
+
+def test_a_time_that_is_none_is_refused(engine: SamKVEngine) -> None:
+    for wrong in ("10", True, math.nan):
+        with pytest.raises(SamKVError, match="timeout must be a number of seconds or None, not"):
+            engine.stream_answer(ASKED, CHUNKS, timeout=wrong)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
