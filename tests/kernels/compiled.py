@@ -28,6 +28,8 @@ _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", re.MULTILINE)
 _JUMP = re.compile(r"\bBRA\S*\s.*?0x([0-9a-f]+)")
 _THREE, _FOUR, _FIVE = (("i32",) * count for count in (3, 4, 5))
 _HEADS, _REP, _DIM = 8, 4, 128  # an 8B Llama's
+ROOM = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+"""Bytes of shared memory that a program may have, by compute capability."""
 _KINDS = {"bf16": (torch.bfloat16, tl.bfloat16), "fp32": (torch.float32, tl.float32)}
 
 
@@ -94,7 +96,7 @@ def attention(name: str, variant: str, sm: int, folder: Path) -> Any:
     types |= {"n_query": "i32", "n_key": "i32", "span_stride": "i32", "scale": "fp32", "cap": "fp32"}
     types |= {f"{letter}_strides": _THREE for letter in "qkvo"}
     dtype, dot = _KINDS[kind]
-    tile = sparse_attention.tiles(dtype, dim, rows, roomy=sm >= 90)
+    tile = sparse_attention.tiles(dtype, dim, rows, ROOM[sm])
     if name == "shares":
         tile = sparse_attention.share_tiles(dtype, dim, rows)
     constants = {"GROUPS": _HEADS, "REP": _REP, "DIM": dim, "WIDE": dim, "SOFTCAP": False, "DOT": dot, **tile}

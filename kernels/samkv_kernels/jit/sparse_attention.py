@@ -35,6 +35,8 @@ ROOMY = 224 << 10
 11.4 instead of 12.0 for 9,870 over 65,576 (heads of an 8B Llama, bfloat16, one H200)."""
 LONG = 4096
 """Number of rows above which that tile is worth it."""
+AMPLE = 163 << 10
+"""Bytes that a program has on an A100; on GPUs for desks (GeForce 30 to 50, RTX A and Ada, L4) it has 99 KiB."""
 
 UNSEEN = tl.constexpr(-1.0e30)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -211,30 +213,33 @@ def shares_kernel(
     tl.store(out + place, tl.where(seen, acc / (GROUPS * REP), 0.0), mask=shown)
 
 
-def tiles(dtype: torch.dtype, dim: int, rows: int, roomy: bool = False) -> dict[str, int]:
-    """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head; `roomy`: a program
-    may have `ROOMY` bytes of shared memory."""
+def tiles(dtype: torch.dtype, dim: int, rows: int, room: int = AMPLE) -> dict[str, int]:
+    """Tile and pipeline for rows of `dim` elements, of which a launch has `rows` for one key head, and a program `room`
+    bytes of shared memory."""
+    tight = room < AMPLE
     if dim > 256:  # half the rows and half the keys that half as many dimensions get
         size, keys, warps, stages = (16, 16, 4, 1) if dtype == torch.float32 else (32, 32, 8, 2)
     elif dtype == torch.float32 and dim > 128:  # its tiles and both halves of what tf32x3 splits are in shared memory
         size, keys, warps, stages = 32, 16, 4, 1
     elif dtype == torch.float32:
-        size, keys, warps, stages = 64, 32, 4, 2
+        size, keys, warps, stages = 32 if tight and dim > 64 else 64, 32, 4, 2
     elif dim > 128:
-        size, keys, warps, stages = 64, 64, 8, 2
+        size, keys, warps, stages = 64, 32 if tight else 64, 8, 2
     else:
-        size, keys, warps, stages = 128, 128 if roomy and rows > LONG else 64, 8, 3
+        size, keys, warps, stages = 128, 128 if room >= ROOMY and rows > LONG else 64, 8, 3
     if rows <= 16:
         size, warps = 16, 4
     return {"ROWS": min(size, power_of_2(rows, 16)), "KEYS": keys, "num_warps": warps, "num_stages": stages}
 
 
 @cache
-def _roomy(device: torch.device) -> bool:
-    """Whether a program on this device may have as much shared memory as the largest tile takes."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:  # it has been run on no other
-        return False
-    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= ROOMY
+def room_on(device: torch.device) -> int:
+    """The bytes of shared memory that a program may have on this device."""
+    if device.type != "cuda":
+        return AMPLE
+    facts: Any = torch.cuda.get_device_properties(device)  # torch's own types lack some of them
+    room: int = facts.shared_memory_per_block_optin
+    return room if facts.major == 9 else min(room, AMPLE)  # the largest tile has been run on no other
 
 
 def share_tiles(dtype: torch.dtype, dim: int, rows: int) -> dict[str, int]:
@@ -283,7 +288,7 @@ def _attend(
 def _tile(query: Tensor, key: Tensor) -> tuple[dict[str, int], int]:
     """The tile of a launch, and how many such tiles there are for one part of the keys."""
     rows = query.shape[2] * (query.shape[1] // key.shape[1])
-    tile = tiles(query.dtype, query.shape[3], rows, _roomy(query.device))
+    tile = tiles(query.dtype, query.shape[3], rows, room_on(query.device))
     return tile, int(triton.cdiv(rows, tile["ROWS"])) * query.shape[0] * key.shape[1]
 
 
