@@ -16,11 +16,12 @@ from samkv_rag.library import Library
 from samkv_rag.methods import Method, SamKV, resolve_method
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.loading import ModelSource
+from samkv_rag.options import Count, Positive, require
 from samkv_rag.parity import ParityReport, check_parity
 from samkv_rag.prompt.checks import require_text, require_texts
 from samkv_rag.prompt.plan import Planner, Prompt
 from samkv_rag.prompt.sinks import sink_of
-from samkv_rag.prompt.template import variables
+from samkv_rag.prompt.template import Conversation, variables
 from samkv_rag.reader import BUNDLED
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.stream import AnswerStream
@@ -39,9 +40,9 @@ class SamKVEngine:
         self.source = source
         self.store = store if isinstance(store, ChunkKVStore) else ChunkKVStore(store)
         self.method = resolve_method(method)
-        self.namespace = namespace
-        self.min_kept_tokens = min_kept_tokens
-        self._turn = Turnstile(max_batch)
+        self.namespace = require_text(namespace, "The namespace")
+        self.min_kept_tokens = require(min_kept_tokens, Count, "min_kept_tokens")
+        self._turn = Turnstile(require(max_batch, Positive, "max_batch"))
         self._batch = Batch(self._turn)
         self._loading = threading.RLock()
         self._closed = False
@@ -67,7 +68,7 @@ class SamKVEngine:
         otherwise are not used. Up to `max_batch` answers are decoded together, each with its cache in memory.
         `chat_template_kwargs` are further variables of the model's chat template: `{"enable_thinking": False}` makes a
         model that thinks first (Qwen3) answer at once, as `answer` does anyway.
-        Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`.
+        Raises `SamKVError` on an unknown `sink_prefix` or `kv_dtype`, and for numbers that are none.
         """
         sink = sink_of(sink_prefix)
         source = ModelSource(model, tokenizer, device_map, dtype, dict(model_kwargs or {}), sink, kv_dtype)
@@ -80,11 +81,14 @@ class SamKVEngine:
 
         Raises `SamKVError` if the engine is closed.
         """
-        if self._closed:
-            raise SamKVError("This engine is closed: make a new one.")
+        self._require_open()
         with self._loading:
             _ = self.source.adapter, self._planner
         return self
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SamKVError("This engine is closed: make a new one.")
 
     @property
     def tokenizer(self) -> Any:
@@ -118,6 +122,7 @@ class SamKVEngine:
 
     @property
     def _planner(self) -> Planner:
+        self._require_open()  # it may have been closed while a request waited for its turn
         return self._library.planner
 
     # -- ingestion ---------------------------------------------------------------------------------------------
@@ -185,21 +190,27 @@ class SamKVEngine:
         keep: float | None = None, **generation: Any,
     ) -> Answer:  # fmt: skip
         """The model's answer to any prompt; known chunks in it are served from their caches."""
-        return self._answer(lambda: self.plan(prompt, question), self._call(method, keep, generation))
+        return self._answer(self._prompted(prompt, question), self._call(method, keep, generation))
 
     def stream(
         self, prompt: Prompt, question: str | None = None, *, method: str | Method | None = None,
         keep: float | None = None, timeout: float | None = None, **generation: Any,
     ) -> AnswerStream:  # fmt: skip
         """As `generate`, in pieces; waiting for it ends in a `TimeoutError` after `timeout` seconds."""
-        return self._stream(lambda: self.plan(prompt, question), self._call(method, keep, generation), timeout)
+        return self._stream(self._prompted(prompt, question), self._call(method, keep, generation), timeout)
 
     def plan_question(self, question: str, chunks: Sequence[str]) -> PromptPlan:
         """The plan that `answer(question, chunks)` follows."""
         return self._planner.for_question(require_text(question, "The question"), require_texts(chunks, "chunks"))
 
     def _asked(self, question: str, chunks: Sequence[str]) -> MakePlan:
-        return lambda: self.plan_question(question, chunks)
+        asked, texts = require_text(question, "The question"), require_texts(chunks, "chunks")
+        return lambda: self._planner.for_question(asked, texts)
+
+    def _prompted(self, prompt: Prompt, question: str | None) -> MakePlan:
+        """What is asked, read once: a plan may be made again, and the caller's list may change or be used up."""
+        own = prompt if isinstance(prompt, str) else Conversation.of(prompt)
+        return lambda: self.plan(own, question)
 
     def _call(
         self, method: str | Method | None, keep: float | None, generation: Mapping[str, Any], strip: bool = False

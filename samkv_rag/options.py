@@ -66,15 +66,20 @@ class Options:
             value, hint = getattr(self, field.name), hints[field.name]
             if isinstance(value, list):
                 value = tuple(value)
-            if not fits(value, hint):
-                raise SamKVError(f"{whose}{field.name} must be {_said(hint)}, not {value!r}.")
-            object.__setattr__(self, field.name, _as_typed(value, hint))
+            object.__setattr__(self, field.name, require(value, hint, f"{whose}{field.name}"))
 
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     """The types of a class's fields, read once: options are made for every request."""
     return get_type_hints(kind, include_extras=True)
+
+
+def require(value: Any, hint: Any, what: str) -> Any:
+    """`value`, as its type says; raises `SamKVError` if it does not fit that."""
+    if not fits(value, hint):
+        raise SamKVError(f"{what} must be {_said(hint)}, not {value!r}.")
+    return _as_typed(value, hint)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -17,6 +17,9 @@ from samkv_rag.model.grammar import GrammarGuide
 from samkv_rag.model.rules import Signal
 from samkv_rag.options import Options, Positive, Within
 
+COLDEST = 1e-6
+"""A lower temperature is greedy: divided by it, logits are no finite numbers."""
+
 
 @dataclass(frozen=True)
 class GenerationOptions(Options):
@@ -124,6 +127,18 @@ class StopCutter:
         return 0
 
 
+class StopsOfAnswer(StopStringCriteria):
+    """Looks for stop strings in one answer alone, after each of its tokens: one that the prompt's end and the answer's
+    beginning make up together is not in the answer."""
+
+    _begin: int | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self._begin is None:
+            self._begin = input_ids.shape[1] - 1
+        return super().__call__(input_ids[:, self._begin :], scores, **kwargs)  # type: ignore[no-any-return]
+
+
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """`text` up to the first of the stop strings."""
     cutter = StopCutter(stop)
@@ -138,7 +153,7 @@ def generation_kwargs(
     config.max_new_tokens, config.max_length = options.max_new_tokens, None
     config.num_beams, config.num_return_sequences, config.use_cache = 1, 1, True
     config.return_dict_in_generate = False
-    config.do_sample = options.temperature > 0
+    config.do_sample = options.temperature >= COLDEST
     config.temperature = options.temperature if config.do_sample else None
     config.top_p = (options.top_p if options.top_p is not None else config.top_p) if config.do_sample else None
     config.top_k = (options.top_k if options.top_k is not None else config.top_k) if config.do_sample else None
@@ -148,7 +163,7 @@ def generation_kwargs(
     criteria, processors = StoppingCriteriaList([Signal(cancelled)]), LogitsProcessorList()
     stop, config.stop_strings = list(options.stop) or config.stop_strings, None
     if stop:
-        criteria.append(StopStringCriteria(tokenizer, stop))
+        criteria.append(StopsOfAnswer(tokenizer, stop))
     if options.grammar is not None:
         guide = GrammarGuide(tokenizer, options.grammar, end_tokens(model))
         processors.append(guide.mask)

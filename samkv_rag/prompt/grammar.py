@@ -73,8 +73,8 @@ def _thinking(inside: bool | None) -> list[str]:
 
 
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call in the form of `call_grammar`."""
-    return f'{OPEN}\n{{"name": {_opening(name)}{json.dumps(arguments, ensure_ascii=False)}{CLOSE}'
+    """A call in the form of `call_grammar`; what JSON cannot express, such as a date, is in it as text."""
+    return f'{OPEN}\n{{"name": {_opening(name)}{json.dumps(arguments, ensure_ascii=False, default=str)}{CLOSE}'
 
 
 def _opening(name: str) -> str:

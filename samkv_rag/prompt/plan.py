@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.prompt.checks import require_messages, require_text
+from samkv_rag.prompt.checks import require_text
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import Matcher
 from samkv_rag.prompt.template import (
@@ -60,8 +60,8 @@ class Planner:
         if isinstance(prompt, str):
             pieces = self._matched(require_text(prompt, "The prompt"))
             return self._plan(pieces, question if question is not None else _asked(pieces), self.encoder.prefix)
-        talk = prompt if isinstance(prompt, Conversation) else Conversation(prompt)
-        messages, options = require_messages(talk.messages), {**self.template, **talk.template}
+        talk = Conversation.of(prompt)
+        messages, options = talk.messages, {**self.template, **talk.template}
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
         how = talk.tools, options

@@ -7,12 +7,12 @@ afterwards. A template that drops or doubles a placeholder is detected; then not
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.prompt.checks import require_text
+from samkv_rag.prompt.checks import require_messages, require_text
 
 HEAD = "Answer from the passages in a few words, or say: not in the passages.\n\n"
 SEPARATOR = "\n\n"
@@ -33,6 +33,12 @@ class Conversation:
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
     template: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, messages: Iterable[Message] | Conversation) -> Conversation:
+        """A conversation that does not change with the caller's list; raises `SamKVError` for what is none."""
+        given = messages if isinstance(messages, Conversation) else cls(messages)  # type: ignore[arg-type]
+        return replace(given, messages=require_messages(given.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,8 @@ def content_of(message: Message) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    parts = content if isinstance(content, Iterable) and not isinstance(content, bytes | Mapping) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if any(not isinstance(text, str) for text in texts):
         raise SamKVError("Only text content is supported; remove images, audio and files from the messages.")
     return "".join(map(str, texts))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
@@ -46,11 +48,13 @@ class ChunkKVStore:
         model's GPU nothing crosses the bus at query time. What comes from a GPU and is kept on the host takes pinned
         memory, whose size counts as the power of two that torch allocates for it.
 
-        ValueError for a device with a folder. StoreError if the folder or the device cannot be used, or the folder
-        was made by a newer version; a damaged catalogue is rebuilt, with a warning.
+        ValueError for a device with a folder. StoreError if `path` names no folder, if the folder or the device cannot
+        be used, or the folder was made by a newer version; a damaged catalogue is rebuilt, with a warning.
         """
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes}.")
+        if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes >= 0):
+            raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes!r}.")
+        if not isinstance(path, str | PathLike) or path == "":
+            raise StoreError(f'A store is named by a folder, or ":memory:", not by {path!r}.')
         in_memory = str(path) == MEMORY
         if not in_memory and str(device) != "cpu":
             raise ValueError(f"device={str(device)!r} is for a store in memory: what is in a folder lies on disk.")
