@@ -8,7 +8,7 @@ import pytest
 
 from llama_index.llms.samkv import SamKVLLM
 from samkv_rag import SamKVError
-from samkv_rag.methods import CacheBlend
+from samkv_rag.methods import CacheBlend, SamKV
 from tests.integrations.llama_index.kit import make_engine, make_llm
 
 
@@ -54,3 +54,23 @@ def test_a_keep_that_the_method_has_no_use_for_is_refused_at_once(method: Any) -
         assert SamKVLLM(engine=engine, keep=0.3).keep == 0.3
     with pytest.raises(SamKVError, match="has no keep"):
         SamKVLLM(engine=make_engine(method="reuse"), keep=0.3)
+
+
+def test_what_cannot_be_saved_has_to_be_passed_again() -> None:
+    method, kwargs = SamKV(keep=0.4), {"attn_implementation": "eager"}
+    saved = SamKVLLM(method=method, model_kwargs=kwargs, kv_store=":memory:").to_dict()
+    assert saved["not_saved"] == ["model_kwargs", "method"]
+    for rest in ({}, {"method": method}):
+        with pytest.raises(SamKVError, match="model_kwargs could not be saved|method, model_kwargs could not be saved"):
+            SamKVLLM.from_dict(saved, **rest)
+    made = SamKVLLM.from_dict(saved, method=method, model_kwargs=kwargs)
+    assert (made.method, made.model_kwargs, made.kv_store) == (method, kwargs, ":memory:")
+    plain = SamKVLLM(method="reuse", kv_store=":memory:")
+    assert SamKVLLM.from_dict(plain.to_dict()).to_dict() == plain.to_dict()
+
+
+def test_two_names_of_one_option_are_the_same_or_an_error() -> None:
+    llm = make_llm()
+    assert len(llm.complete("x", max_tokens=2, max_new_tokens=2).raw["usage"]) and llm.complete("x", max_tokens=2)
+    with pytest.raises(SamKVError, match="max_tokens and max_new_tokens mean the same, and differ here"):
+        llm.complete("x", max_tokens=3, max_new_tokens=5)

@@ -18,8 +18,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from llama_index.llms.samkv.calling import SamKVCalling
 from llama_index.llms.samkv.nodes import Cacheable, ModeName, texts_of
+from llama_index.llms.samkv.programs import SamKVPrograms
 from llama_index.llms.samkv.requests import Request, Response
 from llama_index.llms.samkv.reuse import Explanation, ReuseStats, SamKVReuseEvent, usage_of
 from llama_index.llms.samkv.writing import Writer, shown
@@ -30,7 +30,7 @@ from samkv_rag.stream import AnswerStream
 dispatcher = get_dispatcher(__name__)
 
 
-class SamKVLLM(SamKVCalling):
+class SamKVLLM(SamKVPrograms):
     """A local Hugging Face model that finds cached chunks in any prompt and does not compute them again.
 
     Retriever, prompts and synthesizer stay as they are: chunk texts are found by content.

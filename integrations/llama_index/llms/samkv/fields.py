@@ -129,6 +129,22 @@ class SamKVFields(FunctionCallingLLM):
             "max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "namespace": self.namespace,
         }  # fmt: skip
 
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The fields, for `from_dict`; `not_saved` names those that are no plain data, or may hold secrets."""
+        lost = (["model_kwargs"] if self.model_kwargs else []) + (
+            [] if isinstance(self.method, str | None) else ["method"]
+        )
+        data = {name: value for name, value in super().to_dict(**kwargs).items() if name not in lost}
+        return data | ({"not_saved": lost} if lost else {})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """The LLM of `to_dict`. Raises `SamKVError` unless `kwargs` has what was not saved."""
+        if lost := sorted({*data.get("not_saved", ())} - {*kwargs}):
+            names = ", ".join(lost)
+            raise SamKVError(f"{names} could not be saved; pass what the LLM had: from_dict(data, {lost[0]}=...).")
+        return super().from_dict({name: value for name, value in data.items() if name != "not_saved"}, **kwargs)
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()  # a model is never copied: copies share the engine
 

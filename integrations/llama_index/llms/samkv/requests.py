@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -30,9 +31,13 @@ TOOL_OPTIONS = ("tools", "tool_choice", "tool_required", "allow_parallel_tool_ca
 
 def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The engine's keywords for one call: the LLM's own, overridden by those of the call. An empty question is None."""
+    twice = [name for name, other in ALIASES.items() if name in given and given.get(other, given[name]) != given[name]]
+    if twice:
+        raise SamKVError(f"{twice[0]} and {ALIASES[twice[0]]} mean the same, and differ here; pass one of them.")
     renamed = {ALIASES.get(name, name): value for name, value in given.items()}
     if unknown := sorted(set(renamed) - set(OPTIONS)):
-        raise SamKVError(f"Unknown keywords: {', '.join(unknown)}. A call takes: {', '.join((*OPTIONS, *ALIASES))}.")
+        known = (*OPTIONS, *ALIASES, "chat_template_kwargs")
+        raise SamKVError(f"Unknown keywords: {', '.join(unknown)}. A call takes: {', '.join(known)}.")
     merged = overridden(defaults, renamed)
     merged["question"] = merged.get("question") or None
     if isinstance(merged.get("stop"), str):
@@ -99,9 +104,20 @@ class ChatRequest:
         rest, calls = parse_calls(text, self.tool_names) if self.tool_names else (text, [])
         blocks: list[TextBlock | ToolCallBlock | ThinkingBlock] = [ThinkingBlock(content=thought)] if thought else []
         blocks += [TextBlock(text=rest)] if rest or not calls else []
-        blocks += calls if self.parallel else calls[:1]
-        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
+        calls = calls if self.parallel else calls[:1]
+        blocks += calls
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=_called(calls))
         return ChatResponse(message=message, delta=delta, raw=raw_of(answer))
+
+
+def _called(calls: Sequence[ToolCallBlock]) -> dict[str, Any]:
+    """The calls once more, where the framework's programs look for them when they stream."""
+    functions = [{"name": call.tool_name, "arguments": json.dumps(call.tool_kwargs)} for call in calls]
+    told = [
+        {"id": call.tool_call_id, "type": "function", "function": function}
+        for call, function in zip(calls, functions, strict=True)
+    ]
+    return {"tool_calls": told} if told else {}
 
 
 def _thinking(piece: str) -> dict[str, str]:
