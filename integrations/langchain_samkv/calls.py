@@ -12,7 +12,9 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 from samkv_rag.prompt.grammar import CLOSE, OPEN
 
-_HEAD = re.compile(r'\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
+_BEFORE, _AFTER = '{"name": ', ', "arguments": '
+_NAME = rf'\s*\{_BEFORE}("(?:[^"\\]|\\.)*")'
+_HEAD = re.compile(_NAME + _AFTER)
 
 
 class CallReader:
@@ -38,6 +40,9 @@ class CallReader:
         rest, self._held = self._held, ""
         if self._state == "arguments":
             yield self._piece(args=self._sensible(rest))
+        elif self._state == "head" and _begins_a_call(rest):
+            self.count += 1
+            yield self._piece(name=_named(rest), args=OPEN + rest, id=_new_id())  # no JSON: nobody runs it
         elif text := self._cleaned(OPEN + rest if self._state == "head" else rest):
             yield text
 
@@ -56,7 +61,7 @@ class CallReader:
         if match := _HEAD.match(self._held):
             self._state, self._held, self._written = "arguments", self._held[match.end() :], ""
             self.count += 1
-            yield self._piece(name=json.loads(match[1]), id=f"call_{uuid.uuid4().hex[:24]}")
+            yield self._piece(name=json.loads(match[1]), id=_new_id())
 
     def _arguments(self) -> Iterator[str | ToolCallChunk]:
         written, found, rest = self._held.partition(CLOSE)
@@ -80,6 +85,24 @@ class CallReader:
         """The end of a call that was cut off, without the beginning of `CLOSE` if the call is complete without it."""
         short = rest[: len(rest) - _overlap(rest, CLOSE)]
         return next((tail for tail in (rest, short) if is_json(self._written + tail)), rest)
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _named(head: str) -> str | None:
+    """The name in the head of a call that was cut off, if it is whole."""
+    match = re.match(_NAME, head)
+    return str(json.loads(match[1])) if match else None
+
+
+def _begins_a_call(text: str) -> bool:
+    """Whether more text could make this the head of a call."""
+    short = text.lstrip()
+    if match := re.match(_NAME, short):
+        return _AFTER.startswith(short[match.end() :])
+    return _BEFORE.startswith(short) or short.startswith(_BEFORE + '"')
 
 
 def is_json(text: str | None) -> bool:

@@ -53,7 +53,7 @@ class SamKVFields(BaseChatModel):
     method's own."""
     namespace: str = "default"
     """Caches are shared within a namespace and never across; give every tenant its own."""
-    min_kept_tokens: int = 256
+    min_kept_tokens: int = Field(default=256, ge=0)
     """The fewest chunk tokens of a prompt that a method with `keep` chooses; if there are fewer, all."""
     device_map: Any = None
     dtype: Any = "auto"

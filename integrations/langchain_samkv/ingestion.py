@@ -85,7 +85,7 @@ class Keeper:
 
 
 def precompute(
-    llm: ChatSamKV | SamKVEngine, documents: VectorStore | Iterable[Document | str], *,
+    llm: ChatSamKV | SamKVEngine, documents: VectorStore | Iterable[Document | str] | Document, *,
     ids: Sequence[str] | None = None, collection: str = "", min_chars: int = MIN_CHARS,
 ) -> int:  # fmt: skip
     """Cache documents that are already indexed, without embedding them again; returns how many texts are cached now.
@@ -94,8 +94,13 @@ def precompute(
     Documents with an id own their caches, so that a `ChunkKVVectorStore` over the same store (and with the same
     `collection`) releases them on deletion.
     """
+    if isinstance(documents, str | Document):
+        documents = [documents]
     found = stored_documents(documents, ids) if isinstance(documents, VectorStore) else documents
     listed = [Document(page_content=item) if isinstance(item, str) else item for item in found]
+    for number, item in enumerate(listed):
+        if not isinstance(item, Document):
+            raise SamKVError(f"Item {number} of the documents is no Document and no text, but {item!r}.")
     keeper = Keeper(llm, collection, min_chars)
     owned = [document for document in listed if document.id is not None]
     keys = keeper.engine.precompute(keeper.worth(document.page_content for document in listed))

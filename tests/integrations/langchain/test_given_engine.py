@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.documents import Document
 
-from langchain_samkv import ChatSamKV
+from langchain_samkv import ChatSamKV, precompute
 from samkv_rag import ChunkKVStore, SamKVEngine, SamKVError
 from samkv_rag.methods import CacheBlend
 from tests.integrations.langchain.conftest import roomy_model
@@ -79,3 +80,12 @@ def test_a_given_engine_serves_no_other_namespace(engine: SamKVEngine) -> None:
     with pytest.raises(SamKVError, match="has namespace='default', not 'other'"):
         ChatSamKV(engine=engine, namespace="other")
     assert ChatSamKV(engine=engine, namespace="default").engine is engine
+
+
+def test_what_is_cached_may_be_one_text_and_must_be_text() -> None:
+    engine = SamKVEngine.from_pretrained(roomy_model(), byte_tokenizer(), ":memory:")
+    text = "The harbour mill was built by Edith Sorel in 1874, and ground barley until a storm broke its wheel in 1931."
+    assert precompute(engine, text) == precompute(engine, Document(page_content=text)) == 1
+    assert [record.length for _, record in engine.store.records()] == [len(text)]
+    with pytest.raises(SamKVError, match="Item 1 of the documents is no Document and no text, but 5"):
+        precompute(engine, [text, 5])  # type: ignore[list-item]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from langchain_core.messages import AIMessageChunk
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from langchain_samkv import ChatSamKV
 from langchain_samkv.calls import CallReader
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.prompt.grammar import call_text, json_grammar
+from samkv_rag.prompt.grammar import OPEN, call_text, json_grammar
 
 CHUNK = "Lumen Labs was founded in 1998 and has its office in Harrow, next to the old mill."
 ASKED = [("system", f"Answer from:\n\n{CHUNK}"), ("human", "Where is the office?")]
@@ -83,7 +84,7 @@ def read(pieces: list[str]) -> tuple[str, list[tuple[str | None, str]]]:
         if isinstance(event, str):
             words += event
         elif event["id"]:
-            calls.append((event["name"], ""))
+            calls.append((event["name"], event["args"] or ""))
         else:
             calls[-1] = (calls[-1][0], calls[-1][1] + (event["args"] or ""))
     return words, calls
@@ -103,12 +104,28 @@ def test_calls_are_read_from_pieces_of_any_size(words: str, size: int) -> None:
 
 def test_a_call_that_is_cut_anywhere_is_whole_or_incomplete() -> None:
     text = call_text("search", {"deep": {"n": 1}})
+    arguments = json.dumps({"deep": {"n": 1}})
+    head = text.index(arguments)
     for end in range(len(text)):
         words, calls = read([text[:end]])
-        if calls:
-            assert not words and json.dumps({"deep": {"n": 1}}).startswith(calls[0][1])
+        if end < len(OPEN):
+            assert words == text[:end] and not calls
         else:
-            assert words == text[:end]
+            assert not words and [args for _, args in calls] == [text[:end] if end < head else arguments[: end - head]]
+
+
+def test_what_only_begins_like_a_call_stays_text() -> None:
+    for text in (f"{OPEN} is how a call begins", f'{OPEN}\n{{"name": 3', f'{OPEN}{{"name": "search", "at'):
+        assert read([text]) == (text, [])
+
+
+def test_a_call_that_was_cut_off_in_its_head_is_no_answer(llm: ChatSamKV) -> None:
+    forced = llm.bind_tools([place], tool_choice="any")
+    for most in (14, 25, 35):
+        answer = forced.invoke("Hello", max_tokens=most)
+        whole = sum(forced.stream("Hello", max_tokens=most), AIMessageChunk(""))
+        for message in (answer, whole):
+            assert not message.content and not message.tool_calls and len(message.invalid_tool_calls) == 1
 
 
 def test_an_engine_answers_under_a_grammar(engine: SamKVEngine) -> None:
