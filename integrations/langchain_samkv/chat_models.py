@@ -40,7 +40,7 @@ class ChatSamKV(Described):
 
         llm = ChatSamKV(
             model="bundled",          # or a hub id, a folder, or a loaded model with tokenizer=
-            kv_store="./kv",          # where chunk caches live; ":memory:" keeps none
+            kv_store="./kv",          # where chunk caches live; ":memory:": until Python ends
             temperature=0,
             max_tokens=256,
             # method=SamKV(), keep=0.15, namespace, min_kept_tokens=256, kv_dtype="int4",

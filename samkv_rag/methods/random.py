@@ -15,7 +15,8 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class Random(Options):
-    """`keep` of the chunk tokens: the same anchors as SamKV's, then blocks drawn from `seed`; all recomputed."""
+    """`keep` of the chunk tokens: `initial` and `local` ones at each chunk's ends, then blocks drawn from `seed`; all are
+    recomputed."""
 
     keep: Share = 0.15
     block: Positive = 16
