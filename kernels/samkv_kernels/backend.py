@@ -56,6 +56,8 @@ def _no_triton(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"the model is on {device.type}: load it on a CUDA device, or choose the backend 'auto'."
+    if torch.version.hip is not None:
+        return "the kernels have been compiled and read for NVIDIA's GPUs alone: choose the backend 'torch'."
     if torch.cuda.get_device_capability(device) < _OLDEST:
         return "this GPU is older than compute capability 8.0: choose the backend 'torch'."
     return None

@@ -15,7 +15,7 @@ from samkv_rag.types import Selection
 
 @dataclass(frozen=True)
 class Random(Options):
-    """`keep` of the chunk tokens: `initial` and `local` ones at each chunk's ends, then blocks drawn from `seed`; all are
+    """`keep` of the chunk tokens: `initial` and `local` ones at each chunk's ends, then blocks drawn from `seed`; all
     recomputed."""
 
     keep: Share = 0.15

@@ -24,13 +24,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend that triton and numba are installed or not, that numba compiles or not, and how capable the GPU is."""
 
     def pretend(
-        triton: bool = True, numba: bool = True, compiles: bool = True, capability: tuple[int, int] = (9, 0)
-    ) -> None:
+        triton: bool = True, numba: bool = True, compiles: bool = True, capability: tuple[int, int] = (9, 0),
+        hip: str | None = None,
+    ) -> None:  # fmt: skip
         installed = {"triton": triton, "numba": numba}
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace() if installed[name] else None)
         for name in ("samkv_kernels.cpu.packed", "samkv_kernels.cpu.rounding"):
             monkeypatch.setitem(sys.modules, name, SimpleNamespace() if compiles else None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
 
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -43,6 +45,8 @@ def test_auto_is_what_can_run_on_the_device_and_torch_elsewhere(machine: Any) ->
     assert choose(CPU) == choose(CPU, "auto") == "numba"
     assert choose(torch.device("mps")) == "torch"
     machine(capability=(7, 5))
+    assert choose(CUDA) == "torch"
+    machine(hip="6.4")
     assert choose(CUDA) == "torch"
     machine(triton=False, numba=False)
     assert choose(CUDA) == choose(CPU) == "torch"
@@ -61,6 +65,7 @@ def test_torch_is_always_torch(machine: Any) -> None:
         ("triton", CUDA, {"triton": False}, "pip install 'samkv-rag\\[triton\\]'"),
         ("triton", CPU, {}, "load it on a CUDA device"),
         ("triton", CUDA, {"capability": (7, 5)}, "choose the backend 'torch'"),
+        ("triton", CUDA, {"hip": "6.4"}, "for NVIDIA's GPUs alone: choose the backend 'torch'"),
         ("numba", CPU, {"numba": False}, "pip install 'samkv-rag\\[cpu\\]'"),
         ("numba", CUDA, {}, "compiles for the CPU: choose the backend 'auto'"),
         ("numba", CPU, {"compiles": False}, "numba cannot be used here \\(.+\\): choose the backend 'auto'"),

@@ -238,7 +238,7 @@ def room_on(device: torch.device) -> int:
     if device.type != "cuda":
         return AMPLE
     facts: Any = torch.cuda.get_device_properties(device)  # torch's own types lack some of them
-    room: int = facts.shared_memory_per_block_optin
+    room = int(getattr(facts, "shared_memory_per_block_optin", AMPLE))
     return room if facts.major == 9 else min(room, AMPLE)  # the largest tile has been run on no other
 
 
