@@ -106,3 +106,18 @@ def test_the_report_names_the_backend() -> None:
     engine.precompute(["one two three"])
     found = engine.answer("What?", ["one two three"], max_new_tokens=1).report.backend
     assert found == engine.adapter.backend == choose(CPU)
+
+
+def test_a_kernel_that_is_too_large_for_a_gpu_names_the_remedy() -> None:
+    pytest.importorskip("triton")
+    from triton.runtime.errors import OutOfResources
+
+    from samkv_kernels.jit.launching import on_device
+
+    with (
+        pytest.raises(BackendError, match=r"takes 133120 .* which has 101376: SAMKV_BACKEND=torch"),
+        on_device(torch.ones(1)),
+    ):
+        raise OutOfResources(133120, 101376, "shared memory")
+    with pytest.raises(ValueError, match="other"), on_device(torch.ones(1)):
+        raise ValueError("other")

@@ -9,13 +9,28 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
-from samkv_kernels.backend import interpreting
+from samkv_kernels.backend import VARIABLE, BackendError, interpreting
 
 
-def on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Have launches within the block go to the device of `x` (Triton launches on the current one)."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+class on_device:  # noqa: N801
+    """Have launches within the block go to the device of `x` (Triton launches on the current one). Raises
+    `BackendError` for a kernel that is too large for it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._device: AbstractContextManager[Any] = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+    def __enter__(self) -> None:
+        self._device.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._device.__exit__(kind, error, trace)
+        if isinstance(error, OutOfResources):
+            raise BackendError(
+                f"A kernel takes {error.required} of this GPU's {error.name}, which has {error.limit}: "
+                f"{VARIABLE}=torch does without it."
+            ) from error
 
 
 def power_of_2(size: int, least: int = 1) -> int:
