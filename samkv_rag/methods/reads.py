@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import few
 from samkv_rag.store import DamagedEntry, StoredBlocks
 
 
@@ -56,7 +57,7 @@ class Read:
         if len(blocks) == 1:
             return data[:, self._places[blocks[0]], None]
         places = torch.tensor([self._places[block] for block in blocks])
-        return data.index_select(1, places.to(data.device, non_blocking=True))
+        return data.index_select(1, few(places, data.device))
 
 
 class ChunkReads:

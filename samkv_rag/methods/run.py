@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samkv_kernels.sending import sent
+from samkv_kernels.sending import few, sent
 from samkv_rag.methods.assembly import Assembly
 from samkv_rag.methods.costs import Costs, Pass, Stage
 from samkv_rag.methods.entries import Entries
@@ -183,7 +183,7 @@ class Run:
         masks = None
         if rows is not None:
             stored = [None if row is None else stored_rows(row, layout, fresh.slots) for row in rows]
-            masks = [None if row is None else row.to(self.adapter.device, non_blocking=True) for row in stored]
+            masks = [None if row is None else few(row, self.adapter.device) for row in stored]
         logits = self._recompute_into(cache, layout, fresh, masks, theta)
         return Prepared.of(self.caches.finish(cache), layout.ids, selection, logits)
 
@@ -244,7 +244,7 @@ class Run:
             self.costs.chunk_token_layers += fresh.of_chunks * shape.layers
             self.costs.passes.append(Pass(layout.positions, fresh.slots, n_layers, ended=not speak, narrow=narrow))
             if theta != 1.0:
-                blend = Blend(theta, fresh.chunked.to(self.adapter.device, non_blocking=True))
+                blend = Blend(theta, few(fresh.chunked, self.adapter.device))
             return self.adapter.recompute(
                 fresh.ids, fresh.slots, cache, rows, blend, n_layers - 1, observer, narrow, speak
             )

@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool1d
 
 from samkv_kernels.block_scores import block_logits, block_scores, bound_logits
 from samkv_kernels.repeating import repeated
-from samkv_kernels.sending import sent
+from samkv_kernels.sending import few, sent
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, block_sizes, standardised
@@ -69,7 +69,7 @@ class _Chosen:
     def of(self, queries: Sequence[Tensor], dim: int) -> Tensor:
         """Their queries out of every stack's `queries`, whose layers lie along `dim`."""
         own = queries[self.stack]
-        return own.index_select(dim, torch.tensor(self.rows).to(own.device, non_blocking=True))
+        return own.index_select(dim, few(torch.tensor(self.rows), own.device))
 
 
 def _by_stack(run: Run, layers: Sequence[int], score: Callable[[_Chosen], Tensor]) -> Tensor:

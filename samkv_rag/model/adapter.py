@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samkv_kernels.sending import sent
+from samkv_kernels.sending import few, sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.absorbed import AbsorbedPlan, Appending
@@ -156,7 +156,7 @@ class ModelAdapter:
 
     def table(self, positions: Tensor) -> RotaryTable:
         """Angles for `positions` `(T,)`; call once for all positions of a prompt."""
-        return self.rotary.table(positions.to(self.device, non_blocking=True))
+        return self.rotary.table(few(positions, self.device))
 
     def assemble(
         self, parts: Parts, positions: Tensor, room: int, steps: Sequence[range] | None = None,
@@ -188,7 +188,7 @@ class ModelAdapter:
         """Position-free queries of rows `asked` of a pass over `slots`, by stack: fp32 `(L, H, Q, D)`, L being the
         layers up to `last_layer` that attend to it. Raises `UnsupportedModel` where latents are cached."""
         self.refuse_summaries_of_latents()
-        asked, queries = asked.to(self.device, non_blocking=True), list[Tensor]()
+        asked, queries = few(asked, self.device), list[Tensor]()
         self.recompute(
             ids, slots, cache, last_layer=last_layer,
             observer=lambda seen: queries.append(seen.query[0].index_select(1, asked)),
@@ -206,7 +206,7 @@ class ModelAdapter:
         self, ids: Sequence[int] | Tensor, slots: Tensor, asked: Tensor, cache: SlotCache, layers: Sequence[int]
     ) -> Tensor:
         """Softmax attention of rows `asked` over all slots, averaged over heads: fp32 `(len(layers), Q, T)`."""
-        maps = AttentionMaps(asked.to(self.device, non_blocking=True), layers)
+        maps = AttentionMaps(few(asked, self.device), layers)
         self.recompute(ids, slots, cache, last_layer=max(layers), observer=maps)
         return maps.found
 
@@ -223,7 +223,7 @@ class ModelAdapter:
         for every layer. With `speak` it goes on to the next-token logits after the last slot, fp32 `(vocab,)`, and
         returns them. With `narrow` some of the tokens attend only to one another on the upper layers.
         """
-        slots = slots.to(self.device, non_blocking=True)
+        slots = few(slots, self.device)
         last = None if speak else self.shape.layers - 1 if last_layer is None else last_layer
         everything = len(slots) == cache.get_seq_length()
         asked = PromptPass(torch.as_tensor(ids), slots, last, observer, narrow, speak, everything)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from samkv_kernels.backend import Backend
-from samkv_kernels.sending import sent
+from samkv_kernels.sending import few, sent
 from samkv_rag.model.blending import Blend
 from samkv_rag.model.buffers import Buffers
 from samkv_rag.model.packing import PackedTokens
@@ -234,7 +234,7 @@ class SlotCache(Cache):
         if packed is not None and len(packed):
             four_bits = PackedTokens.of(self._buffers, packed, self.positions[packed], self._sources, backend)
         free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
-        stays = torch.cat([slots, free]).to(self.positions.device, non_blocking=True)
+        stays = few(torch.cat([slots, free]), self.positions.device)
         kept = [one.at(stays) for one in self._buffers]
         self.positions, self._buffers = self.positions[stays], kept  # only once there was memory for all
         self.packed = four_bits or self.packed

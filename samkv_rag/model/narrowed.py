@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samkv_kernels.sending import few
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.absorbed import AbsorbedPlan, Latents
 from samkv_rag.model.attention import AttentionPlan
@@ -39,7 +40,7 @@ class Narrow:
 
     def sees(self, slots: Tensor) -> Tensor:
         """The slots that the narrowed queries of a pass over `slots` attend to, sorted."""
-        return slots[: self.rows] if self.seen is None else self.seen.to(slots.device, non_blocking=slots.is_cuda)
+        return slots[: self.rows] if self.seen is None else few(self.seen, slots.device)
 
 
 class NarrowedPlan(AttentionPlan):

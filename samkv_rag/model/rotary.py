@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.rope_gather import Angles
-from samkv_kernels.sending import sent
+from samkv_kernels.sending import few, sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model.cache import GrowingCache
 from samkv_rag.model.calling import handing
@@ -106,7 +106,7 @@ class RotaryTable:
             return self._turn_group(out, self.groups[which[0]], inverse)
         out = x.clone() if out is x else out
         for kind in kinds - {-1}:
-            rows = torch.tensor([row for row, own in enumerate(which) if own == kind]).to(x.device, non_blocking=True)
+            rows = few(torch.tensor([row for row, own in enumerate(which) if own == kind]), x.device)
             out[rows] = self._turn_group(out[rows], self.groups[kind], inverse)
         return out
 

@@ -51,6 +51,14 @@ def test_no_path_of_a_machine_is_named() -> None:
     assert [hit for path in sources for hit in hits(MACHINE, path)] == []
 
 
+def test_only_what_a_cuda_graph_reads_is_copied_without_waiting() -> None:
+    """All else goes through `samkv_kernels.sending`, which knows for which devices that is safe."""
+    recorded = {"samkv_rag/model/recorded.py", "samkv_rag/model/steps.py"}
+    sources = [path for path in tracked(".py") if path.is_relative_to(ROOT / "samkv_rag")]
+    found = {str(path.relative_to(ROOT)) for path in sources if hits(re.compile("non_blocking=True"), path)}
+    assert found == recorded
+
+
 def test_a_bad_file_is_seen(tmp_path: Path) -> None:
     """Negative control for the three tests above."""
     path = tmp_path / "bad.py"
