@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import torch
 
@@ -27,6 +28,12 @@ def settings_of(engine: SamKVEngine) -> dict[str, Any]:
         "tokenizer": source.tokenizer, "device_map": source.device_map, "dtype": source.dtype,
         "model_kwargs": dict(source.model_kwargs), "kv_dtype": source.kv_dtype,
     }  # fmt: skip
+
+
+def space_of(engine: SamKVEngine) -> str:
+    """What names of owners begin with in an engine's namespace, as no name in the default one does: there it is empty.
+    (In a quoted name, two digits follow a percent sign.)"""
+    return "" if engine.namespace == "default" else f"%n{quote(engine.namespace, safe='')}/"
 
 
 def require_known(owner: str, said: Iterable[str], known: Iterable[str], more: Iterable[str] = ()) -> None:

@@ -12,6 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.engines import space_of
 from samkv_rag.prompt.matcher import MIN_CHARS
 
 if TYPE_CHECKING:
@@ -25,13 +26,19 @@ class Keeper:
 
     def __init__(self, llm: ChatSamKV | SamKVEngine, collection: str, min_chars: int) -> None:
         self._llm = llm
-        self._prefix = collection.replace("%", "%25").replace("/", "%2F") + "/"  # the first slash ends the collection
+        self._collection = collection
         self._min_chars = min_chars
 
     @property
     def engine(self) -> SamKVEngine:
         """The engine, made on first use."""
         return self._llm if isinstance(self._llm, SamKVEngine) else self._llm.engine
+
+    @property
+    def _prefix(self) -> str:
+        """What the names of owners begin with: two tenants may have documents of the same ids, and often do, where ids
+        are made of contents."""
+        return f"{space_of(self.engine)}{_escaped(self._collection)}/"  # the first slash ends the collection
 
     @contextmanager
     def cached(self, texts: Sequence[str]) -> Iterator[None]:
@@ -82,6 +89,10 @@ class Keeper:
     def worth(self, texts: Iterable[str]) -> list[str]:
         """The texts that are long enough to be cached."""
         return [text for text in texts if len(text.strip()) >= self._min_chars]
+
+
+def _escaped(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
 
 
 def precompute(

@@ -9,18 +9,20 @@ from llama_index.core.schema import BaseNode
 
 from llama_index.llms.samkv.nodes import ModeName, text_of_node
 from samkv_rag import SamKVEngine
+from samkv_rag.engines import space_of
 
 Entry = tuple[str, str]
 """An owner and the key of a cache that it needs."""
 
 
 class Ledger:
-    """The ledger of one collection. A node's owner is named `llama_index/<collection>/<document>/<node>`."""
+    """The ledger of one collection. A node's owner is named `llama_index/<collection>/<document>/<node>`, and in other
+    namespaces than the default `llama_index/%n<namespace>/<collection>/...`: tenants may have the same ids."""
 
     def __init__(self, engine: SamKVEngine, collection: str, mode: ModeName, metadata_key: str | None) -> None:
         self._engine = engine
         self._store = engine.store
-        self._root = f"llama_index/{quote(collection, safe='')}/"
+        self._root = f"llama_index/{space_of(engine)}{quote(collection, safe='')}/"
         self._mode: ModeName = mode
         self._metadata_key = metadata_key
 
