@@ -205,7 +205,8 @@ class ChatSamKV(Described):
         """
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
-        return structured(self, schema, method, include_raw)
+        keywords = {name: value for name, value in kwargs.items() if name != "strict"}  # it always is
+        return structured(self, schema, method, include_raw, keywords)
 
     # -- what LangChain asks about the model -------------------------------------------------------------------
 

@@ -12,12 +12,14 @@ from langchain_core.outputs import LLMResult
 
 from langchain_samkv.fields import DEFAULTS, SamKVFields
 from samkv_rag import SamKVError
+from samkv_rag.types import text_digest
 
 
 class Described(SamKVFields):
     """A chat model that is saved by its fields (`langchain_core.load.dumps`) when they are all plain.
 
-    They hold no secrets. `loads` with `allowed_objects=[ChatSamKV]` and `valid_namespaces=["langchain_samkv"]`
+    They hold no secrets: with `model_kwargs`, among which may be a token, a model is not saved, nor is one with a
+    tokenizer of its own. `loads` with `allowed_objects=[ChatSamKV]` and `valid_namespaces=["langchain_samkv"]`
     restores the model; it opens the same cache store.
     """
 
@@ -29,6 +31,7 @@ class Described(SamKVFields):
         """Save the fields; a loaded model, an engine, a store or a method given as an object cannot be saved."""
         given = [getattr(self, name) for name in ("model", "method", "kv_store", "device_map", "dtype")]
         plain = all(value is None or isinstance(value, str | int | dict) for value in given)
+        plain = plain and self.tokenizer is None and not self.model_kwargs
         return super().to_json() if plain and self.given_engine is None else self.to_json_not_implemented()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -48,8 +51,10 @@ class Described(SamKVFields):
         """What an answer depends on, as far as it is known without loading anything."""
         objects = {name: repr(getattr(self, name)) for name in ("device_map", "dtype")}
         objects["method"] = repr(self._own_method)
-        fields = (*DEFAULTS, "namespace", "min_kept_tokens", "model_kwargs", "kv_dtype")
-        return {"model": self.model_name, **objects, **{name: getattr(self, name) for name in fields}}
+        fields = (*DEFAULTS, "namespace", "min_kept_tokens", "kv_dtype")
+        secret = text_digest(repr(sorted(self.model_kwargs.items()))) if self.model_kwargs else ""
+        named = {name: getattr(self, name) for name in fields}
+        return {"model": self.model_name, **objects, **named, "model_kwargs": secret}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of LangChain's answer caches: all that an answer depends on besides messages and stored chunks."""

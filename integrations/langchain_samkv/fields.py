@@ -57,7 +57,7 @@ class SamKVFields(BaseChatModel):
     """The fewest chunk tokens of a prompt that a method with `keep` chooses; if there are fewer, all."""
     device_map: Any = None
     dtype: Any = "auto"
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Keywords for transformers' `from_pretrained`."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More variables for the model's chat template: `{"enable_thinking": False}` makes Qwen3 answer at once."""
@@ -115,7 +115,11 @@ class SamKVFields(BaseChatModel):
         if name != self.model_name:
             other = {**self._settings, "model": name, "tokenizer": None, "store": self.engine.store}
             return self.shared_engines.get(other, self.engine.method)
-        return self.given_engine or self.shared_engines.get(self._settings, self.method)
+        if self.given_engine is None:
+            return self.shared_engines.get(self._settings, self.method)
+        own = {name: getattr(self, name) for name in ("namespace", "min_kept_tokens", "kv_dtype", "kv_store")}
+        require_same(self.given_engine, **own)  # a copy may have been given others
+        return self.given_engine
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -79,5 +79,5 @@ def traced(
     params["ls_provider"] = "samkv"
     params["ls_model_name"] = str(keywords.get("model") or model)
     if stop:
-        params["ls_stop"] = list(stop)
+        params["ls_stop"] = [stop] if isinstance(stop, str) else list(stop)
     return params

@@ -18,7 +18,10 @@ from samkv_rag.prompt.reasoning import TAGS
 OPEN, CLOSE = "<tool_call>", "}\n</tool_call>"
 _HEAD = "%llguidance {}\n"
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
-_BY_NAME = {"properties", "$defs", "definitions", "patternProperties"}
+_DEFINITIONS = {"$defs", "definitions"}
+_BY_NAME = {"properties", "patternProperties"} | _DEFINITIONS
+_ALL, _ONE = {"allOf", "if", "then", "else", "not"}, {"anyOf", "oneOf"}
+"""What an object must fit besides the schema that has them, and what it may be one of."""
 
 Schema = Mapping[str, Any]
 
@@ -82,19 +85,35 @@ def _opening(name: str) -> str:
 
 
 def _rule(schema: Schema) -> str:
-    return "%json " + json.dumps({**_closed(schema), "x-guidance": _JSON})
+    return "%json " + json.dumps({**_closed(schema, _combines(schema)), "x-guidance": _JSON})
 
 
-def _closed(schema: Any) -> Any:
-    """The schema with `additionalProperties: false` wherever properties are named and nothing is said about others."""
+def _combines(schema: Any) -> bool:
+    """Whether an object has to fit several schemas at once, somewhere: each names only some of its properties."""
     if isinstance(schema, list):
-        return [_closed(item) for item in schema]
+        return any(map(_combines, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    here = _ALL & {*schema} or ("properties" in schema and _ONE & {*schema})
+    return bool(here) or any(map(_combines, schema.values()))
+
+
+def _closed(schema: Any, combines: bool, open_: bool = False) -> Any:
+    """The schema with `additionalProperties: false` wherever properties are named and nothing is said about others,
+    except in schemas that are combined: in `open_` ones, and in definitions if anything `combines` them."""
+    if isinstance(schema, list):
+        return [_closed(item, combines, open_) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    closed = {key: _each(value) if key in _BY_NAME else _closed(value) for key, value in schema.items()}
+    beside = "properties" in schema or _ALL & {*schema}
+    closed = dict[str, Any]()
+    for key, value in schema.items():
+        branch = key in _ALL or (key in _ONE and (open_ or bool(beside)))
+        if key in _BY_NAME and isinstance(value, Mapping):
+            own = combines and key in _DEFINITIONS
+            closed[key] = {name: _closed(inner, combines, own) for name, inner in value.items()}
+        else:
+            closed[key] = _closed(value, combines, branch)
     known = isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema
-    return closed | ({"additionalProperties": False} if known else {})
-
-
-def _each(schemas: Any) -> Any:
-    return {name: _closed(schema) for name, schema in schemas.items()} if isinstance(schemas, Mapping) else schemas
+    alone = not open_ and not (_ALL | _ONE) & {*schema}
+    return closed | ({"additionalProperties": False} if known and alone else {})

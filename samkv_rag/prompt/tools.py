@@ -107,7 +107,12 @@ class Form:
 
 
 def names_of(tools: Sequence[ToolSpec]) -> tuple[str, ...]:
-    """The names of tools."""
+    """The names of tools; raises `SamKVError` for what is no function."""
+    for tool in tools:
+        if not isinstance(tool, Mapping) or "name" not in (tool.get("function") or ()):
+            raise SamKVError(
+                f'A tool is {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}, not {tool!r}.'
+            )
     return tuple(str(tool["function"]["name"]) for tool in tools)
 
 
