@@ -14,7 +14,9 @@ from llama_index.llms.samkv.fields import SamKVFields
 from llama_index.llms.samkv.messages import calls_in, convert
 from llama_index.llms.samkv.requests import TOOL_OPTIONS, ChatRequest, CompletionRequest, call_options
 from llama_index.llms.samkv.tools import arguments_of, form_of, specs_of
+from samkv_rag import SamKVError
 from samkv_rag.engines import meant, own_method
+from samkv_rag.prompt.grammar import OPEN
 from samkv_rag.prompt.plan import Prompt
 from samkv_rag.prompt.reasoning import ReasoningReader
 from samkv_rag.prompt.template import THINKING, Conversation, variables
@@ -117,12 +119,15 @@ class SamKVCalling(SamKVFields):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:  # fmt: skip
-        """The calls of a response; raises ValueError if there are none, unless `error_on_no_tool_call` is False."""
+        """The calls of a response; raises ValueError if there are none, unless `error_on_no_tool_call` is False, and
+        `SamKVError` if one was cut off as it began."""
         calls = calls_in(response.message)
         if not calls and error_on_no_tool_call:
             cut_off = isinstance(response.raw, dict) and response.raw.get("finish_reason") == "length"
             remedy = "raise max_new_tokens" if cut_off else "pass tool_required=True, which leaves no other answer"
-            raise ValueError(f"The model called no function but answered: {response.message.content!r}; {remedy}.")
+            begun = cut_off and OPEN.startswith((response.message.content or "").strip())
+            kind = SamKVError if begun else ValueError  # of which the framework makes an empty response
+            raise kind(f"The model called no function but answered: {response.message.content!r}; {remedy}.")
         return [
             ToolSelection(
                 tool_id=call.tool_call_id or "",

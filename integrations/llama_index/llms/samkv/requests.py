@@ -21,6 +21,7 @@ from llama_index.llms.samkv.reuse import raw_of
 from llama_index.llms.samkv.tools import parse_calls
 from samkv_rag import Answer, SamKVError
 from samkv_rag.calls import overridden
+from samkv_rag.prompt.grammar import OPEN
 from samkv_rag.prompt.plan import Prompt
 from samkv_rag.prompt.reasoning import ReasoningReader
 
@@ -102,6 +103,8 @@ class ChatRequest:
     def last(self, text: str, answer: Answer, thought: str, delta: str | None = None) -> ChatResponse:
         """The finished response."""
         rest, calls = parse_calls(text, self.tool_names) if self.tool_names else (text, [])
+        if self.tool_names and not calls and OPEN in text:  # a framework would take it for an answer in words
+            raise SamKVError("The answer ended inside a call: raise max_new_tokens, or leave out what stops it.")
         blocks: list[TextBlock | ToolCallBlock | ThinkingBlock] = [ThinkingBlock(content=thought)] if thought else []
         blocks += [TextBlock(text=rest)] if rest or not calls else []
         calls = calls if self.parallel else calls[:1]

@@ -20,7 +20,15 @@ _WRAPPING = re.compile(r"</?tool_call>|<\|?tool_calls?\|?>|\[/?TOOL_CALLS\]|<\|p
 
 def specs_of(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
     """The tools as JSON schemas of functions, the form that chat templates take."""
-    return [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+    return [_spec_of(tool) for tool in tools]
+
+
+def _spec_of(tool: BaseTool) -> dict[str, Any]:
+    spec: dict[str, Any] = tool.metadata.to_openai_tool(skip_length_check=True)
+    schema = tool.metadata.fn_schema
+    if schema is not None and "properties" not in spec["function"]["parameters"]:  # of a class that refers to itself
+        spec["function"]["parameters"] = schema.model_json_schema()
+    return spec
 
 
 def supports_tools(chat_template: Any) -> bool:
