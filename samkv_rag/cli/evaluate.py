@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from samkv_rag.cli.console import notes
@@ -42,6 +43,8 @@ class Request:
 def run(request: Request) -> None:
     """Answer everything that is missing in `request.out`, and say how to see it."""
     sources = [Source.of(spec) for part in request.data for spec in part.split(",") if spec]
+    if not sources:
+        raise SamKVError("--data names nothing to ask; give a task or a file.")
     chosen = settings(request.methods or ",".join(METHODS), _shares(request.keep))
     model = request.model or BUNDLED
     with open_engine(model, Path(":memory:"), sink_prefix=request.sink_prefix) as engine:
@@ -71,16 +74,19 @@ def run(request: Request) -> None:
             source.check(drawing)
         open_run(request.out, {"name": shown(model), "fingerprint": engine.fingerprint}, arguments)
         with _bar() as progress:
-            tasks = {s.name: progress.add_task(s.name, total=request.limit * len(chosen)) for s in sources}
+            tasks = {s.name: progress.add_task(escape(s.name), total=request.limit * len(chosen)) for s in sources}
             evaluate(engine, wanted, Records(request.out), lambda name, done: progress.advance(tasks[name], done))
             for task in tasks.values():  # a file may hold fewer questions than were requested
                 progress.update(task, total=progress.tasks[task].completed)
-    notes.print(f"Done. Tables and pictures: samkv-rag report {request.out}", soft_wrap=True)
+    notes.print(f"Done. Tables and pictures: samkv-rag report {escape(str(request.out))}", soft_wrap=True)
 
 
 def _shares(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        shares = [float(part) for part in text.split(",") if part.strip()]
+        if not shares:
+            raise ValueError
+        return shares
     except ValueError as error:
         raise SamKVError(f"--keep takes shares between 0 and 1 with commas between them, not {text!r}.") from error
 

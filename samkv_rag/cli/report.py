@@ -21,7 +21,7 @@ def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> No
     _check_names(folders)
     if packed is not None:
         for folder in folders:
-            notes.print(f"Packed: {pack(folder, packed)}", soft_wrap=True)
+            notes.print(f"Packed: {pack(folder, packed)}", markup=False, soft_wrap=True)
         return
     results = [read_results(folder) for folder in folders]
     target = target or folders[0] / "report.md"
@@ -34,7 +34,7 @@ def run(folders: Sequence[Path], target: Path | None, packed: Path | None) -> No
     target.write_text(text, encoding="utf-8")
     out.print(text.partition("## Verdicts\n")[2].partition("\n## ")[0].strip(), markup=False, soft_wrap=True)
     pictures = f" and the pictures in {pictures_of(target)}" if drawn else "; for pictures: pip install matplotlib"
-    notes.print(f"Written: {target}{pictures}", soft_wrap=True)
+    notes.print(f"Written: {target}{pictures}", markup=False, soft_wrap=True)
 
 
 def _check_names(folders: Sequence[Path]) -> None:

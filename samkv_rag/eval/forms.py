@@ -60,11 +60,13 @@ def pieces(text: str, size: ChunkSize) -> list[str]:
 
 def asked(row: Mapping[str, Any], where: str) -> Asked:
     """The question of a row; raises `SamKVError`, naming the place, for a form that is unknown or lacks something."""
+    if not isinstance(row, Mapping):
+        raise SamKVError(f"{where} is not a JSON object; a row is one, with a question, answers and passages.")
     for marks, read in _FORMS:
         if marks <= row.keys():
             try:
                 question = read(row)
-            except (KeyError, TypeError, AttributeError, IndexError) as error:
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise SamKVError(f"{where} is not of the form its keys promise: {error!r}.") from error
             if question.text.strip() and question.passages and any(question.answers):
                 return question
@@ -87,9 +89,11 @@ def _longbench(row: Mapping[str, Any]) -> Asked:
 
 
 def _hotpot(row: Mapping[str, Any]) -> Asked:
-    titles = row["context"]["title"]
-    texts = ["".join(sentences) for sentences in row["context"]["sentences"]]
-    named = set(row.get("supporting_facts", {}).get("title", ()))
+    """A row as on the hub, columns by name, or of the file that its authors published: pairs."""
+    context, facts = row["context"], row.get("supporting_facts", ())
+    pairs = context if isinstance(context, list) else zip(context["title"], context["sentences"], strict=True)
+    titles, texts = zip(*((title, "".join(sentences)) for title, sentences in pairs), strict=True)
+    named = set(facts["title"] if isinstance(facts, Mapping) else (title for title, _ in facts))
     passages = [_titled(title, text) for title, text in zip(titles, texts, strict=True)]
     return _asked(row["question"], [row["answer"]], passages, [i for i, t in enumerate(titles) if t in named])
 
@@ -100,6 +104,9 @@ def _squad(row: Mapping[str, Any]) -> Asked:
 
 def _asked(question: str, answers: Any, passages: list[str], supporting: Any = ()) -> Asked:
     kept = [index for index, text in enumerate(passages) if text.strip()]
+    answers = [answers] if isinstance(answers, str) else answers
+    if any(not isinstance(answer, str | int | float) or answer != answer for answer in answers):
+        raise TypeError("the answers must be texts")
     golds = tuple(dict.fromkeys(str(answer) for answer in answers))
     marked = frozenset(new for new, old in enumerate(kept) if old in set(supporting))
     return Asked(question.strip(), golds, tuple(passages[index].strip() for index in kept), marked)

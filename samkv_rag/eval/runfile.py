@@ -60,9 +60,7 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
     """
     path = folder / RUN
     wanted: dict[str, Any] = {"model": dict(model), "arguments": dict(arguments)}
-    told: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**wanted, "environments": []}
-    )
+    told = read_run(folder) if path.exists() else {**wanted, "environments": []}
     differing = [
         f"{name} ({old!r} there, {wanted[part].get(name)!r} now)"
         for part in ("model", "arguments")
@@ -82,10 +80,11 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The content of a folder's `run.json`; raises `SamKVError` if there is none."""
+    """The content of a folder's `run.json`; raises `SamKVError` if there is none, or another."""
     try:
         found: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        _ = found["model"], found["arguments"], found["environments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SamKVError(f"{folder} holds no readable {RUN}: it is not the --out of samkv-rag eval.") from error
     return found
 

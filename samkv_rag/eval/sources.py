@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +81,36 @@ class Source:
 
 def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        if path.name.removesuffix(".gz").endswith(".json"):
-            yield from _parsed(lines.read(), str(path))
-            return
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _parsed(line, f"{path}, line {number}")
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            if path.name.removesuffix(".gz").endswith(".json"):
+                yield from _rows_of(_parsed(lines.read(), str(path)), str(path))
+                return
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _parsed(line, f"{path}, line {number}")
+    except (UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise SamKVError(f"{path} cannot be read ({error}); it must be whole, and text in UTF-8.") from error
+
+
+def _rows_of(value: Any, where: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of a JSON file: a list, or SQuAD as its authors published it, without what it says is impossible."""
+    if isinstance(value, list):
+        return value
+    articles = value.get("data") if isinstance(value, Mapping) else None
+    if not isinstance(articles, list) or not all(isinstance(one, Mapping) and "paragraphs" in one for one in articles):
+        raise SamKVError(f"{where} is neither a list of rows nor a SQuAD file; make it a list, or one row per line.")
+    return [
+        {"question": asked["question"], "context": part["context"], "answers": {"text": _texts(asked["answers"])}}
+        for article in articles
+        for part in article["paragraphs"]
+        for asked in part["qas"]
+        if not asked.get("is_impossible")
+    ]
+
+
+def _texts(answers: Iterable[Mapping[str, Any]]) -> list[Any]:
+    return [answer["text"] for answer in answers]
 
 
 def _parsed(text: str, where: str) -> Any:

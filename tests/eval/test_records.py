@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.records import RECORDS, Records, read_records
-from samkv_rag.eval.runfile import open_run, read_run
+from samkv_rag.eval.runfile import RUN, open_run, read_run
 
 LINES = [
     {"id": "é", "setting": "full", "report": {"prompt_digest": "1"}},
@@ -85,3 +85,11 @@ def test_other_settings_are_refused_with_what_differs(
 def test_a_folder_without_a_run_is_no_evaluation(tmp_path: Path) -> None:
     with pytest.raises(SamKVError, match="not the --out of samkv-rag eval"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"model": '])
+def test_a_damaged_run_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / RUN).write_text(text)
+    for attempt in (lambda: read_run(tmp_path), lambda: open_run(tmp_path, MODEL, ARGUMENTS)):
+        with pytest.raises(SamKVError, match="holds no readable run.json"):
+            attempt()

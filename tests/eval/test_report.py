@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from samkv_rag.cli import report as command
 from samkv_rag.errors import SamKVError
+from samkv_rag.eval import markdown
 from samkv_rag.eval.plots import MOST_METHODS, draw, pictured
 from samkv_rag.eval.records import RECORDS
 from samkv_rag.eval.results import PACKED, TaskResults, collected, pack, read_results
@@ -262,3 +264,10 @@ def test_a_row_says_its_method_and_its_share() -> None:
     none = Estimate(0, 0, 0, 1)
     row = Row("samkv:look=bound@0.25", none, none, none, none, 0, 0, 0, 0, 0, 0)
     assert (row.method, row.ratio) == ("samkv:look=bound", 0.25)
+
+
+def test_a_file_with_a_tasks_name_is_not_told_to_be_that_task() -> None:
+    for digest, known in (("", True), ("4f5e", False)):
+        run = {"arguments": {"data": [["listing", digest]]}}
+        found = markdown._known(SimpleNamespace(run=run), SimpleNamespace(task="listing"))  # type: ignore[arg-type]
+        assert (found is not None) == known

@@ -136,3 +136,42 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(SamKVError, match="could not be loaded from the hub.*no route.*pass its file"):
         list(Source.of("hub:someone/set").items(Drawing(1)))
+
+
+def test_the_files_that_authors_published_are_read(tmp_path: Path) -> None:
+    asked = {"question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}
+    squad = {"version": "2.0", "data": [{"paragraphs": [{"context": "Ada did.", "qas": [
+        asked, {"question": "Why?", "answers": [], "is_impossible": True}]}]}]}  # fmt: skip
+    hotpot = [{
+        "question": "Who?", "answer": "Ada", "context": [["One", ["Ada did. ", "So."]], ["Two", ["Not Bo."]]],
+        "supporting_facts": [["Two", 0]],
+    }]  # fmt: skip
+    for name, rows in (("squad", squad), ("hotpot", hotpot)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    (item,) = read(tmp_path / "squad.json")
+    assert (item.question, item.answers, item.chunks) == ("Who?", ("Ada",), ("Ada did.",))
+    (item,) = read(tmp_path / "hotpot.json")
+    assert item.chunks == ("One\nAda did. So.", "Two\nNot Bo.")
+    assert read(tmp_path / "hotpot.json", chunks=1)[0].chunks == ("Two\nNot Bo.",)
+
+
+def test_an_answer_may_be_one_text_and_must_be_text(tmp_path: Path) -> None:
+    assert read(written(tmp_path, [OURS | {"answers": "Orrin"}]))[0].answers == ("Orrin",)
+    for answers in ([None], [float("nan")], [["x"]]):
+        with pytest.raises(SamKVError, match="the answers must be texts"):
+            read(written(tmp_path, [OURS | {"answers": answers}]))
+
+
+def test_a_file_that_is_not_whole_or_not_text_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress((json.dumps(OURS) + "\n").encode())
+    for name, data in (("cut.jsonl.gz", whole[:-9]), ("latin.jsonl", b'{"question": "caf\xe9"}')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(SamKVError, match=f"{name} cannot be read"):
+            read(tmp_path / name)
+    for number, row in enumerate(("[1, 2]", '"x"', "3")):
+        (tmp_path / f"{number}.jsonl").write_text(row)
+        with pytest.raises(SamKVError, match="is not a JSON object"):
+            read(tmp_path / f"{number}.jsonl")
+    (tmp_path / "data.json").write_text('{"data": [1]}')
+    with pytest.raises(SamKVError, match="neither a list of rows nor a SQuAD file"):
+        read(tmp_path / "data.json")
