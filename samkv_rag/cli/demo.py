@@ -17,9 +17,10 @@ from samkv_rag.cli.console import human_bytes, human_seconds, kept, notes, out, 
 from samkv_rag.cli.engine import FLOOR, chunk_tokens, index_root, model_name, open_engine
 from samkv_rag.cli.ingest import ingest, tell
 from samkv_rag.demo import HANDBOOK, DemoQuestion, questions
+from samkv_rag.errors import SamKVError
 from samkv_rag.eval.metrics import exact_match
 from samkv_rag.reader import BUNDLED
-from samkv_rag.retrieval import ChunkIndex
+from samkv_rag.retrieval import ChunkIndex, generations
 from samkv_rag.retrieval.embedding import OFFLINE
 
 METHODS = ("samkv", "full", "reuse")
@@ -36,6 +37,7 @@ def run(model: str | None, keep: float | None, top_k: int, store: Path | None, a
     """Ingest, ask, compare; tables on stdout, or one JSON object."""
     name = model_name(model or BUNDLED)
     with _folder(store) as folder:
+        _require_own(folder)
         engine = open_engine(name, folder, min_kept_tokens=FLOOR if keep is None else 0)
         try:
             tell(ingest(engine, HANDBOOK, folder, name, chunk_tokens(name), OFFLINE))
@@ -48,6 +50,15 @@ def run(model: str | None, keep: float | None, top_k: int, store: Path | None, a
         print_json({"questions": results, "summary": summary})
     else:
         _closing(summary, store)
+
+
+def _require_own(folder: Path) -> None:
+    """Raise `SamKVError` if a store has documents other than the demo's: their caches would be made by its model."""
+    root = index_root(folder)
+    if generations.current(root) is None:
+        return
+    if others := [path for path in ChunkIndex.open(root).documents if HANDBOOK.resolve() not in Path(path).parents]:
+        raise SamKVError(f"{folder} has other documents ({others[0]}, ...): give the demo a folder of its own.")
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class _View:
         stored_as = "" if self.kv_dtype == "model" else f" in {self.kv_dtype}"
         self.bar.console.print(
             f"{counted(plan.files, 'file')}, {counted(plan.chunks, 'chunk')}, {plan.tokens:,} tokens: about "
-            f"{human_bytes(plan.kv_bytes)} of caches{stored_as}; {human_bytes(free)} free in {self.store}"
+            f"{human_bytes(plan.kv_bytes)} of caches{stored_as}; {human_bytes(free)} free in {escape(str(self.store))}"
         )
         if plan.kv_bytes > free:
             self.bar.console.print("[yellow]That is more than is free; use --store on a larger disk.[/yellow]")

@@ -15,7 +15,7 @@ from samkv_rag.retrieval import generations
 from samkv_rag.retrieval.embedding import OFFLINE
 from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
 from samkv_rag.retrieval.index import ChunkIndex, Entry, Settings
-from samkv_rag.retrieval.loading import SourceFile, Tokenize, find_files, fingerprint, load, split
+from samkv_rag.retrieval.loading import SourceFile, Tokenize, exists, find_files, fingerprint, load, split
 
 BATCH = 16
 
@@ -137,14 +137,14 @@ class _Job:
         return self.report
 
     def _sources(self) -> Iterator[SourceFile]:
-        paths = find_files(self.path)
+        paths = find_files(self.path, lambda error: self._fail(str(error.filename), error.strerror or str(error)))
         if self.anew:  # the files of other folders too: one index has one model
-            paths += [p for p in map(Path, self.index.documents) if p.exists() and p not in paths]
+            paths += [p for p in map(Path, self.index.documents) if exists(p) and p not in paths]
         for path in paths:
             try:
                 yield fingerprint(path)
             except UnreadableFile as error:
-                self.report.failed[str(path)] = str(error)
+                self._fail(str(path), str(error))
 
     def _sort(self, sources: list[SourceFile]) -> list[SourceFile]:
         """The files whose chunks are to be computed: new, changed, or with entries that the store has lost."""
@@ -174,13 +174,13 @@ class _Job:
         for group in (self.report.added, self.report.changed):
             if name in group:
                 group.remove(name)
-        self.report.failed[name] = reason
+        self.report.failed[name.encode("utf-8", "replace").decode()] = reason  # a name may be no text
 
     def _gone(self) -> list[str]:
         """Indexed files under the path that no longer exist."""
         base = Path(os.path.abspath(self.path)).resolve()
         inside = [p for p in map(Path, self.index.documents) if self.anew or p == base or base in p.parents]
-        self.report.removed = [str(p) for p in inside if not p.exists()]
+        self.report.removed = [str(p) for p in inside if not exists(p)]
         return self.report.removed
 
     def _plan(self, splits: list[Split]) -> IngestPlan:

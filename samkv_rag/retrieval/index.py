@@ -17,11 +17,14 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.index_store import SimpleIndexStore
 from llama_index.vector_stores.faiss import FaissMapVectorStore
 
+from samkv_rag.prompt.checks import require_text
 from samkv_rag.retrieval import generations
 from samkv_rag.retrieval.embedding import HashingEmbedding, open_embedding
 from samkv_rag.retrieval.errors import RetrievalError
 from samkv_rag.retrieval.follow import follow_ups, merge
 
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError)
+"""What reading the files of an index raises where these are damaged."""
 FORMAT = 1
 SECOND_LOOK = 3
 """One in this many passages is left to the second look (see `follow`)."""
@@ -134,10 +137,10 @@ class ChunkIndex:
             raise RetrievalError(f"Nothing has been ingested into {root.parent}: run samkv-rag ingest FOLDER first.")
         try:
             return cls._read(root, folder)
-        except FileNotFoundError:  # two writers finished while this process was reading: take the newest
+        except _DAMAGE as error:  # or two writers finished while this process was reading: take the newest
             newest = generations.current(root)
             if newest is None or newest == folder:
-                raise RetrievalError(f"The index in {root} is damaged: remove that folder and ingest again.") from None
+                raise RetrievalError(f"The index in {root} is damaged: remove that folder and ingest again.") from error
             return cls._read(root, newest)
 
     @classmethod
@@ -182,7 +185,10 @@ class ChunkIndex:
         self.manifest.write(folder)
 
     def retrieve(self, question: str, top_k: int = 5) -> list[Passage]:
-        """`top_k` chunks, each preceded by the chunk before it, in document order, no text twice."""
+        """`top_k` chunks, each preceded by the chunk before it, in document order, no text twice. Raises
+        `RetrievalError` for a question that is no text, or less than one chunk."""
+        if top_k < 1 or not require_text(question, "The question").strip():
+            raise RetrievalError("Ask a question, and for at least one chunk.")
         if not self.documents:
             raise RetrievalError(f"The index in {self.root.parent} is empty: run samkv-rag ingest FOLDER first.")
         if isinstance(self._embed, HashingEmbedding):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,14 @@ class SourceFile:
     digest: str
 
 
-def find_files(path: Path) -> list[Path]:
-    """The readable kinds of files in `path`, sorted; hidden files and folders below it are left out."""
+def find_files(path: Path, failed: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The readable kinds of files in `path`, sorted; hidden files and folders below it are left out. `failed` is called
+    for folders that cannot be read."""
     if not path.exists():
-        raise RetrievalError(f"There is no file or folder {path}; check the path.")
+        raise RetrievalError(
+            f"There is no file or folder {path}; check the path. What was ingested from a folder that is gone is "
+            "removed by ingesting an empty folder of its name."
+        )
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise RetrievalError(f"{path.name} is not one of {' '.join(SUFFIXES)}; convert it to one of these first.")
@@ -39,11 +44,22 @@ def find_files(path: Path) -> list[Path]:
     if not os.access(path, os.R_OK | os.X_OK):
         raise RetrievalError(f"The folder {path} cannot be read; check its permissions.")
     # SimpleDirectoryReader's own walk treats a folder below a hidden one (a virtual environment) as hidden altogether.
-    return sorted(_walk(path.resolve()))
+    return sorted(_walk(path.resolve(), failed))
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
+def exists(path: Path) -> bool:
+    """Whether a file is there; True for one in a folder that cannot be read: it is not known to be gone."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _walk(root: Path, failed: Callable[[OSError], None] | None) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
@@ -53,7 +69,12 @@ def _walk(root: Path) -> Iterator[Path]:
 def fingerprint(path: Path) -> SourceFile:
     """The file's content digest; raises UnreadableFile."""
     try:
+        str(path).encode()
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise UnreadableFile("not a file but a pipe or a device")
         return SourceFile(path, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
+    except UnicodeEncodeError as error:
+        raise UnreadableFile("its name is not UTF-8; rename it") from error
     except OSError as error:
         raise UnreadableFile(error.strerror or str(error)) from error
 

@@ -81,8 +81,8 @@ def _sections(source: str) -> list[tuple[list[str], list[str]]]:
             levels = [outer for outer in levels if outer < level]
             sections.append((sections[-1][0][: len(levels)], []))
             levels.append(level)
-        elif token.type in ("inline", "fence", "code_block"):
-            text = _inline(token) if token.type == "inline" else token.content.strip("\n")
+        elif token.type in ("inline", "fence", "code_block", "html_block"):
+            text = _TEXT_OF.get(token.type, _verbatim)(token)
             headings, blocks = sections[-1]
             (headings if in_heading else blocks).append(text)
             in_heading = False
@@ -146,4 +146,18 @@ def _inline(token: Any) -> str:
             parts.append(" ")
         elif child.type in ("text", "code_inline", "image"):
             parts.append(child.content)
+        elif child.type == "html_inline" and child.content.lower().startswith("<br"):
+            parts.append(" ")
     return "".join(parts).strip()
+
+
+def _verbatim(token: Any) -> str:
+    return str(token.content).strip("\n")
+
+
+def _html(token: Any) -> str:
+    return HtmlProse().to_text(token.content)
+
+
+_TEXT_OF = {"inline": _inline, "html_block": _html}
+"""How the text of a Markdown token is found, if not verbatim: HTML in between has text, too."""

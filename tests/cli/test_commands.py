@@ -119,6 +119,16 @@ def test_demo_prints_a_table_for_each_question_and_a_summary(terminal: Terminal,
     assert "samkv-rag ingest" in err and (tmp_path / "kept" / "index" / "CURRENT").exists()
 
 
+def test_the_demo_does_not_take_over_a_store_of_other_documents(
+    terminal: Terminal, docs: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    terminal("ingest", str(docs), "--store", str(tmp_path / "mine"))
+    _, err = terminal("demo", "--store", str(tmp_path / "mine"), code=1)
+    assert "has other documents" in plain(err) and "give the demo a folder of its own" in plain(err)
+    terminal("demo", "--store", str(tmp_path / "own"))
+    terminal("demo", "--store", str(tmp_path / "own"))
+
+
 @pytest.mark.parametrize("place", [1e-6, 0.3])
 def test_check_shows_the_report(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, place: float) -> None:
     report = {"tolerance": 1e-4, "errors": {"recompute": 2e-6}, "place_error": place, "passed": True}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from samkv_rag.retrieval import ChunkIndex, IngestPlan, ingest_folder
+from samkv_rag.errors import SamKVError
+from samkv_rag.retrieval import ChunkIndex, IngestPlan, RetrievalError, ingest_folder
 from tests.retrieval.conftest import BREAD, MOVED
 from tests.retrieval.fakes import FakeEngine, key_of
 
@@ -133,3 +136,65 @@ def test_old_generations_are_swept_and_the_texts_of_deleted_files_with_them(
     (folder / "turn.txt").unlink()
     ingest_folder(engine, folder, root)
     assert not [path for path in root.rglob("*") if path.is_file() and b"Turn 3" in path.read_bytes()]
+
+
+def test_what_cannot_be_read_is_listed_and_harms_nothing_else(engine: FakeEngine, folder: Path, root: Path) -> None:
+    """A name that is no text, and a pipe, which would be read for ever."""
+    os.close(os.open(os.fsencode(folder) + b"/caf\xe9.txt", os.O_CREAT | os.O_WRONLY))
+    os.mkfifo(folder / "pipe.txt")
+    report = ingest_folder(engine, folder, root)
+    reasons = {Path(name).name: reason for name, reason in report.failed.items()}
+    assert reasons == {"caf?.txt": "its name is not UTF-8; rename it", "pipe.txt": "not a file but a pipe or a device"}
+    assert len(report.added) == 2 and BREAD in texts(root)
+
+
+def test_a_folder_that_cannot_be_read_loses_nothing(
+    engine: FakeEngine, folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    ingest_folder(engine, folder, root)
+    walk, stat = os.walk, Path.stat
+    refusal = PermissionError(13, "Permission denied", str(folder / "more"))
+
+    def refused(top: Path, **how: Any) -> Iterator[Any]:
+        for place, folders, names in walk(top, **how):
+            if "more" in folders:
+                folders.remove("more")
+                how["onerror"](refusal)
+            yield place, folders, names
+
+    def hidden(self: Path, **how: Any) -> os.stat_result:
+        if "more" in self.parts:
+            raise refusal
+        return stat(self, **how)
+
+    monkeypatch.setattr(os, "walk", refused)
+    monkeypatch.setattr(Path, "stat", hidden)
+    report = ingest_folder(engine, folder, root)
+    assert report.failed == {str(folder / "more"): "Permission denied"} and report.removed == []
+    assert BREAD in texts(root)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "docstore.json", "index_store.json", "vectors.faiss"])
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_damaged_index_says_what_to_do(
+    engine: FakeEngine, folder: Path, root: Path, name: str, harm: str
+) -> None:  # fmt: skip
+    ingest_folder(engine, folder, root)
+    (file,) = root.rglob(name)
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2])
+    for attempt in (lambda: ChunkIndex.open(root), lambda: ingest_folder(engine, folder, root)):
+        with pytest.raises(RetrievalError, match="is damaged: remove that folder and ingest again"):
+            attempt()
+
+
+def test_a_question_is_one_and_so_are_chunks(engine: FakeEngine, folder: Path, root: Path) -> None:
+    ingest_folder(engine, folder, root)
+    index = ChunkIndex.open(root)
+    for question, count in (("", 5), ("mill", 0)):
+        with pytest.raises(RetrievalError, match="Ask a question, and for at least one chunk"):
+            index.retrieve(question, count)
+    with pytest.raises(SamKVError, match="half of a surrogate pair"):
+        index.retrieve("caf\udce9")

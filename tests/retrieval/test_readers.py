@@ -147,3 +147,15 @@ def test_importing_the_readers_leaves_the_logging_alone() -> None:
     code = "import logging, samkv_rag.retrieval.folder; print(logging.root.level, logging.root.handlers)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "30 []"
+
+
+def test_html_in_markdown_keeps_its_text(tmp_path: Path) -> None:
+    source = (
+        "# FAQ\n\n<details>\n<summary>What is the password?</summary>\nIt is Zorro.\n</details>\n\nOther text.\n\n"
+        "<table><tr><td>Kiln</td><td>500 euros</td></tr></table>\n\n<!-- a comment -->\n\none<br>two <b>three</b>\n"
+    )
+    (tmp_path / "a.md").write_text(source)
+    text = "\n".join(document.text for document in load(fingerprint(tmp_path / "a.md")))
+    for said in ("What is the password?", "It is Zorro.", "Other text.", "Kiln", "500 euros", "one two three"):
+        assert said in text
+    assert "comment" not in text and "<" not in text
