@@ -19,7 +19,7 @@ from langchain_samkv.described import Described
 from langchain_samkv.fields import DEFAULTS
 from langchain_samkv.messages import converted
 from langchain_samkv.requests import Request, traced
-from langchain_samkv.structured import structured
+from langchain_samkv.structured import structured, whole_calls
 from samkv_rag import SamKVError
 from samkv_rag.engines import meant
 from samkv_rag.prompt.template import Conversation
@@ -204,7 +204,7 @@ class ChatSamKV(Described):
         JSON object: the prompt must say which).
         """
         if method == "function_calling":
-            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+            return whole_calls(super().with_structured_output(schema, **kwargs), include_raw)
         keywords = {name: value for name, value in kwargs.items() if name != "strict"}  # it always is
         return structured(self, schema, method, include_raw, keywords)
 

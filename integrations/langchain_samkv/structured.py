@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
@@ -41,6 +41,41 @@ def structured(
         **keywords,
     )
     return with_raw(bound, parser_of(schema)) if include_raw else bound | parser_of(schema)
+
+
+def whole_calls(structured: Any, include_raw: bool) -> Runnable[Any, Any]:
+    """A model that calls a function, followed by a parser, which gets no call that was cut off: it would give None,
+    or in a stream what is there."""
+    parser = RunnableGenerator(_refusing_cut, _arefusing_cut) | structured.last
+    return with_raw(structured.first, parser) if include_raw else structured.first | parser
+
+
+def _refusing_cut(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    args = list[str]()
+    for message in messages:
+        args += _args_of(message)
+        yield message
+    _require_call(args)
+
+
+async def _arefusing_cut(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    args = list[str]()
+    async for message in messages:
+        args += _args_of(message)
+        yield message
+    _require_call(args)
+
+
+def _args_of(message: BaseMessage) -> list[str]:
+    """What a message, or a piece of one, says of calls whose arguments may be cut off."""
+    if isinstance(message, AIMessageChunk):
+        return [str(chunk["args"] or "") for chunk in message.tool_call_chunks]
+    return [str(call["args"] or "{") for call in getattr(message, "invalid_tool_calls", ())]
+
+
+def _require_call(args: Sequence[str]) -> None:
+    if args and not is_json("".join(args)):
+        raise OutputParserException("The answer ended inside a call; allow more tokens with max_tokens.")
 
 
 def plain_schema(schema: Any) -> Mapping[str, Any]:

@@ -42,6 +42,34 @@ def test_an_answer_that_ends_inside_its_json_is_an_error(llm: ChatSamKV, schema:
             ask("Who?")
 
 
+@pytest.mark.parametrize("schema", [PAIR, Names])
+def test_a_call_that_was_cut_off_is_an_error(llm: ChatSamKV, schema: Any) -> None:
+    """The framework's parsers make None of it, or in a stream an object of what is there."""
+    for most in (14, 40):
+        short = llm.model_copy(update={"max_tokens": most})
+        plain = short.with_structured_output(schema, method="function_calling")
+        for ask in (plain.invoke, lambda asked, plain=plain: list(plain.stream(asked))):
+            with pytest.raises(OutputParserException, match="ended inside a call"):
+                ask("Who?")
+        raw = short.with_structured_output(schema, method="function_calling", include_raw=True).invoke("Who?")
+        assert raw["parsed"] is None and "ended inside a call" in str(raw["parsing_error"]) and raw["raw"]
+
+
+async def test_a_call_that_was_cut_off_is_an_error_where_it_is_awaited(llm: ChatSamKV) -> None:
+    llm.max_tokens = 60
+    plain = llm.with_structured_output(PAIR, method="function_calling")
+    with pytest.raises(OutputParserException, match="ended inside a call"):
+        await plain.ainvoke("Who?")
+    with pytest.raises(OutputParserException, match="ended inside a call"):
+        async for _ in plain.astream("Who?"):
+            pass
+
+
+def test_a_whole_call_is_its_object_streamed_or_not(llm: ChatSamKV) -> None:
+    plain = llm.with_structured_output(PAIR, method="function_calling")
+    assert [*plain.stream("Who?")][-1] == plain.invoke("Who?") and {*plain.invoke("Who?")} == {"a", "b"}
+
+
 async def test_so_it_is_for_a_caller_that_awaits_it(llm: ChatSamKV) -> None:
     llm.max_tokens = 9
     with pytest.raises(OutputParserException, match="ended inside its JSON"):
