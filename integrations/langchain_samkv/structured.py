@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -10,7 +10,6 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
-from langchain_core.outputs import Generation
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -40,42 +39,57 @@ def structured(
         ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
         **keywords,
     )
-    return with_raw(bound, parser_of(schema)) if include_raw else bound | parser_of(schema)
+    return parsed_whole(bound, _words_of, "its JSON", parser_of(schema), include_raw)
 
 
 def whole_calls(structured: Any, include_raw: bool) -> Runnable[Any, Any]:
     """A model that calls a function, followed by a parser, which gets no call that was cut off: it would give None,
     or in a stream what is there."""
-    parser = RunnableGenerator(_refusing_cut, _arefusing_cut) | structured.last
-    return with_raw(structured.first, parser) if include_raw else structured.first | parser
+    return parsed_whole(structured.first, _args_of, "a call", structured.last, include_raw)
 
 
-def _refusing_cut(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    args = list[str]()
-    for message in messages:
-        args += _args_of(message)
-        yield message
-    _require_call(args)
+def parsed_whole(
+    llm: Runnable[Any, Any], said: Callable[[BaseMessage], list[str]], where: str, parser: Runnable[Any, Any],
+    include_raw: bool,
+) -> Runnable[Any, Any]:  # fmt: skip
+    """A model and a parser. What a message, or a piece of one, has `said` is refused at the end of an answer, whole or
+    streamed, if it ended inside its JSON: what is there would pass for all."""
 
+    def refusing_cut(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+        texts = list[str]()
+        for message in messages:
+            texts += said(message)
+            yield message
+        _require_whole(texts, where)
 
-async def _arefusing_cut(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    args = list[str]()
-    async for message in messages:
-        args += _args_of(message)
-        yield message
-    _require_call(args)
+    async def arefusing_cut(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+        texts = list[str]()
+        async for message in messages:
+            texts += said(message)
+            yield message
+        _require_whole(texts, where)
+
+    whole = RunnableGenerator(refusing_cut, arefusing_cut) | parser
+    return with_raw(llm, whole) if include_raw else llm | whole
 
 
 def _args_of(message: BaseMessage) -> list[str]:
-    """What a message, or a piece of one, says of calls whose arguments may be cut off."""
+    """What it says of calls whose arguments may be cut off."""
     if isinstance(message, AIMessageChunk):
         return [str(chunk["args"] or "") for chunk in message.tool_call_chunks]
     return [str(call["args"] or "{") for call in getattr(message, "invalid_tool_calls", ())]
 
 
-def _require_call(args: Sequence[str]) -> None:
-    if args and not is_json("".join(args)):
-        raise OutputParserException("The answer ended inside a call; allow more tokens with max_tokens.")
+def _words_of(message: BaseMessage) -> list[str]:
+    return [str(message.content)]
+
+
+def _require_whole(texts: Sequence[str], where: str) -> None:
+    text = "".join(texts)
+    if texts and not is_json(text):
+        raise OutputParserException(
+            f"The answer ended inside {where}; allow more tokens with max_tokens, and no stop text.", llm_output=text
+        )
 
 
 def plain_schema(schema: Any) -> Mapping[str, Any]:
@@ -114,58 +128,11 @@ def _names_in(schema: Any) -> set[str]:
 def parser_of(schema: Any) -> BaseOutputParser[Any]:
     """A parser that returns objects of a pydantic class, or plain dictionaries."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return WholeObject(pydantic_object=schema)
-    return WholeJson()
+        return PydanticOutputParser(pydantic_object=schema)
+    return JsonOutputParser()
 
 
-class WholeJson(JsonOutputParser):
-    """Refuses an answer that ended inside its JSON, also at the end of a stream: what is there would pass for all."""
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        if not partial:
-            _require_whole(result[0].text)
-        return super().parse_result(result, partial=partial)
-
-    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
-        said = list[str]()
-        yield from super()._transform(_noted(input, said))
-        _require_whole("".join(said))
-
-    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
-        said = list[str]()
-
-        async def noted() -> AsyncIterator[str | BaseMessage]:
-            async for piece in input:
-                said.append(_text_of(piece))
-                yield piece
-
-        async for made in super()._atransform(noted()):
-            yield made
-        _require_whole("".join(said))
-
-
-class WholeObject(WholeJson, PydanticOutputParser[Any]):
-    """The same, of a pydantic class."""
-
-
-def _noted(pieces: Iterator[str | BaseMessage], said: list[str]) -> Iterator[str | BaseMessage]:
-    for piece in pieces:
-        said.append(_text_of(piece))
-        yield piece
-
-
-def _text_of(piece: str | BaseMessage) -> str:
-    return piece if isinstance(piece, str) else str(piece.content)
-
-
-def _require_whole(text: str) -> None:
-    if not is_json(text):
-        raise OutputParserException(
-            "The answer ended inside its JSON; allow more tokens with max_tokens, and no stop text.", llm_output=text
-        )
-
-
-def with_raw(llm: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
+def with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
     """A runnable that gives a dictionary of the raw message, the parsed object, and the error if parsing failed."""
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
