@@ -201,7 +201,7 @@ class SamKVEngine:
 
     def plan_question(self, question: str, chunks: Sequence[str]) -> PromptPlan:
         """The plan that `answer(question, chunks)` follows."""
-        return self._planner.for_question(require_text(question, "The question"), require_texts(chunks, "chunks"))
+        return self._asked(question, chunks)()
 
     def _asked(self, question: str, chunks: Sequence[str]) -> MakePlan:
         asked, texts = require_text(question, "The question"), require_texts(chunks, "chunks")

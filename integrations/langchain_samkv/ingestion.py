@@ -68,9 +68,9 @@ class Keeper:
 
     def own(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """Make each id the owner of its text's cache, and of no other."""
-        store = self.engine.store
+        store, prefix = self.engine.store, self._prefix
         for id, text in zip(ids, texts, strict=True):
-            owner = self._prefix + id
+            owner = prefix + id
             keys = self.engine.keys(self.worth([text]))
             for key in keys:
                 store.retain(key, owner)
@@ -79,7 +79,8 @@ class Keeper:
 
     def release(self, ids: Iterable[str]) -> None:
         """Release the caches that these documents own."""
-        self._release([self._prefix + id for id in ids])
+        prefix = self._prefix
+        self._release([prefix + id for id in ids])
 
     def _release(self, owners: Iterable[str]) -> None:
         gone = [key for owner in owners for key in self.engine.store.release(owner)]

@@ -115,10 +115,13 @@ class ChatRequest:
 
 def _called(calls: Sequence[ToolCallBlock]) -> dict[str, Any]:
     """The calls once more, where the framework's programs look for them when they stream."""
-    functions = [{"name": call.tool_name, "arguments": json.dumps(call.tool_kwargs)} for call in calls]
     told = [
-        {"id": call.tool_call_id, "type": "function", "function": function}
-        for call, function in zip(calls, functions, strict=True)
+        {
+            "id": call.tool_call_id,
+            "type": "function",
+            "function": {"name": call.tool_name, "arguments": json.dumps(call.tool_kwargs)},
+        }
+        for call in calls
     ]
     return {"tool_calls": told} if told else {}
 
