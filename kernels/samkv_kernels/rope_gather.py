@@ -15,8 +15,8 @@ from samkv_kernels.backend import Backend
 COPIED = 256 << 20
 """Bytes of blocks copied to a device before they are gathered there: all of a prompt's would be a second cache."""
 THREADS = 2
-"""Threads of torch's up to which Numba's kernel, which runs on one, is faster than the reference, which runs on all of
-them: 4,096 tokens of 12 layers in float32, a seventh left out, take it 33 ms, the reference 110, and 92 on two."""
+"""Threads of torch's up to which Numba's kernel is faster on one of them than the reference is on all of them, where
+only one can run it: 4,096 tokens of 12 layers in float32 take it 76 ms, the reference 200, and 115 on two."""
 
 
 def halves(numbers: Tensor) -> Tensor:
@@ -163,7 +163,9 @@ def rope_gather_into(
 
 def _by_numba(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> bool:
     """Gather by the kernel for a CPU, if it takes this and is faster; whether it has."""
-    if torch.get_num_threads() > THREADS:
+    from samkv_kernels.cpu.threads import several
+
+    if torch.get_num_threads() > THREADS and not several():
         return False
     kernel = _kernel_for(stored)
     taken: bool = kernel.readable(stored, keys, values)

@@ -37,3 +37,16 @@ def poisoned(device: str = DEVICE) -> Iterator[None]:
     assert bool(torch.empty(9, device=device).isnan().all())
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def on(number: int) -> Iterator[None]:
+    """Within the block torch has so many threads, and they share whatever a kernel for the CPU does."""
+    from samkv_kernels.cpu import threads
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "LEAST", 1)
+        yield
+    torch.set_num_threads(before)

@@ -7,30 +7,32 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from samkv_kernels.backend import VARIABLE
-from samkv_kernels.cpu import compiling, rounding
+from samkv_kernels.cpu import compiling, rounding, threads
 
 TOLD = "import torch; from samkv_kernels.backend import choose; print(choose(torch.device('cpu')))"
+KINDS = "float32[::1], float32[::1]"
 
 
-def doubled(numbers: Any, out: Any) -> None:
+def doubled(job: Any) -> None:
+    numbers, out = threads.opened(job, KINDS)
     for at in range(len(numbers)):
         out[at] = 2 * numbers[at]
 
 
-def test_a_function_with_types_is_compiled_at_once() -> None:
-    one = compiling.compiled("float32[::1]", "float32[::1]")(doubled)
-    assert len(one.signatures) == 1
-    out = np.empty(3, np.float32)
-    one(np.arange(3, dtype=np.float32), out)
+def test_a_kernel_is_compiled_at_once() -> None:
+    out = torch.empty(3)
+    kernel = threads.shared(KINDS)(doubled)
+    assert kernel._compiled.address
+    kernel(1, 3, torch.arange(3.0), out)
     assert out.tolist() == [0, 2, 4]
 
 
 def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, tried = compiling.njit, list[bool]()
+    real, tried = compiling.cfunc, list[bool]()
 
     def without_place(*args: Any, cache: bool = False, **options: Any) -> Any:
         tried.append(cache)
@@ -38,20 +40,18 @@ def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypat
             raise RuntimeError("cannot cache function 'doubled': no locator available for file")
         return real(*args, **options)
 
-    monkeypatch.setattr(compiling, "njit", without_place)
-    out = np.empty(2, np.float32)
-    compiling.compiled("float32[::1]", "float32[::1]")(doubled)(np.ones(2, np.float32), out)
+    monkeypatch.setattr(compiling, "cfunc", without_place)
+    threads.shared(KINDS)(doubled)(1, 2, torch.ones(2), out := torch.empty(2))
     assert tried == [True, False] and out.tolist() == [2, 2]
 
 
 def test_divisions_become_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """By Numba's own rules every division would be tested for zero, one number at a time: five times as slow."""
-    real = compiling.njit
-    monkeypatch.setattr(compiling, "njit", lambda *args, cache=False, **options: real(*args, **options))  # to be read
-    types = rounding._TABLE, rounding._PLACES, rounding._TABLE, rounding._TABLE, rounding._CODES
+    real = compiling.cfunc
+    monkeypatch.setattr(compiling, "cfunc", lambda *args, cache=False, **options: real(*args, **options))  # to be read
     for kernel in (rounding._codes_by_channel, rounding._codes_by_token):
-        anew = compiling.compiled(*types, fastmath=rounding._AS_WRITTEN)(kernel.py_func)
-        assert re.search(r"fdiv [a-z ]*<\d+ x float>", "".join(anew.inspect_llvm().values()))
+        anew = threads.shared(rounding._CODES, fastmath=rounding._AS_WRITTEN)(kernel._compiled.__wrapped__)
+        assert re.search(r"fdiv [a-z ]*<\d+ x float>", anew._compiled.inspect_llvm())
 
 
 @pytest.mark.parametrize(("setting", "backend"), [({}, "numba"), ({"NUMBA_DISABLE_JIT": "1"}, "torch")])

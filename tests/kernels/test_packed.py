@@ -12,7 +12,7 @@ from samkv_kernels.backend import Backend
 from samkv_kernels.packed import FEW, GROUP, MOST, Packed, packed_attention
 from samkv_kernels.softmax import Softmax
 from samkv_kernels.sparse_attention import masked_attention
-from tests.kernels.inputs import TOLERANCE, far, poisoned
+from tests.kernels.inputs import TOLERANCE, far, on, poisoned
 
 BACKENDS: list[Backend] = ["torch", "numba"]
 
@@ -78,7 +78,7 @@ def test_other_draws_are_in_the_tolerance_too(seed: int, backend: Backend) -> No
 @pytest.mark.parametrize("rows", [1, 3, FEW, FEW + 1])
 @pytest.mark.parametrize("dim", [2, 6, 64, 80, 256])
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 200])
-def test_compiled_products_are_those_of_the_reference(rows: int, dim: int, count: int) -> None:
+def test_compiled_products_are_those_of_the_reference(rows: int, dim: int, count: int, on_threads: int) -> None:
     """In memory full of NaN, from keys of a size that fp16 does not hold; larger sums are none the less precise."""
     with poisoned("cpu"):
         keys, values = (1e6 * each for each in drawn(3, count, dim))
@@ -143,10 +143,11 @@ def test_what_is_alike_everywhere_is_exact_and_what_is_not_is_rounded() -> None:
 @given(
     st.integers(1, 3), st.integers(1, 100), st.integers(1, 70), st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e30]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.booleans(), st.integers(0, 99),
+    st.sampled_from([1, 3]),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_compiled_rounding_gives_the_very_same(
-    groups: int, tokens: int, dim: int, size: float, dtype: torch.dtype, alike: bool, seed: int
+    groups: int, tokens: int, dim: int, size: float, dtype: torch.dtype, alike: bool, seed: int, threads: int
 ) -> None:
     torch.manual_seed(seed)
     keys, values = (size * each for each in drawn(groups, tokens + 9, dim))
@@ -154,7 +155,8 @@ def test_compiled_rounding_gives_the_very_same(
         keys, values = torch.full_like(keys, size), torch.zeros_like(values)
     keys, values = keys.to(dtype), values.to(dtype)
     at = torch.randperm(tokens + 9)[:tokens].sort().values
-    one, other = (Packed.of(keys[:, : tokens + 9], values, at, backend) for backend in BACKENDS)
+    with on(threads):
+        one, other = (Packed.of(keys[:, : tokens + 9], values, at, backend) for backend in BACKENDS)
     for mine, wanted in ((one.keys, other.keys), (one.values, other.values)):
         assert torch.equal(mine.codes, wanted.codes) and mine.exponent == wanted.exponent
         torch.testing.assert_close(mine.steps, wanted.steps, rtol=0, atol=0, equal_nan=True)

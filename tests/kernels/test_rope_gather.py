@@ -34,7 +34,7 @@ shapes = st.fixed_dictionaries(
 
 @pytest.fixture(autouse=True, scope="module")
 def numba_on_any_machine() -> Iterator[None]:
-    """With many threads of torch's the reference would be tested in place of the kernel."""
+    """Where only one of many threads could run the kernel, the reference would be tested in its place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gathering, "THREADS", 1 << 10)
         yield
@@ -83,7 +83,7 @@ def test_the_stores_quantised_blocks_come_out_as_the_store_restores_them(kv_dtyp
 @pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
 def test_numba_gathers_pieces_as_the_reference_does(
-    kept: torch.dtype, cached: torch.dtype, interleaved: bool, monkeypatch: pytest.MonkeyPatch
+    kept: torch.dtype, cached: torch.dtype, interleaved: bool, on_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In caches with room behind, from blocks that were picked out of others, with gaps, and what is not finite."""
     calls = counted(monkeypatch, kernel, "gather_into")
@@ -111,7 +111,7 @@ def test_numba_gathers_pieces_as_the_reference_does(
 @pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kv_dtype", ["int8", "fp8", "int4"])
 def test_numba_restores_pieces_as_the_reference_does(
-    kv_dtype: str, cached: torch.dtype, interleaved: bool, monkeypatch: pytest.MonkeyPatch
+    kv_dtype: str, cached: torch.dtype, interleaved: bool, on_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From blocks that were picked out of others, with gaps, zeros, a channel far from 0, large and small numbers."""
     calls = counted(monkeypatch, restoring, "gather_into")
@@ -160,21 +160,23 @@ def test_what_is_restored_has_parameters_as_a_store_keeps_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "threads", "taken"),
+    ("change", "threads", "sharing", "taken"),
     [
-        (lambda kv: kv, 2, True),
-        (lambda kv: kv, 3, False),
-        (lambda kv: kv.double(), 1, False),
-        (lambda kv: kv.mT.contiguous().mT, 1, False),
-        (lambda kv: torch.cat([kv, kv[..., :1]], -1)[..., :8], 1, False),
-        (lambda kv: kv[:, :, :, :1].expand(-1, -1, -1, 2, -1, -1), 1, True),
+        (lambda kv: kv, 2, False, True),
+        (lambda kv: kv, 3, False, False),
+        (lambda kv: kv, 3, True, True),
+        (lambda kv: kv.double(), 1, False, False),
+        (lambda kv: kv.mT.contiguous().mT, 1, False, False),
+        (lambda kv: torch.cat([kv, kv[..., :1]], -1)[..., :8], 1, False, False),
+        (lambda kv: kv[:, :, :, :1].expand(-1, -1, -1, 2, -1, -1), 1, False, True),
     ],
-    ids=["as stored", "many threads", "another dtype", "another order", "rows apart", "heads shared"],
+    ids=["as stored", "many threads", "that share", "another dtype", "another order", "rows apart", "heads shared"],
 )
 def test_the_kernel_takes_what_is_stored_in_rows_and_the_reference_takes_the_rest(
-    change: Callable[[Tensor], Tensor], threads: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Tensor], Tensor], threads: int, sharing: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gathering, "THREADS", 2)
+    monkeypatch.setattr("samkv_kernels.cpu.threads.several", lambda: sharing)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     calls = counted(monkeypatch, kernel, "gather_into")
     torch.manual_seed(0)

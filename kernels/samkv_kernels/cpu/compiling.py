@@ -1,31 +1,36 @@
-"""How the kernels are compiled: once, at import, and kept on disk."""
+"""How kernels are compiled for the CPU: once, at import, and kept on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from numba import config, njit
+from numba import cfunc, config, njit
 
 ANY_ORDER = frozenset({"reassoc", "contract", "nsz", "arcp"})
 """Sums may be taken in any order, as vectors need it; what is not finite stays so."""
 
 
-def compiled(*types: str, fastmath: frozenset[str] = ANY_ORDER, inline: bool = False) -> Callable[[Any], Any]:
-    """Compile a function, at once if the types of its arguments are given; kept on disk where there is a place.
-    Dividing by zero is no error: a test for it would keep divisions out of vectors. Raises RuntimeError where Numba is
-    told not to compile: in Python these loops would take minutes."""
-    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+def compiled(fastmath: frozenset[str] = ANY_ORDER, inline: bool = False) -> Callable[[Any], Any]:
+    """Compile a function as a part of those that call it."""
+    decorator: Callable[[Any], Any] = njit(
+        fastmath=set(fastmath), error_model="numpy", inline="always" if inline else "never"
+    )
+    return decorator
+
+
+def called(signature: Any, fastmath: frozenset[str]) -> Callable[[Any], Any]:
+    """Compile a function that C can call, at once; kept on disk where there is a place. Dividing by zero is no error: a
+    test for it would keep divisions out of vectors. Raises RuntimeError where Numba is told not to compile: in Python
+    these loops would take minutes."""
+    if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
-    signature = [f"void({', '.join(types)})"] if types else []
 
     def compile_it(function: Any) -> Any:
-        make: Any = njit
-        options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
-        options |= {"inline": "always"} if inline else {}
+        options: Any = {"fastmath": set(fastmath), "error_model": "numpy"}
         try:
-            return make(*signature, **options, cache=True)(function)
+            return cfunc(signature, cache=True, **options)(function)
         except RuntimeError:  # neither the package's folder nor the user's can be written to
-            return make(*signature, **options)(function)
+            return cfunc(signature, **options)(function)
 
     return compile_it

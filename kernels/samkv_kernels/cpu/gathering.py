@@ -11,6 +11,8 @@ from numba.extending import overload
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
+from samkv_kernels.cpu.memory import in_rows, table
+from samkv_kernels.cpu.threads import Shared, opened, parts_of, shared, turn
 
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
@@ -71,30 +73,33 @@ def turned(old: Any, cos: Any, sin: Any, interleaved: bool, new: Any) -> None:
         new[i] = written(read(old[i]), like)
 
 
-def _gather(
-    old_keys: Any, old_values: Any, at: Any, per_head: int, cos: Any, sin: Any, interleaved: bool, keys: Any,
-    values: Any, per_new: int, heads: int, step: int,
-) -> None:  # fmt: skip
-    """Rows `at` `(T,)` of the stored ones, for each head `per_head` further on, into every `step`-th row of a cache's
-    heads, which are `per_new` apart: all are tables `(N, D)`. -1 gives zeros; `cos` and `sin` are `(T, W / 2)`."""
-    like = keys[0, 0]
-    for head in range(heads):
-        for slot in range(len(at)):
-            place = head * per_new + slot * step
-            key, value = keys[place], values[place]
-            if at[slot] < 0:
-                key[:], value[:] = 0, 0
-                continue
-            old, plain = old_keys[at[slot] + head * per_head], old_values[at[slot] + head * per_head]
-            turned(old, cos[slot], sin[slot], interleaved, key)
-            for i in range(len(value)):
-                value[i] = written(read(plain[i]), like)
+def _kernel(stored: torch.dtype, cached: torch.dtype) -> Shared:
+    old, new = f"{BITS[stored]}[:,::1]", f"{BITS[cached]}[:,::1]"
+    kinds = f"{old}, {old}, int64[::1], int64, float32[:,::1], float32[:,::1], int64, {new}, {new}, int64, int64"
 
+    @shared(kinds, fastmath=frozenset({"nsz"}))
+    def gather(job: Any) -> None:
+        """Rows `at` `(T,)` of the stored ones, for each head `per_head` further on, into every `step`-th row of a
+        cache's heads, which are `per_new` apart: all are tables `(N, D)`. -1 gives zeros; `cos` and `sin` are `(T, W /
+        2)`."""
+        old_keys, old_values, at, per_head, cos, sin, interleaved, keys, values, per_new, step = opened(job, kinds)
+        like = keys[0, 0]
+        _, begin, end = turn(job)
+        while begin < end:
+            for item in range(begin, end):
+                head, slot = item // len(at), item % len(at)
+                place = head * per_new + slot * step
+                key, value = keys[place], values[place]
+                if at[slot] < 0:
+                    key[:], value[:] = 0, 0
+                    continue
+                old, plain = old_keys[at[slot] + head * per_head], old_values[at[slot] + head * per_head]
+                turned(old, cos[slot], sin[slot], interleaved, key)
+                for i in range(len(value)):
+                    value[i] = written(read(plain[i]), like)
+            _, begin, end = turn(job)
 
-def _kernel(stored: torch.dtype, cached: torch.dtype) -> Any:
-    old, new, angles = f"{BITS[stored]}[:,::1]", f"{BITS[cached]}[:,::1]", "float32[:,::1]"
-    types_ = old, old, "int64[::1]", "int64", angles, angles, "boolean", new, new, "int64", "int64", "int64"
-    return compiled(*types_, fastmath=frozenset({"nsz"}))(_gather)
+    return gather
 
 
 _KERNELS = {pair: _kernel(*pair) for pair in _PAIRS}
@@ -105,37 +110,18 @@ def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
     if (stored.keys.dtype, keys.dtype) not in _KERNELS or any(scale is not None for scale in stored.scales):
         return False
     alike = _layout(stored.keys) == _layout(stored.values)
-    return alike and all(map(_in_rows, (stored.keys, stored.values))) and fills(stored, keys, values)
+    return alike and all(map(in_rows, (stored.keys, stored.values))) and fills(stored, keys, values)
 
 
 def fills(stored: Stored, keys: Tensor, values: Tensor) -> bool:
     """Whether blocks have the shape of a cache, and this has rows that can be filled."""
     layers, _, heads, _, dim = stored.keys.shape
     fitting = (layers, heads, dim) == (*keys.shape[:2], keys.shape[3]) and _layout(keys) == _layout(values)
-    return fitting and all(map(_in_rows, (keys, values)))
+    return fitting and all(map(in_rows, (keys, values)))
 
 
 def _layout(x: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
     return x.dtype, x.shape, x.stride()
-
-
-def _in_rows(x: Tensor) -> bool:
-    """Whether the last dimension is contiguous, and what lies before it a number of such rows apart."""
-    return x.stride(-1) == 1 and all(step % x.shape[-1] == 0 for step in x.stride()[:-1]) and x.data_ptr() % 4 == 0
-
-
-def table(x: Tensor) -> Any:
-    """The rows of all the memory that `x` lies in, from its first one on: `(N, D)`."""
-    return memory(x).reshape(-1, x.shape[-1])
-
-
-def memory(x: Tensor) -> Any:
-    """All the memory that `x` lies in, from its first number to its last one; of types that NumPy lacks, the bits."""
-    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    numbers = x.as_strided((last + 1,), (1,))
-    if numbers.itemsize == 1:
-        return numbers.view(torch.uint8).numpy()
-    return (numbers.view(torch.uint16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
 
 
 def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angles: Angles) -> None:
@@ -144,14 +130,15 @@ def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angl
         return
     _, per_block, per_head, per_token, _ = (step // keys.shape[3] for step in stored.keys.stride())
     block, offset = rows.long() // stored.size, rows.long() % stored.size
-    at = torch.where(rows < 0, -1, block * per_block + offset * per_token).numpy()
-    kernel = _KERNELS[stored.keys.dtype, keys.dtype]
+    at = torch.where(rows < 0, -1, block * per_block + offset * per_token)
+    kernel, items = _KERNELS[stored.keys.dtype, keys.dtype], keys.shape[1] * len(rows)
+    parts = parts_of(items, 2 * items * keys.shape[3])
     for layer in range(len(keys)):
-        turns = (each.contiguous().numpy() for each in angles.layer(layer))
+        turns = (each.contiguous() for each in angles.layer(layer))
         old, new = (stored.keys[layer], stored.values[layer]), (keys[layer], values[layer])
         kernel(
-            *map(table, old), at, per_head, *turns, angles.interleaved, *map(table, new),
-            new[0].stride(0) // keys.shape[3], keys.shape[1], new[0].stride(1) // keys.shape[3],
+            parts, items, *map(table, old), at, per_head, *turns, angles.interleaved, *map(table, new),
+            new[0].stride(0) // keys.shape[3], new[0].stride(1) // keys.shape[3],
         )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ torch has an operation for each step, and writes what it has unpacked to memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +13,17 @@ from numba import float32, int32
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
+from samkv_kernels.cpu.threads import opened, parts_of, shared, turn
 from samkv_kernels.groups import GROUP, HALF
 
 if TYPE_CHECKING:
     from samkv_kernels.packed import Rounded
 
-_ROWS, _STEPS, _CODES = "float32[:,:,::1]", "float32[:,:,:,::1]", "int8[:,:,:,::1]"
-"""Types of what a kernel takes: rows `(G, R, ...)`, the steps of `Rounded`, which in fp32 are divided by a `unit`, and
-its codes."""
+_SCORES = "float32[:,:,::1], float32[:,:,:,::1], int64, int8[:,:,:,::1], float32[:,:,::1]"
+_MIXED = "float32[:,:,::1], float32[:,:,:,::1], int64, int8[:,:,:,::1], float32[:,:,:,::1]"
+_ENTRIES = "float32[:,:,:,::1], int64, int8[:,:,:,::1], int64, float32[:,:,::1]"
+"""What the kernels take: rows `(G, R, ...)`, the steps of `Rounded` in fp32, their exponent, its codes, and room for
+what is found."""
 
 
 @compiled()
@@ -43,15 +45,18 @@ def _scales(steps: Any, unit: Any, scale: Any, middle: Any) -> None:
         middle[i] = steps[1, i] * unit + 128 * scale[i]
 
 
-@compiled(_ROWS, _STEPS, "float32", _CODES, _ROWS)
-def _scores(rows: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
-    """`rows` `(G, R, D)` times keys, into `out` `(G, R, 32 * B)`. Four tokens at a time: their sums are computed side
-    by side."""
-    groups, n_rows, dim = rows.shape
+@shared(_SCORES)
+def _scores(job: Any) -> None:
+    """`rows` `(G, R, D)` times keys, into `out` `(G, R, 32 * B)`, block by block. Four tokens at a time: their sums are
+    computed side by side."""
+    rows, steps, exponent, codes, out = opened(job, _SCORES)
+    n_rows, dim, blocks, unit = rows.shape[1], rows.shape[2], codes.shape[1], float32(2.0**exponent)
     room, scaled = np.empty((GROUP, dim), np.float32), np.empty(dim, np.float32)
     scale, middle = np.empty(dim, np.float32), np.empty(dim, np.float32)
-    for group in range(groups):
-        for block in range(codes.shape[1]):
+    _, begin, end = turn(job)
+    while begin < end:
+        for item in range(begin, end):
+            group, block = item // blocks, item % blocks
             _unpack(codes[group, block], room)
             _scales(steps[group, block], unit, scale, middle)
             for row in range(n_rows):
@@ -71,19 +76,23 @@ def _scores(rows: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
                     out[group, row, first + at + 1] = found + b
                     out[group, row, first + at + 2] = found + c
                     out[group, row, first + at + 3] = found + d
+        _, begin, end = turn(job)
 
 
-@compiled(_ROWS, _STEPS, "float32", _CODES, _ROWS)
-def _mixed(weights: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
-    """Values, weighted by `weights` `(G, R, N)` of the first N tokens and summed, into `out` `(G, R, D)`. Eight tokens
-    at a time: their sum is written once."""
-    groups, n_rows, count = weights.shape
-    dim = codes.shape[3]
+@shared(_MIXED)
+def _mixed(job: Any) -> None:
+    """Values, weighted by `weights` `(G, R, N)` of the first N tokens and summed: every part's sums into `out[part]`
+    `(G, R, D)`. Eight tokens at a time: their sum is written once."""
+    weights, steps, exponent, codes, out = opened(job, _MIXED)
+    n_rows, count, unit = weights.shape[1], weights.shape[2], float32(2.0**exponent)
+    blocks, dim = codes.shape[1], codes.shape[3]
     room, sums, own = np.empty((GROUP, dim), np.float32), np.empty(dim, np.float32), np.zeros(GROUP, np.float32)
     scale, middle = np.empty(GROUP, np.float32), np.empty(GROUP, np.float32)
-    for group in range(groups):
-        out[group] = 0
-        for block in range(codes.shape[1]):
+    part, begin, end = turn(job)
+    while begin < end:
+        out[part] = 0
+        for item in range(begin, end):
+            group, block = item // blocks, item % blocks
             _unpack(codes[group, block], room)
             _scales(steps[group, block], unit, scale, middle)
             first = block * GROUP
@@ -103,17 +112,21 @@ def _mixed(weights: Any, steps: Any, unit: Any, codes: Any, out: Any) -> None:
                         rest = e * room[at + 4, i] + f * room[at + 5, i] + g * room[at + 6, i] + h * room[at + 7, i]
                         sums[i] += some + rest
                 for i in range(dim):
-                    out[group, row, i] += sums[i]
+                    out[part, group, row, i] += sums[i]
+        part, begin, end = turn(job)
 
 
-@compiled(_STEPS, "float32", _CODES, "boolean", _ROWS)
-def _entries(steps: Any, unit: Any, codes: Any, by_token: Any, out: Any) -> None:
+@shared(_ENTRIES)
+def _entries(job: Any) -> None:
     """What the integers stand for, into `out` `(G, 32 * B, D)`; `by_token`: each token has a scale of its own, not each
     channel."""
-    width = steps.shape[3]
+    steps, exponent, codes, by_token, out = opened(job, _ENTRIES)
+    blocks, width, unit = codes.shape[1], steps.shape[3], float32(2.0**exponent)
     scale, middle = np.empty(width, np.float32), np.empty(width, np.float32)
-    for group in range(codes.shape[0]):
-        for block in range(codes.shape[1]):
+    _, begin, end = turn(job)
+    while begin < end:
+        for item in range(begin, end):
+            group, block = item // blocks, item % blocks
             own = out[group, block * GROUP : (block + 1) * GROUP]
             _unpack(codes[group, block], own)
             _scales(steps[group, block], unit, scale, middle)
@@ -121,33 +134,37 @@ def _entries(steps: Any, unit: Any, codes: Any, by_token: Any, out: Any) -> None
                 for i in range(codes.shape[3]):
                     shared = at if by_token else i
                     own[at, i] = own[at, i] * scale[shared] + middle[shared]
+        _, begin, end = turn(job)
 
 
 def entries(rounded: Rounded) -> Tensor:
     """What the integers stand for, fp32 `(G, 32 * B, D)`."""
     groups, blocks, _, dim = rounded.codes.shape
     out = torch.empty(groups, blocks * GROUP, dim)
-    _entries(*_arrays(rounded), rounded.along == -1, out.numpy())
+    _entries(_parts(rounded), groups * blocks, *_numbers(rounded), rounded.along == -1, out)
     return out
 
 
 def scores(keys: Rounded, rows: Tensor) -> Tensor:
     """Products of fp32 `rows` `(G, R, D)` with every head's `keys`: `(G, R, 32 * B)`."""
-    out = rows.new_empty(*rows.shape[:2], GROUP * keys.codes.shape[1])
-    return _run(_scores, rows, keys, out)
+    groups, blocks = keys.codes.shape[:2]
+    out = rows.new_empty(*rows.shape[:2], GROUP * blocks)
+    _scores(_parts(keys), groups * blocks, rows.contiguous(), *_numbers(keys), out)
+    return out
 
 
 def mixed(values: Rounded, weights: Tensor) -> Tensor:
     """Sums of every head's `values`, weighted by the fp32 `weights` `(G, R, N)` of the first N tokens: `(G, R, D)`."""
-    out = weights.new_empty(*weights.shape[:2], values.codes.shape[3])
-    return _run(_mixed, weights, values, out)
+    (groups, blocks, _, dim), parts = values.codes.shape, _parts(values)
+    out = weights.new_empty(parts, *weights.shape[:2], dim)
+    _mixed(parts, groups * blocks, weights.contiguous(), *_numbers(values), out)
+    return out[0] if parts == 1 else out.sum(0)
 
 
-def _run(kernel: Callable[..., None], rows: Tensor, rounded: Rounded, out: Tensor) -> Tensor:
-    """Run a kernel on one thread: torch's own keep the other processors busy, even while they wait."""
-    kernel(rows.contiguous().numpy(), *_arrays(rounded), out.numpy())
-    return out
+def _parts(rounded: Rounded) -> int:
+    groups, blocks = rounded.codes.shape[:2]
+    return parts_of(groups * blocks, 2 * rounded.codes.numel())
 
 
-def _arrays(rounded: Rounded) -> tuple[Any, float, Any]:
-    return rounded.steps.float().numpy(), 2.0**rounded.exponent, rounded.codes.view(torch.int8).numpy()
+def _numbers(rounded: Rounded) -> tuple[Tensor, int, Tensor]:
+    return rounded.steps.float(), rounded.exponent, rounded.codes

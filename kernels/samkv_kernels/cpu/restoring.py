@@ -11,7 +11,9 @@ from numba import float32, int32, uint32, uint64
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
-from samkv_kernels.cpu.gathering import BITS, fills, memory, read, table, turned, within
+from samkv_kernels.cpu.gathering import BITS, fills, read, turned, within
+from samkv_kernels.cpu.memory import memory, table
+from samkv_kernels.cpu.threads import Shared, opened, parts_of, shared, turn
 
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
@@ -52,44 +54,49 @@ def _steps(memory: Any, at: int, step: int, out: Any) -> None:
             out[i] = read(memory[first + uint64(i)])
 
 
-def _restore(
-    codes: Any, code_steps: Any, kind: int, scales: Any, scale_steps: Any, zeros: Any, zero_steps: Any, block: Any,
-    offset: Any, size: int, cos: Any, sin: Any, interleaved: bool, new: Any, per_new: int, step: int, heads: int,
-) -> None:  # fmt: skip
-    """Tokens, by `block` (-1: zeros) and `offset` `(T,)` in blocks of `size`, into every `step`-th row of a cache's
-    heads, which are `per_new` apart in the table `new` `(N, D)`, turned by cos and sin `(T, W / 2)`.
-
-    Each of the others is memory, with the steps from a block, a head, a token and a channel to the next."""
-    dim = new.shape[1]
-    found, scale, zero = np.empty(dim, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
-    for head in range(heads):
-        known = -1
-        for slot in range(len(block)):
-            row = new[head * per_new + slot * step]
-            if block[slot] < 0:
-                row[:] = 0
-                continue
-            own, token, high = block[slot], offset[slot], kind == 2 and 2 * offset[slot] >= size
-            if own != known or scale_steps[2] != 0:
-                place = own * scale_steps[0] + head * scale_steps[1] + token * scale_steps[2]
-                _steps(scales, place, scale_steps[3], scale)
-            if own != known or zero_steps[2] != 0:
-                place = own * zero_steps[0] + head * zero_steps[1] + token * zero_steps[2]
-                _steps(zeros, place, zero_steps[3], zero)
-            known = own
-            token -= size // 2 if high else 0
-            place = own * code_steps[0] + head * code_steps[1] + token * code_steps[2]
-            _numbers(codes, place, kind, high, scale, zero, found)
-            turned(found, cos[slot], sin[slot], interleaved, row)
-
-
 @cache
-def _kernel(cached: torch.dtype) -> Any:
+def _kernel(cached: torch.dtype) -> Shared:
     """That for caches of a dtype, compiled now: 3 s the first time."""
-    numbers, ids, angles, new = "uint16[::1]", "int64[::1]", "float32[:,::1]", f"{BITS[cached]}[:,::1]"
-    of_codes = "uint8[::1]", ids, "int64"
-    of_steps = numbers, ids, numbers, ids, ids, ids, "int64"
-    return compiled(*of_codes, *of_steps, angles, angles, "boolean", new, "int64", "int64", "int64")(_restore)
+    angles, steps = "float32[:,::1]", "uint16[::1], int64[::1]"
+    kinds = f"uint8[::1], int64[::1], int64, {steps}, {steps}, int64[::1], int64[::1], int64, {angles}, {angles}, int64"
+    kinds += f", {BITS[cached]}[:,::1], int64, int64"
+
+    @shared(kinds)
+    def restore(job: Any) -> None:
+        """Tokens, by `block` (-1: zeros) and `offset` `(T,)` in blocks of `size`, into every `step`-th row of a cache's
+        heads, which are `per_new` apart in the table `new` `(N, D)`, turned by cos and sin `(T, W / 2)`.
+
+        Each of the others is memory, with the steps from a block, a head, a token and a channel to the next."""
+        (
+            codes, code_steps, kind, scales, scale_steps, zeros, zero_steps, block, offset, size, cos, sin, interleaved,
+            new, per_new, step,
+        ) = opened(job, kinds)  # fmt: skip
+        dim = new.shape[1]
+        found, scale, zero = np.empty(dim, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
+        _, begin, end = turn(job)
+        while begin < end:
+            known = -1, -1
+            for item in range(begin, end):
+                head, slot = item // len(block), item % len(block)
+                row = new[head * per_new + slot * step]
+                if block[slot] < 0:
+                    row[:] = 0
+                    continue
+                own, token, high = block[slot], offset[slot], kind == 2 and 2 * offset[slot] >= size
+                if (head, own) != known or scale_steps[2] != 0:
+                    place = own * scale_steps[0] + head * scale_steps[1] + token * scale_steps[2]
+                    _steps(scales, place, scale_steps[3], scale)
+                if (head, own) != known or zero_steps[2] != 0:
+                    place = own * zero_steps[0] + head * zero_steps[1] + token * zero_steps[2]
+                    _steps(zeros, place, zero_steps[3], zero)
+                known = head, own
+                token -= size // 2 if high else 0
+                place = own * code_steps[0] + head * code_steps[1] + token * code_steps[2]
+                _numbers(codes, place, kind, high, scale, zero, found)
+                turned(found, cos[slot], sin[slot], interleaved, row)
+            _, begin, end = turn(job)
+
+    return restore
 
 
 def readable(stored: Stored, keys: Tensor, values: Tensor) -> bool:
@@ -105,30 +112,30 @@ def gather_into(keys: Tensor, values: Tensor, stored: Stored, rows: Tensor, angl
     """As `rope_gather_into`, of what is `readable`. Raises IndexError for a row, slot or angle that is not there."""
     if not within(keys, stored, rows, angles):
         return
-    block = torch.where(rows < 0, -1, rows.long() // stored.size).numpy()
-    offset, kernel = (rows.long() % stored.size).numpy(), _kernel(keys.dtype)
+    block, offset = torch.where(rows < 0, -1, rows.long() // stored.size), rows.long() % stored.size
     key_scale, key_zero, value_scale, value_zero = stored.scales
-    still = np.empty((len(rows), 0), np.float32)
+    kernel, items, still = _kernel(keys.dtype), keys.shape[1] * len(rows), torch.empty(len(rows), 0)
+    parts = parts_of(items, items * keys.shape[3])
     for layer in range(len(keys)):
-        turns = tuple(each.contiguous().numpy() for each in angles.layer(layer))
+        turns = tuple(each.contiguous() for each in angles.layer(layer))
         for new, codes, scale, zero, how in (
             (keys, stored.keys, key_scale, key_zero, turns),
             (values, stored.values, value_scale, value_zero, (still, still)),
         ):
             own = new[layer]
             kernel(
-                *_placed(codes[layer]), _KINDS[codes.dtype], *_parameters(scale, layer, 1.0),
+                parts, items, *_placed(codes[layer]), _KINDS[codes.dtype], *_parameters(scale, layer, 1.0),
                 *_parameters(zero, layer, 0.0), block, offset, stored.size, *how, angles.interleaved, table(own),
-                own.stride(0) // own.shape[2], own.stride(1) // own.shape[2], len(own),
+                own.stride(0) // own.shape[2], own.stride(1) // own.shape[2],
             )  # fmt: skip
 
 
-def _placed(x: Tensor) -> tuple[Any, Any]:
+def _placed(x: Tensor) -> tuple[Tensor, Tensor]:
     """The memory that `x` `(B, G, S, D)` lies in, and its steps."""
-    return memory(x), np.array(x.stride(), np.int64)
+    return memory(x), torch.tensor(x.stride())
 
 
-def _parameters(x: Tensor | None, layer: int, otherwise: float) -> tuple[Any, Any]:
+def _parameters(x: Tensor | None, layer: int, otherwise: float) -> tuple[Tensor, Tensor]:
     """A layer's scales or zeros, or one number for all tokens."""
     if x is not None:
         return _placed(x[layer])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,35 +10,53 @@ from numba import float32, int32, uint8
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
+from samkv_kernels.cpu.memory import in_rows, table
+from samkv_kernels.cpu.threads import Shared, opened, parts_of, shared, turn
 from samkv_kernels.groups import GROUP, HALF, MOST
 
-_TABLE, _PLACES, _CODES = "float32[:,::1]", "int64[::1]", "uint8[:,:,::1]"
+_EXTREMES = "float32[:,::1], int64, int64[::1], float32[:,:,::1], float32[:,:,::1]"
+_CODES = f"{_EXTREMES}, uint8[:,:,:,::1]"
+"""What the kernels take: a table of entries `(N, D)`, how many rows of it lie from head to head, which rows of a head
+are rounded, and the rest."""
 _FINITE = frozenset({"reassoc", "nsz", "nnan"})
 _AS_WRITTEN = frozenset({"nsz"})
 
 
-@compiled(_TABLE, _PLACES, _TABLE, _TABLE, fastmath=_FINITE)
-def _extremes_by_channel(entries: Any, at: Any, low: Any, high: Any) -> None:
-    """The smallest and largest numbers of each channel of `entries` `(T, D)` among every 32 tokens `at` `(N,)`, into
-    `low` and `high` `(B, D)`."""
-    for block in range(low.shape[0]):
-        low[block] = high[block] = entries[at[block * GROUP]]
-        for place in range(block * GROUP + 1, min((block + 1) * GROUP, len(at))):
-            own = entries[at[place]]
-            for i in range(len(own)):
-                low[block, i], high[block, i] = min(low[block, i], own[i]), max(high[block, i], own[i])
+@shared(_EXTREMES, fastmath=_FINITE)
+def _extremes_by_channel(job: Any) -> None:
+    """The smallest and largest numbers of each channel among every 32 tokens `at` `(N,)`, into `low` and `high` `(G, B,
+    D)`."""
+    entries, per_head, at, low, high = opened(job, _EXTREMES)
+    blocks, dim = low.shape[1:]
+    _, begin, end = turn(job)
+    while begin < end:
+        for item in range(begin, end):
+            head, block = item // blocks, item % blocks
+            least, most = low[head, block], high[head, block]
+            least[:] = most[:] = entries[head * per_head + at[block * GROUP]]
+            for place in range(block * GROUP + 1, min((block + 1) * GROUP, len(at))):
+                own = entries[head * per_head + at[place]]
+                for i in range(dim):
+                    least[i], most[i] = min(least[i], own[i]), max(most[i], own[i])
+        _, begin, end = turn(job)
 
 
-@compiled(_TABLE, _PLACES, _TABLE, _TABLE, fastmath=_FINITE)
-def _extremes_by_token(entries: Any, at: Any, low: Any, high: Any) -> None:
-    """Those of each token, into `(B, 32)`."""
-    for block in range(low.shape[0]):
-        for token in range(GROUP):
-            own = entries[at[min(block * GROUP + token, len(at) - 1)]]
-            least = most = own[0]
-            for i in range(len(own)):
-                least, most = min(least, own[i]), max(most, own[i])
-            low[block, token], high[block, token] = least, most
+@shared(_EXTREMES, fastmath=_FINITE)
+def _extremes_by_token(job: Any) -> None:
+    """Those of each token, into `(G, B, 32)`."""
+    entries, per_head, at, low, high = opened(job, _EXTREMES)
+    blocks, dim = low.shape[1], entries.shape[1]
+    _, begin, end = turn(job)
+    while begin < end:
+        for item in range(begin, end):
+            head, block = item // blocks, item % blocks
+            for token in range(GROUP):
+                own = entries[head * per_head + at[min(block * GROUP + token, len(at) - 1)]]
+                least = most = own[0]
+                for i in range(dim):
+                    least, most = min(least, own[i]), max(most, own[i])
+                low[head, block, token], high[head, block, token] = least, most
+        _, begin, end = turn(job)
 
 
 @compiled(fastmath=_AS_WRITTEN)
@@ -49,31 +66,42 @@ def _byte(low: Any, high: Any) -> Any:
     return uint8((int32(low) | (int32(high) << 4)) ^ 0x88)
 
 
-@compiled(_TABLE, _PLACES, _TABLE, _TABLE, _CODES, fastmath=_AS_WRITTEN)
-def _codes_by_channel(entries: Any, at: Any, low: Any, scale: Any, out: Any) -> None:
-    """The integers of tokens `at` `(N,)`, the last repeated, into `out` `(B, 16, D)`, by `low` and `scale` `(B, D)`."""
-    last = len(at) - 1
-    for block in range(out.shape[0]):
-        least, step = low[block], scale[block]
-        for half in range(HALF):
-            place = block * GROUP + half
-            one, other = entries[at[min(place, last)]], entries[at[min(place + HALF, last)]]
-            for i in range(out.shape[2]):
-                out[block, half, i] = _byte((one[i] - least[i]) / step[i], (other[i] - least[i]) / step[i])
+@shared(_CODES, fastmath=_AS_WRITTEN)
+def _codes_by_channel(job: Any) -> None:
+    """The integers of tokens `at` `(N,)`, the last repeated, into `out` `(G, B, 16, D)`, by `low` and `scale` `(G, B,
+    D)`."""
+    entries, per_head, at, low, scale, out = opened(job, _CODES)
+    blocks, dim, last = out.shape[1], out.shape[3], len(at) - 1
+    _, begin, end = turn(job)
+    while begin < end:
+        for item in range(begin, end):
+            head, block = item // blocks, item % blocks
+            least, step = low[head, block], scale[head, block]
+            for half in range(HALF):
+                place, first = block * GROUP + half, head * per_head
+                one, other = entries[first + at[min(place, last)]], entries[first + at[min(place + HALF, last)]]
+                for i in range(dim):
+                    out[head, block, half, i] = _byte((one[i] - least[i]) / step[i], (other[i] - least[i]) / step[i])
+        _, begin, end = turn(job)
 
 
-@compiled(_TABLE, _PLACES, _TABLE, _TABLE, _CODES, fastmath=_AS_WRITTEN)
-def _codes_by_token(entries: Any, at: Any, low: Any, scale: Any, out: Any) -> None:
-    """The same by `low` and `scale` `(B, 32)`."""
-    last = len(at) - 1
-    for block in range(out.shape[0]):
-        for half in range(HALF):
-            place = block * GROUP + half
-            one, other = entries[at[min(place, last)]], entries[at[min(place + HALF, last)]]
-            least, more = low[block, half], low[block, half + HALF]
-            step, stride = scale[block, half], scale[block, half + HALF]
-            for i in range(out.shape[2]):
-                out[block, half, i] = _byte((one[i] - least) / step, (other[i] - more) / stride)
+@shared(_CODES, fastmath=_AS_WRITTEN)
+def _codes_by_token(job: Any) -> None:
+    """The same by `low` and `scale` `(G, B, 32)`."""
+    entries, per_head, at, low, scale, out = opened(job, _CODES)
+    blocks, dim, last = out.shape[1], out.shape[3], len(at) - 1
+    _, begin, end = turn(job)
+    while begin < end:
+        for item in range(begin, end):
+            head, block = item // blocks, item % blocks
+            least, step = low[head, block], scale[head, block]
+            for half in range(HALF):
+                place, first = block * GROUP + half, head * per_head
+                one, other = entries[first + at[min(place, last)]], entries[first + at[min(place + HALF, last)]]
+                a, b, c, d = least[half], step[half], least[half + HALF], step[half + HALF]
+                for i in range(dim):
+                    out[head, block, half, i] = _byte((one[i] - a) / b, (other[i] - c) / d)
+        _, begin, end = turn(job)
 
 
 def extremes(entries: Tensor, at: Tensor, along: int) -> tuple[Tensor, Tensor]:
@@ -81,19 +109,20 @@ def extremes(entries: Tensor, at: Tensor, along: int) -> tuple[Tensor, Tensor]:
     `(G, B, D)` (`along` -2), or of each token `(G, B, 32)` (-1)."""
     groups, _, dim = entries.shape
     low, high = entries.new_empty(2, groups, -(-len(at) // GROUP), GROUP if along == -1 else dim)
-    _each_head(_extremes_by_token if along == -1 else _extremes_by_channel, entries, at, low, high)
+    _run(_extremes_by_token if along == -1 else _extremes_by_channel, entries, at, low, high)
     return low, high
 
 
 def codes(entries: Tensor, at: Tensor, along: int, low: Tensor, scale: Tensor) -> Tensor:
     """The integers of the same by `low` and `scale`, so shaped: uint8 `(G, B, 16, D)`, as `Rounded` holds them."""
     out = torch.empty(*low.shape[:2], HALF, entries.shape[2], dtype=torch.uint8)
-    _each_head(_codes_by_token if along == -1 else _codes_by_channel, entries, at, low, scale, out)
+    _run(_codes_by_token if along == -1 else _codes_by_channel, entries, at, low, scale, out)
     return out
 
 
-def _each_head(kernel: Callable[..., None], entries: Tensor, at: Tensor, *others: Tensor) -> None:
-    """Run a kernel for every head: those of a cache are contiguous one by one, with room after each."""
-    places = at.contiguous().numpy()
-    for head, *own in zip(entries, *others, strict=True):
-        kernel(head.contiguous().numpy(), places, *(each.numpy() for each in own))
+def _run(kernel: Shared, entries: Tensor, at: Tensor, *others: Tensor) -> None:
+    """Run a kernel on every head's 32 tokens: those of a cache are rows of a table, with room after each head."""
+    rows = entries if entries.stride(1) == entries.shape[2] and in_rows(entries) else entries.contiguous()
+    items, numbers = others[0].shape[0] * others[0].shape[1], len(entries) * len(at) * entries.shape[2]
+    per_head = rows.stride(0) // rows.shape[2]
+    kernel(parts_of(items, numbers), items, table(rows), per_head, at.contiguous(), *(x.contiguous() for x in others))
