@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llvmlite import ir
 from numba import carray, types
 from numba.core.cgutils import pack_array
 from numba.core.sigutils import normalize_signature
@@ -40,8 +39,8 @@ _HEAD = 3
 def _taken(_context: Any, job: Any) -> Any:
     """How many parts have been taken before; one more is from now on, for all threads."""
 
-    def write(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", arguments[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+    def write(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", arguments[0], _word(target, 1), "monotonic")
 
     return types.int64(job), write
 
@@ -62,7 +61,7 @@ def opened(_context: Any, job: Any, kinds: Any) -> Any:
 
     def write(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words = (
-            builder.load(builder.gep(arguments[0], [ir.Constant(ir.IntType(64), at)]))
+            builder.load(builder.gep(arguments[0], [_word(target, at)]))
             for at in range(_HEAD, _HEAD + sum(map(_words, asked)))
         )
         found = [_argument(target, builder, kind, [next(words) for _ in range(_words(kind))]) for kind in asked]
@@ -76,12 +75,16 @@ def _argument(target: Any, builder: Any, kind: Any, words: list[Any]) -> Any:
     if not isinstance(kind, types.Array):
         return words[0]
     number = target.get_data_type(kind.dtype)
-    steps = [ir.Constant(ir.IntType(64), target.get_abi_sizeof(number))]
+    steps = [_word(target, target.get_abi_sizeof(number))]
     for size in words[:1:-1]:
         steps.insert(0, builder.mul(steps[0], size))
     array, place = make_array(kind)(target, builder), builder.inttoptr(words[0], number.as_pointer())
     populate_array(array, place, pack_array(builder, words[1:]), pack_array(builder, steps), steps[-1], None)
     return array._getvalue()
+
+
+def _word(target: Any, number: int) -> Any:
+    return target.get_constant(types.int64, number)
 
 
 @cache
