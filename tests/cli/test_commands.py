@@ -254,3 +254,15 @@ def test_an_interrupt_exits_with_130(terminal: Terminal, docs: Path, monkeypatch
     monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.precompute", interrupt)
     _, err = terminal("ingest", str(docs), code=130)
     assert "run the same command to go on" in plain(err)
+
+
+@pytest.mark.parametrize(("stays", "said"), [(True, "run the same command to go on"), (False, "nothing is kept")])
+def test_an_interrupted_demo_says_whether_anything_is_kept(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool, said: str
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.precompute", interrupt)
+    _, err = terminal("demo", *(["--store", str(tmp_path / "own")] if stays else []), code=130)
+    assert said in plain(err)
