@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.cpu import threads
-from samkv_kernels.cpu.threads import opened, parts_of, several, shared, turn
+from samkv_kernels.cpu.threads import items_of, opened, parts_of, several, shared
 from samkv_kernels.packed import Packed, packed_attention
 
 KINDS = "int64[::1], int64[::1], int64"
@@ -24,12 +24,9 @@ ONES = torch.ones(7, dtype=torch.long)
 def counted(job: Any) -> None:
     """Add a number to every item's, and say which part did so."""
     items, parts, number = opened(job, KINDS)
-    part, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            items[item] += number
-            parts[item] = part
-        part, begin, end = turn(job)
+    for part, item in items_of(job):
+        items[item] += number
+        parts[item] = part
 
 
 def test_every_item_is_done_once() -> None:

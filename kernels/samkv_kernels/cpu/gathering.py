@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
 from samkv_kernels.cpu.memory import in_rows, table
-from samkv_kernels.cpu.threads import Shared, opened, parts_of, shared, turn
+from samkv_kernels.cpu.threads import Shared, items_of, opened, parts_of, shared
 
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
@@ -84,20 +84,17 @@ def _kernel(stored: torch.dtype, cached: torch.dtype) -> Shared:
         2)`."""
         old_keys, old_values, at, per_head, cos, sin, interleaved, keys, values, per_new, step = opened(job, kinds)
         like = keys[0, 0]
-        _, begin, end = turn(job)
-        while begin < end:
-            for item in range(begin, end):
-                head, slot = item // len(at), item % len(at)
-                place = head * per_new + slot * step
-                key, value = keys[place], values[place]
-                if at[slot] < 0:
-                    key[:], value[:] = 0, 0
-                    continue
-                old, plain = old_keys[at[slot] + head * per_head], old_values[at[slot] + head * per_head]
-                turned(old, cos[slot], sin[slot], interleaved, key)
-                for i in range(len(value)):
-                    value[i] = written(read(plain[i]), like)
-            _, begin, end = turn(job)
+        for _, item in items_of(job):
+            head, slot = item // len(at), item % len(at)
+            place = head * per_new + slot * step
+            key, value = keys[place], values[place]
+            if at[slot] < 0:
+                key[:], value[:] = 0, 0
+                continue
+            old, plain = old_keys[at[slot] + head * per_head], old_values[at[slot] + head * per_head]
+            turned(old, cos[slot], sin[slot], interleaved, key)
+            for i in range(len(value)):
+                value[i] = written(read(plain[i]), like)
 
     return gather
 

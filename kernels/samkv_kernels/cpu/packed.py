@@ -13,7 +13,7 @@ from numba import float32, int32
 from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
-from samkv_kernels.cpu.threads import opened, parts_of, shared, turn
+from samkv_kernels.cpu.threads import items_of, opened, parts_of, shared
 from samkv_kernels.groups import GROUP, HALF
 
 if TYPE_CHECKING:
@@ -53,67 +53,60 @@ def _scores(job: Any) -> None:
     n_rows, dim, blocks, unit = rows.shape[1], rows.shape[2], codes.shape[1], float32(2.0**exponent)
     room, scaled = np.empty((GROUP, dim), np.float32), np.empty(dim, np.float32)
     scale, middle = np.empty(dim, np.float32), np.empty(dim, np.float32)
-    _, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            group, block = item // blocks, item % blocks
-            _unpack(codes[group, block], room)
-            _scales(steps[group, block], unit, scale, middle)
-            for row in range(n_rows):
-                found = float32(0)
+    for _, item in items_of(job):
+        group, block = item // blocks, item % blocks
+        _unpack(codes[group, block], room)
+        _scales(steps[group, block], unit, scale, middle)
+        for row in range(n_rows):
+            found = float32(0)
+            for i in range(dim):
+                scaled[i] = rows[group, row, i] * scale[i]
+                found += rows[group, row, i] * middle[i]
+            first = block * GROUP
+            for at in range(0, GROUP, 4):
+                a = b = c = d = float32(0)
                 for i in range(dim):
-                    scaled[i] = rows[group, row, i] * scale[i]
-                    found += rows[group, row, i] * middle[i]
-                first = block * GROUP
-                for at in range(0, GROUP, 4):
-                    a = b = c = d = float32(0)
-                    for i in range(dim):
-                        a += scaled[i] * room[at, i]
-                        b += scaled[i] * room[at + 1, i]
-                        c += scaled[i] * room[at + 2, i]
-                        d += scaled[i] * room[at + 3, i]
-                    out[group, row, first + at] = found + a
-                    out[group, row, first + at + 1] = found + b
-                    out[group, row, first + at + 2] = found + c
-                    out[group, row, first + at + 3] = found + d
-        _, begin, end = turn(job)
+                    a += scaled[i] * room[at, i]
+                    b += scaled[i] * room[at + 1, i]
+                    c += scaled[i] * room[at + 2, i]
+                    d += scaled[i] * room[at + 3, i]
+                out[group, row, first + at] = found + a
+                out[group, row, first + at + 1] = found + b
+                out[group, row, first + at + 2] = found + c
+                out[group, row, first + at + 3] = found + d
 
 
 @shared(_MIXED)
 def _mixed(job: Any) -> None:
-    """Values, weighted by `weights` `(G, R, N)` of the first N tokens and summed: every part's sums into `out[part]`
-    `(G, R, D)`. Eight tokens at a time: their sum is written once."""
+    """Values, weighted by `weights` `(G, R, N)` of the first N tokens and summed: every part adds its sums to
+    `out[part]` `(G, R, D)`. Eight tokens at a time: their sum is written once."""
     weights, steps, exponent, codes, out = opened(job, _MIXED)
     n_rows, count, unit = weights.shape[1], weights.shape[2], float32(2.0**exponent)
     blocks, dim = codes.shape[1], codes.shape[3]
     room, sums, own = np.empty((GROUP, dim), np.float32), np.empty(dim, np.float32), np.zeros(GROUP, np.float32)
     scale, middle = np.empty(GROUP, np.float32), np.empty(GROUP, np.float32)
-    part, begin, end = turn(job)
-    while begin < end:
-        out[part] = 0
-        for item in range(begin, end):
-            group, block = item // blocks, item % blocks
-            _unpack(codes[group, block], room)
-            _scales(steps[group, block], unit, scale, middle)
-            first = block * GROUP
-            here = min(GROUP, count - first)
-            own[here:] = 0
-            for row in range(n_rows):
-                found = float32(0)
-                for at in range(here):
-                    own[at] = weights[group, row, first + at] * scale[at]
-                    found += weights[group, row, first + at] * middle[at]
-                sums[:] = found
-                for at in range(0, GROUP, 8):
-                    a, b, c, d = own[at], own[at + 1], own[at + 2], own[at + 3]
-                    e, f, g, h = own[at + 4], own[at + 5], own[at + 6], own[at + 7]
-                    for i in range(dim):
-                        some = a * room[at, i] + b * room[at + 1, i] + c * room[at + 2, i] + d * room[at + 3, i]
-                        rest = e * room[at + 4, i] + f * room[at + 5, i] + g * room[at + 6, i] + h * room[at + 7, i]
-                        sums[i] += some + rest
+    for part, item in items_of(job):
+        group, block = item // blocks, item % blocks
+        _unpack(codes[group, block], room)
+        _scales(steps[group, block], unit, scale, middle)
+        first = block * GROUP
+        here = min(GROUP, count - first)
+        own[here:] = 0
+        for row in range(n_rows):
+            found = float32(0)
+            for at in range(here):
+                own[at] = weights[group, row, first + at] * scale[at]
+                found += weights[group, row, first + at] * middle[at]
+            sums[:] = found
+            for at in range(0, GROUP, 8):
+                a, b, c, d = own[at], own[at + 1], own[at + 2], own[at + 3]
+                e, f, g, h = own[at + 4], own[at + 5], own[at + 6], own[at + 7]
                 for i in range(dim):
-                    out[part, group, row, i] += sums[i]
-        part, begin, end = turn(job)
+                    some = a * room[at, i] + b * room[at + 1, i] + c * room[at + 2, i] + d * room[at + 3, i]
+                    rest = e * room[at + 4, i] + f * room[at + 5, i] + g * room[at + 6, i] + h * room[at + 7, i]
+                    sums[i] += some + rest
+            for i in range(dim):
+                out[part, group, row, i] += sums[i]
 
 
 @shared(_ENTRIES)
@@ -123,18 +116,15 @@ def _entries(job: Any) -> None:
     steps, exponent, codes, by_token, out = opened(job, _ENTRIES)
     blocks, width, unit = codes.shape[1], steps.shape[3], float32(2.0**exponent)
     scale, middle = np.empty(width, np.float32), np.empty(width, np.float32)
-    _, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            group, block = item // blocks, item % blocks
-            own = out[group, block * GROUP : (block + 1) * GROUP]
-            _unpack(codes[group, block], own)
-            _scales(steps[group, block], unit, scale, middle)
-            for at in range(GROUP):
-                for i in range(codes.shape[3]):
-                    shared = at if by_token else i
-                    own[at, i] = own[at, i] * scale[shared] + middle[shared]
-        _, begin, end = turn(job)
+    for _, item in items_of(job):
+        group, block = item // blocks, item % blocks
+        own = out[group, block * GROUP : (block + 1) * GROUP]
+        _unpack(codes[group, block], own)
+        _scales(steps[group, block], unit, scale, middle)
+        for at in range(GROUP):
+            for i in range(codes.shape[3]):
+                shared = at if by_token else i
+                own[at, i] = own[at, i] * scale[shared] + middle[shared]
 
 
 def entries(rounded: Rounded) -> Tensor:
@@ -156,7 +146,7 @@ def scores(keys: Rounded, rows: Tensor) -> Tensor:
 def mixed(values: Rounded, weights: Tensor) -> Tensor:
     """Sums of every head's `values`, weighted by the fp32 `weights` `(G, R, N)` of the first N tokens: `(G, R, D)`."""
     (groups, blocks, _, dim), parts = values.codes.shape, _parts(values)
-    out = weights.new_empty(parts, *weights.shape[:2], dim)
+    out = weights.new_zeros(parts, *weights.shape[:2], dim)
     _mixed(parts, groups * blocks, weights.contiguous(), *_numbers(values), out)
     return out[0] if parts == 1 else out.sum(0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from samkv_kernels.cpu.compiling import compiled
 from samkv_kernels.cpu.gathering import BITS, fills, read, turned, within
 from samkv_kernels.cpu.memory import memory, table
-from samkv_kernels.cpu.threads import Shared, opened, parts_of, shared, turn
+from samkv_kernels.cpu.threads import Shared, items_of, opened, parts_of, shared
 
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
@@ -73,28 +73,25 @@ def _kernel(cached: torch.dtype) -> Shared:
         ) = opened(job, kinds)  # fmt: skip
         dim = new.shape[1]
         found, scale, zero = np.empty(dim, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
-        _, begin, end = turn(job)
-        while begin < end:
-            known = -1, -1
-            for item in range(begin, end):
-                head, slot = item // len(block), item % len(block)
-                row = new[head * per_new + slot * step]
-                if block[slot] < 0:
-                    row[:] = 0
-                    continue
-                own, token, high = block[slot], offset[slot], kind == 2 and 2 * offset[slot] >= size
-                if (head, own) != known or scale_steps[2] != 0:
-                    place = own * scale_steps[0] + head * scale_steps[1] + token * scale_steps[2]
-                    _steps(scales, place, scale_steps[3], scale)
-                if (head, own) != known or zero_steps[2] != 0:
-                    place = own * zero_steps[0] + head * zero_steps[1] + token * zero_steps[2]
-                    _steps(zeros, place, zero_steps[3], zero)
-                known = head, own
-                token -= size // 2 if high else 0
-                place = own * code_steps[0] + head * code_steps[1] + token * code_steps[2]
-                _numbers(codes, place, kind, high, scale, zero, found)
-                turned(found, cos[slot], sin[slot], interleaved, row)
-            _, begin, end = turn(job)
+        known = -1, -1
+        for _, item in items_of(job):
+            head, slot = item // len(block), item % len(block)
+            row = new[head * per_new + slot * step]
+            if block[slot] < 0:
+                row[:] = 0
+                continue
+            own, token, high = block[slot], offset[slot], kind == 2 and 2 * offset[slot] >= size
+            if (head, own) != known or scale_steps[2] != 0:
+                place = own * scale_steps[0] + head * scale_steps[1] + token * scale_steps[2]
+                _steps(scales, place, scale_steps[3], scale)
+            if (head, own) != known or zero_steps[2] != 0:
+                place = own * zero_steps[0] + head * zero_steps[1] + token * zero_steps[2]
+                _steps(zeros, place, zero_steps[3], zero)
+            known = head, own
+            token -= size // 2 if high else 0
+            place = own * code_steps[0] + head * code_steps[1] + token * code_steps[2]
+            _numbers(codes, place, kind, high, scale, zero, found)
+            turned(found, cos[slot], sin[slot], interleaved, row)
 
     return restore
 

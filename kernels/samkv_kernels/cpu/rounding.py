@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samkv_kernels.cpu.compiling import compiled
 from samkv_kernels.cpu.memory import in_rows, table
-from samkv_kernels.cpu.threads import Shared, opened, parts_of, shared, turn
+from samkv_kernels.cpu.threads import Shared, items_of, opened, parts_of, shared
 from samkv_kernels.groups import GROUP, HALF, MOST
 
 _EXTREMES = "float32[:,::1], int64, int64[::1], float32[:,:,::1], float32[:,:,::1]"
@@ -28,17 +28,14 @@ def _extremes_by_channel(job: Any) -> None:
     D)`."""
     entries, per_head, at, low, high = opened(job, _EXTREMES)
     blocks, dim = low.shape[1:]
-    _, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            head, block = item // blocks, item % blocks
-            least, most = low[head, block], high[head, block]
-            least[:] = most[:] = entries[head * per_head + at[block * GROUP]]
-            for place in range(block * GROUP + 1, min((block + 1) * GROUP, len(at))):
-                own = entries[head * per_head + at[place]]
-                for i in range(dim):
-                    least[i], most[i] = min(least[i], own[i]), max(most[i], own[i])
-        _, begin, end = turn(job)
+    for _, item in items_of(job):
+        head, block = item // blocks, item % blocks
+        least, most = low[head, block], high[head, block]
+        least[:] = most[:] = entries[head * per_head + at[block * GROUP]]
+        for place in range(block * GROUP + 1, min((block + 1) * GROUP, len(at))):
+            own = entries[head * per_head + at[place]]
+            for i in range(dim):
+                least[i], most[i] = min(least[i], own[i]), max(most[i], own[i])
 
 
 @shared(_EXTREMES, fastmath=_FINITE)
@@ -46,17 +43,14 @@ def _extremes_by_token(job: Any) -> None:
     """Those of each token, into `(G, B, 32)`."""
     entries, per_head, at, low, high = opened(job, _EXTREMES)
     blocks, dim = low.shape[1], entries.shape[1]
-    _, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            head, block = item // blocks, item % blocks
-            for token in range(GROUP):
-                own = entries[head * per_head + at[min(block * GROUP + token, len(at) - 1)]]
-                least = most = own[0]
-                for i in range(dim):
-                    least, most = min(least, own[i]), max(most, own[i])
-                low[head, block, token], high[head, block, token] = least, most
-        _, begin, end = turn(job)
+    for _, item in items_of(job):
+        head, block = item // blocks, item % blocks
+        for token in range(GROUP):
+            own = entries[head * per_head + at[min(block * GROUP + token, len(at) - 1)]]
+            least = most = own[0]
+            for i in range(dim):
+                least, most = min(least, own[i]), max(most, own[i])
+            low[head, block, token], high[head, block, token] = least, most
 
 
 @compiled(fastmath=_AS_WRITTEN)
@@ -72,17 +66,14 @@ def _codes_by_channel(job: Any) -> None:
     D)`."""
     entries, per_head, at, low, scale, out = opened(job, _CODES)
     blocks, dim, last = out.shape[1], out.shape[3], len(at) - 1
-    _, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            head, block = item // blocks, item % blocks
-            least, step = low[head, block], scale[head, block]
-            for half in range(HALF):
-                place, first = block * GROUP + half, head * per_head
-                one, other = entries[first + at[min(place, last)]], entries[first + at[min(place + HALF, last)]]
-                for i in range(dim):
-                    out[head, block, half, i] = _byte((one[i] - least[i]) / step[i], (other[i] - least[i]) / step[i])
-        _, begin, end = turn(job)
+    for _, item in items_of(job):
+        head, block = item // blocks, item % blocks
+        least, step = low[head, block], scale[head, block]
+        for half in range(HALF):
+            place, first = block * GROUP + half, head * per_head
+            one, other = entries[first + at[min(place, last)]], entries[first + at[min(place + HALF, last)]]
+            for i in range(dim):
+                out[head, block, half, i] = _byte((one[i] - least[i]) / step[i], (other[i] - least[i]) / step[i])
 
 
 @shared(_CODES, fastmath=_AS_WRITTEN)
@@ -90,18 +81,15 @@ def _codes_by_token(job: Any) -> None:
     """The same by `low` and `scale` `(G, B, 32)`."""
     entries, per_head, at, low, scale, out = opened(job, _CODES)
     blocks, dim, last = out.shape[1], out.shape[3], len(at) - 1
-    _, begin, end = turn(job)
-    while begin < end:
-        for item in range(begin, end):
-            head, block = item // blocks, item % blocks
-            least, step = low[head, block], scale[head, block]
-            for half in range(HALF):
-                place, first = block * GROUP + half, head * per_head
-                one, other = entries[first + at[min(place, last)]], entries[first + at[min(place + HALF, last)]]
-                a, b, c, d = least[half], step[half], least[half + HALF], step[half + HALF]
-                for i in range(dim):
-                    out[head, block, half, i] = _byte((one[i] - a) / b, (other[i] - c) / d)
-        _, begin, end = turn(job)
+    for _, item in items_of(job):
+        head, block = item // blocks, item % blocks
+        least, step = low[head, block], scale[head, block]
+        for half in range(HALF):
+            place, first = block * GROUP + half, head * per_head
+            one, other = entries[first + at[min(place, last)]], entries[first + at[min(place + HALF, last)]]
+            a, b, c, d = least[half], step[half], least[half + HALF], step[half + HALF]
+            for i in range(dim):
+                out[head, block, half, i] = _byte((one[i] - a) / b, (other[i] - c) / d)
 
 
 def extremes(entries: Tensor, at: Tensor, along: int) -> tuple[Tensor, Tensor]:

@@ -46,12 +46,13 @@ def _taken(_context: Any, job: Any) -> Any:
 
 
 @compiled()
-def turn(job: Any) -> Any:
-    """The next part of the work, the first of its items and the one after the last: 0 and 0 if no part is left."""
-    part, head = _taken(job), carray(job, 3)
-    if part >= head[1]:
-        return part, 0, 0
-    return part, head[2] * part // head[1], head[2] * (part + 1) // head[1]
+def items_of(job: Any) -> Any:
+    """Yield items of the next part of the work, each with the part's number, and of others until no part is left."""
+    part, head = _taken(job), carray(job, _HEAD)
+    while part < head[1]:
+        for item in range(head[2] * part // head[1], head[2] * (part + 1) // head[1]):
+            yield part, item
+        part = _taken(job)
 
 
 @intrinsic(prefer_literal=True)
