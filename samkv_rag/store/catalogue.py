@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import threading
 import time
 import uuid
 import warnings
@@ -21,6 +20,7 @@ from typing import TypeVar
 
 from samkv_rag.store.errors import StoreError, StoreFull
 from samkv_rag.store.files import FULL_ADVICE, folder_lock, make_folder
+from samkv_rag.store.forks import AtRest
 from samkv_rag.store.rows import COUNTERS, SCHEMA, Row, RowDamaged, Rows
 
 T = TypeVar("T")
@@ -36,14 +36,16 @@ _IO_TROUBLE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _INHERITED: list[sqlite3.Connection] = []
 
 
-class Catalogue:
+class Catalogue(AtRest):
     """Transactions on the catalogue of `folder`. `scan` yields the rows of all entries on disk, for a rebuild."""
 
+    rank = 0
+
     def __init__(self, folder: Path, scan: Callable[[], Iterable[Row]]) -> None:
+        super().__init__()
         self.folder = folder
         self._path = folder / NAME
         self._scan = scan
-        self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._opened_as: tuple[int, int] = (0, 0)
         self._closed = False
@@ -56,9 +58,9 @@ class Catalogue:
     def write(self, action: Callable[[Rows], T], wait: bool = True) -> T:
         """Run `action` as one transaction, the only writer in all processes, and return its result. It may run twice.
 
-        With `wait=False` StoreError is raised at once if another writer is active.
+        With `wait=False` StoreError is raised at once if another writer is active, or a thread that waits for one.
         """
-        return self._repairing(lambda connection: _transaction(connection, action, wait))
+        return self._repairing(lambda connection: _transaction(connection, action, wait), wait)
 
     def check_open(self) -> None:
         """Raise StoreError after `close`."""
@@ -71,16 +73,24 @@ class Catalogue:
             self._closed = True
             self._disconnect()
 
-    def _repairing(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        with self._lock:
+    def rest(self) -> None:
+        """Close the connection, too: SQLite would believe that a child holds the locks that its parent has."""
+        super().rest()
+        self._disconnect()
+
+    def _repairing(self, action: Callable[[sqlite3.Connection], T], wait: bool = True) -> T:
+        if not self._lock.acquire(blocking=wait):
+            raise StoreError(f"Another thread uses {self._path}: try again when it is done.")
+        try:
             try:
-                try:
-                    return action(self._connected())
-                except _TROUBLE as error:
-                    self._repair(error)
-                    return action(self._connected())
+                return action(self._connected())
             except _TROUBLE as error:
-                raise self._explained(error) from error
+                self._repair(error)
+                return action(self._connected())
+        except _TROUBLE as error:
+            raise self._explained(error) from error
+        finally:
+            self._lock.release()
 
     def _connected(self) -> sqlite3.Connection:
         self.check_open()

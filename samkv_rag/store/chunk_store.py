@@ -51,17 +51,17 @@ class ChunkKVStore:
         ValueError for a device with a folder. StoreError if `path` names no folder, if the folder or the device cannot
         be used, or the folder was made by a newer version; a damaged catalogue is rebuilt, with a warning.
         """
-        if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes >= 0):
-            raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes!r}.")
+        _check_limit(max_bytes)
         if not isinstance(path, str | PathLike) or path == "":
             raise StoreError(f'A store is named by a folder, or ":memory:", not by {path!r}.')
         in_memory = str(path) == MEMORY
+        folder = _absolute(path)
         if not in_memory and str(device) != "cpu":
             raise ValueError(f"device={str(device)!r} is for a store in memory: what is in a folder lies on disk.")
         self._backend: Backend = (
-            MemoryBackend(max_bytes, device) if in_memory else _on_disk(Path(path), max_bytes, summary_cache_bytes)
+            MemoryBackend(max_bytes, device) if in_memory else _on_disk(folder, max_bytes, summary_cache_bytes)
         )
-        self.profiles = Profiles(None if in_memory else Path(path).expanduser().absolute())
+        self.profiles = Profiles(None if in_memory else folder)
 
     @property
     def store_id(self) -> str:
@@ -91,7 +91,7 @@ class ChunkKVStore:
         check_key(key)
         check_chunk(chunk)
         for text in (namespace, fingerprint):
-            text.encode()  # a lone surrogate is a ValueError here, rather than a name that no file can hold
+            _check_text(text)
         self._backend.put(key, chunk, namespace, fingerprint, kv_dtype)
 
     def __contains__(self, key: object) -> bool:
@@ -157,6 +157,7 @@ class ChunkKVStore:
     def retain(self, key: str, owner: str) -> None:
         """Record that `owner` needs `key`. Do so before checking whether the entry is there: it may be put later."""
         check_key(key)
+        _check_text(owner)
         self._backend.retain(key, owner)
 
     def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
@@ -180,8 +181,10 @@ class ChunkKVStore:
     def prune(self, max_bytes: int | None = None, drop_damaged: bool = True) -> PruneReport:
         """Remove leftovers of killed processes, damaged entries, and the oldest entries above `max_bytes`.
 
-        Other processes may continue to read and write. `drop_damaged` reads everything, as `verify` does.
+        Other processes may continue to read and write. `drop_damaged` reads everything, as `verify` does. ValueError
+        for a negative `max_bytes`.
         """
+        _check_limit(max_bytes)
         return self._backend.prune(max_bytes, drop_damaged)
 
     def stats(self) -> StoreStats:
@@ -201,6 +204,19 @@ class ChunkKVStore:
         self.close()
 
 
+def _check_text(text: str) -> None:
+    """Raise ValueError for half of a character (a lone surrogate), which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} is no text that can be stored: it has half of a character.") from error
+
+
+def _check_limit(max_bytes: int | None) -> None:
+    if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes >= 0):
+        raise ValueError(f"max_bytes must be None or at least 0, not {max_bytes!r}.")
+
+
 def _check_known(key: str) -> None:
     if not is_key(key):
         raise MissingEntry(str(key), "no entry can have this key")
@@ -211,4 +227,11 @@ def _on_disk(path: Path, max_bytes: int | None, cache_bytes: int) -> Backend:
         raise StoreError('A store on disk needs a POSIX system: use ":memory:", or run under WSL.')
     from samkv_rag.store.disk import DiskBackend
 
-    return DiskBackend(path.expanduser().absolute(), max_bytes, cache_bytes)
+    return DiskBackend(path, max_bytes, cache_bytes)
+
+
+def _absolute(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # nobody has that name
+        raise StoreError(f"{path} names no folder ({error}): write its path in full.") from error

@@ -7,7 +7,6 @@ leaves the old state, a whole entry without a row (adopted when requested), or l
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -22,6 +21,7 @@ from samkv_rag.store.entry import EncodedEntry, check_kv, encode, read_kv
 from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
 from samkv_rag.store.files import RESERVE, PendingFile, keep_reserve, make_folder, remove, sentences, sync_folder
 from samkv_rag.store.folder import EntryFolder, row_of
+from samkv_rag.store.forks import AtRest
 from samkv_rag.store.identity import identify
 from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
@@ -32,17 +32,17 @@ from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 T = TypeVar("T")
 
 
-class DiskBackend:
+class DiskBackend(AtRest):
     """Entries in the folder `path`."""
 
     on_disk = True
 
     def __init__(self, path: Path, max_bytes: int | None, cache_bytes: int) -> None:
+        super().__init__()
         self.path = path
         self.bytes_read = 0
         self._max_bytes = max_bytes
         self._use = PendingUse()
-        self._lock = threading.Lock()
         with sentences(path):
             self.store_id = identify(path)
             self.files = EntryFolder(path, cache_bytes)
@@ -102,7 +102,8 @@ class DiskBackend:
         return out
 
     def delete(self, keys: Iterable[str]) -> int:
-        return self.catalogue.write(lambda rows: sum([self._delete(rows, key) for key in list(keys)]))
+        with sentences(self.path):
+            return self.catalogue.write(lambda rows: sum([self._delete(rows, key) for key in list(keys)]))
 
     def retain(self, key: str, owner: str) -> None:
         self.catalogue.write(lambda rows: rows.retain(key, owner))
@@ -118,16 +119,19 @@ class DiskBackend:
                 self._delete(rows, key)
             return gone
 
-        return self.catalogue.write(released)
+        with sentences(self.path):
+            return self.catalogue.write(released)
 
     def owned(self, prefix: str) -> list[tuple[str, str]]:
         return self.catalogue.read(lambda rows: rows.owned_under(prefix))
 
     def verify(self, progress: Progress | None) -> list[str]:
-        return upkeep.verify(self, progress)
+        with sentences(self.path):
+            return upkeep.verify(self, progress)
 
     def prune(self, max_bytes: int | None, drop_damaged: bool) -> PruneReport:
-        return upkeep.prune(self, max_bytes, drop_damaged)
+        with sentences(self.path):
+            return upkeep.prune(self, max_bytes, drop_damaged)
 
     def stats(self) -> StoreStats:
         with suppress(StoreFull):
@@ -153,7 +157,7 @@ class DiskBackend:
         if rows.get(key) is None:
             try:
                 rows.add(self.files.row(key))
-            except EntryError:
+            except (EntryError, OSError):
                 return False
         return True
 

@@ -21,7 +21,7 @@ RESERVE = "reserve"
 
 _RESERVE_BYTES = 128 << 10
 _PIECE = 4 << 20
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FULL_ADVICE = "Free some space, or give the store a smaller max_bytes, or prune it (store.prune(max_bytes=...))"
 
 
@@ -92,6 +92,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         _flock(fd, wait=True)
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing it would not do while a forked child has it, too
         os.close(fd)
 
 
@@ -107,7 +109,7 @@ def remove_abandoned(path: Path) -> int:
     """Remove the temporary file `path` if its writer is gone; returns bytes freed, 0 if it is being written."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return 0
     try:
         # A writer may have published the file under its name and finished: then only this path is gone.
@@ -126,20 +128,23 @@ def remove(path: Path) -> int:
 
 
 def size_of(path: Path) -> int | None:
-    """Size of the file `path` in bytes, None if there is none."""
-    with suppress(FileNotFoundError, NotADirectoryError):
+    """Size of the file `path` in bytes, None if there is none, or none that this user may see."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         return path.stat().st_size
     return None
 
 
 @contextmanager
 def sentences(folder: Path, key: str | None = None) -> Iterator[None]:
-    """Turn the system's errors into the store's; with `key`, also into those of an entry: missing or unreadable."""
+    """Turn the system's errors into the store's; with `key`, also into those of an entry: missing, not this user's to
+    read, or unreadable."""
     try:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and key is not None:
             raise MissingEntry(key, "it was deleted or evicted meanwhile") from error
+        if isinstance(error, PermissionError) and key is not None:
+            raise MissingEntry(key, f"its files are another user's ({error})") from error
         if error.errno in _FULL:
             raise StoreFull(f"The disk of {folder} is full ({error}). {FULL_ADVICE}.") from error
         if error.errno == errno.EIO and key is not None:

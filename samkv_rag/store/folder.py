@@ -92,13 +92,13 @@ class EntryFolder:
     def found(self) -> Iterator[str]:
         """The keys of all files found, each once: of entries, and of what is left of some."""
         for shard in _folders(self.root):
-            names = [name for name in os.listdir(shard) if name.endswith((KV_END, SUMMARY_END))]
+            names = [name for name in _names(shard) if name.endswith((KV_END, SUMMARY_END))]
             yield from sorted({name.split(".")[0] for name in names if is_key(name.split(".")[0])})
 
     def unfinished(self) -> Iterator[Path]:
         """Files that are being written, or were when their writer died."""
         for folder in (self.root.parent, *_folders(self.root)):
-            yield from (folder / name for name in os.listdir(folder) if name.startswith(TEMPORARY))
+            yield from (folder / name for name in _names(folder) if name.startswith(TEMPORARY))
 
 
 def row_of(key: str, entry: StoredEntry) -> Row:
@@ -110,6 +110,13 @@ def row_of(key: str, entry: StoredEntry) -> Row:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder that is there, and that this user may read."""
+    with suppress(FileNotFoundError, PermissionError):
+        return os.listdir(folder)
+    return []
 
 
 def _signature(path: Path) -> tuple[int, int, int]:

@@ -40,7 +40,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         check = facts.pop("check")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         facts, check = {}, None
     if check != _check(facts) or facts.get("format") != FORMAT or not isinstance(facts.get("version"), int):
         # The id only tells stores apart, so a new one is the smaller loss.

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import Generic, TypeVar
+
+from samkv_rag.store.forks import AtRest
 
 V = TypeVar("V")
 
 
-class ByteLRU(Generic[V]):
+class ByteLRU(AtRest, Generic[V]):
     """Values of up to `limit` bytes in total; the least recently used are dropped first. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self._limit = limit
         self._total = 0
         self._held: OrderedDict[str, tuple[V, int]] = OrderedDict()
-        self._lock = threading.Lock()
 
     def get(self, key: str) -> V | None:
         with self._lock:

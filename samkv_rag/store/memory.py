@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from samkv_kernels.sending import sent
 from samkv_rag.store.backend import Progress
 from samkv_rag.store.errors import MissingEntry, StoreError, StoreFull
+from samkv_rag.store.forks import AtRest
 from samkv_rag.store.layout import KVLayout, on_host, own
 from samkv_rag.store.quantise import KVForm, StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
@@ -30,12 +30,13 @@ class _Held:
     nbytes: int
 
 
-class MemoryBackend:
+class MemoryBackend(AtRest):
     """Entries in a dictionary, the least recently used first; their K and V are on `device`, summaries on the CPU."""
 
     on_disk = False
 
     def __init__(self, max_bytes: int | None, device: str | torch.device = "cpu") -> None:
+        super().__init__()
         self._device = _usable(device)
         self.store_id = str(uuid.uuid4())
         self.bytes_read = 0
@@ -46,7 +47,6 @@ class MemoryBackend:
         self._hits = 0
         self._misses = 0
         self._evictions = 0
-        self._lock = threading.RLock()
 
     def put(self, key: str, chunk: ChunkKV, namespace: str, fingerprint: str, kv_dtype: str) -> None:
         """Keep a copy stored as `kv_dtype`, replacing an older one; evicts the oldest entries. Raises `StoreFull`."""

@@ -84,7 +84,7 @@ def _parsed(written: bytes, fingerprint: str) -> ModelProfile | None:
         sound = facts.pop("check") == _check(facts) and facts["version"] == VERSION
         layers, measured = tuple(facts["layers"]), dict(facts["measured"])
         numbers = {name: facts.get(name) for name in NUMBERS}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     whole = layers and all(isinstance(layer, int) and layer >= 0 for layer in layers)
     fitting = all(fits(numbers[name], kind | None) for name, kind in NUMBERS.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +76,10 @@ def _drop(store: DiskBackend, key: str) -> int | None:
         row = rows.get(key)
         if row is None or (not row.damaged and store.files.size(key) == row.nbytes):
             return None
-        freed = store.files.remove(key)
+        try:
+            freed = store.files.remove(key)
+        except PermissionError:  # another user's
+            return None
         rows.remove(key)
         return freed
 
@@ -90,10 +92,13 @@ def _clear(store: DiskBackend, key: str) -> int:
     def cleared(rows: Rows) -> int:
         if rows.get(key) is not None:
             return 0
-        with suppress(EntryError):
+        try:
             store.files.load(key)
+        except EntryError:
+            return store.files.remove(key)
+        except PermissionError:  # another user's
             return 0
-        return store.files.remove(key)
+        return 0
 
     return store.catalogue.write(cleared) if _has_no_row(store, key) else 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,19 +10,20 @@ from typing import TypeVar
 
 from samkv_rag.store.catalogue import Catalogue
 from samkv_rag.store.errors import StoreError
+from samkv_rag.store.forks import AtRest
 from samkv_rag.store.rows import Rows
 
 T = TypeVar("T")
 
 
-class PendingUse:
+class PendingUse(AtRest):
     """Hits, misses and uses not yet in the catalogue: one transaction per look-up would cost too much."""
 
     BATCH = 256
     SECONDS = 2.0
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._since = time.monotonic()
         self.hits = 0
         self.misses = 0

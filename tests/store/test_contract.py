@@ -250,8 +250,9 @@ def test_refuses_chunks_that_do_not_fit_together(store: ChunkKVStore) -> None:
 
 
 def test_negative_max_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_bytes"):
-        ChunkKVStore(max_bytes=-1)
+    for given in (lambda: ChunkKVStore(max_bytes=-1), lambda: ChunkKVStore().prune(max_bytes=-1)):
+        with pytest.raises(ValueError, match="max_bytes"):
+            given()
 
 
 def test_a_closed_store_says_so(store: ChunkKVStore) -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from samkv_rag.store import ChunkKVStore, MissingEntry, StoreError
+from samkv_rag.store.catalogue import _begin
 from samkv_rag.store.identity import _check
 
 from .samples import KEYS, file_of, files, flip, in_child, make_chunk, names, same
@@ -248,6 +250,39 @@ def test_hits_do_not_wait_for_a_writer(folder: Path, monkeypatch: pytest.MonkeyP
     store.close()
     with ChunkKVStore(folder) as again:
         assert again.stats().hits == 6
+
+
+def test_hits_do_not_wait_for_a_thread_that_waits_for_a_writer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    from samkv_rag.store.usage import PendingUse
+
+    monkeypatch.setattr(PendingUse, "BATCH", 1)
+    filled(folder, A)
+    store, asked = ChunkKVStore(folder), threading.Event()
+    blocker = sqlite3.connect(folder / "catalogue.sqlite", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(
+        "samkv_rag.store.catalogue._begin", lambda connection, wait: (asked.set(), _begin(connection, wait))
+    )
+    thread = threading.Thread(target=lambda: store.put(B, make_chunk(1)))
+    thread.start()
+    assert asked.wait(20)
+    store.summary(A)
+    assert thread.is_alive(), "it still waits"
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    thread.join()
+    store.close()
+    with ChunkKVStore(folder) as again:
+        assert again.stats().hits == 1 and B in again
+
+
+def test_names_that_name_nothing_are_refused(folder: Path) -> None:
+    with pytest.raises(StoreError, match="write its path in full"):
+        ChunkKVStore("~nobody-has-this-name/store")
+    with ChunkKVStore(folder) as store, pytest.raises(ValueError, match="half of a character"):
+        store.retain(A, "half of one: \ud800")
 
 
 def test_damage_flags_do_not_come_from_bit_order(folder: Path) -> None:
