@@ -62,7 +62,7 @@ class AnswerStream:
         if not fits(timeout, float | None) or timeout != timeout:
             raise SamKVError(f"timeout must be a number of seconds or None, not {timeout!r}.")
         self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
         self._pieces: list[str] = []
         self._done = False
         self._news = threading.Condition()
@@ -145,7 +145,8 @@ class AnswerStream:
     async def _next(self, news: asyncio.Event) -> None:
         """Wait for news; a task that is cancelled meanwhile, or runs out of time, cancels the answer."""
         try:
-            await asyncio.wait_for(news.wait(), self._left())
+            async with asyncio.timeout(self._left()):  # `wait_for` may swallow a cancellation (Python 3.11)
+                await news.wait()
         except TimeoutError:
             self._give_up()
         except asyncio.CancelledError:

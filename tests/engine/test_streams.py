@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,9 +92,35 @@ async def awaited(stream: AnswerStream) -> Answer:
 
 
 def test_there_may_be_any_amount_of_time(engine: SamKVEngine) -> None:
-    for seconds in (math.inf, 1e30):
+    for seconds in (math.inf, 1e30, 10**400):
         some, same = (engine.stream_answer(ASKED, CHUNKS, max_new_tokens=8, timeout=seconds) for _ in range(2))
         assert asyncio.run(awaited(some)).text == "".join(same) == same.answer.text
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_cancelled_task_ends_though_a_piece_comes_at_the_same_time(turns: int) -> None:
+    async def main() -> bool:
+        go, seen = threading.Event(), threading.Event()
+
+        def job(emit: Any, gone: Any, finish: Any) -> Answer:
+            go.wait()
+            emit("one ")
+            while not gone():
+                time.sleep(0.001)
+            seen.set()
+            raise SamKVError("cancelled")
+
+        task = asyncio.create_task(awaited(AnswerStream(job, timeout=60)))
+        await asyncio.sleep(0.05)
+        go.set()
+        time.sleep(0.05)  # the piece is there before the loop goes on
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        return task.cancelled() and seen.wait(10)
+
+    assert asyncio.run(main())
 
 
 def test_a_time_that_is_none_is_refused(engine: SamKVEngine) -> None:
