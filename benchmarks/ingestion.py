@@ -76,10 +76,11 @@ def stored(adapter: ModelAdapter, pending: Sequence[Pending], kv_dtype: str, roo
     """Whole ingestion into a new store: in memory, or in a new folder under `root`."""
     with tempfile.TemporaryDirectory(dir=root) as folder, ChunkKVStore(":memory:" if root is None else folder) as store:
         start = time.perf_counter()
-        ingest(
+        for _ in ingest(
             pending, adapter, store, namespace="ingestion", fingerprint="ingestion", turn=nullcontext(),
             kv_dtype=kv_dtype,
-        )  # fmt: skip
+        ):  # fmt: skip
+            pass
         seconds = time.perf_counter() - start
         if len(store) != len(pending):
             raise SystemExit(f"{len(store)} of {len(pending)} chunks were stored: nothing is reported.")

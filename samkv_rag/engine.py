@@ -128,7 +128,7 @@ class SamKVEngine:
     # -- ingestion ---------------------------------------------------------------------------------------------
 
     def precompute(self, texts: Sequence[str], progress: bool | Progress = False) -> list[str]:
-        """Store the caches of chunk texts (stripped; empty ones are left out); return their keys in order.
+        """Store the caches of chunk texts (stripped; those without tokens are left out); return their keys in order.
 
         Idempotent: what is already stored costs nothing. `progress` True shows a bar; a callable receives
         (done tokens, all tokens) after every batch. Texts of fewer than 32 characters serve `answer`, which is given

@@ -26,8 +26,9 @@ class Pending:
 def ingest(
     pending: Sequence[Pending], adapter: ModelAdapter, store: ChunkKVStore, *, namespace: str, fingerprint: str,
     turn: AbstractContextManager[None], kv_dtype: str = "model", progress: Progress | None = None,
-) -> None:  # fmt: skip
-    """Prefill and store `pending`, batching long chunks with long ones; the model is released between batches.
+) -> Iterator[Pending]:  # fmt: skip
+    """Prefill and store `pending`, batching long chunks with long ones; the model is released between batches. Yields
+    each as soon as it is stored.
 
     `progress(done_tokens, all_tokens)` is called after every batch. Raises `SamKVError` for a chunk with more tokens
     than the model has positions; what was stored before is kept.
@@ -44,6 +45,7 @@ def ingest(
             caches = adapter.ingest([chunk.text for chunk in batch], [chunk.token_ids for chunk in batch])
         for chunk, cache in zip(batch, caches, strict=True):
             store.put(chunk.key, cache, namespace=namespace, fingerprint=fingerprint, kv_dtype=kv_dtype)
+            yield chunk
         done += sum(len(chunk.token_ids) for chunk in batch)
         if progress is not None:
             progress(done, total)

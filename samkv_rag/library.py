@@ -86,25 +86,31 @@ class Library:
             return None
 
     def chunks(self, texts: Sequence[str]) -> list[Pending]:
-        """The texts, stripped and encoded, with their keys; empty ones are left out."""
+        """The texts, stripped and encoded, with their keys; those without tokens are left out."""
         encode, texts = self.planner.encoder.chunk, require_texts(texts, "Chunk texts")
         whole = [(stripped, tuple(encode(stripped))) for text in texts if (stripped := text.strip())]
-        return [Pending(text, self._key(ids), ids) for text, ids in whole]
+        return [Pending(text, self._key(ids), ids) for text, ids in whole if ids]
 
     def add(
         self, chunks: Sequence[Pending], turn: AbstractContextManager[None], progress: bool | Progress = False
     ) -> None:
         """Store the caches of `chunks` that are not stored; see `SamKVEngine.precompute`. Loads the model for those."""
         pending = {chunk.key: chunk for chunk in chunks if chunk.key in self.unusable or chunk.key not in self._store}
+        for chunk in chunks:
+            if chunk.key not in pending:
+                self._note(chunk)
         if pending:
             with reported(progress) as report:
-                ingest(
+                for chunk in ingest(
                     list(pending.values()), self._adapter, self._store, namespace=self._namespace,
                     fingerprint=self._source.fingerprint, kv_dtype=self._source.kv_dtype, turn=turn, progress=report,
-                )  # fmt: skip
-        for chunk in chunks:
-            self.unusable.discard(chunk.key)
-            _know(self.planner.matcher, chunk.key, MatchRecord.of(chunk.text))
+                ):  # fmt: skip
+                    self._note(chunk)
+
+    def _note(self, chunk: Pending) -> None:
+        """Know a text that is stored."""
+        self.unusable.discard(chunk.key)
+        _know(self.planner.matcher, chunk.key, MatchRecord.of(chunk.text))
 
     @property
     def _adapter(self) -> ModelAdapter:

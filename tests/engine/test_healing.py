@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.normalizers import Replace
 
-from samkv_rag import ChunkKVStore, SamKVEngine
-from tests.models import tiny_engine
+from samkv_rag import ChunkKVStore, SamKVEngine, SamKVError
+from tests.models import adapter, byte_tokenizer, tiny_engine
 from tests.waiting import SOON, wait_until
 
 CHUNKS = ["Lumen Labs is a company in Oslo that was founded in 1987 by Ana Petrov. It makes solar lamps and kettles."]
@@ -51,6 +53,33 @@ def test_a_streamed_answer_does_not_wait_until_what_it_missed_is_stored() -> Non
         store.go.set()
         stream.join(SOON)
         assert engine.answer(ASKED, CHUNKS, max_new_tokens=4).report.misses == ()
+
+
+def test_what_was_stored_before_an_ingestion_failed_is_known() -> None:
+    engine = tiny_engine()
+    with pytest.raises(SamKVError, match="split it into smaller ones"):
+        engine.precompute([*CHUNKS, "x" * 100_000])
+    assert len(engine.store) == len(CHUNKS) == len(engine.plan(f"{CHUNKS[0]} {ASKED}").chunks)
+
+
+def test_what_was_damaged_is_mended_though_another_chunk_finds_no_room() -> None:
+    engine = tiny_engine()
+    [key] = engine.precompute(CHUNKS)
+    room = engine.store.stats().bytes
+    engine = tiny_engine(store=ChunkKVStore(":memory:", max_bytes=room))
+    engine._library.unusable.add(key)
+    long = "One that is too long. " + CHUNKS[0] * 5
+    assert len(engine.answer(ASKED, [*CHUNKS, long], max_new_tokens=2).report.misses) == 2
+    [missed] = engine.answer(ASKED, [*CHUNKS, long], max_new_tokens=2).report.misses
+    assert long.startswith(missed)
+
+
+def test_a_text_without_tokens_is_left_out() -> None:
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    engine = SamKVEngine.from_pretrained(adapter("llama").model, tokenizer=tokenizer, store=":memory:")
+    assert len(engine.precompute(["\u200b", *CHUNKS])) == len(CHUNKS) == len(engine.store)
+    assert engine.answer(ASKED, ["\u200b", *CHUNKS], max_new_tokens=2).report.misses == ("\u200b",)
 
 
 async def test_an_awaited_answer_does_not_wait_either() -> None:

@@ -41,15 +41,14 @@ class Ledger:
         nothing is left behind.
         """
         texts = {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
-        owners = [owner for owner, text in texts.items() if text]
-        keys = self._engine.keys([texts[owner] for owner in owners])
+        pairs = [(owner, key) for owner, text in texts.items() for key in self._engine.keys([text] if text else [])]
         known = {entry for owner in {self._parent(owner) for owner in texts} for entry in self._store.owned(owner)}
-        entered = {entry: entry not in known for entry in zip(owners, keys, strict=True)}
-        entered.update(dict.fromkeys(((owner, "") for owner in texts if not texts[owner]), False))
+        entered = {entry: entry not in known for entry in pairs}
+        entered.update(dict.fromkeys(((owner, "") for owner in texts.keys() - dict(pairs).keys()), False))
         try:
-            for owner, key in zip(owners, keys, strict=True):
+            for owner, key in pairs:
                 self._store.retain(key, owner)
-            self._engine.precompute([texts[owner] for owner in owners])
+            self._engine.precompute([texts[owner] for owner, _ in pairs])
         except BaseException:
             self.undo(entered)
             raise
