@@ -6,9 +6,11 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.documents import Document
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.vectorstores import VectorStore
 
 from samkv_rag import SamKVEngine, SamKVError
@@ -25,6 +27,8 @@ class Keeper:
     """Caches texts for document ids in one collection; an id is the owner of its text's cache."""
 
     def __init__(self, llm: ChatSamKV | SamKVEngine, collection: str, min_chars: int) -> None:
+        if not isinstance(llm, SamKVEngine | Runnable):
+            _refuse(llm)
         self._llm = llm
         self._collection = collection
         self._min_chars = min_chars
@@ -32,7 +36,7 @@ class Keeper:
     @property
     def engine(self) -> SamKVEngine:
         """The engine, made on first use."""
-        return self._llm if isinstance(self._llm, SamKVEngine) else self._llm.engine
+        return engine_of(self._llm)
 
     @property
     def _prefix(self) -> str:
@@ -90,6 +94,18 @@ class Keeper:
     def worth(self, texts: Iterable[str]) -> list[str]:
         """The texts that are long enough to be cached."""
         return [text for text in texts if len(text.strip()) >= self._min_chars]
+
+
+def engine_of(llm: Any) -> SamKVEngine:
+    """The engine itself, or the one behind a `ChatSamKV`, which may be bound, retried or have fallbacks."""
+    while isinstance(llm, RunnableBindingBase):
+        llm = llm.bound
+    engine = llm if isinstance(llm, SamKVEngine) else getattr(llm, "engine", None)
+    return engine if isinstance(engine, SamKVEngine) else _refuse(llm)
+
+
+def _refuse(llm: Any) -> NoReturn:
+    raise SamKVError(f"Chunks are cached by a ChatSamKV or a SamKVEngine, not by a {type(llm).__name__}; pass llm=...")
 
 
 def _escaped(name: str) -> str:

@@ -38,6 +38,8 @@ class ChunkKVVectorStore(VectorStore):
     def __init__(
         self, inner: VectorStore, llm: ChatSamKV | SamKVEngine, *, collection: str = "", min_chars: int = MIN_CHARS
     ) -> None:
+        if not isinstance(inner, VectorStore):
+            raise SamKVError(f"A ChunkKVVectorStore wraps a vector store, not a {type(inner).__name__}.")
         self.inner = inner
         self._keeper = Keeper(llm, collection, min_chars)
 

@@ -10,6 +10,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, index
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
@@ -239,3 +240,23 @@ def test_precompute_takes_texts_documents_and_ids(engine: SamKVEngine) -> None:
     assert precompute(engine, Opaque(inner), ids=["0"]) == 1
     assert precompute(engine, [TEXTS[1]]) == precompute(engine, documents(c=TEXTS[2])) == 1
     assert len(engine.store) == 3
+
+
+def test_a_model_that_is_retried_or_bound_caches_as_it_does_itself(engine: SamKVEngine) -> None:
+    llm = ChatSamKV(engine=engine)
+    for number, wrapped in enumerate((llm.with_retry(), llm.bind(stop=["."]), llm.with_fallbacks([llm]))):
+        ChunkKVVectorStore(InMemoryVectorStore(embeddings()), wrapped).add_texts([TEXTS[number]])
+    assert all(cached(engine, text) for text in TEXTS)
+
+
+@pytest.mark.parametrize("given", ["bundled", None, FakeListChatModel(responses=["a"])])
+def test_what_caches_no_chunks_is_refused(given: Any) -> None:
+    with pytest.raises(SamKVError, match="by a ChatSamKV or a SamKVEngine, not by a"):
+        ChunkKVVectorStore(InMemoryVectorStore(embeddings()), given).add_texts(TEXTS)
+    with pytest.raises(SamKVError, match="by a ChatSamKV or a SamKVEngine, not by a"):
+        precompute(given, TEXTS)
+
+
+def test_what_is_no_vector_store_is_refused(engine: SamKVEngine) -> None:
+    with pytest.raises(SamKVError, match="wraps a vector store, not a str"):
+        ChunkKVVectorStore("store", engine)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_index.llms.samkv import SamKVLLM
+from llama_index.llms.samkv import ChunkKVVectorStore, SamKVLLM
 from samkv_rag import SamKVError
 from samkv_rag.methods import CacheBlend, SamKV
 from tests.integrations.llama_index.kit import make_engine, make_llm
@@ -32,6 +32,11 @@ def test_a_given_engine_says_how_many_tokens_are_kept_at_least() -> None:
 def test_what_is_said_beside_an_engine_that_has_it_otherwise_is_refused(name: str, value: Any) -> None:
     with pytest.raises(SamKVError, match=f"The engine that was given has {name}="):
         SamKVLLM(engine=make_engine(), **{name: value})
+
+
+def test_what_is_no_vector_store_is_refused() -> None:
+    with pytest.raises(SamKVError, match="wraps a vector store, not a str"):
+        ChunkKVVectorStore("store", make_engine())  # type: ignore[arg-type]
 
 
 def test_caches_are_stored_as_it_is_said() -> None:

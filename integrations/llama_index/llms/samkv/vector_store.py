@@ -46,6 +46,8 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
     _ledger: Ledger = PrivateAttr()
 
     def __init__(self, inner: BasePydanticVectorStore, llm: EngineSource, **fields: Any) -> None:
+        if not isinstance(inner, BasePydanticVectorStore):
+            raise SamKVError(f"A ChunkKVVectorStore wraps a vector store, not a {type(inner).__name__}.")
         own = {"stores_text": inner.stores_text, "is_embedding_query": inner.is_embedding_query}
         super().__init__(**{**fields, **own})
         self._inner = inner
