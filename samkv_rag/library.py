@@ -59,9 +59,16 @@ class Library:
             self._planner = self._make_planner()
 
     def _make_planner(self) -> Planner:
-        matcher = Matcher(self._text_of)
-        for key, record in self._store.records(self._namespace, self._source.fingerprint):
+        matcher, fingerprint = Matcher(self._text_of), self._source.fingerprint
+        known = list(self._store.records(self._namespace, fingerprint))
+        for key, record in known:
             _know(matcher, key, record)
+        if not known and (others := sum(1 for _ in self._store.records(self._namespace))):
+            logger.warning(
+                "The store has %d chunks in the namespace %r, but none that this engine can use: they were made by "
+                "another model or dtype, or with another kv_dtype or sink_prefix. Ingest again, or set these as then.",
+                others, self._namespace,
+            )  # fmt: skip
         encoder = Encoder(self._source.loaded_tokenizer)
         return Planner(encoder, matcher, self._key, self._stored_ids, self.template)
 

@@ -157,3 +157,11 @@ def test_a_streamed_answer_takes_a_timeout() -> None:
     engine = tiny_engine()
     with pytest.raises(TimeoutError), engine.stream_answer("Who?", [], timeout=0.0, max_new_tokens=200) as stream:
         list(stream)
+
+
+def test_a_store_whose_chunks_this_engine_cannot_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    store = ChunkKVStore(":memory:")
+    tiny_engine(store=store).precompute([CHUNK])
+    assert len(tiny_engine(store=store).plan(f"{CHUNK}\nWhere?").chunks) == 1 and not caplog.messages
+    other = tiny_engine(store=store, kv_dtype="int8")
+    assert other.plan(f"{CHUNK}\nWhere?").chunks == () and "1 chunks" in caplog.text and "Ingest again" in caplog.text
