@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import typer
 from rich.markup import escape
 from rich.progress import Progress
 
 from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, progress_bar
 from samkv_rag.cli.engine import chunk_tokens, index_root, model_name, open_engine, settings_of
+from samkv_rag.cli.errors import USER_ERROR
 from samkv_rag.reader import BUNDLED
 from samkv_rag.retrieval import IngestPlan, IngestReport, ingest_folder
 from samkv_rag.retrieval.embedding import OFFLINE
@@ -33,6 +35,8 @@ def run(
     finally:
         engine.close()
     tell(report)
+    if not (report.added or report.changed or report.unchanged or report.removed):
+        raise typer.Exit(USER_ERROR)
 
 
 def ingest(

@@ -59,10 +59,9 @@ class Source:
         return cls(path.name.split(".")[0], spec, hashlib.sha256(path.read_bytes()).hexdigest())
 
     def check(self, drawing: Drawing) -> None:
-        """Read the questions of a file once, so that a bad row is found before an evaluation begins."""
-        if self.digest:
-            for _ in self.items(drawing):
-                pass
+        """Read the questions of a file once, so that a bad row, or none, is found before an evaluation begins."""
+        if self.digest and not sum(1 for _ in self.items(drawing)):
+            raise SamKVError(f"{self.spec} has no questions; it must hold a JSON list of them, or one per line.")
 
     def items(self, drawing: Drawing) -> Iterator[Item]:
         """At most `drawing.limit` questions. Raises `SamKVError` at a row of an unknown form."""

@@ -104,6 +104,8 @@ def _reason(error: BaseException) -> str:
         return _reason(error.last_attempt.exception() or error)
     if error.__cause__ is not None and str(error) == "Error loading file":
         return _reason(error.__cause__)
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8; save it as such (iconv -f latin1 -t utf-8)"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -39,6 +39,12 @@ def test_ingest_tells_the_estimate_and_the_outcome(terminal: Terminal, docs: Pat
     assert "2 unchanged, 1 unreadable" in plain(terminal("ingest", str(docs))[1])
 
 
+def test_ingesting_nothing_at_all_fails(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin1"))
+    _, err = terminal("ingest", str(tmp_path), code=1)
+    assert "1 unreadable; 0 chunks indexed" in plain(err) and "not text in UTF-8" in plain(err)
+
+
 def test_ask_prints_the_answer_alone_on_stdout(terminal: Terminal, docs: Path) -> None:
     terminal.answers["Where is Alma Works based?"] = "Tyrsa [old] town"
     terminal("ingest", str(docs))

@@ -175,3 +175,10 @@ def test_a_file_that_is_not_whole_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text('{"data": [1]}')
     with pytest.raises(SamKVError, match="neither a list of rows nor a SQuAD file"):
         read(tmp_path / "data.json")
+
+
+@pytest.mark.parametrize(("name", "content"), [("none.jsonl", "\n"), ("none.json", "[]")])
+def test_a_file_without_questions_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SamKVError, match="has no questions"):
+        Source.of(str(tmp_path / name)).check(Drawing(10, 0))

@@ -95,7 +95,8 @@ def test_wrapped_prose_is_joined_and_verse_is_not() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", b"\xff\xfe\xfa broken", "codec can't decode"),
+        ("a.txt", b"\xff\xfe\xfa broken", "not text in UTF-8; save it as such"),
+        ("b.md", "caf\xe9".encode("latin1"), "not text in UTF-8; save it as such"),
         ("a.md", b" \n\n", "no text in it"),
         ("a.pdf", b"%PDF-1.4 nothing", "Stream|EOF"),
     ],
