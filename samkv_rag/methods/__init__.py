@@ -54,7 +54,8 @@ def resolve_method(method: str | Method, keep: float | None = None) -> Method:
     """Resolve a method's name and set its `keep`; raises `SamKVError` on an unknown name or a method without one."""
     if isinstance(method, str):
         if method not in METHODS:
-            raise SamKVError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}.")
+            hint = "; one with options is an object, such as SamKV(recompute=0.33)" if ":" in method else ""
+            raise SamKVError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}{hint}.")
         method = METHODS[method]()
     if isinstance(method, type):
         raise SamKVError(f"A method is an object, not a class: pass {method.__name__}().")

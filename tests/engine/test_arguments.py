@@ -106,3 +106,11 @@ def test_content_that_is_no_text_is_refused() -> None:
     for content in (5, {"image": "x.png"}, b"bytes", [5]):
         with pytest.raises(SamKVError, match="Only text content is supported"):
             tiny_engine(chat=True).generate([{"role": "user", "content": content}], method=SamKV())
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [("sam", "prophetkv"), ("samkv:recompute=0.33", r"such as SamKV\(recompute")]
+)
+def test_an_unknown_method_names_those_there_are(named: str, said: str) -> None:
+    with pytest.raises(SamKVError, match=f"There is no method '{named}'; choose one of: .*{said}"):
+        tiny_engine(method=named).answer("Where?", [])
