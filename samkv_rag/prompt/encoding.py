@@ -24,10 +24,7 @@ class Encoder:
 
     def chunk(self, text: str) -> list[int]:
         """Ids of document text, in which no added token is recognised."""
-        ids = [token for piece in self._disarmed(text) for token in self._encode(piece)]
-        if self._control_ids.intersection(ids):
-            ids = [token for character in text for token in self._encode(character)]
-        return [token for token in ids if token not in self._control_ids]
+        return [token for _, ids in self._disarmed(text) for token in ids if token not in self._control_ids]
 
     def chunk_texts(self, text: str) -> list[str]:
         """The piece of `text` that each of its `chunk(text)` tokens stands for; together they are `text`.
@@ -45,7 +42,7 @@ class Encoder:
     def _starts(self, text: str) -> list[int]:
         """Where every token of the disarmed text begins."""
         starts, base = list[int](), 0
-        for piece in self._disarmed(text):
+        for piece, _ in self._disarmed(text):
             found = self.tokenizer(piece, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
             starts += [base + left for left, _ in found["offset_mapping"]]
             base += len(piece)
@@ -53,10 +50,9 @@ class Encoder:
 
     @cached_property
     def prefix(self) -> list[int]:
-        """What the tokenizer prepends to a raw string (BOS), or nothing."""
-        bos = self.tokenizer.bos_token_id
-        ids = self.tokenizer("a", add_special_tokens=True)["input_ids"]
-        return [bos] if bos is not None and ids and ids[0] == bos else []
+        """What the tokenizer prepends to a raw string, such as a BOS."""
+        ids, own = list(self.tokenizer("a", add_special_tokens=True)["input_ids"]), self._encode("a")
+        return next((ids[:at] for at in range(len(ids)) if own and ids[at : at + len(own)] == own), [])
 
     def span(self, text: str, start: int, stop: int) -> tuple[int, int]:
         """The token range of `glue(text)` that covers characters `start`..`stop`; the whole text if unknown."""
@@ -74,25 +70,35 @@ class Encoder:
 
     @cached_property
     def _controls(self) -> dict[str, int]:
-        """Added tokens by text, except runs of blanks, which some tokenizers add for compactness and are harmless."""
-        added = self.tokenizer.get_added_vocab()
-        return {text: index for text, index in added.items() if text.strip()}
+        """Added tokens by text, except for harmless ones: runs of blanks, which some tokenizers add for compactness,
+        and single characters that are text."""
+        added, special = self.tokenizer.get_added_vocab(), {*self.tokenizer.all_special_tokens}
+        return {text: index for text, index in added.items() if text.strip() and (len(text) > 1 or text in special)}
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
-        return frozenset(self._controls.values())
+        """Those that no document may have; what stands for characters that the model does not know is none of them."""
+        unknown, ends = self.tokenizer.unk_token_id, (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return frozenset(self._controls.values()) - ({unknown} if unknown not in ends else set())
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         longest_first = sorted((text for text in self._controls if len(text) > 1), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
-    def _disarmed(self, text: str) -> list[str]:
-        """`text` cut after the first character of every added token in it, so that none is whole."""
-        if self._pattern is None:
-            return [text]
+    def _disarmed(self, text: str) -> list[tuple[str, list[int]]]:
+        """`text` cut after the first character of every added token in it, so that none is whole; each piece with its
+        ids."""
         pieces, rest = [], text
-        while match := self._pattern.search(rest):
+        while match := self._pattern.search(rest) if self._pattern else None:
             pieces.append(rest[: match.start() + 1])
             rest = rest[match.start() + 1 :]
-        return [*pieces, rest]
+        return [part for piece in [*pieces, rest] for part in self._unread(piece)]
+
+    def _unread(self, piece: str) -> list[tuple[str, list[int]]]:
+        """`piece` cut where the tokenizer reads an added token all the same, in characters that it takes for others."""
+        ids = self._encode(piece)
+        if len(piece) < 2 or not self._control_ids.intersection(ids):
+            return [(piece, ids)]
+        middle = len(piece) // 2
+        return [*self._unread(piece[:middle]), *self._unread(piece[middle:])]
