@@ -64,13 +64,18 @@ class Planner:
         messages, options = talk.messages, {**self.template, **talk.template}
         contents = [self._matched(content_of(message)) for message in messages]
         asked = question if question is not None else _asked_in(messages, contents)
-        how = talk.tools, options
-        pieces = render(self.encoder.tokenizer, messages, contents, *how) or self._unmatched(messages, *how)
-        return self._plan(pieces, asked, [] if has_template(self.encoder.tokenizer) else self.encoder.prefix)
+        pieces, lost = self._rendered(messages, contents, talk.tools, options)
+        return self._plan(pieces, asked, [] if has_template(self.encoder.tokenizer) else self.encoder.prefix, lost)
 
-    def _unmatched(self, messages: Sequence[Message], *how: Any) -> list[Piece]:
-        whole = [[Piece(content_of(message))] for message in messages]
-        return render(self.encoder.tokenizer, messages, whole, *how) or []
+    def _rendered(
+        self, messages: Sequence[Message], contents: Sequence[Sequence[Piece]], *how: Any
+    ) -> tuple[list[Piece], list[Piece]]:
+        """The prompt's pieces, and the chunks that are not among them: all, if the template writes another text where
+        stand-ins are in their place. Some look at what a message says."""
+        whole = render(self.encoder.tokenizer, messages, [[Piece(content_of(one))] for one in messages], *how) or []
+        chunks = [piece for pieces in contents for piece in pieces if piece.is_chunk]
+        found = render(self.encoder.tokenizer, messages, contents, *how) or [] if chunks else whole
+        return (found, []) if _text(found) == _text(whole) else (whole, chunks)
 
     def _matched(self, text: str) -> list[Piece]:
         pieces, done = [], 0
@@ -82,7 +87,9 @@ class Planner:
 
     # -- segments ----------------------------------------------------------------------------------------------
 
-    def _plan(self, pieces: Sequence[Piece], question: str, prefix: Sequence[int]) -> PromptPlan:
+    def _plan(
+        self, pieces: Sequence[Piece], question: str, prefix: Sequence[int], lost: Sequence[Piece] = ()
+    ) -> PromptPlan:  # fmt: skip
         segments: list[Segment] = []
         missed: list[Piece] = []
 
@@ -107,7 +114,7 @@ class Planner:
         if not segments:
             raise SamKVError("The prompt is empty; pass some text.")
         segments = _ending_fresh(segments)
-        misses = tuple(piece.text for piece in missed)
+        misses = tuple(piece.text for piece in (*lost, *missed))
         whole = tuple(piece.text for piece in missed if not piece.partial)
         return PromptPlan(tuple(segments), self._question(segments, question, len(prefix)), misses, whole)
 
@@ -135,6 +142,10 @@ class Planner:
         if outside:
             return Question(wanted, outside, segments[-1].stop, in_prompt=False)
         return Question("", segments[-1].token_ids[-1:], segments[-1].stop - 1)
+
+
+def _text(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
 
 
 def _ending_fresh(segments: list[Segment]) -> list[Segment]:

@@ -255,6 +255,18 @@ def test_a_template_that_drops_or_doubles_a_chunk_reuses_nothing(broken: str) ->
         planner.for_question(ASKED, [ALPHA])
 
 
+@pytest.mark.parametrize("end", [" ", "\n"])
+def test_a_template_that_looks_at_what_is_said_sees_it(end: str) -> None:
+    """Where it would write another text for what stands in for a chunk, nothing is reused, and the report says so."""
+    tokenizer, chunk = copy.deepcopy(PLAIN), f"{ALPHA}\n{BETA}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content if '\\n' in m.content else 'Q: ' + m.content }}{% endfor %}>"
+    )
+    plan = check(Shelf(tokenizer).know(chunk).planner.for_prompt(messages(f"{chunk}{end}{ASKED}")))
+    assert tokenizer.decode(plan.token_ids) == f"{chunk}{end}{ASKED}>"
+    assert (len(plan.chunks), plan.misses) == ((1, ()) if end == "\n" else (0, (chunk,)))
+
+
 def test_a_template_that_refuses_is_a_sentence() -> None:
     tokenizer = copy.deepcopy(PLAIN)
     tokenizer.chat_template = "{{ raise_exception('only one turn') }}"
