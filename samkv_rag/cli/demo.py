@@ -9,14 +9,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from samkv_rag.cli.console import human_bytes, human_seconds, kept, notes, out, print_json
 from samkv_rag.cli.engine import FLOOR, chunk_tokens, index_root, model_name, open_engine
-from samkv_rag.cli.errors import INTERRUPTED
 from samkv_rag.cli.ingest import ingest, tell
 from samkv_rag.demo import HANDBOOK, DemoQuestion, questions
 from samkv_rag.errors import SamKVError
@@ -71,9 +69,9 @@ def _folder(store: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="samkv-demo-") as folder:
         try:
             yield Path(folder)
-        except KeyboardInterrupt:
-            notes.print("Stopped. The folder was a temporary one, so nothing is kept; --store names one that stays.")
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            said = "The folder was a temporary one, so nothing is kept; --store names one that stays."
+            raise KeyboardInterrupt(said) from stop
 
 
 def _ask_all(engine: Any, index: ChunkIndex, keep: float | None, top_k: int, quiet: bool) -> Results:

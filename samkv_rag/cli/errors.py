@@ -13,6 +13,8 @@ from samkv_rag.errors import SamKVError
 
 USER_ERROR = 1
 INTERRUPTED = 130
+KEPT = "What was finished is kept; run the same command to go on."
+"""What an interrupted command says, unless its interrupt says something else."""
 
 
 class Shell(TyperGroup):
@@ -30,8 +32,8 @@ class Shell(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            notes.print("Stopped. What was finished is kept; run the same command to go on.")
+        except KeyboardInterrupt as stop:
+            notes.print(f"Stopped. {str(stop) or KEPT}")
             raise typer.Exit(INTERRUPTED) from None
         except (SamKVError, OSError, MemoryError, RuntimeError) as error:
             if not _is_for_the_user(error):
