@@ -22,6 +22,9 @@ Job = Callable[[Callable[[str], None], Callable[[], bool], Callable[[Answer], No
 PATIENCE = 10.0
 """Seconds that Python waits at exit for streams that were not closed: they stop at the next token."""
 
+_LONGEST = threading.TIMEOUT_MAX - 1
+"""Seconds that a thread can wait; one less, as sums with a clock's time are rounded."""
+
 _running: set[AnswerStream] = set()
 
 
@@ -62,7 +65,7 @@ class AnswerStream:
         if not fits(timeout, float | None) or timeout != timeout:
             raise SamKVError(f"timeout must be a number of seconds or None, not {timeout!r}.")
         self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
+        self._deadline = None if timeout is None else time.monotonic() + min(timeout, _LONGEST)
         self._pieces: list[str] = []
         self._done = False
         self._news = threading.Condition()
@@ -154,9 +157,7 @@ class AnswerStream:
             raise
 
     def _left(self) -> float | None:
-        if self._deadline is None:
-            return None
-        return min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)  # more is an error there
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _give_up(self) -> NoReturn:
         self.cancel()
