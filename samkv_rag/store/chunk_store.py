@@ -54,14 +54,13 @@ class ChunkKVStore:
         _check_limit(max_bytes)
         if not isinstance(path, str | PathLike) or path == "":
             raise StoreError(f'A store is named by a folder, or ":memory:", not by {path!r}.')
-        in_memory = str(path) == MEMORY
-        folder = _absolute(path)
-        if not in_memory and str(device) != "cpu":
+        folder = None if str(path) == MEMORY else _absolute(path)
+        if folder is not None and str(device) != "cpu":
             raise ValueError(f"device={str(device)!r} is for a store in memory: what is in a folder lies on disk.")
         self._backend: Backend = (
-            MemoryBackend(max_bytes, device) if in_memory else _on_disk(folder, max_bytes, summary_cache_bytes)
+            MemoryBackend(max_bytes, device) if folder is None else _on_disk(folder, max_bytes, summary_cache_bytes)
         )
-        self.profiles = Profiles(None if in_memory else folder)
+        self.profiles = Profiles(folder)
 
     @property
     def store_id(self) -> str:

@@ -123,8 +123,8 @@ def _entries(job: Any) -> None:
         _scales(steps[group, block], unit, scale, middle)
         for at in range(GROUP):
             for i in range(codes.shape[3]):
-                shared = at if by_token else i
-                own[at, i] = own[at, i] * scale[shared] + middle[shared]
+                which = at if by_token else i
+                own[at, i] = own[at, i] * scale[which] + middle[which]
 
 
 def entries(rounded: Rounded) -> Tensor:

@@ -112,10 +112,11 @@ class Shared:
         for kind, argument in zip(self._kinds, arguments, strict=True):
             words += _facts(kind, argument)
         job = (ctypes.c_int64 * len(words))(*words)
-        if parts == 1:
+        openmp = _openmp() if parts > 1 else None
+        if openmp is None:  # one thread takes all parts
             self._compiled.ctypes(job)
         else:
-            _openmp()(self._compiled.address, job, parts, 0)
+            openmp(self._compiled.address, job, parts, 0)
 
 
 def shared(kinds: str, fastmath: frozenset[str] = ANY_ORDER) -> Callable[[Any], Shared]:
