@@ -9,13 +9,20 @@ from typing import Any
 
 from samkv_rag.accounting import make_report
 from samkv_rag.batch import Batch
-from samkv_rag.calls import Call, check_length
+from samkv_rag.calls import Call, check_fits
 from samkv_rag.errors import SamKVError
 from samkv_rag.library import Library
 from samkv_rag.methods import Prepared, Run
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.decoding import Decoding
-from samkv_rag.model.generation import Listener, cut_at_stop, finished_by_model, generation_kwargs, random_of
+from samkv_rag.model.generation import (
+    Listener,
+    cut_at_stop,
+    finished_by_model,
+    generation_kwargs,
+    random_of,
+    stop_texts,
+)  # fmt: skip
 from samkv_rag.prompt.reasoning import ReasoningReader, Spoken, reader_of, split
 from samkv_rag.prompt.template import THINKING
 from samkv_rag.store import ChunkKVStore, EntryError
@@ -65,6 +72,7 @@ class Answering:
         with turn:
             if gone():
                 raise SamKVError("The answer was cancelled before its turn came.")
+            self.adapter.attached.refuse_changes()
             run, prepared = self._prepare(make_plan, call)
             try:
                 spoken = self._spoken(on_text, call)
@@ -87,7 +95,7 @@ class Answering:
         while True:
             start = time.perf_counter()
             plan = make_plan()
-            check_length(plan, call.options, self.adapter.config)
+            check_fits(plan, call.options, self.adapter.config)
             room, least = call.options.max_new_tokens, self.min_kept_tokens
             run = Run(plan, self.adapter, self.store, room, least, self.library.model_fingerprint)
             run.costs.seconds["plan"] = time.perf_counter() - start
@@ -107,8 +115,8 @@ class Answering:
 
     def _finish(self, ids: list[int], call: Call, report: Report, cancelled: bool) -> Answer:
         whole = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text = cut_at_stop(whole, call.options.stop)
-        ended = finished_by_model(self.adapter.model, ids) or text != whole
+        text, stops = cut_at_stop(whole, call.options.stop), stop_texts(self.adapter.model, call.options)
+        ended = finished_by_model(self.adapter.model, ids) or any(stop in whole for stop in stops)
         full = len(ids) >= call.options.max_new_tokens and not ended
         reason: FinishReason = "length" if full else "cancelled" if cancelled else "stop"
         usage = Usage(report.prompt_tokens, len(ids), report.prompt_tokens - report.fresh_tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods import Method, resolve_method
 from samkv_rag.model.generation import GenerationOptions
+from samkv_rag.model.given import refuse_unknown_tokens
 from samkv_rag.prompt.checks import require_texts
 from samkv_rag.types import PromptPlan
 
@@ -34,9 +35,10 @@ class Call:
         return cls(resolve_method(method, keep), options, strip)
 
 
-def check_length(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:
+def check_fits(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:
     """Raise `SamKVError` if prompt and answer do not fit into the model's positions, or a prompt and its question where
-    that is not in it."""
+    that is not in it, or if the model does not know their tokens."""
+    refuse_unknown_tokens([*plan.token_ids, *plan.question.token_ids], config)
     limit, asked = getattr(config, "max_position_embeddings", None), len(plan.question.token_ids)
     if limit is not None and not plan.question.in_prompt and plan.n_tokens + asked > limit:
         raise SamKVError(

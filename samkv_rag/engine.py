@@ -237,6 +237,7 @@ class SamKVEngine:
         """Run the parity gate on THIS model: raises `ParityError` if reuse cannot be exact on it."""
         self.load()
         with self._turn:
+            self.adapter.attached.refuse_changes()
             return check_parity(self.adapter)
 
     def close(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.adapter import ModelAdapter
+from samkv_rag.model.given import refuse_unknown_tokens
 from samkv_rag.store import ChunkKVStore, estimate_bytes
 
 BATCH_TOKENS = 2048
@@ -31,7 +33,7 @@ def ingest(
     each as soon as it is stored.
 
     `progress(done_tokens, all_tokens)` is called after every batch. Raises `SamKVError` for a chunk with more tokens
-    than the model has positions; what was stored before is kept.
+    than the model has positions, or when the model has changed; what was stored before is kept.
     """
     limit = getattr(adapter.config, "max_position_embeddings", None)
     total, done = sum(len(chunk.token_ids) for chunk in pending), 0
@@ -41,7 +43,9 @@ def ingest(
             raise SamKVError(
                 f"A chunk has {longest} tokens, the model has {limit} positions; split it into smaller ones."
             )
+        refuse_unknown_tokens(chain.from_iterable(chunk.token_ids for chunk in batch), adapter.config)
         with turn:
+            adapter.attached.refuse_changes()
             caches = adapter.ingest([chunk.text for chunk in batch], [chunk.token_ids for chunk in batch])
         for chunk, cache in zip(batch, caches, strict=True):
             store.put(chunk.key, cache, namespace=namespace, fingerprint=fingerprint, kv_dtype=kv_dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samkv_rag.accounting import ids_digest
-from samkv_rag.calls import check_length
+from samkv_rag.calls import check_fits
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
@@ -62,7 +62,7 @@ def _answered(
         try:
             keys = engine.precompute(item.chunks)
             plan = engine.plan_question(item.question, item.chunks)
-            check_length(plan, GenerationOptions(max_new_tokens=room), engine.adapter.config)
+            check_fits(plan, GenerationOptions(max_new_tokens=room), engine.adapter.config)
         except SamKVError as error:  # too long for the model: the question is counted, not answered
             return [{"id": item.id, "task": item.task, "setting": SKIPPED, "why": str(error)}]
         expected = ids_digest(plan.token_ids)

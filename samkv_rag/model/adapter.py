@@ -18,6 +18,7 @@ from samkv_kernels.sending import few, sent
 from samkv_rag.errors import UnsupportedModel
 from samkv_rag.model import compiling, graphs, supported
 from samkv_rag.model.absorbed import AbsorbedPlan, Appending
+from samkv_rag.model.attached import Attached
 from samkv_rag.model.attention import NAME, AttentionPlan, PassEnded, attention_plan, without_cudnn
 from samkv_rag.model.beginnings import ROOM, UNKNOWN, Beginnings, Head
 from samkv_rag.model.blending import Blend
@@ -47,7 +48,6 @@ class ModelAdapter:
         supported.refuse_what_is_not_exact(model)
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.backend = supported.backend_for(self.device, wanted)
-        model.eval()
         with supported.attaching(model):
             own, count = supported.logits_by_itself(model), len(supported.PROBE)
             model.set_attn_implementation(NAME)
@@ -56,8 +56,7 @@ class ModelAdapter:
                 ours = self.logits_behind(supported.PROBE, cache, count)
                 supported.refuse_other_attention(model, own, ours)
             compiling.compile_if_wanted(model)
-        # The caches are ours; generate() refuses one beside a cache_implementation, which a call cannot unset.
-        model.generation_config.cache_implementation = None
+        self.attached = Attached(model)
 
     def _attach(self, model: Any, sink_prefix: Sequence[int]) -> None:
         self.model, self.config = model, model.config.get_text_config()
@@ -100,7 +99,7 @@ class ModelAdapter:
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         run, logits = partial(self.model, logits_to_keep=self._last(speak, tokens)) if speak else self.decoder, None
-        with attention_plan(plan), contextlib.suppress(PassEnded):
+        with self.rotary.alone, attention_plan(plan), contextlib.suppress(PassEnded):
             out = run(
                 tokens, **self._handing(cache, plan), attention_mask=dummy, use_cache=True,
                 position_ids=positions.to(self.device)[None].expand(len(tokens), -1),

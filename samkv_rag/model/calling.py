@@ -20,7 +20,7 @@ def handing(model: Any, entries: Any, latent: bool = False, shown: Shown = all_s
 
 def cache_name(model: Any) -> str:
     """The name, by the model's class, not the version: code that came with a model may use the older one."""
-    return _named(type(model).__mro__)
+    return _named(type(getattr(model, "_orig_mod", model)).__mro__)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import Annotated, Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
-from transformers.generation.streamers import TextStreamer
+from transformers.generation.configuration_utils import GenerationMode
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.model.detokenizer import Detokenizer
 from samkv_rag.model.grammar import GrammarGuide
 from samkv_rag.model.rules import Signal
 from samkv_rag.options import Options, Positive, Within
+
+logger = logging.getLogger(__name__)
 
 COLDEST = 1e-6
 """A lower temperature is greedy: divided by it, logits are no finite numbers."""
@@ -49,39 +53,37 @@ class GenerationOptions(Options):
             raise SamKVError(f"seed must be from -2**63 to 2**64 - 1, which torch can take, not {self.seed}.")
 
 
-class Listener(TextStreamer):
+class Listener:
     """Receives every new token: notes when the first came, passes finished text on, cuts at stop strings."""
 
     def __init__(
         self, tokenizer: Any, on_text: Callable[[str], None] | None, stop: Sequence[str], strip: bool = False
     ) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
         self.first_token_at: float | None = None
         self._on_text = on_text
+        self._detokenizer = Detokenizer(tokenizer)
         self._cutter = StopCutter(stop)
         self._strip = self._leading = strip
         self._trailing = ""
 
     def put(self, value: torch.Tensor) -> None:
+        """Take the next token `(1,)`."""
         if self.first_token_at is None:
             self.first_token_at = time.perf_counter()
         if self._on_text is not None:
-            super().put(value)  # type: ignore[no-untyped-call]
+            self._pass_on(self._cutter.feed(self._detokenizer.feed(int(value))))
 
     def end(self) -> None:
+        """Pass on what was held back."""
         if self._on_text is not None:
-            super().end()  # type: ignore[no-untyped-call]
+            self._pass_on(self._cutter.feed(self._detokenizer.rest()) + self._cutter.rest())
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with whole words: passes on what precedes the first stop string."""
-        if self._on_text is None:
-            return
-        out = self._cutter.feed(text) + (self._cutter.rest() if stream_end else "")
+    def _pass_on(self, out: str) -> None:
         if self._leading:
             out = out.lstrip()
         if self._strip:
             out = self._without_trailing(out)
-        if out:
+        if out and self._on_text is not None:
             self._leading = False
             self._on_text(out)
 
@@ -152,18 +154,17 @@ def generation_kwargs(
     config = copy.deepcopy(model.generation_config)
     config.max_new_tokens, config.max_length = options.max_new_tokens, None
     config.num_beams, config.num_return_sequences, config.use_cache = 1, 1, True
-    config.return_dict_in_generate = False
+    config.return_dict_in_generate, config.cache_implementation, config.token_healing = False, None, False
     config.do_sample = options.temperature >= COLDEST
     config.temperature = options.temperature if config.do_sample else None
     config.top_p = (options.top_p if options.top_p is not None else config.top_p) if config.do_sample else None
     config.top_k = (options.top_k if options.top_k is not None else config.top_k) if config.do_sample else None
     if config.pad_token_id is None:
-        eos = config.eos_token_id
-        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+        config.pad_token_id = next(iter(end_tokens(model)), None)
     criteria, processors = StoppingCriteriaList([Signal(cancelled)]), LogitsProcessorList()
-    stop, config.stop_strings = list(options.stop) or config.stop_strings, None
-    if stop:
-        criteria.append(StopsOfAnswer(tokenizer, stop))
+    config.stop_strings = None
+    if stop := stop_texts(model, options):
+        criteria.append(StopsOfAnswer(tokenizer, list(stop)))
     if options.grammar is not None:
         guide = GrammarGuide(tokenizer, options.grammar, end_tokens(model))
         processors.append(guide.mask)
@@ -171,10 +172,28 @@ def generation_kwargs(
     return {"generation_config": config, "stopping_criteria": criteria, "logits_processor": processors}
 
 
+def warn_of_other_modes(model: Any) -> None:
+    """Warn when the model's own generation config asks for what answers from caches do not do."""
+    config = model.generation_config
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION):
+        logger.warning(
+            "The generation config of this %s asks for %s; answers are decoded greedily, or by sampling with a "
+            "temperature. To be without this warning, set its num_beams to 1, penalty_alpha and the like to None.",
+            type(model).__name__, mode.value.replace("_", " "),
+        )  # fmt: skip
+
+
+def stop_texts(model: Any, options: GenerationOptions) -> tuple[str, ...]:
+    """The texts that end an answer: the caller's, or else the model's own."""
+    own = model.generation_config.stop_strings or ()
+    return tuple(options.stop or ([own] if isinstance(own, str) else own))
+
+
 def end_tokens(model: Any) -> tuple[int, ...]:
     """The tokens with which the model ends an answer."""
     eos = model.generation_config.eos_token_id
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    return () if eos is None else tuple(torch.as_tensor(eos).flatten().tolist())
 
 
 def finished_by_model(model: Any, token_ids: Sequence[int]) -> bool:

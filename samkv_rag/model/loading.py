@@ -26,7 +26,8 @@ from samkv_rag.model.digests import (
     tokenizer_digest,
     told,
 )  # fmt: skip
-from samkv_rag.model.quantised import is_quantised
+from samkv_rag.model.generation import warn_of_other_modes
+from samkv_rag.model.given import device_of, refuse_unused, require_tokenizer, require_writer
 from samkv_rag.types import KV_DTYPES
 
 FORMAT_VERSION = 1
@@ -72,8 +73,13 @@ class ModelSource:
             raise SamKVError(
                 f"model is one GGUF file and {gguf.ARGUMENT} in model_kwargs another: leave one of them out."
             )
-        if self.model is None:
+        if self.model is None or self.model == "":
             raise SamKVError(f"There is no model: pass {reader.BUNDLED!r}, a hub id, a folder, or a loaded model.")
+        if not isinstance(self.model, str | os.PathLike):
+            require_writer(self.model)
+            dtype = None if self.dtype == "auto" else _floating(self.dtype)
+            unused = {*self.model_kwargs} - {"trust_remote_code", *_DOWNLOAD}  # these serve to load a tokenizer
+            refuse_unused(self.model, dtype, self.device_map, unused)
 
     @property
     def name(self) -> str:
@@ -111,7 +117,7 @@ class ModelSource:
         from transformers import AutoTokenizer
 
         if self.tokenizer is not None and not isinstance(self.tokenizer, str | os.PathLike):
-            return self.tokenizer
+            return require_tokenizer(self.tokenizer)
         another = self.tokenizer if str(self.tokenizer) != str(self.model) else None
         name, file = gguf.located(another) if another else (self.folder, self._file)
         name = name or getattr(self.model, "name_or_path", None)
@@ -127,16 +133,7 @@ class ModelSource:
     @cached_property
     def device(self) -> str | None:
         """The one device to load to; None where transformers places the model (`device_map="auto"` or a mapping)."""
-        if self.device_map is None:
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if isinstance(self.device_map, str | torch.device) and str(self.device_map) != "auto":
-            return _usable(str(self.device_map))
-        if importlib.util.find_spec("accelerate") is None:
-            raise SamKVError(
-                "device_map='auto' and mappings need accelerate: pip install accelerate, or pass a single "
-                "device such as device_map='cuda:0'."
-            )
-        return None
+        return device_of(self.device_map)
 
     @cached_property
     def resolved_dtype(self) -> torch.dtype:
@@ -202,8 +199,7 @@ class ModelSource:
 
     def _weights_digest(self) -> str:
         if self.folder is None:
-            if is_quantised(self.model):  # some pack their weights when they first run
-                _ = self.adapter
+            _ = self.adapter  # which finds later changes; and some models pack their weights when they first run
             return parameters_digest(self.model)
         named = [self.folder / name for name in self._file.values()]
         files = named or sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern))
@@ -216,7 +212,9 @@ class ModelSource:
     def adapter(self) -> ModelAdapter:
         """The attached model; loads it on first use. Raises `UnsupportedModel` or `SamKVError`."""
         model = self.model if self.folder is None else self._load(self.folder)
-        return ModelAdapter(model, self.sink_ids)
+        adapter = ModelAdapter(model, self.sink_ids)
+        warn_of_other_modes(model)
+        return adapter
 
     def _load(self, folder: Path) -> Any:
         kwargs = {**(gguf.unpacked(self.model_kwargs) if self._file else {}), **self.model_kwargs, **self._file}
@@ -256,12 +254,6 @@ def _floating(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(found, torch.dtype) and found.is_floating_point:
         return found
     raise SamKVError(f"dtype is 'auto' or a floating type of torch, such as 'bfloat16', not {dtype!r}.")
-
-
-def _usable(device: str) -> str:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SamKVError(f"device_map={device!r}, but torch {torch.__version__} sees no GPU here; pass 'cpu'.")
-    return device
 
 
 def _from_hub(name: str, kwargs: Mapping[str, Any]) -> Path:

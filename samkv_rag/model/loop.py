@@ -20,6 +20,7 @@ from samkv_kernels.backend import Backend, without_triton
 from samkv_kernels.sending import sent
 from samkv_kernels.softmax import Softmax
 from samkv_rag.model.absorbed import AbsorbedPlan, AbsorbedRows, Appending, Latents
+from samkv_rag.model.alone import alone, rotary_of
 from samkv_rag.model.attention import Plan, attention_plan, without_cudnn
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.calling import cache_name, handing
@@ -72,6 +73,7 @@ class Loop:
         self._latents = latents
         self._looks = looks
         self._handing = partial(handing, model, latent=latents is not None)
+        self._running_alone = alone(rotary_of(model))
         self.recorder: Recorder | None = None
 
     @property
@@ -199,7 +201,7 @@ class Loop:
     def _logits(self, tokens: Tensor, positions: Tensor, plan: Plan, **caching: Any) -> Tensor:
         """Next-token logits `(B, vocab)`. The 4-D mask is a dummy that transformers passes on unchanged."""
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
-        with attention_plan(plan), without_cudnn if tokens.shape[1] == 1 else nullcontext():
+        with self._running_alone, attention_plan(plan), without_cudnn if tokens.shape[1] == 1 else nullcontext():
             out = self._model(tokens, position_ids=positions, attention_mask=dummy, logits_to_keep=1, **caching)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from samkv_kernels.rope_gather import Angles
 from samkv_kernels.sending import few, sent
 from samkv_rag.errors import UnsupportedModel
+from samkv_rag.model.alone import alone, rope_types, rotary_of
 from samkv_rag.model.cache import GrowingCache
 from samkv_rag.model.calling import handing
 from samkv_rag.model.latent import can_be_joined, joined
@@ -120,21 +121,22 @@ class RotaryTable:
 
 class Rotary:
     """The rotary embedding of one model, which of its layers use it (`kinds`: "rope" or "fixed"), and whether the model
-    caches latents (`latent`), joined then with what turns (see `samkv_rag.model.latent`)."""
+    caches latents (`latent`), joined then with what turns (see `samkv_rag.model.latent`). `alone`: to be held while the
+    model runs."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.get_decoder()
-        self._module: Any = getattr(decoder, "rotary_emb", None)
+        self._module = rotary_of(model)
         if self._module is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} has no rotary embedding; only models with rotary positions can be served. "
                 "Use method='full' with another runtime, or another model."
             )
         self._types: list[str] | None = None
-        rope_type = getattr(self._module, "rope_type", "default")
-        if isinstance(rope_type, dict):
+        if isinstance(getattr(self._module, "rope_type", None), dict):
             self._types = list(decoder.config.layer_types)
-        self.rope_types = set(rope_type.values()) if isinstance(rope_type, dict) else {rope_type}
+        self.rope_types = rope_types(self._module)
+        self.alone = alone(self._module)
         self._longest: int | None = decoder.config.max_position_embeddings if self.looks_at_length else None
         self._kept = OrderedDict[Hashable, Angles]()
         self._function, self._half_tables = rotation_of(decoder)
@@ -161,7 +163,8 @@ class Rotary:
 
     def table(self, positions: Tensor) -> RotaryTable:
         """The angles of `positions` `(T,)`, computed in ONE call: longrope picks frequencies by the longest."""
-        return self._table(positions, self.kinds)
+        with self.alone:
+            return self._table(positions, self.kinds)
 
     def turning(self, positions: Tensor, here: Tensor) -> Callable[[Sequence[int]], Angles]:
         """How layers, all of one stack, turn at sorted `positions` `(T,)` on the host, which are `here` on the model's

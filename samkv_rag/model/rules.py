@@ -6,9 +6,8 @@ in place of its own loop.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -29,7 +28,6 @@ from transformers import (
 
 _OF_ANY_PROMPT = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 """Processors that are the same whatever a prompt says, and whatever device it is on."""
-_stop_strings = threading.Lock()
 
 
 class Signal(StoppingCriteria):
@@ -85,10 +83,10 @@ class Rules:
             ends = frozenset(chain.from_iterable(lists))
             return cls(logits_processor, others, signals, ends, generation_config.do_sample, most)
 
-        with _without_stop_strings(model.generation_config):
-            return model.generate(  # type: ignore[no-any-return]
-                tokens, attention_mask=torch.ones_like(tokens), custom_generate=instead, **generation
-            )
+        configured = _stand_in(model, generation.get("generation_config", model.generation_config))
+        return configured.generate(  # type: ignore[no-any-return]
+            tokens, attention_mask=torch.ones_like(tokens), custom_generate=instead, **generation
+        )
 
 
 def _beside(tokens: Tensor, make: Callable[[Tensor], Rules]) -> Rules:
@@ -114,16 +112,10 @@ def _ends_at(criterion: StoppingCriteria, most: int) -> bool:
     return criterion.max_position_embeddings is None or most <= criterion.max_position_embeddings
 
 
-@contextmanager
-def _without_stop_strings(config: Any) -> Iterator[None]:
-    """Leave out the model's own stop strings: they need a tokenizer, which `generate()` loses if the loop is not its
-    own.
-
-    They are among the criteria passed to it (see `generation_kwargs`).
-    """
-    with _stop_strings:
-        theirs, config.stop_strings = config.stop_strings, None
-        try:
-            yield
-        finally:
-            config.stop_strings = theirs
+def _stand_in(model: Any, config: Any) -> Any:
+    """The same model, but with a generation config of its own. `generate()` takes from the model's what a call's leaves
+    open: stop strings, which need a tokenizer that it loses if the loop is not its own, or a kind of cache. The model's
+    cannot be changed meanwhile: others use it."""
+    own = copy.copy(getattr(model, "_orig_mod", model))  # shallow: parts and weights are the model's
+    own.generation_config = config
+    return own

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from samkv_kernels.backend import Backend, BackendError, choose
 from samkv_rag.errors import SamKVError, UnsupportedModel
+from samkv_rag.model.alone import alone, rotary_of
+from samkv_rag.model.attached import attention_of
 from samkv_rag.model.cache import Entries
 from samkv_rag.model.memory import is_out_of_memory
 from samkv_rag.model.observers import Observation
@@ -45,6 +47,10 @@ def refuse_what_is_not_exact(model: Any) -> None:
         raise UnsupportedModel(
             f"{name} is spread over {len(devices)} devices; pass device_map='cuda:0' or another single device."
         )
+    if any(weight.is_meta for weight in model.parameters()):
+        raise UnsupportedModel(
+            f"{name} has weights that are not in memory (offloaded, or never loaded); load all of it onto one device."
+        )
     refuse_states(model)
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
@@ -69,11 +75,15 @@ def refuse_states(model: Any) -> None:
 
 @contextmanager
 def attaching(model: Any) -> Iterator[None]:
-    """Turn what goes wrong within into a refusal and restore the model's attention: sinks, for one, need it."""
-    before = _implementations(model.config)
+    """Put the model into evaluation mode. Turn what goes wrong within into a refusal, and restore the model's mode and
+    attention: sinks, for one, need it."""
+    before, training = attention_of(model.config), model.training
     try:
-        yield
+        with alone(rotary_of(model)):
+            model.eval()
+            yield
     except Exception as error:
+        model.train(training)
         # In every release this reaches parts of parts, unlike set_attn_implementation.
         model.config._attn_implementation = before
         if isinstance(error, UnsupportedModel) or is_out_of_memory(error):
@@ -84,17 +94,19 @@ def attaching(model: Any) -> Iterator[None]:
         ) from error
 
 
-def _implementations(config: Any) -> dict[str, Any]:
-    """The attention of a model and of its parts, as a config takes them."""
-    parts = {name: part for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
-    return {"": config._attn_implementation, **{name: _implementations(part) for name, part in parts.items()}}
-
-
 @torch.inference_mode()
 def logits_by_itself(model: Any) -> Tensor:
     """Next-token logits `(Q, vocab)`, fp32, after each token of `PROBE`, by whatever attention the model has."""
     tokens = torch.tensor([PROBE], device=model.get_input_embeddings().weight.device)
-    return model(tokens, use_cache=False, logits_to_keep=len(PROBE)).logits[0].float()  # type: ignore[no-any-return]
+    try:
+        return model(tokens, use_cache=False, logits_to_keep=len(PROBE)).logits[0].float()  # type: ignore[no-any-return]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not run by itself ({type(error).__name__}: {error}). It must be loaded "
+            "whole, in one floating type, and return its logits by name (return_dict)."
+        ) from error
 
 
 def refuse_other_attention(model: Any, own: Tensor, ours: Tensor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from samkv_rag.calls import check_length
+from samkv_rag.calls import check_fits
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.items import Item
@@ -28,7 +28,7 @@ def can_be_asked(engine: SamKVEngine, item: Item, most: int = ANSWER_TOKENS) -> 
         return False
     try:
         plan = engine.plan_question(item.question, item.chunks)
-        check_length(plan, GenerationOptions(max_new_tokens=most), engine.adapter.config)
+        check_fits(plan, GenerationOptions(max_new_tokens=most), engine.adapter.config)
     except SamKVError:
         return False
     return True
