@@ -15,8 +15,8 @@ from rich.table import Table
 from samkv_rag.cli.console import counted, notes, out, percent, print_json
 from samkv_rag.cli.engine import open_engine, settings_of
 from samkv_rag.eval.items import Item
-from samkv_rag.eval.sources import Drawing, Source
-from samkv_rag.profiling import LayerProfile, Outcome, profile
+from samkv_rag.eval.sources import Drawing, Source, sources_of
+from samkv_rag.profiling import FEWEST, LayerProfile, Outcome, profile
 from samkv_rag.reader import BUNDLED
 from samkv_rag.store.profiles import NUMBERS
 
@@ -41,22 +41,31 @@ class Request:
 
 def run(request: Request) -> None:
     """Measure, show, store."""
-    sources = [Source.of(spec) for spec in request.data or DEFAULT_DATA]
+    drawing = Drawing(request.limit, chunks=request.chunks)
+    sources = sources_of(request.data or DEFAULT_DATA)
+    for source in sources:
+        source.check(drawing)
     known = settings_of(request.store)
     model = request.model or (known.model if known else BUNDLED)
     stored_as = request.kv_dtype or (known.kv_dtype if known else "model")
     with closing(open_engine(model, request.store, stored_as)) as engine:
         engine.load()
         with _bar() as bar:
-            found = profile(engine, _items(sources, request), request.keep, _shown_in(bar))
+            found = profile(engine, _items(sources, drawing), request.keep, _shown_in(bar))
         kept = found.as_profile()
-        engine.store.profiles.put(engine.model_fingerprint, kept)
+        if found.told:
+            engine.store.profiles.put(engine.model_fingerprint, kept)
+    if not found.told:
+        notes.print(f"Nothing is stored: {_untold(found)}. Give others with --data, or more with --limit.")
     if request.as_json:
         numbers = {name: getattr(kept, name) for name in NUMBERS}
-        print_json({"model": model, "layers": list(kept.layers), **numbers, **kept.measured})
+        shown = {"model": model, "stored": found.told, "layers": list(kept.layers)}
+        print_json({**shown, **numbers, **kept.measured})
         return
     for table in TABLES:
         out.print(table(found))
+    if not found.told:
+        return
     wide = f"everything is attended to on {_share(found.wide)} of the layers, {_share(found.sees)} of the rest above"
     out.print(
         f"[bold]Selection layers: {_named(found.chosen)}; {wide}; "
@@ -65,9 +74,16 @@ def run(request: Request) -> None:
     )
 
 
-def _items(sources: list[Source], request: Request) -> Iterator[Item]:
+def _untold(found: LayerProfile) -> str:
+    asked = counted(found.questions, "question")
+    if found.questions < FEWEST:
+        return f"{asked} cannot tell what is best, {FEWEST} can"
+    return f"{asked} do not tell what is best, as whatever was tried leaves as much of full prefill's answers"
+
+
+def _items(sources: list[Source], drawing: Drawing) -> Iterator[Item]:
     for source in sources:
-        yield from source.items(Drawing(request.limit, chunks=request.chunks))
+        yield from source.items(drawing)
 
 
 def _bar() -> Progress:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -59,8 +60,11 @@ class Source:
         return cls(path.name.split(".")[0], spec, hashlib.sha256(path.read_bytes()).hexdigest())
 
     def check(self, drawing: Drawing) -> None:
-        """Read the questions of a file once, so that a bad row, or none, is found before an evaluation begins."""
-        if self.digest and not sum(1 for _ in self.items(drawing)):
+        """Find before an evaluation begins what would end it: too few chunks for a task, a bad row anywhere in a file
+        (to leave it out later would make another file of it), a set without questions, or none at all."""
+        if self.spec in TASKS:
+            TASKS[self.spec].check(drawing.chunks or GENERATED_CHUNKS)
+        elif not sum(1 for _ in self.items(Drawing(sys.maxsize if self.digest else 1))):
             raise SamKVError(f"{self.spec} has no questions; it must hold a JSON list of them, or one per line.")
 
     def items(self, drawing: Drawing) -> Iterator[Item]:
@@ -78,17 +82,23 @@ class Source:
             yield Item(f"{self.name}-{number}", self.name, question.text, question.answers, chunks)
 
 
+def sources_of(specs: Iterable[str]) -> list[Source]:
+    """The sources that are named in `specs`, each a name or several with commas between them."""
+    return [Source.of(spec) for part in specs for spec in part.split(",") if spec]
+
+
 def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    opened = gzip.open if path.suffix == ".gz" else open
+    name = path.name.lower()
+    opened = gzip.open if name.endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig") as lines:
-            if path.name.removesuffix(".gz").endswith(".json"):
+            if name.removesuffix(".gz").endswith(".json"):
                 yield from _rows_of(_parsed(lines.read(), str(path)), str(path))
                 return
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _parsed(line, f"{path}, line {number}")
-    except (UnicodeDecodeError, EOFError, zlib.error) as error:
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SamKVError(f"{path} cannot be read ({error}); it must be whole, and text in UTF-8.") from error
 
 
@@ -99,24 +109,28 @@ def _rows_of(value: Any, where: str) -> Iterable[Mapping[str, Any]]:
     articles = value.get("data") if isinstance(value, Mapping) else None
     if not isinstance(articles, list) or not all(isinstance(one, Mapping) and "paragraphs" in one for one in articles):
         raise SamKVError(f"{where} is neither a list of rows nor a SQuAD file; make it a list, or one row per line.")
-    return [
-        {"question": asked["question"], "context": part["context"], "answers": {"text": _texts(asked["answers"])}}
-        for article in articles
-        for part in article["paragraphs"]
-        for asked in part["qas"]
-        if not asked.get("is_impossible")
-    ]
+    try:
+        return [
+            _of_squad(one, part["context"])
+            for article in articles
+            for part in article["paragraphs"]
+            for one in part["qas"]
+            if not one.get("is_impossible")
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SamKVError(f"{where} is no whole SQuAD file ({error!r}); each question needs its answers.") from error
 
 
-def _texts(answers: Iterable[Mapping[str, Any]]) -> list[Any]:
-    return [answer["text"] for answer in answers]
+def _of_squad(one: Mapping[str, Any], context: Any) -> Mapping[str, Any]:
+    texts = [answer["text"] for answer in one["answers"]]
+    return {"question": one["question"], "context": context, "answers": {"text": texts}}
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SamKVError(f"{where} is not JSON ({error.msg}); one JSON object per line is expected.") from error
+    except (ValueError, RecursionError) as error:
+        raise SamKVError(f"{where} is not JSON ({error}); one JSON object per line is expected.") from error
 
 
 def _hub_rows(spec: str) -> Iterator[Mapping[str, Any]]:

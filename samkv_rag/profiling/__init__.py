@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from samkv_rag.profiling.candidates import FEWEST
 from samkv_rag.profiling.choice import LayerProfile, Outcome, Tried, profile
 from samkv_rag.profiling.measure import Looked
 
-__all__ = ["LayerProfile", "Looked", "Outcome", "Tried", "profile"]
+__all__ = ["FEWEST", "LayerProfile", "Looked", "Outcome", "Tried", "profile"]

@@ -11,6 +11,10 @@ from samkv_rag.methods import SamKV
 from samkv_rag.profiling.answers import Left
 
 MOST = 4
+FEWEST = 8
+"""With fewer questions nothing is concluded."""
+ROUNDING = 0.01
+"""Nats that say nothing: what lies between two equally good values where nothing is lost."""
 K = TypeVar("K")
 Layers = tuple[int, ...]
 
@@ -42,10 +46,20 @@ def without_one(layers: Layers) -> list[Layers]:
     return [tuple(other for other in layers if other != layer) for layer in layers]
 
 
-def cheapest(left: Mapping[Layers, Sequence[Left]]) -> Layers:
+def cheapest(now: Layers, left: Mapping[Layers, Sequence[Left]]) -> Layers:
     """The cheapest of the sets that are as good as the best: the one whose last layer is lowest, as the question's
-    first pass ends there, and then the smallest. `left` is what each leaves, question by question."""
+    first pass ends there, and then the smallest; the one in force `now` where the questions do not tell them apart.
+    `left` is what each leaves, question by question."""
+    if not tells(left):
+        return now
     return min(as_good(left), key=lambda layers: (layers[-1], len(layers), _loss(left[layers])))
+
+
+def least(now: float, left: Mapping[float, Sequence[Left]]) -> float:
+    """The smallest value that is as good as the best; the one in force `now` where even the smallest of all is, and
+    nothing says what too little would be."""
+    good = as_good(left)
+    return now if min(left) in good else min(good)
 
 
 def kept_or_best(now: K, left: Mapping[K, Sequence[Left]]) -> K:
@@ -54,14 +68,22 @@ def kept_or_best(now: K, left: Mapping[K, Sequence[Left]]) -> K:
     return now if now in good else min(good, key=lambda one: _loss(left[one]))
 
 
+def tells(left: Mapping[K, Sequence[Left]]) -> bool:
+    """Whether the questions tell these apart: one leaves less than the best."""
+    return len(as_good(left)) < len(left)
+
+
 def as_good(left: Mapping[K, Sequence[Left]]) -> list[K]:
-    """Those that leave as much of full prefill's answers as the one that leaves most.
+    """Those that leave as much of full prefill's answers as the one that leaves most: all of them, as far as fewer than
+    `FEWEST` questions can tell.
 
     As much: no fewer identical answers, and the mean of the differences in loss is within its standard error. The error
     alone would not do: a set that loses one question more, and wholly, differs by one standard error.
     """
     same = {one: sum(part.same for part in found) for one, found in left.items()}
     best = min(left, key=lambda one: (_loss(left[one]), -same[one]))
+    if len(left[best]) < FEWEST:
+        return list(left)
     return [one for one in left if same[one] >= same[best] and not _clearly_above(left[one], left[best])]
 
 
@@ -72,4 +94,4 @@ def _loss(found: Sequence[Left]) -> float:
 def _clearly_above(some: Sequence[Left], others: Sequence[Left]) -> bool:
     gaps = [a.loss - b.loss for a, b in zip(some, others, strict=True)]
     error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    return fmean(gaps) > error
+    return fmean(gaps) > max(error, ROUNDING)

@@ -16,7 +16,15 @@ from samkv_rag.methods.profiled import ANSWER_WEIGHT, EARLY, SEES, VICINITY, WID
 from samkv_rag.options import known
 from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
-from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
+from samkv_rag.profiling.candidates import (
+    Layers,
+    candidates,
+    cheapest,
+    kept_or_best,
+    least,
+    tells,
+    without_one,
+)
 from samkv_rag.profiling.measure import Looked, look
 from samkv_rag.store.profiles import NUMBERS, ModelProfile
 from samkv_rag.types import PromptPlan
@@ -87,10 +95,12 @@ class Outcome:
 class LayerProfile:
     """The `chosen` layers, how much sooner tokens `early` in a chunk are recomputed, the share of the rest that
     recomputed tokens attend to (`sees`), the share of layers that are `wide`, the `answer_weight`, and how much the
-    `vicinity` counts, from how many `questions`; all sets of layers that were `tried` with the share `keep` kept; the
-    chosen one with several `earlies`, `sights`, `widths`, `weights`, and `vicinities` in turn; and all that was chosen
-    at several `budgets`, with several `waits` before it is decided what is kept, each from the smallest on, with the
-    `rests` dropped or held in four bits, and with several shares held so (`holds`)."""
+    `vicinity` counts, from how many `questions`, and whether these `told` any of it: if not, all is as it was.
+
+    Also all sets of layers that were `tried` with the share `keep` kept; the chosen one with several `earlies`,
+    `sights`, `widths`, `weights`, and `vicinities` in turn; and all that was chosen at several `budgets`, with several
+    `waits` before it is decided what is kept, each from the smallest on, with the `rests` dropped or held in four bits,
+    and with several shares held so (`holds`)."""
 
     chosen: Layers
     early: float
@@ -99,6 +109,7 @@ class LayerProfile:
     answer_weight: float
     vicinity: float
     questions: int
+    told: bool
     keep: float
     tried: tuple[Tried, ...]
     earlies: tuple[Outcome, ...]
@@ -144,12 +155,12 @@ def profile(
     own answers: dropping tells apart choices that hardly differ where nothing is dropped. Gold answers are not used.
 
     The sets of layers that are tried are few (`candidates`, and the best of them without each of its layers), and
-    `cheapest` chooses; then, with everything kept (dropping would hide the difference), `early`, the smallest share
-    that is `as_good`, and the smallest width that is; then the weight and the vicinity. Of values that cost the same,
-    the one in force is kept unless another leaves more. What other budgets, settling later, and holding the rest or
-    some of it in four bits leave is measured for the user to choose. Each question's chunks are computed into a store
-    of their own, which is closed with it. Questions without passages, or too long for the model, are left out; raises
-    `SamKVError` when there are no others.
+    `cheapest` chooses; then, with everything kept (dropping would hide the difference), `early`, the `least` share and
+    the `least` width; then the weight and the vicinity. Of values that cost the same, the one in force is kept unless
+    another leaves more. What the questions do not tell (fewer than `FEWEST` tell nothing) stays as it is. What other
+    budgets, settling later, and holding the rest or some of it in four bits leave is measured for the user to choose.
+    Each question's chunks are computed into a store of their own, which is closed with it. Questions without passages,
+    or too long for the model, are left out; raises `SamKVError` when there are no others.
     """
     asked = [item for item in items if can_be_asked(engine, item)]
     if not asked:
@@ -159,15 +170,16 @@ def profile(
     early = known(now.early, EARLY)
     in_force = [layers for layers in (engine.adapter.selection_layers, now.layers) if layers]
     sets = candidates(engine.adapter.shape.layers, measured.agreement, in_force)
-    best, tried = _best_layers(measured, Setting((), early, SEES, WIDE, weight, vicinity, keep), sets)
+    standing = SamKV().selection_layers(engine.adapter.shape.layers, now.layers)
+    best, tried, told = _best_layers(measured, Setting(standing, early, SEES, WIDE, weight, vicinity, keep), sets)
     by_early = measured.varied(
         "Trying how early tokens come first", best.keeping_all(), "early", sorted({*EARLIES, early})
     )
     best = best._replace(early=kept_or_best(early, by_early))
     by_sight = measured.varied("Trying how much to attend to", best.keeping_all(), "sees", SIGHTS)
-    best = best._replace(sees=min(as_good(by_sight)))
+    best = best._replace(sees=least(SEES, by_sight))
     by_width = measured.varied("Trying other widths", best.keeping_all(), "wide", WIDTHS)
-    best = best._replace(wide=min(as_good(by_width)))
+    best = best._replace(wide=least(WIDE, by_width))
     by_weight = measured.varied("Trying other weights", best, "answer_weight", sorted({*WEIGHTS, weight}))
     best = best._replace(answer_weight=kept_or_best(weight, by_weight))
     by_vicinity = measured.varied("Trying other vicinities", best, "vicinity", sorted({*VICINITIES, vicinity}))
@@ -180,17 +192,20 @@ def profile(
         by_early, by_sight, by_width, by_weight, by_vicinity, by_keep, by_wait, by_rest, by_hold
     ]  # fmt: skip
     chosen = best.layers, best.early, best.sees, best.wide, best.answer_weight, best.vicinity
-    return LayerProfile(*chosen, len(asked), keep, tried, *map(_outcomes, columns))
+    told = told or any(map(tells, columns[:5]))
+    return LayerProfile(*chosen, len(asked), told, keep, tried, *map(_outcomes, columns))
 
 
 def _best_layers(
     measured: _Measured, setting: Setting, sets: Sequence[Layers]
-) -> tuple[Setting, tuple[Tried, ...]]:  # fmt: skip
-    """`setting` with the best of the `sets`, or of the best one without each of its layers; and how all of them did."""
-    first = cheapest(measured.varied("Trying sets of layers", setting, "layers", sets))
+) -> tuple[Setting, tuple[Tried, ...], bool]:  # fmt: skip
+    """`setting` with the best of the `sets`, or of the best one without each of its layers; how all of them did; and
+    whether the questions tell them apart."""
+    standing = setting.layers
+    first = cheapest(standing, measured.varied("Trying sets of layers", setting, "layers", sets))
     left = measured.varied("Leaving layers out", setting, "layers", [*sets, *without_one(first)])
     tried = tuple(Tried(layers, *_means(found), measured.agreement(layers)) for layers, found in left.items())
-    return setting._replace(layers=cheapest(left)), tried
+    return setting._replace(layers=cheapest(standing, left)), tried, tells(left)
 
 
 def _outcomes(left: Mapping[Any, Sequence[Left]]) -> tuple[Outcome, ...]:

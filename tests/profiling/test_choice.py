@@ -1,4 +1,4 @@
-"""Which sets of layers are tried, which is chosen, and what a profile says of them."""
+"""What is measured for a profile, and what a profile says of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from samkv_rag import ChunkKVStore, SamKV, SamKVEngine, SamKVError
 from samkv_rag.methods.profiled import SEES, WIDE
 from samkv_rag.profiling import LayerProfile, profile
-from samkv_rag.profiling.answers import Left, left_of, own_answer
-from samkv_rag.profiling.candidates import Layers, as_good, candidates, cheapest, kept_or_best, without_one
+from samkv_rag.profiling.answers import left_of, own_answer
 from samkv_rag.store import StoreError
 from samkv_rag.store.profiles import ModelProfile
 from tests.models import tiny_engine
@@ -30,69 +29,19 @@ def engine() -> SamKVEngine:
 
 @pytest.fixture(scope="module")
 def found(engine: SamKVEngine) -> LayerProfile:
-    return profile(engine, ITEMS, keep=KEEP)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("samkv_rag.profiling.candidates.FEWEST", 1)
+        return profile(engine, ITEMS, keep=KEEP)
 
 
-# -- what is tried -------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def few_questions_suffice(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a real model is asked: it takes a while."""
+    if "engine" in request.fixturenames:
+        monkeypatch.setattr("samkv_rag.profiling.candidates.FEWEST", 1)
 
 
-def test_what_agrees_best_is_tried_one_layer_to_four_and_some_sets_whatever_agrees() -> None:
-    worth = {5: 8, 2: 4, 6: 2, 1: 1}
-    sets = candidates(8, lambda layers: sum(worth.get(layer, 0) for layer in layers), [(-1, 0)])
-    assert sets == [
-        (5,), (2, 5), (2, 5, 6), (1, 2, 5, 6), (1, 3, 5, 7), (2, 3, 4, 5), (4, 5, 6, 7), tuple(range(8)), (0, 7),
-    ]  # fmt: skip
-
-
-def test_the_second_layer_is_the_one_that_goes_best_with_the_first() -> None:
-    table: dict[Layers, float] = {(5,): 0.9, (6,): 0.8, (5, 6): 0.9, (0, 5): 0.95}
-    assert candidates(8, lambda layers: table.get(layers, 0), [])[:2] == [(5,), (0, 5)]
-
-
-@pytest.mark.parametrize(("depth", "want"), [(1, [(0,)]), (2, [(0,), (0, 1), (1,)])])
-def test_a_model_with_few_layers_has_few_sets(depth: int, want: list[Layers]) -> None:
-    assert sorted(candidates(depth, lambda layers: -layers[0], [])) == sorted(want)
-
-
-def test_a_small_set_is_tried_without_each_of_its_layers() -> None:
-    assert without_one((1, 3, 7)) == [(3, 7), (1, 7), (1, 3)]
-    assert without_one((4,)) == without_one(tuple(range(8))) == []
-
-
-# -- what is chosen ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("losses", "want"),
-    [
-        ({(2,): [0.1, 0.0, 0.1], (3,): [0.9, 0.8, 0.7]}, (2,)),  # the one that loses least
-        ({(1, 2): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.2]}, (1, 2)),  # as good: the lower last layer, then the size
-        ({(0, 3): [0.1, 0.2, 0.3], (3,): [0.2, 0.1, 0.3]}, (3,)),  # the same last layer: the smaller one
-        ({(1, 3): [0.3, 0.2, 0.3], (2, 3): [0.2, 0.2, 0.3]}, (2, 3)),  # only what they lose decides
-        ({(1,): [0.3, 0.2, 0.4], (3,): [0.2, 0.1, 0.2]}, (3,)),  # a little worse, but every time
-        ({(1,): [0.5, 0.0, 0.1], (3,): [0.2, 0.1, 0.2]}, (1,)),  # or only seems to be
-        ({(1,): [0.2], (3,): [0.1]}, (3,)),  # one question is taken at its word
-    ],
-)
-def test_the_cheapest_of_those_that_lose_as_little_as_the_best(losses: dict[Layers, list[float]], want: Layers) -> None:
-    assert cheapest({layers: [Left(True, loss) for loss in found] for layers, found in losses.items()}) == want
-
-
-def test_who_loses_one_answer_more_is_not_as_good_however_wide_the_noise() -> None:
-    kept, lost = Left(True, 0.0), Left(False, 10.0)
-    assert cheapest({(1,): [lost, *[kept] * 9], (3,): [kept] * 10}) == (3,)
-    assert cheapest({(1,): [lost, *[kept] * 9], (3,): [*[kept] * 9, lost]}) == (1,), "the same number of them"
-
-
-def test_the_least_width_that_is_as_good_as_the_best_can_be_told() -> None:
-    kept, lost = Left(True, 0.1), Left(False, 10.0)
-    assert as_good({0.25: [lost, kept], 0.5: [kept, kept], 1.0: [Left(True, 0.2), Left(True, 0.05)]}) == [0.5, 1.0]
-
-
-def test_what_is_in_force_stays_unless_another_leaves_more() -> None:
-    kept, more, lost = Left(True, 0.1), Left(True, 0.2), Left(False, 10.0)
-    assert kept_or_best(1.0, {0.0: [kept, more, kept], 1.0: [more, kept, more]}) == 1.0, "no better than by noise"
-    assert kept_or_best(1.0, {0.0: [kept, kept], 0.5: [more, kept], 1.0: [lost, kept]}) == 0.0
+# -- what is found -----------------------------------------------------------------------------------------------
 
 
 def test_a_profile_tells_what_a_method_that_drops_leaves_of_full_prefills_answers(
@@ -173,6 +122,15 @@ def test_what_a_store_keeps_of_it_says_what_was_measured(found: LayerProfile) ->
     assert [wait["settle_at"] for wait in kept.measured["waits"]] == [0, 8, 16]
     assert [one["rest"] for one in kept.measured["rests"]] == ["drop", "int4"]
     assert [one["hold"] for one in kept.measured["holds"]] == [0.3, 0.5, 0.7, 1.0]
+
+
+def test_of_too_few_questions_a_profile_shows_what_they_leave_and_keeps_all_as_it_was() -> None:
+    engine = tiny_engine(WIRING, store=ChunkKVStore())
+    engine.store.profiles.put(engine.model_fingerprint, ModelProfile((0, 2), vicinity=3.0, answer_weight=5.0))
+    found = profile(engine, [ITEM])
+    assert not found.told and len(found.tried) > 5
+    assert (found.chosen, found.vicinity, found.answer_weight) == ((0, 2), 3.0, 5.0)
+    assert (found.sees, found.wide) == (SEES, WIDE)
 
 
 def test_all_is_tried_with_the_vicinity_in_force() -> None:

@@ -18,12 +18,14 @@ _ALL = (
         "earlier_chunk",
         'The subject: the chunk that states the answer says "the company" or "she"; only an earlier chunk says who.',
         worlds.generator("earlier_chunk"),
+        least_chunks=2,
     ),
     Task(
         "two_hop",
         "The bridge: one chunk names the thing that another chunk describes. Chunks that do not see each other leave "
         "the join to the question's own tokens, which are always computed fresh.",
         worlds.generator("two_hop"),
+        least_chunks=2,
     ),
     Task(
         "unanswerable",
@@ -35,6 +37,7 @@ _ALL = (
         "The comparison: two chunks state one number each. The question's tokens see both, so chunks that do not see "
         "each other cost little unless a subject is named elsewhere.",
         comparison.generate,
+        least_chunks=2,
     ),
     Task(
         "listing",
@@ -42,6 +45,7 @@ _ALL = (
         "Chunks need each other only where a subject is named elsewhere.",
         listing.generate,
         answer_tokens=48,
+        least_chunks=2,
     ),
     Task(
         "needle",
