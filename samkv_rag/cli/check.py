@@ -28,7 +28,7 @@ def run(model: str | None, as_json: bool) -> None:
         finally:
             engine.close()
     if as_json:
-        print_json({"model": name, **report})
+        print_json({**report, "model": name, "class": report["model"]})
         return
     out.print(_table(name, report))
     out.print(f"[green]Reuse is exact on {escape(name)}.[/green]")

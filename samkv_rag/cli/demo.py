@@ -15,6 +15,7 @@ from rich.table import Table
 
 from samkv_rag.cli.console import human_bytes, human_seconds, kept, notes, out, print_json
 from samkv_rag.cli.engine import FLOOR, chunk_tokens, index_root, model_name, open_engine
+from samkv_rag.cli.errors import going_on
 from samkv_rag.cli.ingest import ingest, tell
 from samkv_rag.demo import HANDBOOK, DemoQuestion, questions
 from samkv_rag.errors import SamKVError
@@ -64,7 +65,8 @@ def _require_own(folder: Path) -> None:
 @contextmanager
 def _folder(store: Path | None) -> Iterator[Path]:
     if store is not None:
-        yield store
+        with going_on():
+            yield store
         return
     with tempfile.TemporaryDirectory(prefix="samkv-demo-") as folder:
         try:

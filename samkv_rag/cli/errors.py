@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,7 +16,7 @@ from samkv_rag.errors import SamKVError
 USER_ERROR = 1
 INTERRUPTED = 130
 KEPT = "What was finished is kept; run the same command to go on."
-"""What an interrupted command says, unless its interrupt says something else."""
+"""What an interrupted command says that goes on where it was."""
 
 
 class Shell(TyperGroup):
@@ -33,7 +35,7 @@ class Shell(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            notes.print(f"Stopped. {str(stop) or KEPT}")
+            notes.print(f"Stopped. {stop}".strip())
             raise typer.Exit(INTERRUPTED) from None
         except (SamKVError, OSError, MemoryError, RuntimeError) as error:
             if not _is_for_the_user(error):
@@ -42,6 +44,15 @@ class Shell(TyperGroup):
                 traceback.print_exc()
             notes.print(f"[red]Error:[/red] {_sentence(error)}", soft_wrap=True)
             raise typer.Exit(USER_ERROR) from None
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """What is interrupted within goes on, when the command is run again, where it was: say so."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or KEPT) from None
 
 
 def _is_for_the_user(error: Exception) -> bool:

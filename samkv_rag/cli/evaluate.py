@@ -12,12 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from samkv_rag.cli.console import notes
 from samkv_rag.cli.engine import open_engine, shown
+from samkv_rag.cli.errors import going_on
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.records import Records
 from samkv_rag.eval.runfile import open_run
 from samkv_rag.eval.runner import Evaluation, evaluate
 from samkv_rag.eval.settings import settings
-from samkv_rag.eval.sources import Drawing, Source
+from samkv_rag.eval.sources import Drawing, sources_of
 from samkv_rag.eval.tasks import ChunkSize
 from samkv_rag.methods import METHODS
 from samkv_rag.reader import BUNDLED
@@ -42,7 +43,7 @@ class Request:
 
 def run(request: Request) -> None:
     """Answer everything that is missing in `request.out`, and say how to see it."""
-    sources = [Source.of(spec) for part in request.data for spec in part.split(",") if spec]
+    sources = sources_of(request.data)
     if not sources:
         raise SamKVError("--data names nothing to ask; give a task or a file.")
     chosen = settings(request.methods or ",".join(METHODS), _shares(request.keep))
@@ -73,7 +74,7 @@ def run(request: Request) -> None:
         for source in sources:
             source.check(drawing)
         open_run(request.out, {"name": shown(model), "fingerprint": engine.fingerprint}, arguments)
-        with _bar() as progress:
+        with going_on(), _bar() as progress:
             tasks = {s.name: progress.add_task(escape(s.name), total=request.limit * len(chosen)) for s in sources}
             evaluate(engine, wanted, Records(request.out), lambda name, done: progress.advance(tasks[name], done))
             for task in tasks.values():  # a file may hold fewer questions than were requested

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from samkv_rag.cli.console import counted, human_bytes, human_seconds, notes, progress_bar
 from samkv_rag.cli.engine import chunk_tokens, index_root, model_name, open_engine, settings_of
-from samkv_rag.cli.errors import USER_ERROR
+from samkv_rag.cli.errors import USER_ERROR, going_on
 from samkv_rag.reader import BUNDLED
 from samkv_rag.retrieval import IngestPlan, IngestReport, ingest_folder
 from samkv_rag.retrieval.embedding import OFFLINE
@@ -31,7 +31,8 @@ def run(
     stored_as = kv_dtype or (known.kv_dtype if known else "model")
     engine = open_engine(model, store, stored_as)
     try:
-        report = ingest(engine, path, store, model, size, embed or (known.embed if known else OFFLINE), stored_as)
+        with going_on():
+            report = ingest(engine, path, store, model, size, embed or (known.embed if known else OFFLINE), stored_as)
     finally:
         engine.close()
     tell(report)

@@ -1,6 +1,6 @@
 """Forms of question sets: what a row must hold to become a question with passages.
 
-ours       {question, answers: [...], passages: [{title, text}], supporting: [indices]}
+ours       {question, answers: [...], passages: [{title, text}], supporting: [indices]}; a passage may be a text
 LongBench  {input, context, answers: [...]}: the context is split at its "Passage N:" headings; one without them is a
            single passage (cut it with --chunk-tokens). Rows with `all_classes` (classification) are refused.
 HotpotQA   {question, answer, context: {title: [...], sentences: [[...]]}, supporting_facts: {title: [...]}} (2Wiki too)
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.eval.metrics import normalise
 from samkv_rag.eval.tasks import ChunkSize
 
 _PASSAGE = re.compile(r"^Passage \d+:[ \t]*\n?", re.MULTILINE)
@@ -68,9 +69,12 @@ def asked(row: Mapping[str, Any], where: str) -> Asked:
                 question = read(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise SamKVError(f"{where} is not of the form its keys promise: {error!r}.") from error
-            if question.text.strip() and question.passages and any(question.answers):
+            if question.text.strip() and question.passages and any(map(normalise, question.answers)):
                 return question
-            raise SamKVError(f"{where} has no question, no passage or no answer; leave it out of the file.")
+            raise SamKVError(
+                f"{where} has no question, no passage or no answer (articles and punctuation alone are none); leave it "
+                "out of the file."
+            )
     raise SamKVError(
         f"{where} has the keys {', '.join(sorted(row))}; a row needs question, answers and passages, or the keys of "
         "LongBench, HotpotQA or SQuAD (README, Measure it on your own data)."
@@ -78,8 +82,15 @@ def asked(row: Mapping[str, Any], where: str) -> Asked:
 
 
 def _ours(row: Mapping[str, Any]) -> Asked:
-    passages = [_titled(passage.get("title", ""), passage["text"]) for passage in row["passages"]]
-    return _asked(row["question"], row["answers"], passages, row.get("supporting", ()))
+    passages = [_passage(passage) for passage in row["passages"]]
+    supporting = row.get("supporting") or ()
+    if not all(type(index) is int for index in supporting):
+        raise TypeError("supporting must be indices of passages")
+    return _asked(row["question"], row["answers"], passages, supporting)
+
+
+def _passage(passage: Any) -> str:
+    return _titled("", passage) if isinstance(passage, str) else _titled(passage.get("title"), passage["text"])
 
 
 def _longbench(row: Mapping[str, Any]) -> Asked:
@@ -92,19 +103,20 @@ def _hotpot(row: Mapping[str, Any]) -> Asked:
     """A row as on the hub, columns by name, or of the file that its authors published: pairs."""
     context, facts = row["context"], row.get("supporting_facts", ())
     pairs = context if isinstance(context, list) else zip(context["title"], context["sentences"], strict=True)
-    titles, texts = zip(*((title, "".join(sentences)) for title, sentences in pairs), strict=True)
+    titles, texts = zip(*((title, _joined(sentences)) for title, sentences in pairs), strict=True)
     named = set(facts["title"] if isinstance(facts, Mapping) else (title for title, _ in facts))
     passages = [_titled(title, text) for title, text in zip(titles, texts, strict=True)]
     return _asked(row["question"], [row["answer"]], passages, [i for i, t in enumerate(titles) if t in named])
 
 
 def _squad(row: Mapping[str, Any]) -> Asked:
-    return _asked(row["question"], row["answers"]["text"], [row["context"]], [0])
+    return _asked(row["question"], row["answers"], [row["context"]], [0])
 
 
 def _asked(question: str, answers: Any, passages: list[str], supporting: Any = ()) -> Asked:
     kept = [index for index, text in enumerate(passages) if text.strip()]
-    answers = [answers] if isinstance(answers, str) else answers
+    answers = answers["text"] if isinstance(answers, Mapping) else answers  # as in SQuAD
+    answers = answers if isinstance(answers, list | tuple) else [answers]
     if any(not isinstance(answer, str | int | float) or answer != answer for answer in answers):
         raise TypeError("the answers must be texts")
     golds = tuple(dict.fromkeys(str(answer) for answer in answers))
@@ -112,8 +124,19 @@ def _asked(question: str, answers: Any, passages: list[str], supporting: Any = (
     return Asked(question.strip(), golds, tuple(passages[index].strip() for index in kept), marked)
 
 
-def _titled(title: str, text: str) -> str:
+def _titled(title: Any, text: Any) -> str:
+    if not isinstance(text, str) or not isinstance(title, str | None):
+        raise TypeError("title and text of a passage must be texts")
     return f"{title}\n{text}" if title else text
+
+
+def _joined(sentences: list[str]) -> str:
+    """HotpotQA's sentences begin with the blank between them, 2Wiki's do not."""
+    whole = ""
+    for sentence in sentences:
+        apart = not whole or whole[-1].isspace() or sentence[:1].isspace()
+        whole += sentence if apart else f" {sentence}"
+    return whole
 
 
 _FORMS = (

@@ -93,14 +93,18 @@ def _environment(found: Mapping[str, Any]) -> str:
 
 def _section(one: Results, task: TaskResults, rows: Sequence[Row], judged: Sequence[Verdict]) -> str:
     known = _known(one, task)
-    tokens = f"{task.of('prompt_tokens', 'full').mean():,.0f} prompt tokens" if task.ids else "no prompts"
+    tokens = f"{task.of('prompt_tokens', 'full').mean():,.0f}" if task.ids else "no"
+    asked = f"{len(task.ids):,} question" + "s" * (len(task.ids) != 1)
     left = [f"{task.skipped} did not fit the model"] * bool(task.skipped)
     left += [f"{task.unfinished} unfinished"] * bool(task.unfinished)
     outside = f" ({', '.join(left)}: left out)" if left else ""
-    lines = [f"### {task.task}\n", f"{len(task.ids):,} questions{outside}, on average {tokens}.\n"]
+    lines = [
+        f"### {task.task}\n",
+        f"{asked}{outside}, on average {tokens} prompt tokens.\n",
+    ]
     lines += [f"Across chunks: {known.cross}\n"] if known else []
     lines += [f"`{found.method}`: **{found.word}.** {found.text}\n" for found in judged]
-    return "\n".join([*lines, table(rows)])
+    return "\n".join([*lines, *([table(rows)] if task.ids else [])])
 
 
 def table(rows: Sequence[Row]) -> str:

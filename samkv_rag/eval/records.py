@@ -32,7 +32,7 @@ class Records:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write and flush to disk; what was appended before is never touched."""
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        text = "".join(json.dumps(record) + "\n" for record in records)
         with self.path.open("ab") as file:
             file.write(text.encode())
             file.flush()
@@ -52,8 +52,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            _ = record["id"], record["task"], record["setting"]
+            found.append(record)
+        except (ValueError, TypeError, KeyError) as error:
             raise SamKVError(
                 f"{path}, line {number} is damaged; delete that line, and the same command answers it again."
             ) from error

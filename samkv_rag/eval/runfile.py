@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.eval.records import RECORDS
 
 RUN = "run.json"
 _MAY_CHANGE = ("limit",)
@@ -58,11 +59,14 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
 
     More questions (`limit`) may be requested later. Another environment may continue; each one is listed.
     """
-    path = folder / RUN
+    path, answered = folder / RUN, _holds_answers(folder)
     wanted: dict[str, Any] = {"model": dict(model), "arguments": dict(arguments)}
-    told = read_run(folder) if path.exists() else {**wanted, "environments": []}
+    if answered and not path.exists():
+        raise SamKVError(f"{folder} holds answers, but no {RUN} that says of what; choose another folder for --out.")
+    told = read_run(folder) if path.exists() else {}
+    told = told if answered else {**wanted, "environments": []}  # with nothing answered there is nothing to go on with
     differing = [
-        f"{name} ({old!r} there, {wanted[part].get(name)!r} now)"
+        _difference(name, old, wanted[part].get(name))
         for part in ("model", "arguments")
         for name, old in told[part].items()
         if name not in _MAY_CHANGE and wanted[part].get(name) != old
@@ -77,6 +81,28 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
     told["environments"] += [] if now in told["environments"] else [now]
     folder.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def _holds_answers(folder: Path) -> bool:
+    records = folder / RECORDS
+    return records.exists() and records.stat().st_size > 0
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """What of a setting is another: of lists, only what one of the two has."""
+    if isinstance(old, list) and isinstance(new, list):
+        gone, added = [one for one in old if one not in new], [one for one in new if one not in old]
+        if name == "data" and gone and [one[0] for one in gone] == [one[0] for one in added]:
+            return f"data (changed since: {', '.join(one[0] for one in gone)})"
+        parts = [
+            f"{', '.join(map(_shown, some))} only {where}" for some, where in ((gone, "there"), (added, "now")) if some
+        ]
+        return f"{name} ({'; '.join(parts) or 'in another order'})"
+    return f"{name} ({old!r} there, {new!r} now)"
+
+
+def _shown(value: Any) -> str:
+    return str(value[0] if isinstance(value, list) else value)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

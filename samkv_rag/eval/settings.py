@@ -62,6 +62,9 @@ def settings(methods: str, keep: Sequence[float]) -> list[Setting]:
         ratios = [None] if one.swept is None or one.swept in given else list(dict.fromkeys(keep))
         for ratio in ratios:
             found.setdefault((base, ratio), Setting(name, base, ratio))
+    labels = [one.label for one in found.values()]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise SamKVError(f"Two settings are called {twice[0]}: leave one out, or give shares that differ by more.")
     return list(found.values())
 
 

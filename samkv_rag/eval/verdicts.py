@@ -71,7 +71,7 @@ def _judged(
             f"{_points(WEAK)}.",
         )
     if ours is None:
-        return "cannot tell", "none", f"This run cannot tell: {OURS} was not asked to choose {KEEP:.0%}."
+        return "cannot tell", "none", f"This run has no {_setting(OURS)}: ask for {OURS} with --keep {KEEP:g}."
     word, text = _goal(ours, full, margin)
     lost = None if reuse is None else -reuse.minus_full.value
     if lost is not None and lost < NEEDED_LOSS:

@@ -137,7 +137,13 @@ def test_the_demo_does_not_take_over_a_store_of_other_documents(
 
 @pytest.mark.parametrize("place", [1e-6, 0.3])
 def test_check_shows_the_report(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, place: float) -> None:
-    report = {"tolerance": 1e-4, "errors": {"recompute": 2e-6}, "place_error": place, "passed": True}
+    report = {
+        "model": "LlamaForCausalLM",
+        "tolerance": 1e-4,
+        "errors": {"recompute": 2e-6},
+        "place_error": place,
+        "passed": True,
+    }
 
     class Found:
         def as_dict(self) -> dict[str, object]:
@@ -147,7 +153,7 @@ def test_check_shows_the_report(terminal: Terminal, monkeypatch: pytest.MonkeyPa
     out, _ = terminal("check")
     assert "errors: recompute" in out and "2e-06" in out and "Reuse is exact on bundled." in out
     assert ("is not what it is at its first ones: logits are 30% off" in plain(out)) == (place == 0.3)
-    assert json.loads(terminal("check", "--json")[0]) == {"model": "bundled", **report}
+    assert json.loads(terminal("check", "--json")[0]) == {**report, "model": "bundled", "class": "LlamaForCausalLM"}
 
 
 def test_a_failed_check_is_an_error(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +266,16 @@ def test_an_interrupt_exits_with_130(terminal: Terminal, docs: Path, monkeypatch
     monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.precompute", interrupt)
     _, err = terminal("ingest", str(docs), code=130)
     assert "run the same command to go on" in plain(err)
+
+
+def test_what_keeps_nothing_says_no_more_than_that_it_was_stopped(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tests.retrieval.fakes.FakeEngine.self_check", interrupt, raising=False)
+    assert plain(terminal("check", code=130)[1]).endswith("Stopped.")
 
 
 @pytest.mark.parametrize(("stays", "said"), [(True, "run the same command to go on"), (False, "nothing is kept")])

@@ -14,9 +14,9 @@ from samkv_rag.eval.records import RECORDS, Records, read_records
 from samkv_rag.eval.runfile import RUN, open_run, read_run
 
 LINES = [
-    {"id": "é", "setting": "full", "report": {"prompt_digest": "1"}},
-    {"id": "a", "setting": "samkv@0.15", "report": {"prompt_digest": "2"}},
-    {"id": "b", "setting": "skipped", "why": "too long"},
+    {"id": "é", "task": "t", "setting": "full", "report": {"prompt_digest": "1"}},
+    {"id": "a", "task": "t", "setting": "samkv@0.15", "answers": ["Oslo \ud83d"], "report": {"prompt_digest": "2"}},
+    {"id": "b", "task": "t", "setting": "skipped", "why": "too long"},
 ]
 
 
@@ -50,15 +50,17 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(
     assert (folder / RECORDS).read_bytes() == data
 
 
-def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
-    whole(tmp_path)
-    path = tmp_path / RECORDS
-    path.write_bytes(path.read_bytes().replace(b'"a"', b'"a', 1))
+@pytest.mark.parametrize("damaged", [b'{"id": "a', b"123", b"{}", b'{"id": "\xff"}', b"null"])
+def test_a_damaged_line_inside_is_named(tmp_path: Path, damaged: bytes) -> None:
+    path, lines = tmp_path / RECORDS, whole(tmp_path).split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], damaged, *lines[2:]]))
     with pytest.raises(SamKVError, match="line 2 is damaged"):
         Records(tmp_path)
 
 
-MODEL, ARGUMENTS = {"name": "m", "fingerprint": "f"}, {"limit": 5, "seed": 0, "settings": ["full"]}
+MODEL, ARGUMENTS = {"name": "m", "fingerprint": "f"}, {
+    "limit": 5, "seed": 0, "settings": ["full", "reuse"], "data": [["mine", "1"], ["set", "2"]]
+}  # fmt: skip
 
 
 def test_the_same_settings_go_on_and_more_questions_may_be_asked(tmp_path: Path) -> None:
@@ -70,16 +72,32 @@ def test_the_same_settings_go_on_and_more_questions_may_be_asked(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("model", "arguments"),
-    [({"fingerprint": "g"}, {}), ({}, {"seed": 1}), ({}, {"settings": ["full", "reuse"]})],
+    ("model", "arguments", "told"),
+    [
+        ({"fingerprint": "g"}, {}, r"fingerprint \('f' there, 'g' now\)"),
+        ({}, {"seed": 1}, r"seed \(0 there, 1 now\)"),
+        ({}, {"settings": ["reuse", "full", "random"]}, r"settings \(random only now\)"),
+        ({}, {"settings": ["full"]}, r"settings \(reuse only there\)"),
+        ({}, {"settings": ["reuse", "full"]}, r"settings \(in another order\)"),
+        ({}, {"data": [["mine", "1"], ["set", "3"]]}, r"data \(changed since: set\)"),
+        ({}, {"data": [["mine", "1"]]}, r"data \(set only there\)"),
+    ],
 )
 def test_other_settings_are_refused_with_what_differs(
-    tmp_path: Path, model: dict[str, Any], arguments: dict[str, Any]
+    tmp_path: Path, model: dict[str, Any], arguments: dict[str, Any], told: str
 ) -> None:
     open_run(tmp_path, MODEL, ARGUMENTS)
-    (name,) = {**model, **arguments}
-    with pytest.raises(SamKVError, match=f"other settings: {name} .*another folder for --out"):
+    open_run(tmp_path, MODEL | model, ARGUMENTS | arguments)  # nothing is answered yet
+    open_run(tmp_path, MODEL, ARGUMENTS)
+    whole(tmp_path)
+    with pytest.raises(SamKVError, match=f"other settings: {told}.*another folder for --out"):
         open_run(tmp_path, MODEL | model, ARGUMENTS | arguments)
+
+
+def test_answers_of_which_nothing_says_how_they_were_made_are_not_gone_on_with(tmp_path: Path) -> None:
+    whole(tmp_path)
+    with pytest.raises(SamKVError, match="holds answers, but no run.json that says of what; choose another folder"):
+        open_run(tmp_path, MODEL, ARGUMENTS)
 
 
 def test_a_folder_without_a_run_is_no_evaluation(tmp_path: Path) -> None:

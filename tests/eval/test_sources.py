@@ -15,7 +15,7 @@ import pytest
 from samkv_rag.errors import SamKVError
 from samkv_rag.eval.forms import pieces
 from samkv_rag.eval.items import Item
-from samkv_rag.eval.sources import Drawing, Source
+from samkv_rag.eval.sources import Drawing, Source, sources_of
 from samkv_rag.eval.tasks import TASKS, ChunkSize
 
 OURS = {
@@ -43,7 +43,7 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
 
 def written(folder: Path, rows: Sequence[Any], name: str = "set.jsonl") -> Path:
     path, text = folder / name, "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    path.write_bytes(gzip.compress(text.encode()) if name.lower().endswith(".gz") else text.encode())
     return path
 
 
@@ -51,8 +51,28 @@ def read(path: Path, limit: int = 9, chunks: int | None = None, size: ChunkSize 
     return list(Source.of(str(path)).items(Drawing(limit, chunks=chunks, size=size)))
 
 
+ALIKE: dict[str, dict[str, Any]] = {
+    "answers-as-in-squad": OURS | {"answers": {"text": ["Orrin", "in Orrin"], "answer_start": [15, 12]}},
+    "passages-as-texts": OURS | {"passages": list(TWO)},
+    "nothing-supporting": OURS | {"supporting": None},
+    "titles-that-are-null": OURS | {"passages": [{"title": None, "text": text} for text in TWO]},
+}
+
+
+@pytest.mark.parametrize("row", ALIKE.values(), ids=ALIKE)
+def test_what_means_the_same_is_read_alike(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert read(written(tmp_path, [row])) == read(written(tmp_path, [OURS]))
+
+
+def test_sentences_are_put_together_with_a_blank_between_them(tmp_path: Path) -> None:
+    """HotpotQA's begin with it, 2Wiki's do not."""
+    for sentences in (["One.", "Two. ", "Three."], ["One.", " Two.", " Three."]):
+        row = HOTPOT | {"context": [["Inn", sentences]], "supporting_facts": [["Inn", 0]]}
+        assert read(written(tmp_path, [row]))[0].chunks == ("Inn\nOne. Two. Three.",)
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz"])
+@pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz", "set.JSONL.GZ"])
 def test_every_form_gives_the_question_its_passages_and_its_answers(tmp_path: Path, form: str, name: str) -> None:
     row, passages, answers = FORMS[form]
     (item,) = read(written(tmp_path, [row], name))
@@ -92,6 +112,15 @@ REFUSED: dict[str, tuple[str, str]] = {
     "no-answer": (json.dumps(OURS | {"answers": []}), "no answer"),
     "no-passage": (json.dumps(OURS | {"passages": []}), "no passage"),
     "no-text": (json.dumps(OURS | {"passages": [{"title": "x"}]}), "not of the form"),
+    "no-title": (json.dumps(OURS | {"passages": [{"title": 5, "text": "x"}]}), "must be texts"),
+    "null-text": (json.dumps(OURS | {"passages": [{"title": "x", "text": None}]}), "must be texts"),
+    "list-text": (json.dumps(OURS | {"passages": [{"title": "x", "text": ["a", "b"]}]}), "must be texts"),
+    "null-answer": (json.dumps(OURS | {"answers": None}), "answers must be texts"),
+    "article": (json.dumps(OURS | {"answers": ["The", "?"]}), "articles and punctuation alone are none"),
+    "titles": (json.dumps(OURS | {"supporting": ["Mill"]}), "supporting must be indices"),
+    "flags": (json.dumps(OURS | {"supporting": [False, True]}), "supporting must be indices"),
+    "long-number": ("1" * 5000, "line 1 is not JSON"),
+    "deep": ("[" * 100_000, "line 1 is not JSON"),
     "classes": (json.dumps(LONGBENCH | {"all_classes": ["a"]}), "classification"),
 }
 
@@ -102,6 +131,56 @@ def test_rows_that_cannot_be_used_are_named_with_their_place(tmp_path: Path, cas
     (tmp_path / "set.jsonl").write_text(line + "\n")
     with pytest.raises(SamKVError, match=sentence):
         read(tmp_path / "set.jsonl")
+
+
+SQUAD_FILES: list[Any] = [
+    [{"context": "c", "qas": [{"question": "q"}]}],
+    [{"qas": [{"question": "q", "answers": []}]}],
+    [{"context": "c", "qas": [{"question": "q", "answers": ["Oslo"]}]}],
+    {"context": "c"},
+]
+
+
+@pytest.mark.parametrize("paragraphs", SQUAD_FILES)
+def test_a_squad_file_that_lacks_something_is_told(tmp_path: Path, paragraphs: Any) -> None:
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    with pytest.raises(SamKVError, match="is no whole SQuAD file"):
+        read(path)
+
+
+def test_what_is_called_gzip_and_is_none_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl.gz"
+    path.write_bytes(b"hi")
+    with pytest.raises(SamKVError, match="set.jsonl.gz cannot be read"):
+        read(path)
+
+
+def test_a_file_is_checked_to_its_end_whatever_the_limit(tmp_path: Path) -> None:
+    source = Source.of(str(written(tmp_path, [OURS, OURS | {"answers": []}])))
+    with pytest.raises(SamKVError, match="question 2 has no question, no passage or no answer"):
+        source.check(Drawing(1))
+
+
+def test_a_hub_that_does_not_answer_is_found_before_an_evaluation_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SamKVError, match="pip install"):
+        Source.of("hub:someone/set").check(Drawing(5))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_made_of_the_fewest_chunks_it_can_be_and_refuses_fewer(task: str) -> None:
+    least, source = TASKS[task].least_chunks, Source.of(task)
+    drawing = Drawing(2, chunks=least)
+    source.check(drawing)
+    assert [len(item.chunks) for item in source.items(drawing)] == [least] * 2
+    if least > 1:
+        with pytest.raises(SamKVError, match=f"{task} needs at least --chunks {least}, not {least - 1}"):
+            source.check(Drawing(2, chunks=least - 1))
+
+
+def test_several_sources_may_be_named_with_commas() -> None:
+    assert [source.name for source in sources_of(["one_hop,two_hop", "needle", ""])] == ["one_hop", "two_hop", "needle"]
 
 
 def test_an_unknown_word_is_answered_with_the_tasks() -> None:
