@@ -61,7 +61,7 @@ class SamKVEngine:
 
         `store` is a folder, ":memory:" or a `ChunkKVStore`, which its owner closes; `method` a name or a method object
         (default `SamKV()`). A method with `keep` chooses at least `min_kept_tokens` chunk tokens of a prompt: with 256,
-        15 % is reached from 1,707 chunk tokens on, and `SamKV()` computes all of a prompt with fewer than 256 anew.
+        15 % is reached from 1,707 chunk tokens on, and `SamKV()` computes all chunks anew of a prompt with fewer.
         `sink_prefix`: what precedes chunks at ingestion (its own entries are dropped): "head", the first lines of a
         prompt of `answer`, after a BOS where prompts begin with one; "bos", a BOS token; or "none" (the paper).
         `kv_dtype` is how caches are stored: "model", "bf16", "fp16", "int8", "fp8" or "int4"; caches that are stored

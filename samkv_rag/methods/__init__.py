@@ -23,8 +23,19 @@ from samkv_rag.methods.run import Run
 from samkv_rag.methods.samkv import SamKV
 
 _CLASSES = (
-    Full, Reuse, SamKV, CacheBlend, Epic, MultiInfLLM, ProphetKV, InfoFlow, Random, RandomRest, AnchorsOnly, NoContext,
-)  # fmt: skip
+    Full,
+    Reuse,
+    SamKV,
+    CacheBlend,
+    Epic,
+    MultiInfLLM,
+    ProphetKV,
+    InfoFlow,
+    Random,
+    RandomRest,
+    AnchorsOnly,
+    NoContext,
+)
 
 METHODS: Mapping[str, Any] = {method.name: method for method in _CLASSES}
 """Methods by name: what `method="..."` means."""

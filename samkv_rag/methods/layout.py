@@ -70,7 +70,8 @@ class Ground:
     """All tokens of a prompt, of which layouts take some: made once, so that a layout costs no loop over chunks.
 
     `here` are their ids `(n,)`, `spots` the places of chunk tokens `(T,)`, all on the `device` that the model runs on.
-    The entries of the first `head` of them are known beforehand; these are kept, and not computed.
+    The entries of the first `head` of them are known beforehand; these are kept, and not computed. `short`: so few
+    chunk tokens that all are computed whatever a method asks for.
     """
 
     def __init__(self, plan: PromptPlan, device: torch.device, head: int = 0) -> None:
@@ -85,7 +86,7 @@ class Ground:
         self.owner = repeated(*(torch.tensor(each, dtype=torch.long) for each in (owners, sizes)))
         self.owner[:head] = HEAD
         self.starts = torch.tensor(starts, dtype=torch.long)
-        self.device, self.head = device, head
+        self.device, self.head, self.short = device, head, False
 
     @cached_property
     def here(self) -> Tensor:
@@ -127,9 +128,9 @@ class Ground:
         return self.staying(picked)[self.head :]
 
     def uncomputed(self, recomputed: int) -> int:
-        """How many tokens of the head are not computed when `recomputed` chunk tokens are: when those are all, every
-        token is computed, as in any prefill."""
-        return self.head if recomputed < len(self._owned) else 0
+        """How many tokens of the head are not computed when `recomputed` chunk tokens are: when a method asks for all
+        of those, every token is computed, as in any prefill; not where the prompt is just too `short` for less."""
+        return self.head if self.short or recomputed < len(self._owned) else 0
 
     def known(self, also: Picked | None) -> Tensor:
         """The places of the head, and of the tokens `also`, which are not computed either, on the model's device."""

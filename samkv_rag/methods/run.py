@@ -55,7 +55,9 @@ class Run:
         total = sum(self.lengths)
         wanted, least = int(keep * total + 1e-9), min(self._min_kept_tokens, total)
         if wanted < least:
-            self.notes = (f"{least} tokens were chosen, the minimum (min_kept_tokens): keep alone would be {wanted}",)
+            self.caches.ground.short = least == total
+            why = f"{'all' if least == total else 'the minimum'} (min_kept_tokens={self._min_kept_tokens})"
+            self.notes = (f"{least} tokens were chosen, {why}: keep alone would be {wanted}",)
         return max(wanted, least)
 
     def stage(self, name: Stage) -> AbstractContextManager[None]:
@@ -148,9 +150,7 @@ class Run:
             self.caches.hold(layout, cache)
             return self._of_chunks(means.found, layout)
 
-    def _asking(
-        self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False
-    ) -> tuple[Layout, SlotCache]:  # fmt: skip
+    def _asking(self, kept: Sequence[Tensor], last_layer: int, to_the_end: bool = False) -> tuple[Layout, SlotCache]:
         question = self.plan.question
         stop = question.start + (len(question.token_ids) if question.in_prompt else 0)
         layout = self.caches.layout(kept, None if to_the_end else stop)

@@ -130,7 +130,7 @@ class Rotary:
         if self._module is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} has no rotary embedding; only models with rotary positions can be served. "
-                "Use method='full' with another runtime, or another model."
+                "Use another model, or transformers' own generate()."
             )
         self._types: list[str] | None = None
         if isinstance(getattr(self._module, "rope_type", None), dict):

@@ -9,13 +9,14 @@ from functools import cache
 import pytest
 
 from samkv_rag import ChunkKVStore, Reuse, SamKV
-from samkv_rag.methods import Run
+from samkv_rag.accounting import make_report
+from samkv_rag.methods import Prepared, Run
 from samkv_rag.methods.layout import beginning
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.model.beginnings import Beginnings
 from samkv_rag.types import Question
 from tests import oracles
-from tests.cases import METHODS
+from tests.cases import METHODS, WIRINGS
 from tests.methods.gates import TOLERANCE, VISIBLE, distance, dropping, every_wiring, spoken
 from tests.methods.test_leading import plan_of
 from tests.model.recording import assert_same, recording
@@ -104,6 +105,36 @@ def test_where_everything_is_computed_it_is_too() -> None:
     dropping(keep=1.0).prepare(run)
     whole, *_ = run.costs.passes
     assert len(whole.slots) == case.plan.n_tokens
+
+
+OTHERS = ("samkv-drop", "samkv-paper", "samkv-before-third", "samkv-late", "multi_infllm", "random")
+SHORT = [*((wiring, "samkv") for wiring in WIRINGS), *(("llama", name) for name in OTHERS)]
+
+
+@pytest.mark.parametrize(("wiring", "name"), SHORT)
+def test_a_prompt_too_short_for_less_than_all_of_its_chunks_does_without_it(wiring: str, name: str) -> None:
+    """All of its chunk tokens are computed because of the engine's minimum: no method asked for it."""
+    case, total = begun(wiring), begun(wiring).plan.chunk_tokens
+    method = METHODS[name]
+
+    def prepared(least: int) -> tuple[Prepared, Run]:
+        run = Run(case.plan, case.adapter, case.store, oracles.ROOM, least)
+        return method.prepare(run), run
+
+    forget(case)
+    computed, _ = prepared(total)
+    meet(case)
+    known, run = prepared(total)
+    head = known_of(case)
+    assert distance(spoken(case, known), spoken(case, computed)) < TOLERANCE
+    report = make_report(run, known, name, 0.0)
+    again = sum(map(len, known.selection.recomputed))
+    assert report.head_tokens == head and report.fresh_tokens == case.plan.n_tokens - total - head + again
+    assert (head > 0) is not case.adapter.rotary.depends_on_length
+    _, fewer = prepared(total - 1)
+    assert len(run.notes) == len(fewer.notes) == 1
+    assert run.notes[0].startswith(f"{total} tokens were chosen, all (min_kept_tokens={total}): keep alone would be ")
+    assert fewer.notes[0].startswith(f"{total - 1} tokens were chosen, the minimum (min_kept_tokens={total - 1}): ")
 
 
 def test_what_stands_behind_it_in_the_other_prompt_is_not_seen() -> None:
