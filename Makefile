@@ -11,7 +11,7 @@ THREADS ?= 1
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-# All but kernels, which needs a GPU, and models, which writes a page.
+# All but kernels, which needs a GPU, models, which writes a page, and fidelity, which needs a model of yours.
 BENCHMARKS ?= matcher ttft stages tiers reads scores decode serving memory ingestion integrations
 SOURCES := samkv_rag kernels integrations tests $(wildcard benchmarks training notebooks)
 

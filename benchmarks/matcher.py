@@ -1,4 +1,4 @@
-"""Time to find known chunks in a prompt: `python benchmarks/matcher.py` prints the rows and appends them to a CSV file.
+"""Time to find known chunks in a prompt: `python -m benchmarks.matcher` prints the rows and appends them to a CSV file.
 
 Cases: 100,000 known chunks and a prompt of 200,000 characters, with 100 of them in it and with none; 10,000 chunks
 that share their first 100 characters, 20 of them in the prompt, of many lengths and of few.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from samkv_rag import reader
 from training.passages import Encoder
+from training.paths import paths
 from training.train import CONFIG, load_encoder, read_config
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -72,5 +72,5 @@ def export(config: dict[str, Any], folder: Path = WEIGHTS) -> None:
 
 
 if __name__ == "__main__":
-    arguments = [Path(a) for a in sys.argv[1:]]
+    arguments = paths(__doc__)
     export(read_config(arguments[0] if arguments else CONFIG), *arguments[1:])

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training.paths import paths
 from training.train import CONFIG, Run, read_config
 
 State = dict[str, Tensor]
@@ -77,4 +77,4 @@ def main(folder: Path, config_file: Path = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*paths(__doc__, least=1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import lzma
 import pickle
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from training.facts import read_facts
 from training.linking import links
 from training.pages import LONGEST, read_beginnings, read_paragraphs
+from training.paths import paths
 from training.real import Exclusion, passage, read_questions
 from training.tokenizer import train_tokenizer
 from training.train import read_config
@@ -67,4 +67,4 @@ def main(path: Path = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*paths(__doc__))

@@ -4,10 +4,10 @@ training/large.png for the log of `training.large`."""
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from training.paths import paths
 from training.pointing import KINDS
 from training.train import CONFIG, read_config
 
@@ -85,7 +85,7 @@ def plot_large(lines: list[dict[str, Any]], target: Path) -> None:
 
 def main() -> None:
     """Plot the log of a configuration, according to the trainer that it is for."""
-    config = read_config(*map(Path, sys.argv[1:2])) if len(sys.argv) > 1 else read_config(CONFIG)
+    config = read_config(*(paths(__doc__) or [CONFIG]))
     lines, here = read_log(Path(config["folder"]) / "log.jsonl"), Path(__file__)
     if "pass" in config["stages"][0]:
         plot(lines, here.with_name("curves.png"))

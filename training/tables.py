@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from training.paths import paths
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 METHODS = ("full", "reuse")
@@ -50,5 +51,5 @@ def _cell(line: Line) -> str:
 
 
 if __name__ == "__main__":
-    found = read(*map(Path, sys.argv[1:]))
+    found = read(*paths(__doc__))
     print(table(found, [4, 8, 16, 32]), table(found, [4, 8, "all"]), sep="\n\n")

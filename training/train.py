@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 import tomllib
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from training.initial import initialise
 from training.model import Reader, Shape
 from training.optimiser import Optimiser, follow, rate_at
 from training.passages import Encoder, sizes_of
+from training.paths import paths
 from training.real import Library
 from training.tokenizer import train_tokenizer
 
@@ -246,4 +246,4 @@ def main(path: Path = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*paths(__doc__))

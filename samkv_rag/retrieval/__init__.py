@@ -39,7 +39,7 @@ def _is_missing(name: str) -> bool:
 _missing = [name for name in _NEEDED if _is_missing(name)]
 if _missing:
     raise MissingExtra(
-        f"Folder ingestion needs {', '.join(_missing)}, which is not installed: pip install 'samkv-rag[cli]'"
+        f"Folder ingestion needs what is not installed ({', '.join(_missing)}): pip install 'samkv-rag[cli]'"
     )
 
 _HOMES = {
