@@ -177,11 +177,16 @@ def evaluate(
     sink_prefix: Annotated[
         str, typer.Option("--sink-prefix", help="What chunks are ingested behind: head, bos or none.")
     ] = "head",
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="A store whose profile of the model is used."),
+    ] = None,
 ) -> None:
     """Answer questions by every method from the same prompts; resumes after a kill."""
     from samkv_rag.cli.evaluate import Request, run
 
-    run(Request(model, data, methods, keep, limit, chunks, chunk_tokens, seed, max_new_tokens, sink_prefix, out))
+    sizes = limit, chunks, chunk_tokens, seed, max_new_tokens
+    run(Request(model, data, methods, keep, *sizes, sink_prefix, profile, out))
 
 
 @app.command()

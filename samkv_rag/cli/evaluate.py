@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,6 +23,10 @@ from samkv_rag.eval.sources import Drawing, sources_of
 from samkv_rag.eval.tasks import ChunkSize
 from samkv_rag.methods import METHODS
 from samkv_rag.reader import BUNDLED
+from samkv_rag.store.profiles import ModelProfile, Profiles
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Request:
     seed: int
     max_new_tokens: int | None
     sink_prefix: str
+    profile: Path | None
     out: Path
 
 
@@ -50,6 +56,9 @@ def run(request: Request) -> None:
     model = request.model or BUNDLED
     with open_engine(model, Path(":memory:"), sink_prefix=request.sink_prefix) as engine:
         engine.load()
+        profile = None if request.profile is None else _profile_in(request.profile, engine, model)
+        if profile is not None:
+            engine.store.profiles.put(engine.model_fingerprint, profile)
         if request.methods is None and engine.adapter.rotary.latent:
             chosen = [one for one in chosen if not getattr(one.base, "summaries", False)]
             notes.print("This model caches latents: methods that look at summaries of blocks are left out.")
@@ -70,6 +79,7 @@ def run(request: Request) -> None:
             "seed": request.seed,
             "max_new_tokens": request.max_new_tokens,
             "sink_prefix": request.sink_prefix,
+            "profile": None if profile is None else profile.chosen,
         }
         for source in sources:
             source.check(drawing)
@@ -80,6 +90,16 @@ def run(request: Request) -> None:
             for task in tasks.values():  # a file may hold fewer questions than were requested
                 progress.update(task, total=progress.tasks[task].completed)
     notes.print(f"Done. Tables and pictures: samkv-rag report {escape(str(request.out))}", soft_wrap=True)
+
+
+def _profile_in(store: Path, engine: SamKVEngine, model: str) -> ModelProfile:
+    try:
+        found = Profiles(store).get(engine.model_fingerprint)
+    except ValueError as error:
+        raise SamKVError(f"{error}; run samkv-rag profile again.") from error
+    if found is None:
+        raise SamKVError(f"{store} holds no profile of {model}: run samkv-rag profile --store {store} first.")
+    return found
 
 
 def _shares(text: str) -> list[float]:

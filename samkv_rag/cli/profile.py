@@ -18,7 +18,6 @@ from samkv_rag.eval.items import Item
 from samkv_rag.eval.sources import Drawing, Source, sources_of
 from samkv_rag.profiling import FEWEST, LayerProfile, Outcome, profile
 from samkv_rag.reader import BUNDLED
-from samkv_rag.store.profiles import NUMBERS
 
 DEFAULT_DATA = ("one_hop", "earlier_chunk", "two_hop", "listing")
 SAME = "same answer as full prefill"
@@ -58,9 +57,7 @@ def run(request: Request) -> None:
     if not found.told:
         notes.print(f"Nothing is stored: {_untold(found)}. Give others with --data, or more with --limit.")
     if request.as_json:
-        numbers = {name: getattr(kept, name) for name in NUMBERS}
-        shown = {"model": model, "stored": found.told, "layers": list(kept.layers)}
-        print_json({**shown, **numbers, **kept.measured})
+        print_json({"model": model, "stored": found.told, **kept.chosen, **kept.measured})
         return
     for table in TABLES:
         out.print(table(found))

@@ -81,8 +81,14 @@ def _told(one: Results) -> str:
     behind = f", ingested behind `{sink}`" if (sink := arguments.get("sink_prefix", "none")) != "head" else ""
     return (
         f"Model `{model['name']}` (fingerprint `{model['fingerprint'][:12]}`), {chunks} chunks {size}{behind}, seed "
-        f"{arguments['seed']}. {where}.\n"
+        f"{arguments['seed']}{_measured(arguments.get('profile'))}. {where}.\n"
     )
+
+
+def _measured(profile: Mapping[str, Any] | None) -> str:
+    if profile is None:
+        return ""
+    return ", with a profile of the model: " + ", ".join(f"{name} {value}" for name, value in profile.items())
 
 
 def _environment(found: Mapping[str, Any]) -> str:

@@ -66,10 +66,10 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
     told = read_run(folder) if path.exists() else {}
     told = told if answered else {**wanted, "environments": []}  # with nothing answered there is nothing to go on with
     differing = [
-        _difference(name, old, wanted[part].get(name))
+        _difference(name, told[part].get(name), wanted[part].get(name))
         for part in ("model", "arguments")
-        for name, old in told[part].items()
-        if name not in _MAY_CHANGE and wanted[part].get(name) != old
+        for name in told[part] | wanted[part]
+        if name not in _MAY_CHANGE and wanted[part].get(name) != told[part].get(name)
     ]
     if differing:
         raise SamKVError(

@@ -36,6 +36,11 @@ class ModelProfile:
     answer_weight: float | None = None
     early: float | None = None
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was chosen, without how."""
+        return {"layers": list(self.layers), **{name: getattr(self, name) for name in NUMBERS}}
+
 
 class Profiles:
     """The profiles of a store; without a folder they are gone with the process."""

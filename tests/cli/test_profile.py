@@ -38,6 +38,17 @@ def test_it_keeps_what_it_chose_by_the_models_fingerprint(tmp_path: Path) -> Non
         assert kept.vicinity == found["vicinity"] in (0.0, 0.5, 1.0)
         assert kept.measured == {name: value for name, value in found.items() if name not in CHOSEN}
         assert len(engine.store) == 0, "measuring leaves no caches behind"
+    out = tmp_path / "run"
+    asked = ["eval", "--data", "one_hop", "--limit", "1", "--methods", "samkv", "--out", str(out), "--chunks", "3"]
+    done = CliRunner().invoke(app, [*asked, "--profile", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    chosen = json.loads((out / "run.json").read_text())["arguments"]["profile"]
+    assert chosen == {name: found[name] for name in CHOSEN[2:]}
+    report = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path / "report.md")])
+    assert report.exit_code == 0, report.output
+    assert f"with a profile of the model: layers {found['layers']}, " in (tmp_path / "report.md").read_text()
+    again = CliRunner().invoke(app, asked)
+    assert again.exit_code == 1 and "other settings: profile" in " ".join(again.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -64,6 +75,13 @@ def test_questions_that_do_not_tell_are_shown_and_change_nothing(tmp_path: Path,
         assert [wait["settle_at"] for wait in found["waits"]] == [0, 8, 16]
         assert [one["rest"] for one in found["rests"]] == ["drop", "int4"]
         assert [one["hold"] for one in found["holds"]] == [0.3, 0.5, 0.7, 1.0]
+
+
+def test_a_store_without_a_profile_of_the_model_is_told(tmp_path: Path) -> None:
+    asked = ["eval", "--data", "one_hop", "--limit", "1", "--out", str(tmp_path / "run"), "--profile", str(tmp_path)]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 1 and "holds no profile of bundled: run samkv-rag profile" in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_chunks_for_a_task_are_refused(tmp_path: Path) -> None:
