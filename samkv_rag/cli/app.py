@@ -186,7 +186,7 @@ def evaluate(
     from samkv_rag.cli.evaluate import Request, run
 
     sizes = limit, chunks, chunk_tokens, seed, max_new_tokens
-    run(Request(model, data, methods, keep, *sizes, sink_prefix, profile, out))
+    run(Request(model, data, methods, keep, *sizes, sink_prefix, out, profile))
 
 
 @app.command()

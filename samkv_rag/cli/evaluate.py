@@ -43,8 +43,8 @@ class Request:
     seed: int
     max_new_tokens: int | None
     sink_prefix: str
-    profile: Path | None
     out: Path
+    profile: Path | None = None
 
 
 def run(request: Request) -> None:
