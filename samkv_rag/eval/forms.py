@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from samkv_rag.errors import SamKVError
-from samkv_rag.eval.metrics import normalise
 from samkv_rag.eval.tasks import ChunkSize
 
 _PASSAGE = re.compile(r"^Passage \d+:[ \t]*\n?", re.MULTILINE)
+_WORD = re.compile(r"\w")
 _BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -69,11 +69,11 @@ def asked(row: Mapping[str, Any], where: str) -> Asked:
                 question = read(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise SamKVError(f"{where} is not of the form its keys promise: {error!r}.") from error
-            if question.text.strip() and question.passages and any(map(normalise, question.answers)):
+            if question.text.strip() and question.passages and any(map(_WORD.search, question.answers)):
                 return question
             raise SamKVError(
-                f"{where} has no question, no passage or no answer (articles and punctuation alone are none); leave it "
-                "out of the file."
+                f"{where} has no question, no passage or no answer (punctuation alone is none); leave it out of the "
+                "file."
             )
     raise SamKVError(
         f"{where} has the keys {', '.join(sorted(row))}; a row needs question, answers and passages, or the keys of "
@@ -82,6 +82,8 @@ def asked(row: Mapping[str, Any], where: str) -> Asked:
 
 
 def _ours(row: Mapping[str, Any]) -> Asked:
+    if isinstance(row["passages"], str):
+        raise TypeError("passages must be a list")
     passages = [_passage(passage) for passage in row["passages"]]
     supporting = row.get("supporting") or ()
     if not all(type(index) is int for index in supporting):
@@ -130,12 +132,15 @@ def _titled(title: Any, text: Any) -> str:
     return f"{title}\n{text}" if title else text
 
 
-def _joined(sentences: list[str]) -> str:
-    """HotpotQA's sentences begin with the blank between them, 2Wiki's do not."""
+def _joined(sentences: Any) -> str:
+    """A paragraph, as a text or in sentences: HotpotQA's begin with the blank between them, 2Wiki's do not. Between
+    signs that are not ASCII (Chinese full stops) none is due."""
+    if isinstance(sentences, str):
+        return sentences
     whole = ""
     for sentence in sentences:
-        apart = not whole or whole[-1].isspace() or sentence[:1].isspace()
-        whole += sentence if apart else f" {sentence}"
+        due = whole[-1:].isascii() and sentence[:1].isascii() and not (whole[-1:].isspace() or sentence[:1].isspace())
+        whole += f" {sentence}" if whole and due else sentence
     return whole
 
 

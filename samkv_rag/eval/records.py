@@ -53,7 +53,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-            _ = record["id"], record["task"], record["setting"]
+            _ = {record["id"], record["task"], record["setting"]}  # texts: they name the answer
             found.append(record)
         except (ValueError, TypeError, KeyError) as error:
             raise SamKVError(

@@ -84,7 +84,7 @@ class Source:
 
 def sources_of(specs: Iterable[str]) -> list[Source]:
     """The sources that are named in `specs`, each a name or several with commas between them."""
-    return [Source.of(spec) for part in specs for spec in part.split(",") if spec]
+    return [Source.of(spec) for part in specs for spec in map(str.strip, part.split(",")) if spec]
 
 
 def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:

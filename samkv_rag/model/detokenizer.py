@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -20,32 +21,32 @@ class Detokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
-        self._known = 0
-        self._told = self._text = ""
-        self._open = False
+        self._known, self._told = 0, ""
 
     def feed(self, token: int) -> str:
         """The text that is certain since `token` came."""
+        if self._is_skipped(token):  # and ends no run of bytes
+            return ""
         self._window.append(token)
+        if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):  # decoded once, when the run ends
+            return ""
         text = self._decoded(self._window)
-        if text != self._text:  # special tokens are skipped, and end no run
-            self._open = text.endswith("\ufffd") or self._is_byte(token)
-        self._text = text
-        return "" if self._open else self._passed_on()
+        return "" if text.endswith("\ufffd") else self._passed_on(text)
 
     def rest(self) -> str:
         """The text that was held back, when no more tokens come."""
-        return self._passed_on()
+        return self._passed_on(self._decoded(self._window))
 
-    def _passed_on(self) -> str:
-        piece = self._text[len(self._told) :]
+    def _passed_on(self, text: str) -> str:
+        piece = text[len(self._told) :]
         if piece:  # a window always begins with tokens that have text
             self._window, self._known = self._window[self._known :], len(self._window) - self._known
-            self._told = self._text = self._decoded(self._window)
+            self._told = self._decoded(self._window)
         return piece
 
-    def _decoded(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+    def _decoded(self, tokens: Sequence[int], skip: bool = True) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=skip))
 
-    def _is_byte(self, token: int) -> bool:
-        return _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))) is not None
+    def _is_skipped(self, token: int) -> bool:
+        """Whether a token is a special one, of which answers show nothing."""
+        return not self._decoded([token]) and bool(self._decoded([token], skip=False))

@@ -35,7 +35,8 @@ def refuse_unused(model: Any, dtype: torch.dtype | None, device_map: Any, argume
         raise SamKVError(
             f"The model is loaded, in {weight.dtype}: dtype={dtype} would be passed over. Load it in that."
         )
-    if device_map is not None and device_map != "auto" and not _same(device_map, weight.device):
+    placed = device_map is None or str(device_map) in PLACED_BY_TRANSFORMERS
+    if not placed and not _same(device_map, weight.device):
         raise SamKVError(
             f"The model is loaded, on {weight.device}: device_map={device_map!r} would be passed over. Move it first, "
             "or leave that out."

@@ -77,13 +77,14 @@ def refuse_states(model: Any) -> None:
 def attaching(model: Any) -> Iterator[None]:
     """Put the model into evaluation mode. Turn what goes wrong within into a refusal, and restore the model's mode and
     attention: sinks, for one, need it."""
-    before, training = attention_of(model.config), model.training
+    before, modes = attention_of(model.config), [(module, module.training) for module in model.modules()]
     try:
         with alone(rotary_of(model)):
             model.eval()
             yield
     except Exception as error:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         # In every release this reaches parts of parts, unlike set_attn_implementation.
         model.config._attn_implementation = before
         if isinstance(error, UnsupportedModel) or is_out_of_memory(error):

@@ -56,10 +56,9 @@ def cheapest(now: Layers, left: Mapping[Layers, Sequence[Left]]) -> Layers:
 
 
 def least(now: float, left: Mapping[float, Sequence[Left]]) -> float:
-    """The smallest value that is as good as the best; the one in force `now` where even the smallest of all is, and
-    nothing says what too little would be."""
-    good = as_good(left)
-    return now if min(left) in good else min(good)
+    """The smallest value that is as good as the best; but where even the smallest of all is, and nothing says what too
+    little would be, the one in force `now`, if it is as good."""
+    return kept_or_best(now, left) if min(left) in (good := as_good(left)) else min(good)
 
 
 def kept_or_best(now: K, left: Mapping[K, Sequence[Left]]) -> K:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from samkv_rag import ChunkKVStore, SamKVError
 from tests.cases import WIRINGS
@@ -29,12 +30,37 @@ def replaced(model: Any) -> None:
     model.get_decoder().layers[2].mlp = copy.deepcopy(model.get_decoder().layers[1].mlp)
 
 
+@torch.no_grad()
+def replaced_twice(model: Any) -> None:
+    """The second one may get the place in memory that the first one had."""
+    for _ in range(2):
+        another = copy.deepcopy(model.get_decoder().layers[2].mlp)
+        another.up_proj.weight.mul_(-1.5)
+        model.get_decoder().layers[2].mlp = another
+        del another
+
+
+def set_twice(model: Any) -> None:
+    """Here so may its numbers, and nothing counts how often they are set."""
+    for _ in range(2):
+        weight = model.get_decoder().layers[2].self_attn.q_proj.weight
+        weight.data = weight.data * 1.25
+
+
+def pruned(model: Any) -> None:
+    prune.random_unstructured(model.get_decoder().layers[0].mlp.up_proj, "weight", amount=0.7)
+
+
 def loaded_anew(model: Any) -> None:
     model.load_state_dict({name: value + 0.01 for name, value in model.state_dict().items()}, assign=True)
 
 
 def in_training(model: Any) -> None:
     model.train()
+
+
+def partly_in_training(model: Any) -> None:
+    model.get_decoder().layers[3].train()
 
 
 def attending_otherwise(model: Any) -> None:
@@ -45,8 +71,12 @@ CHANGES: dict[Callable[[Any], None], str] = {
     trained: "weights of this LlamaForCausalLM have changed .* Make a new engine",
     converted: "weights .* have changed",
     replaced: "weights .* have changed",
+    replaced_twice: "weights .* have changed",
+    set_twice: "weights .* have changed",
+    pruned: "weights .* have changed",
     loaded_anew: "weights .* have changed",
     in_training: r"is in training mode.* call \.eval\(\)",
+    partly_in_training: r"is in training mode.* call \.eval\(\)",
     attending_otherwise: r"attention of .* has been changed.* set_attn_implementation\('samkv'\)",
 }
 changed = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

@@ -50,7 +50,9 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(
     assert (folder / RECORDS).read_bytes() == data
 
 
-@pytest.mark.parametrize("damaged", [b'{"id": "a', b"123", b"{}", b'{"id": "\xff"}', b"null"])
+@pytest.mark.parametrize(
+    "damaged", [b'{"id": "a', b"123", b"{}", b'{"id": "\xff"}', b"null", b'{"id": [1], "task": "t", "setting": "full"}']
+)
 def test_a_damaged_line_inside_is_named(tmp_path: Path, damaged: bytes) -> None:
     path, lines = tmp_path / RECORDS, whole(tmp_path).split(b"\n")
     path.write_bytes(b"\n".join([lines[0], damaged, *lines[2:]]))

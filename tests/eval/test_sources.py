@@ -64,11 +64,19 @@ def test_what_means_the_same_is_read_alike(tmp_path: Path, row: dict[str, Any]) 
     assert read(written(tmp_path, [row])) == read(written(tmp_path, [OURS]))
 
 
-def test_sentences_are_put_together_with_a_blank_between_them(tmp_path: Path) -> None:
-    """HotpotQA's begin with it, 2Wiki's do not."""
-    for sentences in (["One.", "Two. ", "Three."], ["One.", " Two.", " Three."]):
-        row = HOTPOT | {"context": [["Inn", sentences]], "supporting_facts": [["Inn", 0]]}
-        assert read(written(tmp_path, [row]))[0].chunks == ("Inn\nOne. Two. Three.",)
+@pytest.mark.parametrize(
+    ("sentences", "text"),
+    [
+        (["One.", "Two. ", "Three."], "One. Two. Three."),  # 2Wiki
+        (["One.", " Two.", " Three."], "One. Two. Three."),  # HotpotQA
+        ("One whole text.", "One whole text."),
+        (["第一句。", "第二句。"], "第一句。第二句。"),
+    ],
+)
+def test_sentences_are_put_together_with_the_blank_that_is_due(tmp_path: Path, sentences: Any, text: str) -> None:
+    pairs = HOTPOT | {"context": [["Inn", sentences]], "supporting_facts": [["Inn", 0]]}
+    columns = HOTPOT | {"context": {"title": ["Inn"], "sentences": [sentences]}}
+    assert [item.chunks for item in read(written(tmp_path, [pairs, columns]))] == [(f"Inn\n{text}",)] * 2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -116,7 +124,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "null-text": (json.dumps(OURS | {"passages": [{"title": "x", "text": None}]}), "must be texts"),
     "list-text": (json.dumps(OURS | {"passages": [{"title": "x", "text": ["a", "b"]}]}), "must be texts"),
     "null-answer": (json.dumps(OURS | {"answers": None}), "answers must be texts"),
-    "article": (json.dumps(OURS | {"answers": ["The", "?"]}), "articles and punctuation alone are none"),
+    "punctuation": (json.dumps(OURS | {"answers": ["...", "?"]}), "punctuation alone is none"),
+    "one-text": (json.dumps(OURS | {"passages": "abc"}), "passages must be a list"),
     "titles": (json.dumps(OURS | {"supporting": ["Mill"]}), "supporting must be indices"),
     "flags": (json.dumps(OURS | {"supporting": [False, True]}), "supporting must be indices"),
     "long-number": ("1" * 5000, "line 1 is not JSON"),
@@ -180,7 +189,11 @@ def test_a_task_is_made_of_the_fewest_chunks_it_can_be_and_refuses_fewer(task: s
 
 
 def test_several_sources_may_be_named_with_commas() -> None:
-    assert [source.name for source in sources_of(["one_hop,two_hop", "needle", ""])] == ["one_hop", "two_hop", "needle"]
+    assert [source.name for source in sources_of(["one_hop, two_hop", "needle", ""])] == [
+        "one_hop",
+        "two_hop",
+        "needle",
+    ]
 
 
 def test_an_unknown_word_is_answered_with_the_tasks() -> None:

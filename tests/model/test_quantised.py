@@ -87,9 +87,9 @@ def test_its_caches_are_no_other_models(folder: Path, tmp_path: Path, scheme: st
 
 def test_one_that_was_saved_quantised_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
     with opened(folder, model_kwargs=loaded_as("4-bit NF4")) as engine:
-        expected = engine.answer(QUESTION, CHUNKS, max_new_tokens=8).token_ids
-        engine.adapter.model.save_pretrained(tmp_path / "nf4")  # which unpacks the weights where they are
+        engine.adapter.model.save_pretrained(tmp_path / "nf4")
         byte_tokenizer().save_pretrained(tmp_path / "nf4")
+        expected = engine.answer(QUESTION, CHUNKS, max_new_tokens=8).token_ids
     with opened(tmp_path / "nf4") as again:
         assert is_quantised(again.adapter.model)
         assert again.answer(QUESTION, CHUNKS, max_new_tokens=8).token_ids == expected

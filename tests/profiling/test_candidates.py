@@ -80,6 +80,7 @@ def test_the_least_value_is_taken_that_is_as_good_where_a_smaller_one_is_not() -
     found = {0.25: eight(lost, kept), 0.5: eight(kept, kept), 1.0: eight(Left(True, 0.2), Left(True, 0.01))}
     assert as_good(found) == [0.5, 1.0] and least(1.0, found) == 0.5
     assert least(1.0, found | {0.0: eight(kept, kept)}) == 1.0, "nothing says what too little would be"
+    assert least(0.25, found | {0.0: eight(kept, kept)}) == 0.5, "but what is in force is worse"
     assert least(1.0, {value: some[:7] for value, some in found.items()}) == 1.0, "there are too few questions"
 
 
