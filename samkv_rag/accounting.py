@@ -23,7 +23,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
     reused = kept - int((marks[0] & marks[1]).sum())
     glue = plan.n_tokens - plan.chunk_tokens
     head = run.caches.ground.uncomputed(recomputed)
-    per_token = run.adapter.shape.bytes_per_token
+    per_token, layers = run.adapter.shape.bytes_per_token, run.adapter.shape.cached().stop
     resident = (glue + kept - selection.packed_tokens) * per_token + selection.packed_bytes
     return Report(
         method=method,
@@ -41,7 +41,7 @@ def make_report(run: Run, prepared: Prepared, method: str, ttft_seconds: float) 
         question_pass_tokens=run.costs.question_pass_tokens,
         kept_ratio=_share(kept, plan.chunk_tokens, empty=1.0),
         recompute_ratio=_share(recomputed, kept),
-        recomputed_layers_ratio=_share(run.costs.chunk_token_layers, plan.chunk_tokens * run.adapter.shape.layers),
+        recomputed_layers_ratio=_share(run.costs.chunk_token_layers, plan.chunk_tokens * layers),
         kv_bytes_resident=resident,
         kv_bytes_peak=max(run.costs.kv_bytes_peak, resident),
         kv_bytes_full=plan.n_tokens * per_token,

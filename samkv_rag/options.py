@@ -34,6 +34,8 @@ T = TypeVar("T")
 Share = Annotated[float, Within(0, 1)]
 Count = Annotated[int, Within(0, LARGEST)]
 Positive = Annotated[int, Within(1, LARGEST)]
+BlockSize = Annotated[int, Within(1, 1 << 16)]
+Seed = Annotated[int, Within(-(1 << 63), (1 << 64) - 1)]
 Vicinity = Annotated[float, Within(0, 100)]
 Exponent = Annotated[float, Within(0, 10)]
 Weight = Annotated[float, Within(1, 100)]
@@ -41,10 +43,19 @@ Weight = Annotated[float, Within(1, 100)]
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
     int: ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
-    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool) and _is_in_reach(value)),
     str: ("text", lambda value: isinstance(value, str)),
     type(None): ("None", lambda value: value is None),
 }
+
+
+def _is_in_reach(value: Real) -> bool:
+    """Whether a `float` can be made of a number."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def known(*values: T | None) -> T:

@@ -241,7 +241,7 @@ class Report:
     `fresh_tokens` are glue tokens, missed chunks among them, less `head_tokens`, plus recomputed ones: all that entered
     layer 0 for the answer itself (the question pass is counted separately). The head is what the prompt begins with, as
     far as it is known from other prompts with the same beginning. `recomputed_layers_ratio`: chunk tokens times layers
-    that were computed / chunk tokens times all layers, early full layers charged. Bytes are K and V at the cache's
+    that were computed / as many as a full prefill computes, early full layers charged. Bytes are K and V at the cache's
     dtype: `kv_bytes_resident` once it is decided what is kept, with `packed_tokens` held in four bits per number;
     `kv_bytes_peak` the most of one pass before that; `kv_bytes_read` as stored (what is read ahead, from a disk or for
     a GPU, counts even where all of a block's tokens are recomputed); seconds are wall clock. `scored_bytes` are what

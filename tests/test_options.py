@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samkv_rag import SamKV, SamKVError
-from samkv_rag.methods import METHODS, CacheBlend, Epic, InfoFlow, MultiInfLLM, ProphetKV, Random
+from samkv_rag.methods import METHODS, CacheBlend, Epic, InfoFlow, MultiInfLLM, ProphetKV, Random, RandomRest
 from samkv_rag.model.generation import GenerationOptions
 from samkv_rag.options import Options
 from tests.models import tiny_engine
@@ -26,15 +26,18 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (SamKV, {"initial": -3}, "initial must be a whole number, 0 or more"),
     (SamKV, {"layers": 2}, "layers must be a tuple of which each part is a whole number or None"),
     (SamKV, {"layers": (1.5,)}, "layers must be"),
-    (SamKV, {"block": 0}, "block must be a whole number, 1 or more or None"),
-    (SamKV, {"block": 10**30}, "block must be a whole number, 1 or more or None"),
+    (SamKV, {"block": 0}, "block must be a whole number, 1 to 65536 or None"),
+    (SamKV, {"block": 10**30}, "block must be a whole number, 1 to 65536 or None"),
     (SamKV, {"bias": "no"}, "bias must be True or False"),
     (SamKV, {"around": (-1, 2)}, "around must be"),
     (SamKV, {"around": (1, 2, 3)}, "around must be a tuple of 2 parts: a whole number, 0 or more; a whole"),
     (SamKV, {"candidates": 0.5}, "candidates must be a number, 1 or more"),
+    (SamKV, {"candidates": 10**400}, "candidates must be a number, 1 or more"),
     (MultiInfLLM, {"keep": -1}, "multi_infllm: keep must be"),
     (MultiInfLLM, {"block": 8}, "block must be a multiple of 16"),
     (Random, {"keep": 3}, "random: keep must be"),
+    (Random, {"seed": 1 << 70}, "random: seed must be a whole number"),
+    (RandomRest, {"seed": -(1 << 70)}, "random_rest: seed must be a whole number"),
     (CacheBlend, {"check": -1}, "cacheblend: check must be"),
     (ProphetKV, {"share": 2}, "prophetkv: share must be"),
     (InfoFlow, {"band": (0.5, 2)}, "infoflow: band must be"),

@@ -14,7 +14,7 @@ from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.scoring import check_block, chunk_scores, turned_to_chunks
 from samkv_rag.methods.selection import anchor_masks, choose
-from samkv_rag.options import Count, Options, Positive, Share
+from samkv_rag.options import BlockSize, Count, Options, Share
 from samkv_rag.types import Selection
 
 
@@ -24,7 +24,7 @@ class MultiInfLLM(Options):
     per block, a multiple of 16."""
 
     keep: Share = 0.15
-    block: Positive = 16
+    block: BlockSize = 16
     initial: Count = 16
     local: Count = 32
 

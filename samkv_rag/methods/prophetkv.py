@@ -33,5 +33,5 @@ class ProphetKV(Options):
 
 def top_tokens(kept: tuple[Tensor, ...], value: Tensor, columns: list[Tensor], share: float) -> Selection:
     """Everything kept, and the `share` of the tokens with the highest `value` `(T,)` recomputed."""
-    best = best_tokens([value[column] for column in columns], int(share * len(value)))
+    best = best_tokens([value[column] for column in columns], int(share * len(value) + 1e-9))
     return Selection(kept, tuple(tokens[part] for tokens, part in zip(kept, best, strict=True)))

@@ -9,7 +9,7 @@ import torch
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.selection import ChunkScores, anchor_masks, choose
-from samkv_rag.options import Count, Options, Positive, Share
+from samkv_rag.options import BlockSize, Count, Options, Seed, Share
 from samkv_rag.types import Selection
 
 
@@ -19,10 +19,10 @@ class Random(Options):
     recomputed."""
 
     keep: Share = 0.15
-    block: Positive = 16
+    block: BlockSize = 16
     initial: Count = 8
     local: Count = 8
-    seed: int = 0
+    seed: Seed = 0
 
     name = "random"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods.run import Run
 from samkv_rag.methods.samkv import SamKV
+from samkv_rag.options import Seed
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RandomRest(SamKV):
     """Keeps `keep` of the chunk tokens, drawn from `seed`. Raises `SamKVError` for `settle="before"`."""
 
     rest: Literal["drop", "int4"] | None = "drop"
-    seed: int = 0
+    seed: Seed = 0
 
     name = "random_rest"
 

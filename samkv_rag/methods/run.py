@@ -241,7 +241,7 @@ class Run:
         shape, blend = self.adapter.shape, None
         n_layers = shape.layers if speak or observer is not None else shape.cached().stop
         with self.stage("recompute"):
-            self.costs.chunk_token_layers += fresh.of_chunks * shape.layers
+            self.costs.chunk_token_layers += fresh.of_chunks * n_layers
             self.costs.passes.append(Pass(layout.positions, fresh.slots, n_layers, ended=not speak, narrow=narrow))
             if theta != 1.0:
                 blend = Blend(theta, few(fresh.chunked, self.adapter.device))
@@ -294,7 +294,7 @@ class Run:
 
     def prefill(self) -> Prepared:
         """No reuse at all: `generate()` prefills every prompt token."""
-        self.costs.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.layers
+        self.costs.chunk_token_layers += self.plan.chunk_tokens * self.adapter.shape.cached().stop
         self.costs.held(self.plan.n_tokens * self.adapter.shape.bytes_per_token)
         self.costs.passes.append(Pass.whole(self.plan.n_tokens, self.adapter.shape.layers))
         return Prepared.of(None, self.caches.ground.ids, Selection.all_of(self.plan))

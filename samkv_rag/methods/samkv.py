@@ -42,7 +42,7 @@ from samkv_rag.methods.selection import (
     standardised,
 )  # fmt: skip
 from samkv_rag.methods.settling import EXACT, LEAST_PACKED, Settlement
-from samkv_rag.options import Count, Exponent, Options, Positive, Share, Vicinity, Weight, Within, known
+from samkv_rag.options import BlockSize, Count, Exponent, Options, Share, Vicinity, Weight, Within, known
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
@@ -119,7 +119,7 @@ class SamKV(Options):
     early: Exponent | None = None
     wide: Share | None = None
     sees: Share | None = None
-    block: Positive | None = None
+    block: BlockSize | None = None
     initial: Count = 0
     local: Count = 0
     middle: bool = True
@@ -192,7 +192,7 @@ class SamKV(Options):
             anchors, notes = ranked_anchors(run.lengths, self.initial, self.local, limit, scores, anchors)
             choice = self._choose(scores, anchors, budget)
             order = recompute_order(choice, self.recompute, self.recompute_by)
-            again = best_of(choice.picked, order, int(self.recompute * choice.picked.count))
+            again = best_of(choice.picked, order, int(self.recompute * choice.picked.count + 1e-9))
             remarks += notes
         if self.settle == "after":
             again, value = self._followed(run, again, choice.value, order, layers[-1])
@@ -237,9 +237,9 @@ class SamKV(Options):
         def settle(looked_at: Tensor) -> Settled:
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             total, exact = len(worth), int(EXACT * budget)
-            if settlement.rest == "int4" and (held := max(budget, int(self.hold * total))) - exact >= LEAST_PACKED:
-                return Settled(largest(worth, held), again, worth, notes, largest(worth, exact))
-            return Settled(largest(worth, budget if settlement.rest == "drop" else total), again, worth, notes)
+            held = {"drop": budget, "int4": max(budget, int(self.hold * total + 1e-9))}.get(settlement.rest, total)
+            packs = settlement.rest == "int4" and held - exact >= LEAST_PACKED
+            return Settled(largest(worth, held), again, worth, notes, largest(worth, exact) if packs else None)
 
         return run.recompute_and_settle(again, layers, settle, self.theta, wide, sees, at, weight, also)
 
@@ -278,7 +278,8 @@ class SamKV(Options):
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int
     ) -> list[ChunkScores]:  # fmt: skip
         """What the first look finds, with a shortlist of `self.candidates` times the `budget`."""
-        sizes, candidates = (self._block, self.initial, self.local), min(self.candidates * budget, sum(run.lengths))
+        sizes = self._block, self.initial, self.local
+        candidates = min(self.candidates * budget, sum(run.lengths)) if budget else 0  # it may be infinite
         looking = FirstLook(run, layers, anchors, *sizes, int(candidates), self.bias, self.partner, self.frame)
         return looking.scores(self.look)
 

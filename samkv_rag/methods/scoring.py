@@ -154,7 +154,9 @@ def surrounded(values: Tensor, before: int, behind: int, lengths: Sequence[int] 
     """Every token's largest value within reach `(T,)`: a token is raised by one that it precedes by up to `before`
     tokens or follows by up to `behind`, so that what surrounds a token attended to is kept with it (SnapKV pools
     likewise). Reach ends with a chunk of `lengths`; by default all tokens are of one."""
-    sizes, reach = torch.tensor(lengths or [len(values)]), before + behind
+    sizes = torch.tensor(lengths or [len(values)])
+    before, behind = (min(far, int(sizes.max())) for far in (before, behind))
+    reach = before + behind
     start = torch.arange(len(values)) + reach * repeated(torch.arange(len(sizes)), sizes)
     start = sent(start, values.device)
     padded = values.new_full((len(values) + reach * len(sizes),), float("-inf")).index_copy_(0, start + behind, values)

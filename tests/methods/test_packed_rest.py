@@ -3,6 +3,7 @@ per number. Tested with stock forwards over what these stand for, and without (i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import Cache
 
 from samkv_kernels.cpu import packed as products
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
-from samkv_rag.methods import Prepared, Run
+from samkv_rag.methods import Prepared, ProphetKV, Run
 from samkv_rag.methods.settling import LEAST_PACKED
 from samkv_rag.model.adapter import ModelAdapter
 from samkv_rag.profiling.answers import forced_logits
@@ -164,6 +165,38 @@ def test_what_is_held_is_what_was_looked_at_most_and_never_less_than_keep() -> N
         assert len(found[-1]) == int(max(0.3, hold) * case.plan.chunk_tokens)
         assert selection.packed_tokens == len(found[-1]) - int(0.3 * case.plan.chunk_tokens) // 4
     assert found[0] < found[1] < found[2] < found[3]
+
+
+def test_where_too_few_are_held_to_be_packed_no_more_are_held() -> None:
+    case = prompted("llama")
+    for hold, count in ((0.0, 13), (0.18, 15), (0.2, 17), (1.0, 88)):
+        prepared = case.prepare(SamKV(hold=hold))
+        prepared.generate(case.adapter.loop, max_new_tokens=3, do_sample=False)
+        assert sum(map(len, prepared.selection.kept)) == count
+        assert prepared.selection.packed_tokens == (count - 3 if count > 88 / 2 else 0)
+
+
+def test_a_share_is_the_same_number_of_tokens_wherever_it_is_given() -> None:
+    case = prompted("llama", (60, 40))
+    chosen, computed, shared = (
+        case.prepare(method)
+        for method in (
+            SamKV(keep=0.29, rest="drop"),
+            SamKV(keep=1.0, recompute=0.29, settle="before"),
+            ProphetKV(share=0.29),
+        )
+    )
+    held = case.prepare(SamKV(hold=0.29))
+    held.generate(case.adapter.loop, max_new_tokens=3, do_sample=False)
+    counted = chosen.selection.kept, computed.selection.recomputed, shared.selection.recomputed, held.selection.kept
+    assert [sum(map(len, some)) for some in counted] == [29] * 4
+
+
+def test_what_reaches_beyond_a_prompt_reaches_its_ends_and_costs_no_more() -> None:
+    case = prompted("llama")
+    near, far = (case.prepare(SamKV(rest="drop", around=(reach, reach))).selection for reach in (100, 10**9))
+    assert all(map(torch.equal, near.kept, far.kept))
+    assert sum(map(len, case.prepare(SamKV(keep=0.0, candidates=math.inf)).selection.recomputed)) == 0
 
 
 # -- what it costs -------------------------------------------------------------------------------------------------

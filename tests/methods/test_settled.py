@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from samkv_rag import ChunkKVStore, SamKV, SamKVError
-from samkv_rag.methods import Method, ProphetKV, RandomRest, Run
+from samkv_rag.accounting import make_report
+from samkv_rag.methods import Epic, Full, Method, ProphetKV, RandomRest, Reuse, Run
 from samkv_rag.methods.layout import Layout
 from samkv_rag.methods.picked import Settled
 from samkv_rag.methods.scoring import vicinities
@@ -230,3 +231,14 @@ def test_behind_the_layers_with_caches_the_answers_rows_go_on_alone(wiring: str,
         return
     assert (len(before.slots), before.layers, before.ended) == (rows, own, True)
     assert (len(last.slots), last.layers, last.ended) == (6, case.adapter.shape.layers, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "share"), [(Full(), 1.0), (Reuse(), 0.0), (Epic(), None)], ids=["full", "reuse", "epic"]
+)
+def test_layers_without_caches_are_not_counted_as_recomputed(method: Any, share: float | None) -> None:
+    case = prompted("gemma4-sharing")
+    run = Run(case.plan, case.adapter, case.store, oracles.ROOM)
+    report = make_report(run, method.prepare(run), method.name, 0.0)
+    tokens = report.recomputed_tokens / report.chunk_tokens
+    assert report.recomputed_layers_ratio == pytest.approx(tokens) and share in (None, tokens)
