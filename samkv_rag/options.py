@@ -7,6 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -43,19 +44,10 @@ Weight = Annotated[float, Within(1, 100)]
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
     int: ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
-    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool) and _is_in_reach(value)),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
     str: ("text", lambda value: isinstance(value, str)),
     type(None): ("None", lambda value: value is None),
 }
-
-
-def _is_in_reach(value: Real) -> bool:
-    """Whether a `float` can be made of a number."""
-    try:
-        float(value)
-    except OverflowError:
-        return False
-    return True
 
 
 def known(*values: T | None) -> T:
@@ -88,9 +80,10 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def require(value: Any, hint: Any, what: str) -> Any:
     """`value`, as its type says; raises `SamKVError` if it does not fit that."""
-    if not fits(value, hint):
-        raise SamKVError(f"{what} must be {_said(hint)}, not {value!r}.")
-    return _as_typed(value, hint)
+    with suppress(OverflowError):  # a whole number that no float can be
+        if fits(value, hint):
+            return _as_typed(value, hint)
+    raise SamKVError(f"{what} must be {_said(hint)}, not {value!r}.")
 
 
 def fits(value: Any, hint: Any) -> bool:
