@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from samkv_rag.retrieval import generations
 from samkv_rag.retrieval.embedding import OFFLINE
 from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
 from samkv_rag.retrieval.index import ChunkIndex, Entry, Settings
-from samkv_rag.retrieval.loading import SourceFile, Tokenize, exists, find_files, fingerprint, load, split
+from samkv_rag.retrieval.loading import SourceFile, Tokenize, find_files, fingerprint, is_gone, is_hidden, load, split
 
 BATCH = 16
+LINKED = "a link to a folder, which is not followed; ingest the folder that it leads to"
 
 
 class Store(Protocol):
@@ -119,8 +119,11 @@ class _Job:
     def __init__(self, engine: Engine, path: Path, index: ChunkIndex, settings: Settings) -> None:
         self.engine, self.path, self.index, self.settings = engine, path, index, settings
         self.store: Store = engine.store
+        self.base = path.resolve()
         self.report = IngestReport()
         self.anew = index.manifest.settings != settings
+        self.found: set[Path] = set()
+        self.unlisted: set[Path] = set()
 
     def run(self, on_plan: Callable[[IngestPlan], None], on_progress: Callable[[int, int], None]) -> IngestReport:
         """Bring the index up to date with the folder: caches first, then the index; then release what is unused."""
@@ -137,14 +140,19 @@ class _Job:
         return self.report
 
     def _sources(self) -> Iterator[SourceFile]:
-        paths = find_files(self.path, lambda error: self._fail(str(error.filename), error.strerror or str(error)))
+        paths = find_files(self.path, self._cannot_list, lambda folder: self._fail(str(folder), LINKED))
+        self.found.update(paths)
         if self.anew:  # the files of other folders too: one index has one model
-            paths += [p for p in map(Path, self.index.documents) if exists(p) and p not in paths]
+            paths += [p for p in map(Path, self.index.documents) if p not in self.found and not self._is_gone(p)]
         for path in paths:
             try:
                 yield fingerprint(path)
             except UnreadableFile as error:
                 self._fail(str(path), str(error))
+
+    def _cannot_list(self, error: OSError) -> None:
+        self.unlisted.add(Path(error.filename))
+        self._fail(str(error.filename), error.strerror or str(error))
 
     def _sort(self, sources: list[SourceFile]) -> list[SourceFile]:
         """The files whose chunks are to be computed: new, changed, or with entries that the store has lost."""
@@ -177,11 +185,21 @@ class _Job:
         self.report.failed[name.encode("utf-8", "replace").decode()] = reason  # a name may be no text
 
     def _gone(self) -> list[str]:
-        """Indexed files under the path that no longer exist."""
-        base = Path(os.path.abspath(self.path)).resolve()
-        inside = [p for p in map(Path, self.index.documents) if self.anew or p == base or base in p.parents]
-        self.report.removed = [str(p) for p in inside if not exists(p)]
+        """Indexed files under the path that are no longer found in it."""
+        inside = [p for p in map(Path, self.index.documents) if self.anew or self._is_inside(p)]
+        self.report.removed = [str(p) for p in inside if self._is_gone(p)]
         return self.report.removed
+
+    def _is_inside(self, path: Path) -> bool:
+        return path == self.base or self.base in path.parents
+
+    def _is_gone(self, path: Path) -> bool:
+        """Whether nothing is there, or it is no longer found, as what a link to a folder has taken the place of. What
+        the walk cannot find (hidden files, ingested by name, and folders that cannot be read) stays."""
+        if is_gone(path):
+            return True
+        missed = self._is_inside(path) and path not in self.found and not is_hidden(path, self.base)
+        return missed and self.unlisted.isdisjoint(path.parents)
 
     def _plan(self, splits: list[Split]) -> IngestPlan:
         sizes = [size for part in splits for size in part.sizes]

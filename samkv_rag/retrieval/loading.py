@@ -29,9 +29,13 @@ class SourceFile:
     digest: str
 
 
-def find_files(path: Path, failed: Callable[[OSError], None] | None = None) -> list[Path]:
+def find_files(
+    path: Path,
+    failed: Callable[[OSError], None] = lambda error: None,
+    linked: Callable[[Path], None] = lambda folder: None,
+) -> list[Path]:
     """The readable kinds of files in `path`, sorted; hidden files and folders below it are left out. `failed` is called
-    for folders that cannot be read."""
+    for folders that cannot be read, `linked` for links to folders, which are not followed: they may lead in circles."""
     if not path.exists():
         raise RetrievalError(
             f"There is no file or folder {path}; check the path. What was ingested from a folder that is gone is "
@@ -44,23 +48,30 @@ def find_files(path: Path, failed: Callable[[OSError], None] | None = None) -> l
     if not os.access(path, os.R_OK | os.X_OK):
         raise RetrievalError(f"The folder {path} cannot be read; check its permissions.")
     # SimpleDirectoryReader's own walk treats a folder below a hidden one (a virtual environment) as hidden altogether.
-    return sorted(_walk(path.resolve(), failed))
+    return sorted(_walk(path.resolve(), failed, linked))
 
 
-def exists(path: Path) -> bool:
-    """Whether a file is there; True for one in a folder that cannot be read: it is not known to be gone."""
+def is_gone(path: Path) -> bool:
+    """Whether no file is there; False for one in a folder that cannot be read: it is not known to be gone."""
     try:
-        path.stat()
+        return stat.S_ISDIR(path.stat().st_mode)
     except PermissionError:
-        return True
-    except OSError:
         return False
-    return True
+    except OSError:
+        return True
 
 
-def _walk(root: Path, failed: Callable[[OSError], None] | None) -> Iterator[Path]:
+def is_hidden(path: Path, base: Path) -> bool:
+    """Whether the walk through `base` leaves `path`, which is below it, out by its name."""
+    return any(part.startswith(".") for part in path.relative_to(base).parts)
+
+
+def _walk(root: Path, failed: Callable[[OSError], None], linked: Callable[[Path], None]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                linked(Path(folder) / name)
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(folder) / name

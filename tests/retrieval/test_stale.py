@@ -1,0 +1,46 @@
+"""What no longer holds the text that was ingested from it is answered from no more, and nothing else is lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from samkv_rag.retrieval import ingest_folder
+from samkv_rag.retrieval.folder import LINKED
+from tests.retrieval.conftest import BREAD
+from tests.retrieval.fakes import FakeEngine, key_of
+from tests.retrieval.test_folder import texts
+
+
+@pytest.mark.parametrize("to", ["elsewhere", "docs"])
+def test_a_link_in_place_of_a_folder_is_told_and_what_was_there_leaves(
+    engine: FakeEngine, folder: Path, root: Path, to: str
+) -> None:
+    ingest_folder(engine, folder, root)
+    shutil.move(folder / "more", folder.parent / "elsewhere")
+    (folder / "more").symlink_to(folder.parent / to)
+    report = ingest_folder(engine, folder, root)
+    assert report.failed == {str(folder / "more"): LINKED}
+    assert report.removed == [str(folder / "more" / "bread.txt")]
+    assert BREAD not in texts(root) and key_of(BREAD) not in engine.store
+
+
+def test_a_folder_in_place_of_a_file_is_not_that_file(engine: FakeEngine, folder: Path, root: Path) -> None:
+    ingest_folder(engine, folder, root)
+    (folder / "more" / "bread.txt").unlink()
+    (folder / "more" / "bread.txt").mkdir()
+    (folder / "more" / "bread.txt" / "new.txt").write_text("The mill burns.")
+    report = ingest_folder(engine, folder, root)
+    assert [Path(name).name for name in report.removed] == ["bread.txt"]
+    assert BREAD not in texts(root) and "The mill burns." in texts(root)
+
+
+def test_a_hidden_file_that_was_ingested_by_its_name_stays(engine: FakeEngine, folder: Path, root: Path) -> None:
+    (folder / ".notes").mkdir()
+    (folder / ".notes" / "a.txt").write_text("The bell is cracked.")
+    ingest_folder(engine, folder / ".notes" / "a.txt", root)
+    assert ingest_folder(engine, folder, root).removed == [] and "The bell is cracked." in texts(root)
+    (folder / ".notes" / "a.txt").unlink()
+    assert len(ingest_folder(engine, folder, root).removed) == 1
