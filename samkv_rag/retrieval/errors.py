@@ -15,3 +15,7 @@ class MissingExtra(RetrievalError, ImportError):
 
 class UnreadableFile(RetrievalError):
     """One file gave no text; the rest of the folder is not affected."""
+
+
+class EmptyFile(UnreadableFile):
+    """A file that was read and has no text: what was ingested from it before is out of date."""

@@ -12,11 +12,12 @@ from llama_index.core.schema import BaseNode
 
 from samkv_rag.retrieval import generations
 from samkv_rag.retrieval.embedding import OFFLINE
-from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
+from samkv_rag.retrieval.errors import EmptyFile, RetrievalError, UnreadableFile
 from samkv_rag.retrieval.index import ChunkIndex, Entry, Settings
 from samkv_rag.retrieval.loading import SourceFile, Tokenize, find_files, fingerprint, is_gone, is_hidden, load, split
 
 BATCH = 16
+KEPT = "; its earlier text is still used"
 LINKED = "a link to a folder, which is not followed; ingest the folder that it leads to"
 
 
@@ -67,8 +68,9 @@ class IngestPlan:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingestion did. `failed` maps unreadable files to the reason; their earlier chunks are unchanged.
-    `chunks` are those of new and changed files, `tokens` those that the model had to compute for them."""
+    """What an ingestion did. `failed` maps unreadable files to the reason, which says so where their earlier chunks are
+    kept; a file that has no text any more is in `removed`, too. `chunks` are those of new and changed files, `tokens`
+    those that the model had to compute for them."""
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -124,6 +126,7 @@ class _Job:
         self.anew = index.manifest.settings != settings
         self.found: set[Path] = set()
         self.unlisted: set[Path] = set()
+        self.emptied: set[Path] = set()
 
     def run(self, on_plan: Callable[[IngestPlan], None], on_progress: Callable[[int, int], None]) -> IngestReport:
         """Bring the index up to date with the folder: caches first, then the index; then release what is unused."""
@@ -131,6 +134,7 @@ class _Job:
         self._release_stale()  # from an earlier run that died between the index and the release
         splits = list(self._split(self._sort(sources)))
         gone = self._gone()
+        self._tell_kept(gone)
         if splits:
             on_plan(self._plan(splits))
         keys = self._precompute(splits, on_progress)
@@ -175,6 +179,8 @@ class _Job:
                 nodes = split(source, load(source), tokenize, self.settings.chunk_size)
             except UnreadableFile as error:
                 self._fail(str(source.path), str(error))
+                if isinstance(error, EmptyFile):
+                    self.emptied.add(source.path)
             else:
                 yield Split(source, nodes, [len(tokenize(node.get_content().strip())) for node in nodes])
 
@@ -185,10 +191,16 @@ class _Job:
         self.report.failed[name.encode("utf-8", "replace").decode()] = reason  # a name may be no text
 
     def _gone(self) -> list[str]:
-        """Indexed files under the path that are no longer found in it."""
+        """Indexed files under the path that are no longer found in it, or have no text any more."""
         inside = [p for p in map(Path, self.index.documents) if self.anew or self._is_inside(p)]
-        self.report.removed = [str(p) for p in inside if self._is_gone(p)]
+        self.report.removed = [str(p) for p in inside if p in self.emptied or self._is_gone(p)]
         return self.report.removed
+
+    def _tell_kept(self, gone: list[str]) -> None:
+        """Add to the reasons of unreadable files that their earlier chunks stay, where they do."""
+        if not self.anew:  # else nothing of the old index stays
+            for name in self.report.failed.keys() & self.index.documents.keys() - set(gone):
+                self.report.failed[name] += KEPT
 
     def _is_inside(self, path: Path) -> bool:
         return path == self.base or self.base in path.parents

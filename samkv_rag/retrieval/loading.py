@@ -14,7 +14,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, Document
 from tenacity import RetryError
 
-from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
+from samkv_rag.retrieval.errors import EmptyFile, RetrievalError, UnreadableFile
 from samkv_rag.retrieval.readers import PARAGRAPH, extractors
 
 SUFFIXES = tuple(extractors())
@@ -91,7 +91,8 @@ def fingerprint(path: Path) -> SourceFile:
 
 
 def load(source: SourceFile) -> list[Document]:
-    """The file's text as LlamaIndex documents, one per section; raises UnreadableFile with the reason.
+    """The file's text as LlamaIndex documents, one per section; raises UnreadableFile with the reason, EmptyFile
+    if there is none.
 
     Halves of surrogate pairs, which occur in PDFs, are joined; a lone one becomes U+FFFD.
     """
@@ -104,7 +105,7 @@ def load(source: SourceFile) -> list[Document]:
         raise UnreadableFile(_reason(error)) from error
     if not documents:
         scanned = source.path.suffix.lower() == ".pdf"
-        raise UnreadableFile("no text in it" + (" (a scanned PDF needs OCR first)" if scanned else ""))
+        raise EmptyFile("no text in it" + (" (a scanned PDF needs OCR first)" if scanned else ""))
     for document in documents:
         document.set_content(document.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return documents
