@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,16 @@ logging.root.setLevel(_level)
 
 PARAGRAPH = "\n\n"
 _WRAPPED = 40
+_NESTING = 200
+"""How deep lists and quotes of Markdown are read, two for each list; what is deeper is left out."""
 _HTML_BLOCKS = re.compile(
     "^(address|article|aside|blockquote|dd|div|dl|dt|figcaption|footer|h[1-6]|header|hr|li|main|ol|p|pre|section|"
     "table|td|th|title|tr|ul)$"
 )
 _HTML_DROPPED = ("script", "style", "noscript", "template", "nav")
+
+
+Section = tuple[list[str], list[str]]
 
 
 class ProseReader(BaseReader):
@@ -51,15 +58,27 @@ class MarkdownProse(BaseReader):
     """
 
     def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
-        """The sections of `file` that have text."""
+        """The sections of `file`."""
         source = Path(file).read_bytes().decode("utf-8-sig")
         return [
-            Document(
-                text=_with_heading(headings, blocks), metadata={**(extra_info or {}), "section": " ".join(headings)}
-            )
-            for headings, blocks in _sections(source)
-            if blocks
+            Document(text=text, metadata={**(extra_info or {}), "section": " ".join(headings)})
+            for headings, text in _texts(_sections(source))
         ]
+
+
+def _texts(sections: list[Section]) -> Iterator[tuple[list[str], str]]:
+    """(headings, text) of each section. One without blocks is its heading, and those of which it is the first: where
+    blocks follow, the headings above are titles, which are in the metadata only."""
+    titles: list[str] = []
+    for (headings, blocks), (following, _) in pairwise([*sections, ([], [])]):
+        titles += headings[-1:]
+        if blocks:
+            yield headings, _with_heading(headings, blocks)
+        elif headings and headings == following[: len(headings)] != following:
+            continue  # a deeper heading follows
+        elif headings:
+            yield headings, "\n".join(titles)
+        titles = []
 
 
 def _with_heading(headings: list[str], blocks: list[str]) -> str:
@@ -68,14 +87,14 @@ def _with_heading(headings: list[str], blocks: list[str]) -> str:
     return PARAGRAPH.join(blocks) if told else "\n".join([headings[-1], PARAGRAPH.join(blocks)])
 
 
-def _sections(source: str) -> list[tuple[list[str], list[str]]]:
+def _sections(source: str) -> list[Section]:
     """(headings from the outermost to its own, blocks of text) for each section."""
     from markdown_it import MarkdownIt
 
-    sections: list[tuple[list[str], list[str]]] = [([], [])]
+    sections: list[Section] = [([], [])]
     levels: list[int] = []
     in_heading = False
-    for token in MarkdownIt("commonmark").parse(source):
+    for token in MarkdownIt("commonmark", {"maxNesting": _NESTING}).parse(source):
         if token.type == "heading_open":
             level, in_heading = int(token.tag[1:]), True
             levels = [outer for outer in levels if outer < level]

@@ -67,6 +67,28 @@ def test_a_heading_that_the_first_paragraph_repeats_is_left_out(tmp_path: Path) 
     assert read(path) == ["The Kettle sings.", "Dogs\nThey dislike it."]
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("# Phone 555\n\n## Code 99\n", [("Phone 555 Code 99", "Phone 555\nCode 99")]),
+        ("# A\n\n## B\n\n## C\n\nx\n\n# D\n", [("A B", "A\nB"), ("A C", "C\nx"), ("D", "D")]),
+        ("## B\n\n## B\n\nThat is b.\n\n### E\n\n# F\n", [("B", "B"), ("B", "That is b."), ("B E", "E"), ("F", "F")]),
+        ("# A\n\n## B\n\nThat is b.\n", [("A B", "That is b.")]),
+    ],
+)
+def test_a_heading_without_text_is_text(tmp_path: Path, source: str, expected: list[tuple[str, str]]) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(source)
+    assert [(d.metadata["section"], d.text) for d in load(fingerprint(path))] == expected
+
+
+def test_deeply_nested_lists_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("".join(f"{'  ' * depth}- level {depth}\n" for depth in range(40)))
+    (text,) = read(path)
+    assert all(f"level {depth}" in text.split("\n\n") for depth in range(40))
+
+
 def test_html_keeps_paragraphs_apart_and_words_together(tmp_path: Path) -> None:
     path = tmp_path / "a.HTML"
     body = "<div><p>One <b>bo</b>ld.</p><p>Two.</p></div><ul><li>a<li>b</ul>"
