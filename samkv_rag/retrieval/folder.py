@@ -237,14 +237,14 @@ class _Job:
     def _commit(self, splits: list[Split], keys: list[tuple[str, ...]], gone: list[str]) -> None:
         before = {path: entry.keys for path, entry in self.index.documents.items()}
         index = ChunkIndex.create(self.index.root, self.settings) if self.anew else self.index
-        for path in gone:
-            index.remove(path)
+        new: dict[str, tuple[Entry, list[BaseNode]]] = {}
         for part, part_keys in zip(splits, keys, strict=True):
             name = str(part.source.path)
             for key in part_keys:
                 self.store.retain(key, owner(name))
             ids = tuple(node.node_id for node in part.nodes)
-            index.put(name, Entry(part.source.digest, ids, part_keys, sum(part.sizes)), part.nodes)
+            new[name] = Entry(part.source.digest, ids, part_keys, sum(part.sizes)), part.nodes
+        index.update(gone, new)
         index.manifest.stale = _stale(before, index)
         self.index = index
         index.save()

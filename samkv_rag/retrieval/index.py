@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from samkv_rag.retrieval.follow import follow_ups, merge
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError)
 """What reading the files of an index raises where these are damaged."""
 FORMAT = 1
+INSERTED = 256
+"""How many chunks are embedded before their vectors, lists of numbers until then, are packed into the index."""
 SECOND_LOOK = 3
 """One in this many passages is left to the second look (see `follow`)."""
 
@@ -126,7 +128,7 @@ class ChunkIndex:
         size = embed.dimension if isinstance(embed, HashingEmbedding) else len(embed.get_text_embedding("size"))
         store = _FaissStore(faiss_index=faiss.IndexIDMap2(faiss.IndexFlatIP(size)))
         context = StorageContext.from_defaults(vector_store=store)
-        index = VectorStoreIndex([], storage_context=context, embed_model=embed)
+        index = VectorStoreIndex([], storage_context=context, embed_model=embed, insert_batch_size=INSERTED)
         return cls(root, Manifest(settings), index, embed)
 
     @classmethod
@@ -152,7 +154,7 @@ class ChunkIndex:
             index_store=SimpleIndexStore.from_persist_path(str(folder / "index_store.json")),
             vector_store=_FaissStore.from_persist_path(str(folder / "vectors.faiss")),
         )
-        index = load_index_from_storage(context, embed_model=embed)
+        index = load_index_from_storage(context, embed_model=embed, insert_batch_size=INSERTED)
         assert isinstance(index, VectorStoreIndex)
         return cls(root, manifest, index, embed)
 
@@ -161,17 +163,14 @@ class ChunkIndex:
         """The ingested files by path."""
         return self.manifest.documents
 
-    def put(self, path: str, entry: Entry, nodes: Sequence[BaseNode]) -> None:
-        """Add a file's chunks, replacing those it had."""
-        self.remove(path)
-        self._index.insert_nodes(nodes)
-        self.documents[path] = entry
-
-    def remove(self, path: str) -> None:
-        """Remove a file, if it is indexed."""
-        entry = self.documents.pop(path, None)
-        if entry:
-            self._index.delete_nodes(list(entry.nodes), delete_from_docstore=True)
+    def update(self, gone: Iterable[str], new: Mapping[str, tuple[Entry, Sequence[BaseNode]]]) -> None:
+        """Remove the files `gone`, and add files with their chunks, which replace those they had. All at once: each
+        removal and each addition writes out the list of all chunks."""
+        entries = [self.documents.pop(path, None) for path in (*gone, *new)]
+        if old := [node for entry in entries if entry for node in entry.nodes]:
+            self._index.delete_nodes(old, delete_from_docstore=True)
+        self._index.insert_nodes([node for _, nodes in new.values() for node in nodes])
+        self.documents.update((path, entry) for path, (entry, _) in new.items())
 
     def save(self) -> None:
         """Make this state the current generation; the caller holds the write lock."""

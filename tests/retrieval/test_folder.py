@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.storage.index_store import SimpleIndexStore
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.retrieval import ChunkIndex, IngestPlan, RetrievalError, ingest_folder
@@ -124,6 +125,24 @@ def test_numbers_of_vectors_survive_deletions(engine: FakeEngine, folder: Path, 
     assert len(texts(root)) == 3 + 4
     found = ChunkIndex.open(root).retrieve("Extra 2", top_k=1)
     assert any(passage.text.startswith("Extra 2") for passage in found)
+
+
+def test_the_list_of_all_chunks_is_not_written_out_for_each_file(
+    engine: FakeEngine, folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    add = SimpleIndexStore.add_index_struct
+
+    def count(self: SimpleIndexStore, chunks: Any) -> None:
+        written.append(chunks)
+        add(self, chunks)
+
+    monkeypatch.setattr(SimpleIndexStore, "add_index_struct", count)
+    for turn in range(2):
+        for number in range(20):
+            (folder / f"{number}.txt").write_text(f"Kite {number} of turn {turn}.")
+        ingest_folder(engine, folder, root)
+    assert len(written) <= 6 and len(texts(root)) == 3 + 20
 
 
 def test_old_generations_are_swept_and_the_texts_of_deleted_files_with_them(
