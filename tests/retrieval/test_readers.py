@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bs4 import Tag
 
 from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
 from samkv_rag.retrieval.loading import find_files, fingerprint, load, split
@@ -94,6 +95,17 @@ def test_html_keeps_paragraphs_apart_and_words_together(tmp_path: Path) -> None:
     body = "<div><p>One <b>bo</b>ld.</p><p>Two.</p></div><ul><li>a<li>b</ul>"
     path.write_text(f"<title>T</title><script>no()</script>{body}")
     assert read(path) == ["T\n\nOne bold.\n\nTwo.\n\na\n\nb"]
+
+
+def test_html_is_read_without_a_search_among_siblings_for_each_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    path = tmp_path / "a.html"
+    path.write_text("<ul><li>a<br>b<hr>c<ul><li>d</ul>e<p>f</ul>g<h1>h</h1><pre>i\n\nj<br/></pre>k")
+    searched: list[Tag] = []
+    monkeypatch.setattr(Tag, "index", lambda self, child: searched.append(self))
+    assert read(path) == ["a b\n\nc\n\nd\n\ne\n\nf\n\ng\n\nh\n\ni\n\nj\n\nk"]
+    assert searched == []
 
 
 def test_pdf_text_is_read(tmp_path: Path) -> None:
