@@ -19,6 +19,8 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from samkv_rag.retrieval.errors import RetrievalError
+
 _UNFINISHED = ".unfinished-"
 
 
@@ -48,7 +50,20 @@ def current(root: Path) -> Path | None:
 
 
 def publish(root: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a new generation and make it current; the caller holds the lock."""
+    """Let `write` fill a new generation and make it current; the caller holds the lock. What is not finished is
+    removed; raises RetrievalError if there is no room, or no permission, to write."""
+    try:
+        target = _publish(root, write)
+    except BaseException as error:
+        _sweep(root, keep=current(root))
+        if isinstance(error, OSError | RuntimeError):  # faiss raises the latter
+            raise _unwritten(root, error) from error
+        raise
+    _sweep(root, keep=target)
+    return target
+
+
+def _publish(root: Path, write: Callable[[Path], None]) -> Path:
     before = current(root)
     unfinished = root / f"{_UNFINISHED}{uuid4().hex}"
     unfinished.mkdir()
@@ -62,8 +77,14 @@ def publish(root: Path, write: Callable[[Path], None]) -> Path:
     os.rename(unfinished, target)
     _sync(root)
     _point(root, target)
-    _sweep(root, keep=target)
     return target
+
+
+def _unwritten(root: Path, error: OSError | RuntimeError) -> RetrievalError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    remedy = "check the permissions of that folder" if isinstance(error, PermissionError) else "free some space"
+    reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return RetrievalError(f"The index in {root} cannot be written ({reason}): {remedy} and run the same command.")
 
 
 def _number(generation: Path | None) -> int:
@@ -78,7 +99,7 @@ def _point(root: Path, target: Path) -> None:
     _sync(root)
 
 
-def _sweep(root: Path, keep: Path) -> None:
+def _sweep(root: Path, keep: Path | None) -> None:
     """Remove leftovers and old generations, deleted documents with them; readers that were opening one try again."""
     for path in root.iterdir():
         if path.is_dir() and path != keep and path.name.startswith((_UNFINISHED, "gen-")):
