@@ -4,15 +4,19 @@
     root/CURRENT   the name of the generation to read
     root/gen-12/   a complete index, never changed after its rename
 
-A generation is written under a temporary name, fsynced file by file and renamed; then CURRENT is replaced. A
-process killed at any point leaves the old generation current; what it left behind is removed by the next writer.
+A generation is written under a temporary name, with a digest of each file, fsynced file by file and renamed; then
+CURRENT is replaced. A process killed at any point leaves the old generation current; what it left behind is removed by
+the next writer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +26,8 @@ from filelock import FileLock, Timeout
 from samkv_rag.retrieval.errors import RetrievalError
 
 _UNFINISHED = ".unfinished-"
+_NAME = re.compile(r"gen-\d+")
+_DIGESTS = "digests.json"
 
 
 @contextmanager
@@ -41,12 +47,39 @@ def write_lock(root: Path, on_wait: Callable[[], None] = lambda: None) -> Iterat
 
 
 def current(root: Path) -> Path | None:
-    """The folder of the current generation, or None before the first."""
+    """The folder of the current generation, or None before the first; raises RetrievalError if the pointer is none."""
     try:
         name = (root / "CURRENT").read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise damaged(root) from error
+    if not _NAME.fullmatch(name):
+        raise damaged(root)
     return root / name
+
+
+def damaged(root: Path) -> RetrievalError:
+    """The error for an index that cannot be read."""
+    return RetrievalError(f"The index in {root} is damaged: remove that folder and ingest again.")
+
+
+def verify(generation: Path) -> None:
+    """Raise ValueError if a file of a generation is not what was written, as far as that was recorded."""
+    try:
+        digests = json.loads((generation / _DIGESTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # written by an earlier version
+        return
+    if digests != _digests(generation, digests):
+        raise ValueError(f"{generation} is damaged.")
+
+
+def _digests(generation: Path, names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with open(generation / name, "rb") as file:
+            found[name] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return found
 
 
 def publish(root: Path, write: Callable[[Path], None]) -> Path:
@@ -68,6 +101,8 @@ def _publish(root: Path, write: Callable[[Path], None]) -> Path:
     unfinished = root / f"{_UNFINISHED}{uuid4().hex}"
     unfinished.mkdir()
     write(unfinished)
+    digests = _digests(unfinished, sorted(path.name for path in unfinished.iterdir()))
+    (unfinished / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
     for path in unfinished.iterdir():
         _sync(path)
     _sync(unfinished)

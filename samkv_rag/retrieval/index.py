@@ -23,7 +23,7 @@ from samkv_rag.retrieval.embedding import HashingEmbedding, open_embedding
 from samkv_rag.retrieval.errors import RetrievalError
 from samkv_rag.retrieval.follow import follow_ups, merge
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError)
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, RuntimeError, AssertionError)
 """What reading the files of an index raises where these are damaged."""
 FORMAT = 1
 INSERTED = 256
@@ -142,11 +142,12 @@ class ChunkIndex:
         except _DAMAGE as error:  # or two writers finished while this process was reading: take the newest
             newest = generations.current(root)
             if newest is None or newest == folder:
-                raise RetrievalError(f"The index in {root} is damaged: remove that folder and ingest again.") from error
-            return cls._read(root, newest)
+                raise generations.damaged(root) from error
+            return cls.open(root)
 
     @classmethod
     def _read(cls, root: Path, folder: Path) -> ChunkIndex:
+        generations.verify(folder)
         manifest = Manifest.read(folder)
         embed = open_embedding(manifest.settings.embed)
         context = StorageContext.from_defaults(

@@ -11,14 +11,14 @@ from samkv_rag.retrieval import ChunkIndex, RetrievalError, ingest_folder
 from tests.retrieval.children import start
 from tests.retrieval.fakes import FakeEngine
 
-# The five files and the folder of a generation, then its parent, are synced one after the other.
+# The six files and the folder of a generation, then its parent, are synced one after the other.
 POINTS = [
     ("precompute", 1),
     ("write", 1),
     ("fsync", 1),
-    ("fsync", 6),
-    ("rename", 1),
     ("fsync", 7),
+    ("rename", 1),
+    ("fsync", 8),
     ("replace", 1),
     ("release", 1),
 ]

@@ -193,22 +193,6 @@ def test_a_folder_that_cannot_be_read_loses_nothing(
     assert BREAD in texts(root)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "docstore.json", "index_store.json", "vectors.faiss"])
-@pytest.mark.parametrize("harm", ["cut", "gone"])
-def test_a_damaged_index_says_what_to_do(
-    engine: FakeEngine, folder: Path, root: Path, name: str, harm: str
-) -> None:  # fmt: skip
-    ingest_folder(engine, folder, root)
-    (file,) = root.rglob(name)
-    if harm == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2])
-    for attempt in (lambda: ChunkIndex.open(root), lambda: ingest_folder(engine, folder, root)):
-        with pytest.raises(RetrievalError, match="is damaged: remove that folder and ingest again"):
-            attempt()
-
-
 def test_a_question_is_one_and_so_are_chunks(engine: FakeEngine, folder: Path, root: Path) -> None:
     ingest_folder(engine, folder, root)
     index = ChunkIndex.open(root)
