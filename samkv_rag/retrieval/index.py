@@ -185,16 +185,18 @@ class ChunkIndex:
         self.manifest.write(folder)
 
     def retrieve(self, question: str, top_k: int = 5) -> list[Passage]:
-        """`top_k` chunks, each preceded by the chunk before it, in document order, no text twice. Raises
-        `RetrievalError` for a question that is no text, or less than one chunk."""
+        """`top_k` chunks, or all there are, each preceded by the chunk before it, in document order, no text twice.
+        Raises `RetrievalError` for a question that is no text, or less than one chunk."""
         if top_k < 1 or not require_text(question, "The question").strip():
             raise RetrievalError("Ask a question, and for at least one chunk.")
         if not self.documents:
             raise RetrievalError(f"The index in {self.root.parent} is empty: run samkv-rag ingest FOLDER first.")
+        store = self._index.vector_store
+        assert isinstance(store, _FaissStore)
+        vectors = store.vectors()
+        top_k = min(top_k, len(vectors))  # faiss makes room for as many as are asked for
         if isinstance(self._embed, HashingEmbedding):
-            store = self._index.vector_store
-            assert isinstance(store, _FaissStore)
-            self._embed.fit(store.vectors())
+            self._embed.fit(vectors)
         direct = self._search(question, top_k)
         queries = follow_ups(question, direct[0].text) if direct else []
         second = [self._search(query, top_k) for query in queries]

@@ -39,6 +39,11 @@ def test_a_text_in_two_files_comes_once(engine: FakeEngine, folder: Path, root: 
     assert len(found) == len(set(found)) == 3
 
 
+def test_more_chunks_than_there_are_need_no_room(engine: FakeEngine, folder: Path, root: Path) -> None:
+    ingest_folder(engine, folder, root)
+    assert len(ChunkIndex.open(root).retrieve("Who grinds rye?", top_k=10**15)) == 3
+
+
 def test_the_second_look_follows_a_name(engine: FakeEngine, tmp_path: Path, root: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
