@@ -5,6 +5,7 @@ Importing this package loads nothing but the standard library; the commands impo
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,7 +16,11 @@ def main() -> None:
     """Run the command line with the process's arguments and exit with its code.
 
     Loading and downloading show bars on a terminal only: if a pipe is closed at its other end, tqdm waits for ever.
+    Characters that the output's encoding lacks are written as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -46,10 +46,10 @@ def test_ingesting_nothing_at_all_fails(terminal: Terminal, tmp_path: Path) -> N
 
 
 def test_ask_prints_the_answer_alone_on_stdout(terminal: Terminal, docs: Path) -> None:
-    terminal.answers["Where is Alma Works based?"] = "Tyrsa [old] town"
+    terminal.answers["Where is Alma Works based?"] = "Tyrsa [old] :100: town"
     terminal("ingest", str(docs))
     out, err = terminal("ask", "Where is Alma Works based?")
-    assert out == "Tyrsa [old] town\n" and "samkv:" in err and "of the passages" in err
+    assert out == "Tyrsa [old] :100: town\n" and "samkv:" in err and "of the passages" in err
 
 
 def test_ask_passes_its_options_on(terminal: Terminal, docs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 MAIN = "from samkv_rag.cli import main; main()"
 
 
-def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, "-c", code, *args], {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
 
 
 def test_help_imports_neither_torch_nor_llama_index() -> None:
@@ -92,3 +94,26 @@ def test_bars_are_drawn_on_a_terminal_only(tmp_path: Path) -> None:
     done = python(MAIN, "ask", "Where is Alma Works based?", *store)
     assert done.returncode == 0 and "Tyrsa" in done.stdout
     assert "Loading weights" not in done.stderr
+
+
+SHOW = """
+import sys, types
+from samkv_rag.cli import main
+app = types.ModuleType('samkv_rag.cli.app')
+def show(prog_name):
+    from samkv_rag.cli.console import notes, out, print_json
+    out.print('caf\u00e9')
+    notes.print('th\u00e9')
+    print_json({'text': 'caf\u00e9'})
+app.app = show
+sys.modules['samkv_rag.cli.app'] = app
+main()
+"""
+
+
+@pytest.mark.parametrize(("encoding", "word"), [("ascii", "caf\\xe9"), ("utf-8", "caf\u00e9")])
+def test_characters_that_the_output_lacks_are_written_as_escapes(encoding: str, word: str) -> None:
+    done = python(SHOW, PYTHONIOENCODING=encoding)
+    shown, _, as_json = done.stdout.partition("\n")
+    assert done.returncode == 0 and shown == word, done.stderr
+    assert json.loads(as_json) == {"text": "caf\u00e9"}
