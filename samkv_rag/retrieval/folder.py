@@ -14,7 +14,17 @@ from samkv_rag.retrieval import generations
 from samkv_rag.retrieval.embedding import OFFLINE
 from samkv_rag.retrieval.errors import EmptyFile, RetrievalError, UnreadableFile
 from samkv_rag.retrieval.index import ChunkIndex, Entry, Settings
-from samkv_rag.retrieval.loading import SourceFile, Tokenize, find_files, fingerprint, is_gone, is_hidden, load, split
+from samkv_rag.retrieval.loading import (
+    SourceFile,
+    Tokenize,
+    find_files,
+    fingerprint,
+    is_gone,
+    is_hidden,
+    load,
+    place,
+    split,
+)
 
 BATCH = 16
 KEPT = "; its earlier text is still used"
@@ -121,7 +131,7 @@ class _Job:
     def __init__(self, engine: Engine, path: Path, index: ChunkIndex, settings: Settings) -> None:
         self.engine, self.path, self.index, self.settings = engine, path, index, settings
         self.store: Store = engine.store
-        self.base = path.resolve()
+        self.base = place(path)
         self.report = IngestReport()
         self.anew = index.manifest.settings != settings
         self.found: set[Path] = set()

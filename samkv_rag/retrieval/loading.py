@@ -44,11 +44,16 @@ def find_files(
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise RetrievalError(f"{path.name} is not one of {' '.join(SUFFIXES)}; convert it to one of these first.")
-        return [path.resolve()]
+        return [place(path)]
     if not os.access(path, os.R_OK | os.X_OK):
         raise RetrievalError(f"The folder {path} cannot be read; check its permissions.")
     # SimpleDirectoryReader's own walk treats a folder below a hidden one (a virtual environment) as hidden altogether.
-    return sorted(_walk(path.resolve(), failed, linked))
+    return sorted(_walk(place(path), failed, linked))
+
+
+def place(path: Path) -> Path:
+    """The absolute path without links to folders; a link to a file keeps its own name, as it does in a folder."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
 def is_gone(path: Path) -> bool:

@@ -59,6 +59,17 @@ def test_other_folders_stay(engine: FakeEngine, folder: Path, root: Path) -> Non
     assert len(texts(root)) == 3
 
 
+def test_a_linked_file_has_its_own_name_however_it_is_named(engine: FakeEngine, folder: Path, root: Path) -> None:
+    (folder.parent / "kept.bin").write_text("# The mill burns.")
+    (folder / "mill.md").symlink_to(folder.parent / "kept.bin")
+    (folder.parent / "linked").symlink_to(folder)
+    report = ingest_folder(engine, folder.parent / "linked" / "mill.md", root)
+    assert report.added == [str(folder / "mill.md")] and texts(root) == {"The mill burns."}
+    assert ingest_folder(engine, folder, root).unchanged == [str(folder / "mill.md")]
+    (folder / "mill.md").unlink()
+    assert ingest_folder(engine, folder, root).removed == [str(folder / "mill.md")]
+
+
 def test_a_text_that_stands_in_two_files_is_forgotten_with_the_last(
     engine: FakeEngine, folder: Path, root: Path
 ) -> None:
