@@ -122,6 +122,8 @@ def _reason(error: BaseException) -> str:
     if error.__cause__ is not None and str(error) == "Error loading file":
         return _reason(error.__cause__)
     if isinstance(error, UnicodeDecodeError):
+        if error.encoding.startswith("utf-16"):
+            return "it is cut off, or not the UTF-16 that its first bytes say it is; save it as UTF-8"
         return "it is not text in UTF-8; save it as such (iconv -f latin1 -t utf-8)"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -7,6 +7,7 @@ together; sentences and chunks are then cut in the wrong places. These readers g
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Any
 
 from llama_index.core.readers.base import BaseReader
 from llama_index.core.schema import Document
+
+from samkv_rag.retrieval.errors import UnreadableFile
 
 _handlers, _level = logging.root.handlers[:], logging.root.level
 from llama_index.readers.file import PDFReader  # noqa: E402
@@ -38,12 +41,22 @@ _HTML_DROPPED = ("script", "style", "noscript", "template", "nav")
 Section = tuple[list[str], list[str]]
 
 
+def _decoded(content: bytes) -> str:
+    """The text of a file; raises UnicodeDecodeError, and UnreadableFile if it has NULs, which no text has."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked or b"\0" not in content:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+        if "\0" not in text:
+            return text
+    raise UnreadableFile("it is not text, or UTF-16 without a mark; convert that (iconv -f utf-16le -t utf-8)")
+
+
 class ProseReader(BaseReader):
-    """Plain text, UTF-8."""
+    """Plain text, UTF-8, or UTF-16 with a mark."""
 
     def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
-        """One document with the text of `file`; a file that is not UTF-8 raises UnicodeDecodeError."""
-        source = Path(file).read_bytes().decode("utf-8-sig")
+        """One document with the text of `file`; a file that is not text raises what `_decoded` does."""
+        source = _decoded(Path(file).read_bytes())
         return [Document(text=self.to_text(source), metadata=extra_info or {})]
 
     def to_text(self, source: str) -> str:
@@ -59,7 +72,7 @@ class MarkdownProse(BaseReader):
 
     def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
         """The sections of `file`."""
-        source = Path(file).read_bytes().decode("utf-8-sig")
+        source = _decoded(Path(file).read_bytes())
         return [
             Document(text=text, metadata={**(extra_info or {}), "section": " ".join(headings)})
             for headings, text in _texts(_sections(source))

@@ -129,7 +129,11 @@ def test_wrapped_prose_is_joined_and_verse_is_not() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", b"\xff\xfe\xfa broken", "not text in UTF-8; save it as such"),
+        ("a.txt", b"\xfa broken", "not text in UTF-8; save it as such"),
+        ("c.txt", b"\xff\xfe\xfa", "not the UTF-16 that its first bytes say"),
+        ("c.md", "# Caf\xe9 one".encode("utf-16-le"), "or UTF-16 without a mark; convert that"),
+        ("c.html", "one".encode("utf-16-be"), "or UTF-16 without a mark; convert that"),
+        ("d.txt", "\ufeffa\0b".encode("utf-16-le"), "not text"),
         ("b.md", "caf\xe9".encode("latin1"), "not text in UTF-8; save it as such"),
         ("a.md", b" \n\n", "no text in it"),
         ("a.pdf", b"%PDF-1.4 nothing", "Stream|EOF"),
@@ -140,6 +144,14 @@ def test_an_unreadable_file_says_why(tmp_path: Path, name: str, content: bytes, 
     path.write_bytes(content)
     with pytest.raises(UnreadableFile, match=reason):
         load(fingerprint(path))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_text_with_a_mark_is_read_in_its_encoding(tmp_path: Path, name: str, encoding: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(("\ufeff" * ("16" in encoding) + "A caf\xe9 in Tyrsa.").encode(encoding))
+    assert read(path) == ["A caf\xe9 in Tyrsa."]
 
 
 def test_hidden_and_foreign_files_are_left_out_but_a_hidden_parent_is_not(tmp_path: Path) -> None:
