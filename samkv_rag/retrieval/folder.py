@@ -134,6 +134,8 @@ class _Job:
         self.base = place(path)
         self.report = IngestReport()
         self.anew = index.manifest.settings != settings
+        # Opened before anything is computed: it takes the package of its embedding.
+        self.next = ChunkIndex.create(index.root, settings) if self.anew else index
         self.found: set[Path] = set()
         self.unlisted: set[Path] = set()
         self.emptied: set[Path] = set()
@@ -246,7 +248,7 @@ class _Job:
 
     def _commit(self, splits: list[Split], keys: list[tuple[str, ...]], gone: list[str]) -> None:
         before = {path: entry.keys for path, entry in self.index.documents.items()}
-        index = ChunkIndex.create(self.index.root, self.settings) if self.anew else self.index
+        index = self.next
         new: dict[str, tuple[Entry, list[BaseNode]]] = {}
         for part, part_keys in zip(splits, keys, strict=True):
             name = str(part.source.path)

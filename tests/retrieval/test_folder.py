@@ -117,6 +117,16 @@ def test_other_settings_ingest_everything_anew(
     assert len(ChunkIndex.open(root).documents) == 2
 
 
+def test_a_missing_embedding_package_is_told_before_anything_is_computed(
+    engine: FakeEngine, folder: Path, root: Path
+) -> None:  # fmt: skip
+    ingest_folder(engine, folder, root)
+    (folder / "new.txt").write_text("A new mill.")
+    with pytest.raises(RetrievalError, match="pip install llama-index-embeddings-huggingface"):
+        ingest_folder(engine, folder, root, embed="some/model")
+    assert len(engine.precomputed) == 3
+
+
 def test_the_plan_comes_first_and_the_progress_adds_up(engine: FakeEngine, folder: Path, root: Path) -> None:
     plans: list[IngestPlan] = []
     steps: list[tuple[int, int]] = []
