@@ -131,7 +131,7 @@ class _Job:
     def __init__(self, engine: Engine, path: Path, index: ChunkIndex, settings: Settings) -> None:
         self.engine, self.path, self.index, self.settings = engine, path, index, settings
         self.store: Store = engine.store
-        self.base = place(path)
+        self.base, self.claim = place(path), f"ingest:{index.root.resolve()}"
         self.report = IngestReport()
         self.anew = index.manifest.settings != settings
         # Opened before anything is computed: it takes the package of its embedding.
@@ -152,6 +152,7 @@ class _Job:
         keys = self._precompute(splits, on_progress)
         if splits or gone or self.anew:
             self._commit(splits, keys, gone)
+        self._release(self.claim, None)  # with what an interrupted run computed of files that are no longer so
         self.report.total_chunks = sum(len(entry.nodes) for entry in self.index.documents.values())
         return self.report
 
@@ -239,6 +240,8 @@ class _Job:
             keys += self.engine.precompute(
                 texts[start : start + BATCH], progress=lambda done, _, told=computed: told.append(done)
             )
+            for key in keys[start:]:  # held until the index names them
+                self.store.retain(key, self.claim)
             batch = sizes[start : start + BATCH]
             self.report.chunks += len(batch)
             self.report.tokens += computed[-1]  # fewer than the batch has, if an earlier run was cut short
@@ -248,26 +251,27 @@ class _Job:
 
     def _commit(self, splits: list[Split], keys: list[tuple[str, ...]], gone: list[str]) -> None:
         before = {path: entry.keys for path, entry in self.index.documents.items()}
-        index = self.next
         new: dict[str, tuple[Entry, list[BaseNode]]] = {}
         for part, part_keys in zip(splits, keys, strict=True):
-            name = str(part.source.path)
-            for key in part_keys:
-                self.store.retain(key, owner(name))
             ids = tuple(node.node_id for node in part.nodes)
-            new[name] = Entry(part.source.digest, ids, part_keys, sum(part.sizes)), part.nodes
-        index.update(gone, new)
-        index.manifest.stale = _stale(before, index)
-        self.index = index
-        index.save()
+            new[str(part.source.path)] = Entry(part.source.digest, ids, part_keys, sum(part.sizes)), part.nodes
+        self.index = self.next
+        self.index.update(gone, new)
+        for name, (entry, _) in new.items():
+            for key in entry.keys:
+                self.store.retain(key, owner(name))
+        self.index.manifest.stale = _stale(before, self.index)
+        self.index.save()
         self._release_stale()
 
     def _release_stale(self) -> None:
         """Release K/V that the current index no longer names, and forget what no other file holds."""
         for name, keys in self.index.manifest.stale.items():
-            unheld = self.store.release(owner(name), keys)
-            if unheld:
-                self.engine.forget(unheld)
+            self._release(owner(name), keys)
+
+    def _release(self, holder: str, keys: list[str] | None) -> None:
+        if unheld := self.store.release(holder, keys):
+            self.engine.forget(unheld)
 
 
 def owner(path: str) -> str:

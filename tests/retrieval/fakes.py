@@ -45,7 +45,9 @@ class FakeStore:
         self._claim(key, owner).touch()
 
     def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
-        held = [key for key in keys or () if self._claim(key, owner).exists()]
+        if keys is None:
+            keys = [claim.name.partition("--")[0] for claim in self.owners.glob(f"*--{key_of(owner)}")]
+        held = [key for key in keys if self._claim(key, owner).exists()]
         for key in held:
             self._claim(key, owner).unlink()
         return [key for key in held if not list(self.owners.glob(f"{key}--*"))]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from samkv_rag.retrieval import ChunkIndex, RetrievalError, ingest_folder
+from samkv_rag.retrieval.folder import BATCH
 from tests.retrieval.children import start
-from tests.retrieval.fakes import FakeEngine
+from tests.retrieval.fakes import FakeEngine, key_of
 
 # The six files and the folder of a generation, then its parent, are synced one after the other.
 POINTS = [
@@ -21,6 +22,7 @@ POINTS = [
     ("fsync", 8),
     ("replace", 1),
     ("release", 1),
+    ("release", 2),
 ]
 
 
@@ -51,6 +53,19 @@ def test_killed_before_the_first_index_there_is_none_and_the_next_run_makes_it(
     report = ingest_folder(engine, folder, root)
     assert (report.total_chunks, report.chunks, report.tokens) == (3, 3, 0)
     assert engine.precomputed == []  # the caches of the killed run are used
+
+
+def test_caches_of_a_killed_run_that_no_file_needs_any_more_are_released(
+    engine: FakeEngine, folder: Path, root: Path
+) -> None:  # fmt: skip
+    for number in range(BATCH):
+        (folder / f"{number}.txt").write_text(f"Kite {number}.")
+    child = start(root.parent, folder, "precompute", 2)
+    child.join(120)
+    assert len(engine.store) == BATCH
+    (folder / "0.txt").unlink()
+    assert ingest_folder(engine, folder, root).total_chunks == len(engine.store) == BATCH + 2
+    assert key_of("Kite 0.") not in engine.store and engine.precomputed[0] != "Kite 1."
 
 
 def test_two_processes_ingest_the_same_folder(folder: Path, root: Path) -> None:
