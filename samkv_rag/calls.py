@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 from samkv_rag.errors import SamKVError
@@ -38,7 +39,7 @@ class Call:
 def check_fits(plan: PromptPlan, options: GenerationOptions, config: Any) -> None:
     """Raise `SamKVError` if prompt and answer do not fit into the model's positions, or a prompt and its question where
     that is not in it, or if the model does not know their tokens."""
-    refuse_unknown_tokens([*plan.token_ids, *plan.question.token_ids], config)
+    refuse_unknown_tokens(chain(plan.token_ids, plan.question.token_ids), config)
     limit, asked = getattr(config, "max_position_embeddings", None), len(plan.question.token_ids)
     if limit is not None and not plan.question.in_prompt and plan.n_tokens + asked > limit:
         raise SamKVError(

@@ -55,6 +55,11 @@ def known(*values: T | None) -> T:
     return next(value for value in values if value is not None)
 
 
+def portion(share: float, total: int) -> int:
+    """How many of `total` a share is, rounded down, but not for what floats lack (0.29 of 100 is 29)."""
+    return int(share * total + 1e-9)
+
+
 class Options:
     """A dataclass whose fields are checked against their types: `SamKVError` says which does not fit, and what would,
     after the `name` of the class if it has one. A list that stands for a tuple becomes one, and every number an `int`

@@ -61,10 +61,12 @@ def open_run(folder: Path, model: Mapping[str, Any], arguments: Mapping[str, Any
     """
     path, answered = folder / RUN, _holds_answers(folder)
     wanted: dict[str, Any] = {"model": dict(model), "arguments": dict(arguments)}
-    if answered and not path.exists():
+    told = {**wanted, "environments": []}
+    if path.exists():
+        found = read_run(folder)  # of an evaluation, or this raises
+        told = found if answered else told
+    elif answered:
         raise SamKVError(f"{folder} holds answers, but no {RUN} that says of what; choose another folder for --out.")
-    told = read_run(folder) if path.exists() else {}
-    told = told if answered else {**wanted, "environments": []}  # with nothing answered there is nothing to go on with
     differing = [
         _difference(name, told[part].get(name), wanted[part].get(name))
         for part in ("model", "arguments")

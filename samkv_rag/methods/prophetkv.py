@@ -13,7 +13,7 @@ from torch import Tensor
 from samkv_rag.methods.picked import best_tokens
 from samkv_rag.methods.prepared import Prepared
 from samkv_rag.methods.run import Run
-from samkv_rag.options import Options, Share
+from samkv_rag.options import Options, Share, portion
 from samkv_rag.types import Selection
 
 
@@ -33,5 +33,5 @@ class ProphetKV(Options):
 
 def top_tokens(kept: tuple[Tensor, ...], value: Tensor, columns: list[Tensor], share: float) -> Selection:
     """Everything kept, and the `share` of the tokens with the highest `value` `(T,)` recomputed."""
-    best = best_tokens([value[column] for column in columns], int(share * len(value) + 1e-9))
+    best = best_tokens([value[column] for column in columns], portion(share, len(value)))
     return Selection(kept, tuple(tokens[part] for tokens, part in zip(kept, best, strict=True)))

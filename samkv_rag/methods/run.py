@@ -24,6 +24,7 @@ from samkv_rag.model.blending import Blend
 from samkv_rag.model.cache import SlotCache
 from samkv_rag.model.narrowed import Narrow
 from samkv_rag.model.observers import AttentionMaps, MeanAttention, Observer
+from samkv_rag.options import portion
 from samkv_rag.store import ChunkKVStore
 from samkv_rag.types import ChunkSummary, PromptPlan, Selection
 
@@ -53,7 +54,7 @@ class Run:
     def budget(self, keep: float) -> int:
         """How many chunk tokens to choose: the share `keep`, but at least the engine's minimum; a note says so."""
         total = sum(self.lengths)
-        wanted, least = int(keep * total + 1e-9), min(self._min_kept_tokens, total)
+        wanted, least = portion(keep, total), min(self._min_kept_tokens, total)
         if wanted < least:
             self.caches.ground.short = least == total
             why = f"{'all' if least == total else 'the minimum'} (min_kept_tokens={self._min_kept_tokens})"
@@ -180,10 +181,9 @@ class Run:
         replaced = self.caches.ground.picked(selection.recomputed) if rows is None and theta == 1.0 else None
         cache = self.caches.completed(selection.kept, layout, replaced)
         fresh = self._fresh(layout, selection)
-        masks = None
+        masks, device = None, self.adapter.device
         if rows is not None:
-            stored = [None if row is None else stored_rows(row, layout, fresh.slots) for row in rows]
-            masks = [None if row is None else few(row, self.adapter.device) for row in stored]
+            masks = [None if row is None else few(stored_rows(row, layout, fresh.slots), device) for row in rows]
         logits = self._recompute_into(cache, layout, fresh, masks, theta)
         return Prepared.of(self.caches.finish(cache), layout.ids, selection, logits)
 

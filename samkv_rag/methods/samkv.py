@@ -42,7 +42,7 @@ from samkv_rag.methods.selection import (
     standardised,
 )  # fmt: skip
 from samkv_rag.methods.settling import EXACT, LEAST_PACKED, Settlement
-from samkv_rag.options import BlockSize, Count, Exponent, Options, Share, Vicinity, Weight, Within, known
+from samkv_rag.options import BlockSize, Count, Exponent, Options, Share, Vicinity, Weight, Within, known, portion
 from samkv_rag.store.profiles import ModelProfile
 from samkv_rag.types import BLOCK, Selection
 
@@ -192,7 +192,7 @@ class SamKV(Options):
             anchors, notes = ranked_anchors(run.lengths, self.initial, self.local, limit, scores, anchors)
             choice = self._choose(scores, anchors, budget)
             order = recompute_order(choice, self.recompute, self.recompute_by)
-            again = best_of(choice.picked, order, int(self.recompute * choice.picked.count + 1e-9))
+            again = best_of(choice.picked, order, portion(self.recompute, choice.picked.count))
             remarks += notes
         if self.settle == "after":
             again, value = self._followed(run, again, choice.value, order, layers[-1])
@@ -237,7 +237,7 @@ class SamKV(Options):
         def settle(looked_at: Tensor) -> Settled:
             worth = standardised(self._worth(run, looked_at, vicinity)[None])[0]
             total, exact = len(worth), int(EXACT * budget)
-            held = {"drop": budget, "int4": max(budget, int(self.hold * total + 1e-9))}.get(settlement.rest, total)
+            held = {"drop": budget, "int4": max(budget, portion(self.hold, total))}.get(settlement.rest, total)
             packs = settlement.rest == "int4" and held - exact >= LEAST_PACKED
             return Settled(largest(worth, held), again, worth, notes, largest(worth, exact) if packs else None)
 
@@ -272,7 +272,7 @@ class SamKV(Options):
     def _sight(self, n_layers: int, measured: ModelProfile) -> tuple[int, float]:
         """On how many layers recomputed tokens attend to everything, and the share of the rest that they attend to on
         the others: the caller's, else as `measured` for the model, else the defaults."""
-        return int(known(self.wide, measured.wide, WIDE) * n_layers + 1e-9), known(self.sees, measured.sees, SEES)
+        return portion(known(self.wide, measured.wide, WIDE), n_layers), known(self.sees, measured.sees, SEES)
 
     def _scores(
         self, run: Run, layers: tuple[int, ...], anchors: Sequence[Tensor], budget: int

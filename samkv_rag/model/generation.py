@@ -17,7 +17,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.model.detokenizer import Detokenizer
 from samkv_rag.model.grammar import GrammarGuide
 from samkv_rag.model.rules import Signal
-from samkv_rag.options import Options, Positive, Within
+from samkv_rag.options import Options, Positive, Seed, Within, fits
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class GenerationOptions(Options):
         object.__setattr__(self, "stop", tuple(dict.fromkeys(self.stop)))  # each costs milliseconds
         if "" in self.stop:
             raise SamKVError("A stop text is empty: every answer would end at once. Leave it out.")
-        if self.seed is not None and not -(1 << 63) <= self.seed < 1 << 64:
+        if not fits(self.seed, Seed | None):
             raise SamKVError(f"seed must be from -2**63 to 2**64 - 1, which torch can take, not {self.seed}.")
 
 

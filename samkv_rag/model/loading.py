@@ -65,8 +65,7 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.kv_dtype not in KV_DTYPES:
             raise SamKVError(f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
-        if self.dtype != "auto":
-            _floating(self.dtype)
+        dtype = None if self.dtype == "auto" else _floating(self.dtype)
         if unfit := {"dtype", "torch_dtype"} & set(self.model_kwargs):
             raise SamKVError(f"{unfit.pop()} in model_kwargs would be passed over: pass dtype=... beside it.")
         if self._of_file and self.model_kwargs.get(gguf.ARGUMENT) not in (None, Path(self.model).name):
@@ -77,7 +76,6 @@ class ModelSource:
             raise SamKVError(f"There is no model: pass {reader.BUNDLED!r}, a hub id, a folder, or a loaded model.")
         if not isinstance(self.model, str | os.PathLike):
             require_writer(self.model)
-            dtype = None if self.dtype == "auto" else _floating(self.dtype)
             unused = {*self.model_kwargs} - {"trust_remote_code", *_DOWNLOAD}  # these serve to load a tokenizer
             refuse_unused(self.model, dtype, self.device_map, unused)
 

@@ -12,6 +12,7 @@ from samkv_kernels.softmax import Softmax
 from samkv_rag.model.absorbed import AbsorbedPlan, Latents
 from samkv_rag.model.attention import AttentionPlan
 from samkv_rag.model.cache import Entries, SlotCache
+from samkv_rag.options import portion
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Narrow:
         """The queries at slots `own` of a cache of tokens at `positions` `(T,)`, both sorted, attend to one another, to
         the slots `also`, which are none of theirs, and to the `share` of all others that most closely precedes any of
         them; among equals, the first. The number of these is known without asking the device."""
-        others = int(share * (len(positions) - len(own) - len(also)) + 1e-9)
+        others = portion(share, len(positions) - len(own) - len(also))
         if not len(own) or not len(also) + others:
             return cls(layer, len(own))
         own_at = positions[own]

@@ -16,15 +16,7 @@ from samkv_rag.methods.profiled import ANSWER_WEIGHT, EARLY, SEES, VICINITY, WID
 from samkv_rag.options import known
 from samkv_rag.profiling.answers import ANSWER_TOKENS, Left, OwnAnswer, left_of, own_answer
 from samkv_rag.profiling.asking import Asking, Measure, Progress, can_be_asked
-from samkv_rag.profiling.candidates import (
-    Layers,
-    candidates,
-    cheapest,
-    kept_or_best,
-    least,
-    tells,
-    without_one,
-)
+from samkv_rag.profiling.candidates import Layers, candidates, cheapest, kept_or_best, least, tells, without_one
 from samkv_rag.profiling.measure import Looked, look
 from samkv_rag.store.profiles import NUMBERS, ModelProfile
 from samkv_rag.types import PromptPlan

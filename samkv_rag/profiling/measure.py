@@ -13,6 +13,7 @@ from samkv_rag.engine import SamKVEngine
 from samkv_rag.methods import Run
 from samkv_rag.methods.scoring import pass_scores
 from samkv_rag.methods.selection import ChunkScores, choose
+from samkv_rag.options import portion
 from samkv_rag.types import BLOCK, PromptPlan
 
 
@@ -57,7 +58,7 @@ def look(engine: SamKVEngine, plan: PromptPlan, answer: Sequence[int], keep: flo
     `answer` is full prefill's own, as token ids."""
     run = Run(plan, engine.adapter, engine.store)
     scores = pass_scores(run, tuple(range(engine.adapter.shape.layers)), BLOCK, 0, 0)
-    return Looked(scores, _reference(engine, plan, tuple(answer)), int(keep * plan.chunk_tokens + 1e-9))
+    return Looked(scores, _reference(engine, plan, tuple(answer)), portion(keep, plan.chunk_tokens))
 
 
 def _reference(engine: SamKVEngine, plan: PromptPlan, answer: tuple[int, ...]) -> list[Tensor]:

@@ -73,6 +73,7 @@ def _drop(store: DiskBackend, key: str) -> int | None:
     """Drop an entry; returns bytes freed, None if it was put again meanwhile. Owners are kept: the text is theirs."""
 
     def dropped(rows: Rows) -> int | None:
+        """Within one transaction: nothing is put meanwhile."""
         row = rows.get(key)
         if row is None or (not row.damaged and store.files.size(key) == row.nbytes):
             return None
@@ -90,6 +91,7 @@ def _clear(store: DiskBackend, key: str) -> int:
     """Remove files of `key` that form no entry; returns bytes freed. Inside a transaction no put is between renames."""
 
     def cleared(rows: Rows) -> int:
+        """Within one transaction, too."""
         if rows.get(key) is not None:
             return 0
         try:
