@@ -5,7 +5,7 @@ catalogue that can be rebuilt from them. The store knows nothing about models: i
 """
 
 from samkv_rag.store.chunk_store import ChunkKVStore
-from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
+from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull, StoreReadOnly
 from samkv_rag.store.keys import chunk_key
 from samkv_rag.store.layout import estimate_bytes
 from samkv_rag.store.quantise import StoredBlocks
@@ -19,6 +19,7 @@ __all__ = [
     "PruneReport",
     "StoreError",
     "StoreFull",
+    "StoreReadOnly",
     "StoreStats",
     "StoredBlocks",
     "chunk_key",

@@ -30,7 +30,7 @@ _BUSY_SECONDS = 60.0
 _FEW_BYTES = 1 << 20
 # UnicodeDecodeError: how Python passes on an SQLite message that quotes damaged text.
 _TROUBLE = (sqlite3.Error, RowDamaged, UnicodeDecodeError)
-_LOGS = ("-wal", "-shm")
+LOGS = ("-wal", "-shm")
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _IO_TROUBLE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _INHERITED: list[sqlite3.Connection] = []
@@ -47,7 +47,7 @@ class Catalogue(AtRest):
         self._path = folder / NAME
         self._scan = scan
         self._connection: sqlite3.Connection | None = None
-        self._opened_as: tuple[int, int] = (0, 0)
+        self._opened_as: tuple[int, ...] = (0, 0)
         self._closed = False
         self.read(Rows.schema)
 
@@ -117,7 +117,7 @@ class Catalogue(AtRest):
         self._opened_as = (os.getpid(), _inode(self._path))
         if not self._path.exists():
             # The log of a deleted catalogue, which others may still have open, does not belong to the new one.
-            for suffix in _LOGS:
+            for suffix in LOGS:
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         connection = _opened(self._path)
         self._opened_as = (os.getpid(), _inode(self._path))
@@ -125,12 +125,10 @@ class Catalogue(AtRest):
             rows = Rows(connection)
             if rows.schema() == 0:
                 _transaction(connection, lambda _: self._create(rows), wait=True)
-            if rows.schema() != SCHEMA or not rows.sound():
-                raise RowDamaged("The catalogue is not one that this version wrote.")
         except BaseException:
             connection.close()
             raise
-        return connection
+        return sound(connection)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -181,10 +179,22 @@ class Catalogue(AtRest):
         )
 
 
+def sound(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """A connection to a whole catalogue of this version; closed, and RowDamaged or SQLite's error, if it is none."""
+    try:
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        rows = Rows(connection)
+        if rows.schema() != SCHEMA or not rows.sound():
+            raise RowDamaged("The catalogue is not one that this version wrote.")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         _use_wal(connection)
         # Every commit survives a killed process; the last ones may be lost in a power failure, and are then adopted
         # again from the files, which are synced one by one.
@@ -235,7 +245,7 @@ def _begin(connection: sqlite3.Connection, wait: bool) -> None:
 
 def _salvage(folder: Path, rows: Rows) -> None:
     """Recover from the catalogue last set aside what no entry's file records, as far as it can be read."""
-    aside = [path for path in folder.glob(f"{ASIDE}*") if not path.name.endswith(_LOGS)]
+    aside = [path for path in folder.glob(f"{ASIDE}*") if not path.name.endswith(LOGS)]
     if not aside:
         return
     latest = max(aside, key=lambda path: path.stat().st_mtime_ns)
@@ -249,7 +259,7 @@ def _salvage(folder: Path, rows: Rows) -> None:
 
 
 def _move(path: Path, aside: Path) -> None:
-    for suffix in (*_LOGS, ""):
+    for suffix in (*LOGS, ""):
         with suppress(FileNotFoundError):
             os.replace(f"{path}{suffix}", f"{aside}{suffix}")
 

@@ -29,7 +29,8 @@ SUMMARY_CACHE_BYTES = 256 << 20
 class ChunkKVStore:
     """Chunk caches by key, in memory or in a folder. Threads may share one; processes may share a folder.
 
-    A folder store is for POSIX systems and a local disk. What `summary` returns is shared: do not change its tensors.
+    A folder store is for POSIX systems and a local disk. One that may only be read can be used, and nothing in it be
+    changed: `StoreReadOnly`. What `summary` returns is shared: do not change its tensors.
     What `read_blocks` returns is the caller's own.
     """
 

@@ -18,12 +18,13 @@ from samkv_rag.store import upkeep
 from samkv_rag.store.backend import Progress
 from samkv_rag.store.catalogue import Catalogue
 from samkv_rag.store.entry import EncodedEntry, check_kv, encode, read_kv
-from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
+from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull, StoreReadOnly
 from samkv_rag.store.files import RESERVE, PendingFile, keep_reserve, make_folder, remove, sentences, sync_folder
 from samkv_rag.store.folder import EntryFolder, row_of
 from samkv_rag.store.forks import AtRest
 from samkv_rag.store.identity import identify
 from samkv_rag.store.quantise import StoredBlocks
+from samkv_rag.store.reading import ReadCatalogue, only_read
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.store.rows import Row, Rows
 from samkv_rag.store.usage import PendingUse, finish, flush, in_order
@@ -134,7 +135,7 @@ class DiskBackend(AtRest):
             return upkeep.prune(self, max_bytes, drop_damaged)
 
     def stats(self) -> StoreStats:
-        with suppress(StoreFull):
+        with suppress(StoreFull, StoreReadOnly):
             flush(self.catalogue, self._use)
         return self.catalogue.read(self._stats)
 
@@ -177,6 +178,8 @@ class DiskBackend(AtRest):
 
     def _open_catalogue(self) -> Catalogue:
         """The catalogue; on a full disk the reserve is given up for it, without which one could not prune."""
+        if only_read(self.path):
+            return ReadCatalogue(self.path, self.files.rows)
         try:
             catalogue = Catalogue(self.path, self.files.rows)
         except StoreFull:
@@ -277,8 +280,8 @@ class DiskBackend(AtRest):
         return StoreStats(
             entries=entries,
             bytes=nbytes,
-            hits=rows.counter("hits"),
-            misses=rows.counter("misses"),
+            hits=rows.counter("hits") + self._use.hits,
+            misses=rows.counter("misses") + self._use.misses,
             evictions=rows.counter("evictions"),
             damaged=damaged,
             kv_dtypes=rows.kv_dtypes(),

@@ -35,5 +35,19 @@ class DamagedEntry(EntryError):
     what = "is damaged"
 
 
+class StoreReadOnly(StoreError):
+    """The folder may only be read here: what is in it can be used, and nothing can be changed."""
+
+    def __init__(self, folder: object) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return (
+            f"The store {self.folder} may only be read here, so nothing can be stored, released or removed in it: "
+            "let this user write to the folder and all that is in it, or use another folder."
+        )
+
+
 class StoreFull(StoreError):
     """There is no room, on the disk or within `max_bytes`. Nothing was stored and the store remains usable."""

@@ -19,6 +19,9 @@ TEMPORARY = ".writing-"
 RESERVE = "reserve"
 """A file that only takes up room, which is given up if a store cannot otherwise be opened on a full disk."""
 
+LOCK = "lock"
+"""The file whose holder may change the folder as a whole."""
+
 _RESERVE_BYTES = 128 << 10
 _PIECE = 4 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -87,7 +90,7 @@ def make_folder(folder: Path) -> None:
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: one holder at a time across all processes and threads, freed when a process dies."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _flock(fd, wait=True)
         yield

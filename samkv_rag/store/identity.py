@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from samkv_rag.store.errors import StoreError
+from samkv_rag.store.errors import StoreError, StoreReadOnly
 from samkv_rag.store.files import PendingFile, folder_lock, make_folder, sync_folder
+from samkv_rag.store.reading import only_read
 
 NAME = "store.json"
 FORMAT = "samkv-store"
@@ -19,18 +20,28 @@ VERSION = 1
 
 def identify(folder: Path) -> str:
     """The store id of `folder`, which becomes a store if it is none yet; StoreError for a store of a newer version."""
-    make_folder(folder)
-    with folder_lock(folder):
+    if only_read(folder):
         found = _read(folder / NAME)
         if found is None:
-            found = {"format": FORMAT, "version": VERSION, "store_id": str(uuid.uuid4())}
-            _write(folder, found)
+            raise StoreReadOnly(folder)
+    else:
+        found = _made(folder)
     if found["version"] > VERSION:
         raise StoreError(
             f"The store {folder} was made by a newer version of samkv-rag (format {found['version']}, this one knows "
             f"{VERSION}): upgrade samkv-rag, or use another folder."
         )
     return str(found["store_id"])
+
+
+def _made(folder: Path) -> dict[str, Any]:
+    make_folder(folder)
+    with folder_lock(folder):
+        found = _read(folder / NAME)
+        if found is None:
+            found = {"format": FORMAT, "version": VERSION, "store_id": str(uuid.uuid4())}
+            _write(folder, found)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:

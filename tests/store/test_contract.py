@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from samkv_rag.store import ChunkKVStore, DamagedEntry, MissingEntry, StoreError, StoreFull
+from samkv_rag.store import ChunkKVStore, DamagedEntry, MissingEntry, StoreError, StoreFull, StoreReadOnly
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
 from .conftest import Opener
@@ -66,9 +66,9 @@ def test_an_unknown_key_is_a_missing_entry(store: ChunkKVStore, key: str) -> Non
 
 
 def test_errors_are_store_errors_and_survive_pickling() -> None:
-    for error in (MissingEntry("k", "why"), DamagedEntry("k", "why")):
+    for error in (MissingEntry("k", "why"), DamagedEntry("k", "why"), StoreReadOnly("k")):
         again = pickle.loads(pickle.dumps(error))
-        assert isinstance(again, StoreError) and again.key == "k" and str(again) == str(error)
+        assert isinstance(again, StoreError) and vars(again) == vars(error) and str(again) == str(error)
 
 
 def test_put_is_idempotent_and_replaces(store: ChunkKVStore) -> None:

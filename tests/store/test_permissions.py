@@ -33,8 +33,8 @@ def shared() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def as_nobody(action: Callable[[], None]) -> int:
-    """Run `action` in a child without a superuser's rights; the files that are kept from it are nobody's to read."""
+def unprivileged(action: Callable[[], None]) -> Callable[[], None]:
+    """`action` without a superuser's rights, for a child."""
 
     def work() -> None:
         if os.getuid() == 0:
@@ -42,7 +42,12 @@ def as_nobody(action: Callable[[], None]) -> int:
             os.setuid(NOBODY)
         action()
 
-    return in_child(work)
+    return work
+
+
+def as_nobody(action: Callable[[], None]) -> int:
+    """Run `action` in a child without a superuser's rights; the files that are kept from it are nobody's to read."""
+    return in_child(unprivileged(action))
 
 
 @pytest.mark.parametrize("kept", ["kv", "summary", "shard"])
