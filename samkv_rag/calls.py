@@ -49,7 +49,8 @@ def check_fits(plan: PromptPlan, options: GenerationOptions, config: Any) -> Non
     if limit is not None and plan.n_tokens + options.max_new_tokens > limit:
         raise SamKVError(
             f"The prompt has {plan.n_tokens} tokens and up to {options.max_new_tokens} more were asked for, but the "
-            f"model has {limit} positions; retrieve fewer or shorter chunks, or lower max_new_tokens."
+            f"model has {limit} positions; retrieve fewer or shorter chunks, shorten the rest of the prompt, or lower "
+            "max_new_tokens."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -58,7 +59,7 @@ def _alike(has: Any, said: Any) -> bool:
     """Whether two settings are the same, as a store and its folder are, or a dtype and its name."""
     if isinstance(has, ChunkKVStore) and isinstance(said, str | PathLike):
         path = has.stats().path
-        return str(said) == path or Path(said).expanduser().absolute() == Path(path)
+        return str(said) == path or Path(os.path.expanduser(said)).absolute() == Path(path)
     if isinstance(has, torch.dtype) or isinstance(said, torch.dtype):
         return str(has).removeprefix("torch.") == str(said).removeprefix("torch.")
     return bool(has == said)

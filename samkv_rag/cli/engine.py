@@ -48,7 +48,7 @@ def shown(model: str) -> str:
 def local(model: str) -> Path | None:
     """The full path of the folder or GGUF file that a name refers to; None for any other name. A file's links are not
     resolved: their target may be named by a digest (the hub's cache)."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if is_bundled(model) or not (path.is_dir() or path.is_file() and is_file(path)):
         return None
     return path.resolve() if path.is_dir() else path.absolute()

@@ -40,7 +40,7 @@ class Request:
 
 def run(request: Request) -> None:
     """Measure, show, store."""
-    drawing = Drawing(request.limit, chunks=request.chunks)
+    drawing = Drawing(request.limit, chunks=request.chunks, marked=False)
     sources = sources_of(request.data or DEFAULT_DATA)
     for source in sources:
         source.check(drawing)

@@ -59,17 +59,21 @@ def pieces(text: str, size: ChunkSize) -> list[str]:
     return [" ".join(piece) for piece in found if piece]
 
 
-def asked(row: Mapping[str, Any], where: str) -> Asked:
-    """The question of a row; raises `SamKVError`, naming the place, for a form that is unknown or lacks something."""
+def asked(row: Mapping[str, Any], where: str, marked: bool = True) -> Asked:
+    """The question of a row; raises `SamKVError`, naming the place, for a form that is unknown or lacks something.
+    Where it is not to be `marked`, a question needs no answer."""
     if not isinstance(row, Mapping):
         raise SamKVError(f"{where} is not a JSON object; a row is one, with a question, answers and passages.")
+    if not marked and "answer" not in row:
+        row = {"answers": [], **row}
     for marks, read in _FORMS:
         if marks <= row.keys():
             try:
                 question = read(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise SamKVError(f"{where} is not of the form its keys promise: {error!r}.") from error
-            if question.text.strip() and question.passages and any(map(_WORD.search, question.answers)):
+            answered = not marked or any(map(_WORD.search, question.answers))
+            if question.text.strip() and question.passages and answered:
                 return question
             raise SamKVError(
                 f"{where} has no question, no passage or no answer (punctuation alone is none); leave it out of the "

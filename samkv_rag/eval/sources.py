@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,12 +34,14 @@ class Drawing:
 
     `chunks`: how many a generated question has (12), and the most that one from a file keeps (all): its supporting ones
     and the first of the others, in their order. `size`: tasks fill chunks up to it, files' passages are cut to it.
+    `marked`: whether answers will be compared with gold ones, which every question then needs.
     """
 
     limit: int
     seed: int = 0
     chunks: int | None = None
     size: ChunkSize | None = None
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Source:
         """The source that `spec` names; raises `SamKVError` if it is no task, no file and no data set of the hub."""
         if spec in TASKS or spec.startswith(HUB):
             return cls(spec.removeprefix(HUB), spec)
-        path = Path(spec).expanduser()
+        path = Path(os.path.expanduser(spec))
         if not path.is_file():
             raise SamKVError(f"{spec} is neither a file nor a task; the tasks are: {', '.join(TASKS)}.")
         return cls(path.name.split(".")[0], spec, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -64,7 +67,7 @@ class Source:
         (to leave it out later would make another file of it), a set without questions, or none at all."""
         if self.spec in TASKS:
             TASKS[self.spec].check(drawing.chunks or GENERATED_CHUNKS)
-        elif not sum(1 for _ in self.items(Drawing(sys.maxsize if self.digest else 1))):
+        elif not sum(1 for _ in self.items(Drawing(sys.maxsize if self.digest else 1, marked=drawing.marked))):
             raise SamKVError(f"{self.spec} has no questions; it must hold a JSON list of them, or one per line.")
 
     def items(self, drawing: Drawing) -> Iterator[Item]:
@@ -72,12 +75,12 @@ class Source:
         if self.spec in TASKS:
             chunks = drawing.chunks or GENERATED_CHUNKS
             return itertools.islice(TASKS[self.spec].items(drawing.seed, chunks, drawing.size), drawing.limit)
-        rows = _hub_rows(self.spec) if self.spec.startswith(HUB) else _file_rows(Path(self.spec).expanduser())
+        rows = _hub_rows(self.spec) if self.spec.startswith(HUB) else _file_rows(Path(os.path.expanduser(self.spec)))
         return self._of_rows(itertools.islice(rows, drawing.limit), drawing)
 
     def _of_rows(self, rows: Iterable[Mapping[str, Any]], drawing: Drawing) -> Iterator[Item]:
         for number, row in enumerate(rows):
-            question = asked(row, f"{self.spec}, question {number + 1}")
+            question = asked(row, f"{self.spec}, question {number + 1}", drawing.marked)
             chunks = question.within(drawing.chunks).cut(drawing.size).passages
             yield Item(f"{self.name}-{number}", self.name, question.text, question.answers, chunks)
 

@@ -7,6 +7,7 @@ no kernel for them transformers unpacks them anyway).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ ARGUMENT = "gguf_file"
 
 def is_file(model: Any) -> bool:
     """Whether a model's name is that of a GGUF file, existing or not, and not of a folder."""
-    return str(model).lower().endswith(SUFFIX) and not Path(model).expanduser().is_dir()
+    return str(model).lower().endswith(SUFFIX) and not Path(os.path.expanduser(model)).is_dir()
 
 
 def located(name: Any) -> tuple[Any, dict[str, str]]:
@@ -28,7 +29,7 @@ def located(name: Any) -> tuple[Any, dict[str, str]]:
     an empty dict. Raises `SamKVError` when there is no such file."""
     if not is_file(name):
         return name, {}
-    file = Path(name).expanduser()
+    file = Path(os.path.expanduser(name))
     return file.parent, named(file.parent, file.name)
 
 

@@ -94,7 +94,7 @@ class ModelSource:
             return reader.path(str(self.model))
         if self._of_file:
             return Path(gguf.located(self.model)[0])
-        folder = Path(self.model).expanduser()
+        folder = Path(os.path.expanduser(self.model))
         return folder if folder.is_dir() else _from_hub(str(self.model), self.model_kwargs)
 
     @cached_property

@@ -68,7 +68,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class IngestPlan:
-    """What an ingestion is about to compute, reported before it starts."""
+    """What an ingestion is about to compute, reported before it starts. A text that comes up in several `chunks` is
+    computed, and counted in `tokens` and `kv_bytes`, once."""
 
     files: int
     chunks: int
@@ -227,8 +228,9 @@ class _Job:
         return missed and self.unlisted.isdisjoint(path.parents)
 
     def _plan(self, splits: list[Split]) -> IngestPlan:
-        sizes = [size for part in splits for size in part.sizes]
-        return IngestPlan(len(splits), len(sizes), sum(sizes), self.engine.stored_bytes(sizes))
+        once = {text: size for part in splits for text, size in zip(part.texts, part.sizes, strict=True)}
+        chunks, sizes = sum(len(part.nodes) for part in splits), list(once.values())
+        return IngestPlan(len(splits), chunks, sum(sizes), self.engine.stored_bytes(sizes))
 
     def _precompute(self, splits: list[Split], on_progress: Callable[[int, int], None]) -> list[tuple[str, ...]]:
         """Store keys, file by file; every batch is durable before the next begins."""

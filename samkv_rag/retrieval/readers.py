@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from llama_index.core.readers.base import BaseReader
 from llama_index.core.schema import Document
 
@@ -35,6 +36,9 @@ _HTML_BLOCKS = re.compile(
     "^(address|article|aside|blockquote|dd|div|dl|dt|figcaption|footer|h[1-6]|header|hr|li|main|ol|p|pre|section|"
     "table|td|th|title|tr|ul)$"
 )
+_FRONT = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_HEADED = re.compile(r"^# ", re.MULTILINE)
+_DECLARATION = re.compile(r"\s*<\?xml[^>]*>")
 _HTML_DROPPED = ("script", "style", "noscript", "template", "nav")
 
 
@@ -72,11 +76,25 @@ class MarkdownProse(BaseReader):
 
     def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
         """The sections of `file`."""
-        source = _decoded(Path(file).read_bytes())
+        source = _titled(_decoded(Path(file).read_bytes()))
         return [
             Document(text=text, metadata={**(extra_info or {}), "section": " ".join(headings)})
             for headings, text in _texts(_sections(source))
         ]
+
+
+def _titled(source: str) -> str:
+    """`source` without front matter; the title that this states heads a text that has no heading of first rank."""
+    found = _FRONT.match(source)
+    try:
+        stated = yaml.safe_load(found[1]) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        stated = None
+    if found is None or not isinstance(stated, dict):
+        return source
+    rest = source[found.end() :]
+    title = " ".join(str(stated.get("title") or "").split())
+    return f"# {title}\n\n{rest}" if title and not _HEADED.search(rest) else rest
 
 
 def _texts(sections: list[Section]) -> Iterator[tuple[list[str], str]]:
@@ -128,7 +146,7 @@ class HtmlProse(ProseReader):
         """The text of an HTML page, a paragraph for every block; scripts and the like are left out."""
         from bs4 import BeautifulSoup
 
-        soup = BeautifulSoup(source, "html.parser")
+        soup = BeautifulSoup(_DECLARATION.sub("", source, count=1), "html.parser")
         # Only the tags' own children are changed: to find a tag's place among its siblings takes ever longer.
         for tag in soup.find_all(_HTML_DROPPED):
             tag.clear(decompose=True)

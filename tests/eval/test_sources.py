@@ -171,6 +171,17 @@ def test_a_file_is_checked_to_its_end_whatever_the_limit(tmp_path: Path) -> None
         source.check(Drawing(1))
 
 
+def test_what_is_not_marked_needs_no_answers(tmp_path: Path) -> None:
+    bare = [{name: value for name, value in row.items() if name != "answers"} for row in (OURS, LONGBENCH, SQUAD)]
+    source, drawing = Source.of(str(written(tmp_path, [OURS, HOTPOT, *bare]))), Drawing(9, marked=False)
+    with pytest.raises(SamKVError, match="question 3 has the keys"):
+        source.check(Drawing(9))
+    source.check(drawing)
+    items = list(source.items(drawing))
+    assert [item.answers for item in items] == [("Orrin", "in Orrin"), ("Orrin",), (), (), ()]
+    assert [item.chunks for item in items] == [TWO, TWO, TWO, TWO, ("The mill is in Orrin.",)]
+
+
 def test_a_hub_that_does_not_answer_is_found_before_an_evaluation_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SamKVError, match="pip install"):

@@ -137,6 +137,15 @@ def test_the_plan_comes_first_and_the_progress_adds_up(engine: FakeEngine, folde
     assert plan.kv_bytes == plan.tokens * 1024 and len(steps) > 1
 
 
+def test_a_text_that_comes_up_twice_is_planned_once(engine: FakeEngine, folder: Path, root: Path) -> None:
+    plans: list[IngestPlan] = []
+    ingest_folder(engine, folder, root, on_plan=plans.append)
+    for copy in ("copy.txt", "again.txt"):
+        (folder / copy).write_text("A new mill.")
+    ingest_folder(engine, folder, root, on_plan=plans.append)
+    assert (plans[1].files, plans[1].chunks, plans[1].tokens) == (2, 2, 4) and plans[1].kv_bytes == 4 * 1024
+
+
 def test_numbers_of_vectors_survive_deletions(engine: FakeEngine, folder: Path, root: Path) -> None:
     """By itself, FaissMapVectorStore gives a new vector the number of an old one after a deletion."""
     for turn in range(4):

@@ -83,6 +83,28 @@ def test_a_heading_without_text_is_text(tmp_path: Path, source: str, expected: l
     assert [(d.metadata["section"], d.text) for d in load(fingerprint(path))] == expected
 
 
+FRONT = "---\ntitle: A  *guide*\ntags: [x, y]\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (f"{FRONT}\nSome text.\n", ["A guide\nSome text."]),
+        (f"{FRONT}\n# The guide\n\nSome text.\n", ["The guide\nSome text."]),
+        ("---\ntags: x\n...\nSome text.\n", ["Some text."]),
+        ("---\r\ntitle: A\r\n---\r\nSome text.\r\n", ["A\nSome text."]),
+        (FRONT, ["A guide"]),
+        ("---\nno front matter\n\n---\n\nSome text.\n", ["no front matter\n\nSome text."]),
+        ("---\na: [\n---\n", ["a: ["]),
+        ("---\nday: 2024-99-99\n---\nSome text.\n", ["day: 2024-99-99\nSome text."]),
+    ],
+)
+def test_front_matter_is_no_text_except_for_the_title(tmp_path: Path, source: str, expected: list[str]) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(source.encode())
+    assert read(path) == expected
+
+
 def test_deeply_nested_lists_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("".join(f"{'  ' * depth}- level {depth}\n" for depth in range(40)))
@@ -95,6 +117,12 @@ def test_html_keeps_paragraphs_apart_and_words_together(tmp_path: Path) -> None:
     body = "<div><p>One <b>bo</b>ld.</p><p>Two.</p></div><ul><li>a<li>b</ul>"
     path.write_text(f"<title>T</title><script>no()</script>{body}")
     assert read(path) == ["T\n\nOne bold.\n\nTwo.\n\na\n\nb"]
+
+
+def test_a_page_that_is_xml_too_is_read_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "a.html"
+    path.write_text('\n<?xml version="1.0" encoding="UTF-8"?>\n\n<article><p>One.</p></article>')
+    assert read(path) == ["One."] and not recwarn.list
 
 
 def test_html_is_read_without_a_search_among_siblings_for_each_tag(
