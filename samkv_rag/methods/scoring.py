@@ -129,12 +129,17 @@ def attention_scores(
     """Share of the asking tokens' attention that falls on each selection block, all chunks' blocks in one softmax.
 
     `queries`, `(L, H, Q, D)` for each stack, are those of the tokens at `positions` `(Q,)`, position-free. A block is
-    represented by its mean key ("mean") or by the upper bound that its minimum and maximum give (Quest; "bound").
+    represented by its mean key ("mean") or by the upper bound that its minimum and maximum give (Quest; "bound"), which
+    counts once for each of its tokens. Scores are scaled by `1 / sqrt(D)` and neither capped nor windowed, as a model's
+    own may be.
     """
+    blocks = zip(run.lengths, run.caches.blocks, strict=True)
+    counted = torch.cat([block_sizes(length, count, BLOCK) for length, count in blocks])
 
     def score(chosen: _Chosen) -> Tensor:
         turned = _tokens_turned(run, chosen, chosen.of(queries, 0), positions, frame)
-        return weighed(_logits(run, turned, chosen, summary).softmax(-1).mean(1)).cpu()
+        logits = _logits(run, turned, chosen, summary) + sent(counted.log(), turned.device)
+        return weighed(logits.softmax(-1).mean(1)).cpu()
 
     shares = _by_stack(run, layers, score)
     parts = [_summed(part, block // BLOCK) for part in shares.split(run.caches.blocks, -1)]

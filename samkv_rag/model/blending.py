@@ -13,8 +13,8 @@ from torch import Tensor
 class Blend:
     """How recomputed entries replace stored ones (SamKV, "fusion"): theta * new + (1 - theta) * old.
 
-    `theta` is a weight in (0, 1], or "cosine": per token and head, the cosine similarity of new and old (clamped at
-    0) weighs the OLD entry, so that what changed most is replaced most (our choice; the paper's formula is not
+    `theta` is a weight in (0, 1], or "cosine": per token and head, half the cosine similarity of new and old (clamped
+    at 0) weighs the OLD entry, so that what changed most is replaced most (our choice; the paper's formula is not
     published). `fused` `(Q,)` marks the query tokens that are fused; the others (glue, question) are overwritten.
     """
 

@@ -39,9 +39,15 @@ class Buffers:
         """Views of neighbouring slots."""
         return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
 
-    def at(self, slots: Tensor) -> Buffers:
-        """A copy of some slots `(K,)`, laid out in the same way."""
-        return self._copied(lambda entries: entries.index_select(2, slots))
+    def at(self, slots: Tensor, room: int) -> Buffers:
+        """A copy of some slots `(K,)`, laid out in the same way, with room for more after them."""
+
+        def picked(entries: Tensor) -> Tensor:
+            out = entries.new_empty(*entries.shape[:2], len(slots) + room, entries.shape[3])
+            torch.index_select(entries, 2, slots, out=out[:, :, : len(slots)])
+            return out
+
+        return self._copied(picked)
 
     def copied(self) -> Buffers:
         """A copy, laid out in the same way."""

@@ -232,11 +232,11 @@ class SlotCache(Cache):
         self.arrive()
         four_bits = None
         if packed is not None and len(packed):
-            four_bits = PackedTokens.of(self._buffers, packed, self.positions[packed], self._sources, backend)
-        free = torch.arange(self.get_seq_length(), len(self.positions), device=slots.device)
-        stays = few(torch.cat([slots, free]), self.positions.device)
-        kept = [one.at(stays) for one in self._buffers]
-        self.positions, self._buffers = self.positions[stays], kept  # only once there was memory for all
+            live = [one.slots(0, self.get_seq_length()) for one in self._buffers]
+            four_bits = PackedTokens.of(live, packed, self.positions[packed], self._sources, backend)
+        stays, free = few(slots, self.positions.device), self.positions[self.get_seq_length() :]
+        kept = [one.at(stays, len(free)) for one in self._buffers]
+        self.positions, self._buffers = torch.cat([self.positions[stays], free]), kept  # once there was memory for all
         self.packed = four_bits or self.packed
         self._bind()
         self.crop_to(len(slots))

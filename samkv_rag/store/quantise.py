@@ -42,6 +42,8 @@ CASTS = {
 _NAMES = {dtype: name for name, dtype in CASTS.items()}
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = torch.finfo(_FP8).max
+_LARGEST = 2.0**126
+"""Two numbers of opposite signs, which may lie so far apart, are within fp32 yet, rounded up as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +201,11 @@ class KVForm:
         """What is stored for `kv`: numbers of its shape, or records uint8 `(L, B, bytes)`. StoreError if `kv` has
         numbers that `kv_dtype` cannot hold."""
         if self.kv_dtype in QUANTISERS:
-            self._check_finite(kv)
+            self._check_size(kv, _LARGEST)
             return QUANTISERS[self.kv_dtype].pack(kv)
         stored = kv.to(CASTS[self.kv_dtype])
         if stored.dtype != kv.dtype:
-            self._check_finite(stored)
+            self._check_size(stored, torch.finfo(stored.dtype).max)
         return stored
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -212,8 +214,8 @@ class KVForm:
             return QUANTISERS[self.kv_dtype].unpack(stored, self.heads, self.width).restored(self.dtype)
         return stored.to(self.dtype)
 
-    def _check_finite(self, kv: Tensor) -> None:
-        if not kv.isfinite().all():
+    def _check_size(self, kv: Tensor, most: float) -> None:
+        if not (kv.abs() <= most).all():  # which what is not a number is neither
             raise StoreError(
                 f"Keys or values of this chunk are too large for kv_dtype={self.kv_dtype!r}, or not numbers at all: "
                 "use kv_dtype='model'."

@@ -150,16 +150,38 @@ def test_compiled_rounding_gives_the_very_same(
     groups: int, tokens: int, dim: int, size: float, dtype: torch.dtype, alike: bool, seed: int, threads: int
 ) -> None:
     torch.manual_seed(seed)
-    keys, values = (size * each for each in drawn(groups, tokens + 9, dim))
+    keys, values = (size * each for each in drawn(groups, tokens + 19, dim))
     if alike:
         keys, values = torch.full_like(keys, size), torch.zeros_like(values)
     keys, values = keys.to(dtype), values.to(dtype)
     at = torch.randperm(tokens + 9)[:tokens].sort().values
     with on(threads):
-        one, other = (Packed.of(keys[:, : tokens + 9], values, at, backend) for backend in BACKENDS)
+        live = keys[:, : tokens + 9], values[:, : tokens + 9]  # of a cache, with room after each head
+        one, other = (Packed.of(*live, at, backend) for backend in BACKENDS)
     for mine, wanted in ((one.keys, other.keys), (one.values, other.values)):
         assert torch.equal(mine.codes, wanted.codes) and mine.exponent == wanted.exponent
         torch.testing.assert_close(mine.steps, wanted.steps, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("at", [[0, 40], [-1, 0], [10**9]])
+def test_a_token_that_is_not_there_is_an_error(at: list[int], backend: Backend) -> None:
+    keys, values = drawn(2, 40, 8)
+    with pytest.raises((IndexError, RuntimeError)):
+        Packed.of(keys, values, torch.tensor(at), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("rows", "weights"),
+    [((2, 1, 9), (2, 1, 65)), ((2, 1, 6), (2, 1, 20)), ((3, 1, 8), (3, 1, 40))],
+)
+def test_what_does_not_fit_is_an_error(rows: tuple[int, ...], weights: tuple[int, ...], backend: Backend) -> None:
+    packed = Packed.of(*drawn(2, 40, 8), backend=backend)
+    with pytest.raises((ValueError, RuntimeError)):
+        packed.scores(torch.rand(rows), backend)
+    with pytest.raises((ValueError, RuntimeError)):
+        packed.mixed(torch.rand(weights), backend)
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])

@@ -148,6 +148,20 @@ def test_every_number_of_eight_bits_is_restored() -> None:
             assert found[0].isfinite().all(), "a store keeps nothing that is not finite"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_numbers_of_eight_bits_are_restored(backend: Backend) -> None:
+    """A scale of 2 ** 8 and more, and the power of two that makes floats of the codes, are too large together."""
+    kv = torch.randn(1, 1, 2, 1, 16, 32)
+    kv[..., 3, 0] = 1e6
+    stored = QUANTISERS["fp8"].unpack(KVForm.of(kv, "fp8").encode(kv), 1, 32)
+    nothing = Angles(torch.empty(1, 16, 0), torch.empty(1, 16, 0))
+    found = rope_gather(stored, torch.arange(16), nothing, torch.float32, backend=backend)
+    for own, exact in zip(found, kv[0, 0, :, 0], strict=True):
+        assert far(own[0, 0], exact) < 0.07
+    others = torch.arange(16) != 3
+    assert far(found[1][0, 0, others], kv[0, 0, 1, 0, others]) < 0.07, "of values every token has a scale"
+
+
 def test_what_is_restored_has_parameters_as_a_store_keeps_them() -> None:
     stored = QUANTISERS["int8"].unpack(KVForm.of(kv := torch.randn(1, 2, 2, 2, 16, 8), "int8").encode(kv), 2, 8)
     cache = torch.empty(2, 1, 2, 32, 8)

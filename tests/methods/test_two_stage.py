@@ -74,13 +74,18 @@ def one_layer(case: Prompted, queries: list[Tensor], positions: Tensor, chunk: S
     return part
 
 
+def sizes(chunk: Segment) -> list[int]:
+    """Tokens of each block, every one of which the bound stands for."""
+    return [min(BLOCK, len(chunk.token_ids) - start) for start in range(0, len(chunk.token_ids), BLOCK)]
+
+
 def bound_shares(case: Prompted) -> list[np.ndarray]:
     """Attention of every asking token to the bound of each block's keys, one number at a time."""
     nothing = [torch.arange(0) for _ in LENGTHS]
     queries, positions = run_of(case).asking_pass(nothing, LAYERS[-1])
     assert positions.tolist() == list(range(case.plan.question.start, case.plan.n_tokens))
     logits = [
-        np.concatenate([one_layer(case, queries, positions, chunk, layer) for layer in LAYERS])
+        np.concatenate([one_layer(case, queries, positions, chunk, layer) for layer in LAYERS]) + np.log(sizes(chunk))
         for chunk in case.plan.chunks
     ]
     together = np.exp(np.concatenate(logits, -1) - np.concatenate(logits, -1).max(-1, keepdims=True))

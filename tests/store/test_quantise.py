@@ -234,7 +234,15 @@ def test_the_same_text_stored_otherwise_replaces_the_entry(store: ChunkKVStore) 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("fp16", 1e5), ("int8", float("inf")), ("int8", float("nan")), ("fp8", float("-inf")), ("int4", float("nan"))],
+    [
+        ("fp16", 1e5),
+        ("int8", float("inf")),
+        ("int8", float("nan")),
+        ("fp8", float("-inf")),
+        ("int4", float("nan")),
+        ("int4", 3e38),
+        ("int8", -3e38),
+    ],  # fmt: skip
 )
 def test_numbers_that_do_not_fit_are_refused(store: ChunkKVStore, name: str, number: float) -> None:
     chunk = make_chunk()

@@ -137,7 +137,9 @@ def entries(rounded: Rounded) -> Tensor:
 
 def scores(keys: Rounded, rows: Tensor) -> Tensor:
     """Products of fp32 `rows` `(G, R, D)` with every head's `keys`: `(G, R, 32 * B)`."""
-    groups, blocks = keys.codes.shape[:2]
+    groups, blocks, _, dim = keys.codes.shape
+    if (rows.shape[0], rows.shape[2]) != (groups, dim):
+        raise ValueError(f"rows {tuple(rows.shape)} do not fit {groups} heads of {dim}")
     out = rows.new_empty(*rows.shape[:2], GROUP * blocks)
     _scores(_parts(keys), groups * blocks, rows.contiguous(), *_numbers(keys), out)
     return out
@@ -146,6 +148,8 @@ def scores(keys: Rounded, rows: Tensor) -> Tensor:
 def mixed(values: Rounded, weights: Tensor) -> Tensor:
     """Sums of every head's `values`, weighted by the fp32 `weights` `(G, R, N)` of the first N tokens: `(G, R, D)`."""
     (groups, blocks, _, dim), parts = values.codes.shape, _parts(values)
+    if weights.shape[0] != groups or not 0 <= blocks * GROUP - weights.shape[2] < GROUP:
+        raise ValueError(f"weights {tuple(weights.shape)} do not fit {groups} heads of {blocks} times {GROUP} tokens")
     out = weights.new_zeros(parts, *weights.shape[:2], dim)
     _mixed(parts, groups * blocks, weights.contiguous(), *_numbers(values), out)
     return out[0] if parts == 1 else out.sum(0)

@@ -18,6 +18,8 @@ from samkv_kernels.cpu.threads import Shared, items_of, opened, parts_of, shared
 if TYPE_CHECKING:
     from samkv_kernels.rope_gather import Angles, Stored
 
+_IN_ORDER = frozenset({"contract", "nsz"})
+"""A scale times the power of two, before the number, would be too large for fp32 from 256 on."""
 _KINDS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.uint8: 2}
 """What the bytes of a block hold: integers, floats, or integers of four bits of two tokens each."""
 
@@ -61,7 +63,7 @@ def _kernel(cached: torch.dtype) -> Shared:
     kinds = f"uint8[::1], int64[::1], int64, {steps}, {steps}, int64[::1], int64[::1], int64, {angles}, {angles}, int64"
     kinds += f", {BITS[cached]}[:,::1], int64, int64"
 
-    @shared(kinds)
+    @shared(kinds, fastmath=_IN_ORDER)
     def restore(job: Any) -> None:
         """Tokens, by `block` (-1: zeros) and `offset` `(T,)` in blocks of `size`, into every `step`-th row of a cache's
         heads, which are `per_new` apart in the table `new` `(N, D)`, turned by cos and sin `(T, W / 2)`.

@@ -1,4 +1,4 @@
-"""Rounding to four bits: one reading for the extremes, one for the integers, and no copy of what is rounded."""
+"""Rounding to four bits: one reading for the extremes, one for the integers, and no copy of fp32 in rows."""
 
 from __future__ import annotations
 
@@ -109,7 +109,10 @@ def codes(entries: Tensor, at: Tensor, along: int, low: Tensor, scale: Tensor) -
 
 
 def _run(kernel: Shared, entries: Tensor, at: Tensor, *others: Tensor) -> None:
-    """Run a kernel on every head's 32 tokens: those of a cache are rows of a table, with room after each head."""
+    """Run a kernel on every head's 32 tokens: those of a cache are rows of a table, with room after each head. Raises
+    IndexError for a token that is not there: compiled loops do not look."""
+    if not 0 <= int(at.min()) <= int(at.max()) < entries.shape[1]:
+        raise IndexError(f"tokens {int(at.min())} to {int(at.max())} of {entries.shape[1]}")
     rows = entries if entries.stride(1) == entries.shape[2] and in_rows(entries) else entries.contiguous()
     items, numbers = others[0].shape[0] * others[0].shape[1], len(entries) * len(at) * entries.shape[2]
     per_head = rows.stride(0) // rows.shape[2]
