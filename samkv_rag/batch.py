@@ -13,19 +13,25 @@ import threading
 from collections.abc import Callable, Sequence
 
 from samkv_rag.model.decoding import Decoding
+from samkv_rag.store.forks import AtRest
 from samkv_rag.turns import Turnstile
 
 Step = Callable[[Sequence[Decoding]], None]
 
 
-class Batch:
+class Batch(AtRest):
     """Answers being decoded, which join and leave between steps; every step is a turn at the turnstile."""
 
     def __init__(self, turnstile: Turnstile) -> None:
+        super().__init__()
         self._turnstile = turnstile
+        self.renew()
+
+    def renew(self) -> None:
+        """Without answers: those of other threads do not go on in a child."""
         self._rows: list[Decoding] = []
         self._driven = False
-        self._news = threading.Condition()
+        self._news = threading.Condition(self._lock)
 
     def finish(self, decoding: Decoding, step: Step) -> list[int]:
         """Decode to the end together with all others here; return the new token ids, or raise this one's error."""
@@ -37,7 +43,7 @@ class Batch:
                     self._drive(decoding, step)
         finally:
             with self._news:
-                self._rows.remove(decoding)
+                self._rows = [row for row in self._rows if row is not decoding]
         return decoding.result()
 
     def _take_over(self, decoding: Decoding) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,10 @@ class SamKVEngine:
     def forget(self, keys: Sequence[str]) -> int:
         """Delete entries; return how many there were."""
         return self._library.remove(keys)
+
+    def release(self, owner: str, keys: Iterable[str] | None = None, spare: Collection[str] = ()) -> list[str]:
+        """As the store's `release`; what that deletes is not looked for in prompts any more."""
+        return self._library.release(owner, keys, spare)
 
     def refresh(self) -> SamKVEngine:
         """Index the store's texts anew; return the engine.

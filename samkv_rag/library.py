@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from samkv_rag.prompt.checks import require_texts
 from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import MIN_CHARS, Matcher
 from samkv_rag.prompt.plan import Planner
-from samkv_rag.store import ChunkKVStore, EntryError, chunk_key
+from samkv_rag.store import ChunkKVStore, EntryError, StoreReadOnly, chunk_key
 from samkv_rag.types import ChunkSummary, MatchRecord, PromptPlan
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Library:
             if chunk.key not in pending:
                 self._note(chunk)
         if pending:
+            self._store.require_writable()
             with reported(progress) as report:
                 for chunk in ingest(
                     list(pending.values()), self._adapter, self._store, namespace=self._namespace,
@@ -128,6 +129,8 @@ class Library:
         """Store the whole chunks that a plan missed. An error is logged: it does not concern the answer."""
         try:
             self.add(self.chunks(plan.to_store), turn)
+        except StoreReadOnly as error:
+            logger.info("What an answer missed was not stored: %s", error)
         except Exception as error:
             logger.warning("What an answer missed could not be stored: %s: %s", type(error).__name__, error)
 
@@ -137,6 +140,15 @@ class Library:
         for key in keys:
             self.planner.matcher.discard(key)
         return self._store.delete(keys)
+
+    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]:
+        """See `SamKVEngine.release`."""
+        gone = self._store.release(owner, keys, spare)
+        for key in gone:
+            self.planner.matcher.discard(key)
+            if key in self._store and (text := self._text_of(key)) is not None:  # somebody has stored it meanwhile
+                _know(self.planner.matcher, key, MatchRecord.of(text))
+        return gone
 
     @contextmanager
     def held_open(self) -> Iterator[None]:

@@ -19,27 +19,32 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.store.forks import AtRest
 
 LOOK_UP_SECONDS = 0.1
 """How often a request that waits in line checks whether it has been cancelled."""
 
 
-class Turnstile:
+class Turnstile(AtRest):
     """Gives turns: `with turnstile:` to what is not a request, `request()` and `step()` to requests."""
 
     def __init__(self, places: int = 1) -> None:
         if places < 1:
             raise SamKVError("max_batch must be at least 1: the number of answers that are decoded together.")
-        self._guard = threading.Lock()
-        self._waiting: list[_Turn] = []
-        self._busy = False
+        super().__init__()
         self._places = places
         self._numbers = itertools.count()
+        self.renew()
+
+    def renew(self) -> None:
+        """With nobody in line: other threads, and what they do, are not in a child."""
+        self._waiting: list[_Turn] = []
+        self._busy = False
         self._present: set[int] = set()
         self._seated: set[int] = set()
 
     def __enter__(self) -> None:
-        with self._guard:
+        with self._lock:
             number = next(self._numbers)
         self.wait(_Turn(lambda: not any(other < number for other in self._present)))
 
@@ -58,13 +63,13 @@ class Turnstile:
     @contextmanager
     def request(self, cancelled: Callable[[], bool] | None = None) -> Iterator[Request]:
         """A request, from its arrival to its last token. One that is `cancelled` while it waits raises `SamKVError`."""
-        with self._guard:
+        with self._lock:
             number = next(self._numbers)
             self._present.add(number)
         try:
             yield Request(self, number, cancelled)
         finally:
-            with self._guard:
+            with self._lock:
                 self._present.discard(number)
                 self._seated.discard(number)
                 self._let_in()
@@ -80,7 +85,7 @@ class Turnstile:
     def wait(self, turn: _Turn, cancelled: Callable[[], bool] | None = None) -> None:
         """Wait in line until the turn has come."""
         try:
-            with self._guard:
+            with self._lock:
                 self._waiting.append(turn)
                 self._let_in()
             while not turn.come.wait(None if cancelled is None else LOOK_UP_SECONDS):
@@ -92,12 +97,12 @@ class Turnstile:
 
     def give_back(self) -> None:
         """End the turn."""
-        with self._guard:
+        with self._lock:
             self._busy = False
             self._let_in()
 
     def _let_in(self) -> None:
-        """Let in the first in line whose turn may come, if the model is free; call it with the guard held."""
+        """Let in the first in line whose turn may come, if the model is free; call it with the lock held."""
         if self._busy:
             return
         turn = next((turn for turn in self._waiting if turn.may()), None)
@@ -109,7 +114,7 @@ class Turnstile:
 
     def _abandon(self, turn: _Turn) -> None:
         """Leave the line: an interrupted wait (ctrl-C) must not leave a turn that is never taken."""
-        with self._guard:
+        with self._lock:
             if turn in self._waiting:
                 self._waiting.remove(turn)
         if turn.come.is_set():

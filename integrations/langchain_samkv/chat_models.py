@@ -133,6 +133,10 @@ class ChatSamKV(Described):
             starting.add_done_callback(_cancel_started)
             raise
 
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """What all results of one call have in common: the model's name."""
+        return next((output for output in llm_outputs if output), {})
+
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
+import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -16,11 +18,16 @@ from langchain_core.vectorstores import VectorStore
 from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.engines import space_of
 from samkv_rag.prompt.matcher import MIN_CHARS
+from samkv_rag.threads import in_thread, until
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
 
 _PAGE = 1000
+ADDING = "adding/"
+"""What the names begin with under which caches are held until they have owners."""
+STALE_SECONDS = 24 * 3600.0
+"""After which nobody adds the documents any more for which caches are held."""
 
 
 class Keeper:
@@ -32,6 +39,7 @@ class Keeper:
         self._llm = llm
         self._collection = collection
         self._min_chars = min_chars
+        self._tidy = False
 
     @property
     def engine(self) -> SamKVEngine:
@@ -46,29 +54,43 @@ class Keeper:
 
     @contextmanager
     def cached(self, texts: Sequence[str]) -> Iterator[None]:
-        """Cache `texts`, and hold the caches until the block has given them their owners (or failed)."""
-        holder = f"adding/{uuid.uuid4()}"
+        """Cache `texts`, and hold the caches until the block has given them their owners (or failed: then what was
+        made for it is deleted)."""
+        held = _Held()
         try:
-            self._hold(texts, holder)
+            self._hold(texts, held)
             yield
         finally:
-            self._release([holder])
+            self._let_go(held)
 
     @asynccontextmanager
     async def acached(self, texts: Sequence[str]) -> AsyncIterator[None]:
-        """Like `cached`, with the model working in a thread."""
-        holder = f"adding/{uuid.uuid4()}"
+        """Like `cached`, with the model working in a thread, which stops soon if the task is cancelled."""
+        held = _Held()
         try:
-            await asyncio.to_thread(self._hold, texts, holder)
+            await in_thread(self._hold, texts, held, stop=held.stop)
             yield
         finally:
-            await asyncio.to_thread(self._release, [holder])
+            await in_thread(self._let_go, held)
 
-    def _hold(self, texts: Sequence[str], holder: str) -> None:
+    def _hold(self, texts: Sequence[str], held: _Held) -> None:
+        self._let_go_of_stale()
         if worth := self.worth(texts):
             for key in dict.fromkeys(self.engine.keys(worth)):
-                self.engine.store.retain(key, holder)
-            self.engine.precompute(worth)
+                if self.engine.store.retain(key, held.name):
+                    held.spare.add(key)
+            self.engine.precompute(worth, progress=until(held.stop))
+
+    def _let_go(self, held: _Held) -> None:
+        self.engine.release(held.name, spare=held.spare)
+
+    def _let_go_of_stale(self) -> None:
+        """Release what a process held that was killed before it could: a day ago, or more."""
+        if not self._tidy:
+            before = time.time() - STALE_SECONDS
+            for name in {name for name, _ in self.engine.store.owned(ADDING) if _begun(name) < before}:
+                self.engine.release(name)
+            self._tidy = True
 
     def own(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """Make each id the owner of its text's cache, and of no other."""
@@ -78,22 +100,33 @@ class Keeper:
             keys = self.engine.keys(self.worth([text]))
             for key in keys:
                 store.retain(key, owner)
-            if old := [key for name, key in store.owned(owner) if name == owner and key not in keys]:
-                self.engine.forget(store.release(owner, old))
+            if old := set(store.owned_by(owner)).difference(keys):
+                self.engine.release(owner, old)
 
     def release(self, ids: Iterable[str]) -> None:
         """Release the caches that these documents own."""
-        prefix = self._prefix
-        self._release([prefix + id for id in ids])
-
-    def _release(self, owners: Iterable[str]) -> None:
-        gone = [key for owner in owners for key in self.engine.store.release(owner)]
-        if gone:
-            self.engine.forget(gone)  # the store has deleted them; their texts need not be looked for any more
+        for id in ids:
+            self.engine.release(self._prefix + id)
 
     def worth(self, texts: Iterable[str]) -> list[str]:
         """The texts that are long enough to be cached."""
         return [text for text in texts if len(text.strip()) >= self._min_chars]
+
+
+class _Held:
+    """Caches that are held while documents are added: under which `name`, which of them to `spare` if that fails, since
+    they were there before and had no owner, and when to `stop` making them."""
+
+    def __init__(self) -> None:
+        self.name = f"{ADDING}{int(time.time())}/{uuid.uuid4()}"
+        self.spare: set[str] = set()
+        self.stop = threading.Event()
+
+
+def _begun(name: str) -> float:
+    """When the adding began that this name is of, in seconds; of another name, never."""
+    began = name.removeprefix(ADDING).partition("/")[0]
+    return int(began) if began.isdecimal() else math.inf
 
 
 def engine_of(llm: Any) -> SamKVEngine:

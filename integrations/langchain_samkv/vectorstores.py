@@ -15,6 +15,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_samkv.ingestion import Keeper, stored_documents
 from samkv_rag import SamKVEngine, SamKVError
 from samkv_rag.prompt.matcher import MIN_CHARS
+from samkv_rag.threads import in_thread
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
@@ -69,7 +70,7 @@ class ChunkKVVectorStore(VectorStore):
         listed = list(texts)
         async with self._keeper.acached(listed):
             new = await self.inner.aadd_texts(listed, metadatas, **_given(ids), **kwargs)
-            await asyncio.to_thread(self._keeper.own, new, listed)
+            await in_thread(self._keeper.own, new, listed)
         return new
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
@@ -85,7 +86,7 @@ class ChunkKVVectorStore(VectorStore):
         texts = [document.page_content for document in documents]
         async with self._keeper.acached(texts):
             new = await self.inner.aadd_documents(documents, **kwargs)
-            await asyncio.to_thread(self._keeper.own, new, texts)
+            await in_thread(self._keeper.own, new, texts)
         return new
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
@@ -107,7 +108,7 @@ class ChunkKVVectorStore(VectorStore):
         done = await self.inner.adelete(ids, **kwargs)
         if done is not False:
             left = await asyncio.to_thread(self._listed) if ids is None and known else set[str]()
-            await asyncio.to_thread(self._keeper.release, known - left)
+            await in_thread(self._keeper.release, known - left)
         return done
 
     def _listed(self) -> set[str]:

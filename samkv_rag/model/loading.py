@@ -204,7 +204,9 @@ class ModelSource:
         if not files:
             raise SamKVError(f"{self.folder} holds no .safetensors or .bin weights; is it a model folder?")
         code = sorted(self.folder.glob("*.py")) if self.model_kwargs.get("trust_remote_code") else []
-        return text_digest(json.dumps([[path.name, file_digest(path)] for path in (*files, *code)]))
+        parts = {path: path.name for path in (*files, *code)}
+        parts.update(dict.fromkeys(named, ""))  # one file may be called anything
+        return text_digest(json.dumps([[name, file_digest(path)] for path, name in parts.items()]))
 
     @cached_property
     def adapter(self) -> ModelAdapter:

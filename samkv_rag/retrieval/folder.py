@@ -32,15 +32,14 @@ LINKED = "a link to a folder, which is not followed; ingest the folder that it l
 
 
 class Store(Protocol):
-    """What ingestion needs from the KV store: an owner keeps a key alive, and releases it."""
+    """What ingestion needs from the KV store: an owner keeps a key alive."""
 
     def __contains__(self, key: object) -> bool: ...
-    def retain(self, key: str, owner: str) -> None: ...
-    def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]: ...
+    def retain(self, key: str, owner: str) -> Any: ...
 
 
 class Engine(Protocol):
-    """What ingestion needs from the engine."""
+    """What ingestion needs from the engine, through which an owner releases what it kept alive."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -50,7 +49,7 @@ class Engine(Protocol):
     def fingerprint(self) -> str: ...
     def stored_bytes(self, sizes: Sequence[int]) -> int: ...
     def precompute(self, texts: Sequence[str], progress: Any = False) -> Sequence[str]: ...
-    def forget(self, keys: Sequence[str]) -> Any: ...
+    def release(self, owner: str, keys: Iterable[str] | None = None) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +271,7 @@ class _Job:
             self._release(owner(name), keys)
 
     def _release(self, holder: str, keys: list[str] | None) -> None:
-        if unheld := self.store.release(holder, keys):
-            self.engine.forget(unheld)
+        self.engine.release(holder, keys)
 
 
 def owner(path: str) -> str:

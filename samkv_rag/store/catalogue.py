@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from samkv_rag.store.errors import StoreError, StoreFull
-from samkv_rag.store.files import FULL_ADVICE, folder_lock, make_folder
+from samkv_rag.store.files import FULL_ADVICE, folder_lock, make_folder, sentences
 from samkv_rag.store.forks import AtRest
 from samkv_rag.store.rows import COUNTERS, SCHEMA, Row, RowDamaged, Rows
 
@@ -62,6 +62,9 @@ class Catalogue(AtRest):
         """
         return self._repairing(lambda connection: _transaction(connection, action, wait), wait)
 
+    def require_writable(self) -> None:
+        """Raise `StoreReadOnly` if nothing can be written. Here it can."""
+
     def check_open(self) -> None:
         """Raise StoreError after `close`."""
         if self._closed:
@@ -82,11 +85,12 @@ class Catalogue(AtRest):
         if not self._lock.acquire(blocking=wait):
             raise StoreError(f"Another thread uses {self._path}: try again when it is done.")
         try:
-            try:
-                return action(self._connected())
-            except _TROUBLE as error:
-                self._repair(error)
-                return action(self._connected())
+            with sentences(self.folder):
+                try:
+                    return action(self._connected())
+                except _TROUBLE as error:
+                    self._repair(error)
+                    return action(self._connected())
         except _TROUBLE as error:
             raise self._explained(error) from error
         finally:

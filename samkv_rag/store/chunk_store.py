@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -94,6 +94,10 @@ class ChunkKVStore:
             _check_text(text)
         self._backend.put(key, chunk, namespace, fingerprint, kv_dtype)
 
+    def require_writable(self) -> None:
+        """Raise `StoreReadOnly` if the store's folder may only be read here: before anything is computed for it."""
+        self._backend.require_writable()
+
     def __contains__(self, key: object) -> bool:
         """Whether the entry is there and, as far as can be told without reading it, whole."""
         return isinstance(key, str) and is_key(key) and self._backend.contains(key)
@@ -154,22 +158,28 @@ class ChunkKVStore:
         """Delete the entries and forget their owners; returns how many entries there were."""
         return self._backend.delete([key for key in dict.fromkeys(keys) if is_key(key)])
 
-    def retain(self, key: str, owner: str) -> None:
-        """Record that `owner` needs `key`. Do so before checking whether the entry is there: it may be put later."""
+    def retain(self, key: str, owner: str) -> bool:
+        """Record that `owner` needs `key`; returns whether the entry was there and had no owner.
+
+        Do so before checking whether the entry is there: it may be put later."""
         check_key(key)
         _check_text(owner)
-        self._backend.retain(key, owner)
+        return self._backend.retain(key, owner)
 
-    def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None = None, spare: Collection[str] = ()) -> list[str]:
         """Release all that `owner` needs, or `keys`; deletes entries left without an owner, returns their sorted keys.
 
-        Entries that were never retained are left alone.
+        Entries that were never retained are left alone, and so are those to `spare`, which had no owner before.
         """
-        return self._backend.release(owner, keys)
+        return self._backend.release(owner, keys, spare)
 
     def owned(self, prefix: str = "") -> list[tuple[str, str]]:
         """The sorted (owner, key) pairs of all owners whose name begins with `prefix`."""
         return sorted(self._backend.owned(prefix))
+
+    def owned_by(self, owner: str) -> list[str]:
+        """The sorted keys that `owner` needs."""
+        return sorted(self._backend.owned_by(owner))
 
     def verify(self, progress: Progress | None = None) -> list[str]:
         """Read everything and return the sorted keys of entries whose bytes are wrong or missing.

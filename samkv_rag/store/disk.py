@@ -8,7 +8,7 @@ leaves the old state, a whole entry without a row (adopted when requested), or l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,9 @@ class DiskBackend(AtRest):
             make_folder(self.files.shard(key))
             self._write(key, encoded)
 
+    def require_writable(self) -> None:
+        self.catalogue.require_writable()
+
     def contains(self, key: str) -> bool:
         row = self.catalogue.read(lambda rows: rows.get(key))
         if row is not None:
@@ -106,16 +109,16 @@ class DiskBackend(AtRest):
         with sentences(self.path):
             return self.catalogue.write(lambda rows: sum([self._delete(rows, key) for key in list(keys)]))
 
-    def retain(self, key: str, owner: str) -> None:
-        self.catalogue.write(lambda rows: rows.retain(key, owner))
+    def retain(self, key: str, owner: str) -> bool:
+        return self.catalogue.write(lambda rows: rows.retain(key, owner))
 
-    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]:
         """In one transaction, release `keys` or all that `owner` holds; returns those deleted for lack of an owner."""
         chosen = None if keys is None else sorted(set(keys))
 
         def released(rows: Rows) -> list[str]:
             candidates = rows.owned(owner) if chosen is None else chosen
-            gone = [key for key in candidates if rows.release(key, owner)]
+            gone = [key for key in candidates if rows.release(key, owner) and key not in spare]
             for key in gone:
                 self._delete(rows, key)
             return gone
@@ -125,6 +128,9 @@ class DiskBackend(AtRest):
 
     def owned(self, prefix: str) -> list[tuple[str, str]]:
         return self.catalogue.read(lambda rows: rows.owned_under(prefix))
+
+    def owned_by(self, owner: str) -> list[str]:
+        return self.catalogue.read(lambda rows: rows.owned(owner))
 
     def verify(self, progress: Progress | None) -> list[str]:
         with sentences(self.path):
@@ -210,7 +216,7 @@ class DiskBackend(AtRest):
 
             try:
                 self.write_in_order(named)
-            except (StoreFull, OSError):
+            except StoreError:
                 if kv.published:
                     with suppress(StoreError):
                         self.delete([key])

@@ -1,4 +1,4 @@
-"""A process forks while its stores are at rest: what a child inherits, it can use, and its parent can close."""
+"""A process forks while its stores and lines rest: what a child inherits, it can use, and its parent can close."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class AtRest:
         """Come to rest before the process forks."""
         self._lock.acquire()
 
+    def renew(self) -> None:
+        """Begin anew in a child, where the threads that were at work are not. By default there is nothing to begin."""
+
     def wake(self) -> None:
         """Go on, in the parent and in the child."""
         self._lock.release()
@@ -38,7 +41,7 @@ class AtRest:
 @cache
 def _watch() -> None:
     if hasattr(os, "register_at_fork"):  # Windows has no fork
-        os.register_at_fork(before=_rest_all, after_in_parent=_wake_all, after_in_child=_wake_all)
+        os.register_at_fork(before=_rest_all, after_in_parent=_wake_all, after_in_child=_renew_all)
 
 
 def _rest_all() -> None:
@@ -46,6 +49,12 @@ def _rest_all() -> None:
     for one in sorted(_all, key=lambda one: (one.rank, id(one))):
         one.rest()
         _resting.append(one)
+
+
+def _renew_all() -> None:
+    for one in _resting:
+        one.renew()
+    _wake_all()
 
 
 def _wake_all() -> None:

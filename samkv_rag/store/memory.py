@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,8 @@ class MemoryBackend(AtRest):
         self.bytes_read = 0
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, _Held] | None = OrderedDict()
-        self._owners: dict[str, set[str]] = {}
+        self._owners: dict[str, set[str]] = {}  # of every key
+        self._needs: dict[str, set[str]] = {}  # the same by owner
         self._total = 0
         self._hits = 0
         self._misses = 0
@@ -63,6 +64,9 @@ class MemoryBackend(AtRest):
             self._open[key] = held
             self._total += held.nbytes
             self._evictions += self._shrink(self._max_bytes)
+
+    def require_writable(self) -> None:
+        """Nothing: memory can be written."""
 
     def contains(self, key: str) -> bool:
         with self._lock:
@@ -115,26 +119,35 @@ class MemoryBackend(AtRest):
         with self._lock:
             chosen = list(keys)
             for key in chosen:
-                self._owners.pop(key, None)
+                for owner in list(self._owners.get(key, ())):
+                    self._disown(owner, key)
             return sum(self._remove(key) for key in chosen)
 
-    def retain(self, key: str, owner: str) -> None:
+    def retain(self, key: str, owner: str) -> bool:
         with self._lock:
+            was_free = key in self._open and key not in self._owners
             self._owners.setdefault(key, set()).add(owner)
+            self._needs.setdefault(owner, set()).add(key)
+            return was_free
 
-    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]:
         with self._lock:
-            owned = {key for key, owners in self._owners.items() if owner in owners}
-            for key in owned if keys is None else owned.intersection(keys):
-                self._owners[key].discard(owner)
-            gone = sorted(key for key in owned if not self._owners[key])
+            owned = self._needs.get(owner, set())
+            released = sorted(owned if keys is None else owned.intersection(keys))
+            for key in released:
+                self._disown(owner, key)
+            gone = [key for key in released if key not in self._owners and key not in spare]
             self.delete(gone)
             return gone
 
     def owned(self, prefix: str) -> list[tuple[str, str]]:
         with self._lock:
-            pairs = [(owner, key) for key, owners in self._owners.items() for owner in owners]
-        return [pair for pair in pairs if pair[0].startswith(prefix)]
+            owners = [owner for owner in self._needs if owner.startswith(prefix)]
+            return [(owner, key) for owner in owners for key in self._needs[owner]]
+
+    def owned_by(self, owner: str) -> list[str]:
+        with self._lock:
+            return list(self._needs.get(owner, ()))
 
     def verify(self, progress: Progress | None) -> list[str]:
         if progress:
@@ -178,6 +191,12 @@ class MemoryBackend(AtRest):
     def _stored(self, kv: Tensor, kv_dtype: str) -> StoredBlocks:
         form = KVForm.of(kv, kv_dtype)
         return StoredBlocks(form, _kept(form.encode(kv.detach()), self._device))
+
+    def _disown(self, owner: str, key: str) -> None:
+        for names, of, name in ((self._owners, key, owner), (self._needs, owner, key)):
+            names[of].discard(name)
+            if not names[of]:
+                del names[of]
 
     def _remove(self, key: str) -> bool:
         held = self._open.pop(key, None)

@@ -28,6 +28,9 @@ class ReadCatalogue(Catalogue):
 
     def write(self, action: Callable[[Rows], T], wait: bool = True) -> NoReturn:
         """Raise `StoreReadOnly`."""
+        self.require_writable()
+
+    def require_writable(self) -> NoReturn:
         raise StoreReadOnly(self.folder)
 
     def _connected(self) -> sqlite3.Connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -133,16 +134,22 @@ class Rows:
     def total_bytes(self) -> int:
         return int(self._sql("SELECT TOTAL(bytes) FROM entries INDEXED BY entries_by_use").fetchone()[0])
 
-    def retain(self, key: str, owner: str) -> None:
+    def retain(self, key: str, owner: str) -> bool:
+        """Record that `owner` needs `key`; returns whether it has a row and had no owner."""
+        free = "SELECT 1 FROM entries WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM owners WHERE key = ?1)"
+        was_free = self._sql(free, (key,)).fetchone() is not None
         self._sql("INSERT OR IGNORE INTO owners (owner, key) VALUES (?, ?)", (owner, key))
+        return was_free
 
     def owned(self, owner: str) -> list[str]:
         return [key for (key,) in self._sql("SELECT key FROM owners WHERE owner = ? ORDER BY key", (owner,))]
 
     def owned_under(self, prefix: str) -> list[tuple[str, str]]:
         """(owner, key) pairs of all owners whose name begins with `prefix`."""
-        query = "SELECT owner, key FROM owners WHERE owner >= ? AND substr(owner, 1, ?) = ?"
-        return list(self._sql(query, (prefix, len(prefix), prefix)))
+        after = _after(prefix)
+        if after is None:
+            return list(self._sql("SELECT owner, key FROM owners WHERE owner >= ?", (prefix,)))
+        return list(self._sql("SELECT owner, key FROM owners WHERE owner >= ? AND owner < ?", (prefix, after)))
 
     def release(self, key: str, owner: str) -> bool:
         """End `owner`'s hold on `key`; returns whether it was the last owner."""
@@ -168,6 +175,16 @@ class Rows:
     def _now(self) -> int:
         """One later than every use so far: a clock that processes share and that never goes back."""
         return _int(self._sql("SELECT MAX(last_used) FROM entries").fetchone()[0]) + 1
+
+
+def _after(prefix: str) -> str | None:
+    """The first of all texts that come after those that begin with `prefix`; None: there is none. SQLite compares bytes
+    of UTF-8, which are in the order of their characters."""
+    kept = prefix.rstrip(chr(sys.maxunicode))
+    if not kept:
+        return None
+    last = ord(kept[-1]) + 1
+    return kept[:-1] + chr(0xE000 if last == 0xD800 else last)  # UTF-8 has no surrogates
 
 
 def _int(value: object) -> int:

@@ -145,6 +145,13 @@ def test_a_file_and_its_name_in_a_folder_are_one_model_and_other_weights_another
     assert source(file).fingerprint != first
 
 
+def test_a_file_may_be_called_anything(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "current.gguf"
+    link.symlink_to(file)
+    assert source(link).fingerprint == source(file).fingerprint
+
+
 def test_a_file_of_the_hub_is_downloaded_alone(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     asked: list[dict[str, Any]] = []
 

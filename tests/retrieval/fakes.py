@@ -97,8 +97,8 @@ class FakeEngine:
             progress(total, total)
         return [key_of(text) for text in texts]
 
-    def forget(self, keys: Iterable[str]) -> None:
-        self.store.delete(keys)
+    def release(self, owner: str, keys: Iterable[str] | None = None) -> None:
+        self.store.delete(self.store.release(owner, keys))
 
     def answer(self, question: str, chunks: Sequence[str], **options: Any) -> Any:
         from samkv_rag.types import Answer, Usage

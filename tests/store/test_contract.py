@@ -179,39 +179,6 @@ def test_prune_keeps_the_latest(store: ChunkKVStore) -> None:
     assert store.prune(max_bytes=0).evicted == 2 and len(store) == 0
 
 
-def test_an_entry_lives_until_its_last_owner_leaves(store: ChunkKVStore) -> None:
-    for owner in ("first", "second"):
-        store.retain(A, owner)
-        store.put(A, make_chunk())
-    store.retain(B, "first")
-    store.put(B, make_chunk(1))
-    store.put(C, make_chunk(2))
-    assert store.release("first") == [B]
-    assert A in store and B not in store and C in store
-    assert store.release("first") == []
-    assert store.release("second", [B, C]) == []
-    assert store.release("second", [A, C]) == [A]
-    assert A not in store and C in store
-
-
-def test_owners_outlive_an_eviction(store: ChunkKVStore) -> None:
-    store.retain(A, "owner")
-    store.put(A, make_chunk())
-    store.prune(max_bytes=0)
-    store.put(A, make_chunk())
-    assert store.release("owner") == [A] and A not in store
-
-
-def test_owners_are_listed_by_the_beginning_of_their_name(store: ChunkKVStore) -> None:
-    for key, owner in ((B, "index/doc2/n2"), (A, "index/doc1/n1"), (A, "index/doc2/n3"), (A, "other"), (A, "index_")):
-        store.retain(key, owner)
-    assert store.owned("index/doc2/") == [("index/doc2/n2", B), ("index/doc2/n3", A)]
-    assert [owner for owner, _ in store.owned("index/")] == ["index/doc1/n1", "index/doc2/n2", "index/doc2/n3"]
-    assert len(store.owned()) == 5 and store.owned("none") == []
-    store.release("index/doc2/n3")
-    assert store.owned("index/doc2/") == [("index/doc2/n2", B)]
-
-
 def test_delete_counts_what_was_there(store: ChunkKVStore) -> None:
     store.put(A, make_chunk())
     store.put(B, make_chunk())

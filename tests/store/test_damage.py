@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from samkv_rag.store import ChunkKVStore, DamagedEntry, EntryError, MissingEntry, StoreFull
+from samkv_rag.store import ChunkKVStore, DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull
 from samkv_rag.store import entry as entry_module
 from samkv_rag.store.catalogue import Catalogue
 
@@ -277,3 +277,21 @@ def test_missing_is_not_damaged(store: ChunkKVStore) -> None:
         store.read_blocks(C)
     assert store.stats().damaged == 0
     store.close()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_in_a_sentence(folder: Path) -> None:
+    with ChunkKVStore(folder) as store:
+        store.put(A, make_chunk())
+        folder.rename(folder.with_name("moved"))
+        folder.write_text("something else")
+        for ask in (
+            lambda: A in store,
+            lambda: store.put(B, make_chunk()),
+            lambda: store.retain(A, "owner"),
+            store.stats,
+        ):
+            with pytest.raises(StoreError, match="check that it is a folder"):
+                ask()
+        folder.unlink()
+        folder.with_name("moved").rename(folder)
+        assert same(store, A, make_chunk())

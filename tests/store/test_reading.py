@@ -65,6 +65,7 @@ def test_what_is_there_can_be_used(folder: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[ChunkKVStore], object]] = {
+    "require_writable": lambda store: store.require_writable(),
     "put": lambda store: store.put(C, make_chunk(2)),
     "put again": lambda store: store.put(A, make_chunk(0)),
     "delete": lambda store: store.delete([A]),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from langchain_core.load import dumpd, dumps, loads
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 
 from langchain_samkv import ChatSamKV
 from langchain_samkv.answers import ChunkWriter, Reading, result_of
@@ -243,3 +243,8 @@ async def test_waiting_for_others_counts_for_a_time_out() -> None:
         await llm.ainvoke("Hello", timeout=0.3)
     assert time.monotonic() - started < 2
     first.close()
+
+
+def test_the_output_of_several_prompts_names_the_model(llm: ChatSamKV) -> None:
+    result = llm.generate([[HumanMessage("Where?")], [HumanMessage("When?")]])
+    assert result.llm_output == {"model_name": "model"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,31 +168,6 @@ def test_index_adds_once_and_cleans_up(engine: SamKVEngine, store: ChunkKVVector
     changed = run(TEXTS[0], TEXTS[2])
     assert (changed["num_added"], changed["num_deleted"]) == (1, 1)
     assert [cached(engine, text) for text in TEXTS] == [True, False, True]
-
-
-def test_a_store_that_fails_leaves_no_caches(engine: SamKVEngine) -> None:
-    class Broken(InMemoryVectorStore):
-        def add_documents(self, *args: Any, **kwargs: Any) -> list[str]:
-            raise RuntimeError("the index is read-only")
-
-    store = ChunkKVVectorStore(Broken(embeddings()), engine)
-    with pytest.raises(RuntimeError, match="read-only"):
-        store.add_documents(documents(a=TEXTS[0]))
-    assert len(engine.store) == 0 and engine.store.owned() == []
-
-
-async def test_async_adding_leaves_the_event_loop_free(store: ChunkKVVectorStore, engine: SamKVEngine) -> None:
-    workers = set()
-    inner = engine.precompute
-    engine.precompute = lambda *args: workers.add(threading.get_ident()) or inner(*args)  # type: ignore[method-assign]
-    release = engine.store.release
-    engine.store.release = lambda *args: workers.add(threading.get_ident()) or release(*args)  # type: ignore[method-assign]
-    await store.aadd_documents(documents(a=TEXTS[0]))
-    await store.aadd_texts([TEXTS[1]], ids=["b"])
-    assert threading.get_ident() not in workers and len(engine.store) == 2
-    assert [found.id for found in await store.asimilarity_search(TEXTS[1], k=1)] == ["b"]
-    await store.adelete(["a", "b"])
-    assert len(engine.store) == 0
 
 
 def test_searches_are_the_wrapped_stores(store: ChunkKVVectorStore) -> None:

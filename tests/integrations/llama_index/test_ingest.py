@@ -205,7 +205,7 @@ def test_when_adding_fails_nothing_stays(llm: SamKVLLM, monkeypatch: pytest.Monk
     store = ChunkKVVectorStore(Broken(), llm=llm)
     for add in (store.add, lambda nodes: asyncio.run(store.async_add(nodes))):
         with pytest.raises(ConnectionError):
-            add(of("a", TEXTS[0]))
+            add(of("a", TEXTS[0], TEXTS[3]))
         assert stored(llm) == {TEXTS[3]} and llm.engine.store.owned() == []
 
     def full(texts: Sequence[str], **options: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from llama_index.llms.samkv.writing import Writer, shown
 from samkv_rag import Answer
 from samkv_rag.prompt.reasoning import split
 from samkv_rag.stream import AnswerStream
+from samkv_rag.threads import in_thread, until
 
 dispatcher = get_dispatcher(__name__)
 
@@ -100,8 +102,10 @@ class SamKVLLM(SamKVPrograms):
         return self.engine.precompute(texts_of(nodes, metadata_mode), progress=progress)
 
     async def aprecompute(self, nodes: Cacheable, metadata_mode: ModeName = "none") -> list[str]:
-        """Like `precompute`, in a thread."""
-        return await asyncio.to_thread(self.precompute, nodes, metadata_mode)
+        """Like `precompute`, in a thread, which stops soon if the task is cancelled."""
+        stop = threading.Event()
+        texts = texts_of(nodes, metadata_mode)
+        return await in_thread(lambda: self.engine.precompute(texts, until(stop)), stop=stop)
 
     def stats(self) -> ReuseStats:
         """Totals over all answers so far."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import quote
 
 from llama_index.core.schema import BaseNode
@@ -10,6 +12,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.llms.samkv.nodes import ModeName, text_of_node
 from samkv_rag import SamKVEngine
 from samkv_rag.engines import space_of
+from samkv_rag.threads import in_thread, until
 
 Entry = tuple[str, str]
 """An owner and the key of a cache that it needs."""
@@ -34,35 +37,53 @@ class Ledger:
 
     # -- adding nodes ------------------------------------------------------------------------------------------
 
-    def enter(self, nodes: Sequence[BaseNode]) -> dict[Entry, bool]:
-        """Store the nodes' caches and make the nodes their owners; returns each entry, and whether it is new.
+    @contextmanager
+    def entered(self, nodes: Sequence[BaseNode]) -> Iterator[None]:
+        """Store the nodes' caches and make the nodes their owners, before the block adds them. If either fails, what
+        was new is released; else what they owned before under the same ids and no longer need."""
+        entered = _Entered()
+        try:
+            self._enter(nodes, entered)
+            yield
+        except BaseException:
+            self._undo(entered)
+            raise
+        self._settle(entered)
 
-        Owners are stored before caches, so that a cache which is deleted meanwhile is made again. If that fails,
-        nothing is left behind.
-        """
+    @asynccontextmanager
+    async def aentered(self, nodes: Sequence[BaseNode]) -> AsyncIterator[None]:
+        """Like `entered`, with the model working in a thread, which stops soon if the task is cancelled."""
+        entered = _Entered()
+        try:
+            await in_thread(self._enter, nodes, entered, stop=entered.stop)
+            yield
+        except BaseException:
+            await in_thread(self._undo, entered)
+            raise
+        await in_thread(self._settle, entered)
+
+    def _enter(self, nodes: Sequence[BaseNode], entered: _Entered) -> None:
+        """Owners are stored before caches, so that a cache which is deleted meanwhile is made again."""
         texts = {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
         pairs = [(owner, key) for owner, text in texts.items() for key in self._engine.keys([text] if text else [])]
-        known = {entry for owner in {self._parent(owner) for owner in texts} for entry in self._store.owned(owner)}
-        entered = {entry: entry not in known for entry in pairs}
-        entered.update(dict.fromkeys(((owner, "") for owner in texts.keys() - dict(pairs).keys()), False))
-        try:
-            for owner, key in pairs:
-                self._store.retain(key, owner)
-            self._engine.precompute([texts[owner] for owner, _ in pairs])
-        except BaseException:
-            self.undo(entered)
-            raise
-        return entered
+        entered.owners.update(texts)
+        for owner, key in pairs:
+            known = key in self._store.owned_by(owner)
+            if self._store.retain(key, owner):
+                entered.spare.add(key)
+            entered.new[owner, key] = not known
+        self._engine.precompute([texts[owner] for owner, _ in pairs], progress=until(entered.stop))
 
-    def settle(self, entered: dict[Entry, bool]) -> None:
-        """After the nodes were added, release what they owned before under the same ids and no longer need."""
-        owners = {owner for owner, _ in entered}
-        for parent in {self._parent(owner) for owner in owners}:
-            self._release(entry for entry in self._store.owned(parent) if entry[0] in owners and entry not in entered)
+    def _settle(self, entered: _Entered) -> None:
+        for owner in entered.owners:
+            old = [key for key in self._store.owned_by(owner) if (owner, key) not in entered.new]
+            if old:
+                self._engine.release(owner, old)
 
-    def undo(self, entered: dict[Entry, bool]) -> None:
-        """If the nodes could not be added, release what was new."""
-        self._release(entry for entry, new in entered.items() if new)
+    def _undo(self, entered: _Entered) -> None:
+        for (owner, key), new in entered.new.items():
+            if new:
+                self._engine.release(owner, [key], entered.spare)
 
     # -- removing nodes ----------------------------------------------------------------------------------------
 
@@ -81,10 +102,16 @@ class Ledger:
         self._release(self._store.owned(self._root))
 
     def _release(self, entries: Iterable[Entry]) -> None:
-        ended = [key for owner, key in entries for key in self._store.release(owner, [key])]
-        if ended:
-            self._engine.forget(ended)
+        for owner, key in entries:
+            self._engine.release(owner, [key])
 
-    @staticmethod
-    def _parent(owner: str) -> str:
-        return owner.rpartition("/")[0] + "/"
+
+class _Entered:
+    """What adding some nodes has changed: their `owners`, every entry and whether it is `new`, and which caches were
+    there before without an owner, to `spare` if the nodes cannot be added. `stop` ends the making of caches."""
+
+    def __init__(self) -> None:
+        self.owners: set[str] = set()
+        self.new: dict[Entry, bool] = {}
+        self.spare: set[str] = set()
+        self.stop = threading.Event()

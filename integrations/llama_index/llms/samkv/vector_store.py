@@ -20,6 +20,7 @@ from llama_index.llms.samkv.ingest import EngineSource, engine_of
 from llama_index.llms.samkv.nodes import ModeName
 from llama_index.llms.samkv.owners import Ledger
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -72,25 +73,13 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Cache the nodes, then add them; if adding fails, the caches that were made for it are released."""
-        entered = self._ledger.enter(nodes)
-        try:
-            ids = self._inner.add(nodes, **kwargs)
-        except BaseException:
-            self._ledger.undo(entered)
-            raise
-        self._ledger.settle(entered)
-        return ids
+        with self._ledger.entered(nodes):
+            return self._inner.add(nodes, **kwargs)
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Like `add`, with the model working in a thread."""
-        entered = await asyncio.to_thread(self._ledger.enter, nodes)
-        try:
-            ids = await self._inner.async_add(nodes, **kwargs)
-        except BaseException:
-            await asyncio.to_thread(self._ledger.undo, entered)
-            raise
-        await asyncio.to_thread(self._ledger.settle, entered)
-        return ids
+        """Like `add`, with the model working in a thread, which stops soon if the task is cancelled."""
+        async with self._ledger.aentered(nodes):
+            return await self._inner.async_add(nodes, **kwargs)
 
     # -- removing nodes ----------------------------------------------------------------------------------------
 
@@ -100,7 +89,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         await self._inner.adelete(ref_doc_id, **delete_kwargs)
-        await asyncio.to_thread(self._ledger.leave_document, ref_doc_id)
+        await in_thread(self._ledger.leave_document, ref_doc_id)
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -114,7 +103,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
     ) -> None:  # fmt: skip
         going = await asyncio.to_thread(self._going, node_ids, filters)
         await self._inner.adelete_nodes(node_ids, filters, **delete_kwargs)
-        await asyncio.to_thread(self._ledger.leave_nodes, going)
+        await in_thread(self._ledger.leave_nodes, going)
 
     def _going(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> Iterable[str]:
         """The ids of the nodes that `delete_nodes` will delete, as far as the wrapped store can tell beforehand."""
@@ -135,7 +124,7 @@ class ChunkKVVectorStore(BasePydanticVectorStore):
 
     async def aclear(self) -> None:
         await self._inner.aclear()
-        await asyncio.to_thread(self._ledger.leave_all)
+        await in_thread(self._ledger.leave_all)
 
     # -- everything else passes through ------------------------------------------------------------------------
 
