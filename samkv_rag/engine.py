@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from samkv_rag.prompt.sinks import sink_of
 from samkv_rag.prompt.template import Conversation, variables
 from samkv_rag.reader import BUNDLED
 from samkv_rag.store import ChunkKVStore
+from samkv_rag.store.forks import Renewed
 from samkv_rag.stream import AnswerStream
 from samkv_rag.turns import Turnstile
 from samkv_rag.types import Answer, PromptPlan
@@ -44,7 +44,7 @@ class SamKVEngine:
         self.min_kept_tokens = require(min_kept_tokens, Count, "min_kept_tokens")
         self._turn = Turnstile(require(max_batch, Positive, "max_batch"))
         self._batch = Batch(self._turn)
-        self._loading = threading.RLock()
+        self._loading = Renewed()
         self._closed = False
         self._opened_store = self.store is not store
         self.chat_template_kwargs = variables(chat_template_kwargs)
@@ -146,9 +146,9 @@ class SamKVEngine:
         """Delete entries; return how many there were."""
         return self._library.remove(keys)
 
-    def release(self, owner: str, keys: Iterable[str] | None = None, spare: Collection[str] = ()) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
         """As the store's `release`; what that deletes is not looked for in prompts any more."""
-        return self._library.release(owner, keys, spare)
+        return self._library.release(owner, keys)
 
     def refresh(self) -> SamKVEngine:
         """Index the store's texts anew; return the engine.

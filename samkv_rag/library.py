@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,12 +16,13 @@ from samkv_rag.prompt.encoding import Encoder
 from samkv_rag.prompt.matcher import MIN_CHARS, Matcher
 from samkv_rag.prompt.plan import Planner
 from samkv_rag.store import ChunkKVStore, EntryError, StoreReadOnly, chunk_key
+from samkv_rag.store.forks import AtRest
 from samkv_rag.types import ChunkSummary, MatchRecord, PromptPlan
 
 logger = logging.getLogger(__name__)
 
 
-class Library:
+class Library(AtRest):
     """One namespace of a store, for one model. Reads the tokenizer and the store's texts on first use, under `loading`.
 
     `template` holds further variables of the chat template. `unusable` holds the keys of entries that could not be
@@ -32,11 +33,16 @@ class Library:
         self, source: ModelSource, store: ChunkKVStore, namespace: str, loading: AbstractContextManager[bool],
         template: Mapping[str, Any],
     ) -> None:  # fmt: skip
+        super().__init__()
         self.unusable: set[str] = set()
         self._source, self._store, self._namespace = source, store, namespace
         self._loading, self.template = loading, template
         self._planner: Planner | None = None
-        self._holding = threading.Condition()
+        self.renew()
+
+    def renew(self) -> None:
+        """Held open by nobody: other threads are not in a child."""
+        self._holding = threading.Condition(self._lock)
         self._holders = 0
 
     @property
@@ -141,9 +147,9 @@ class Library:
             self.planner.matcher.discard(key)
         return self._store.delete(keys)
 
-    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
         """See `SamKVEngine.release`."""
-        gone = self._store.release(owner, keys, spare)
+        gone = self._store.release(owner, keys)
         for key in gone:
             self.planner.matcher.discard(key)
             if key in self._store and (text := self._text_of(key)) is not None:  # somebody has stored it meanwhile

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import threading
-import time
-import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.documents import Document
@@ -16,18 +12,14 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.vectorstores import VectorStore
 
 from samkv_rag import SamKVEngine, SamKVError
+from samkv_rag.adding import Adding
 from samkv_rag.engines import space_of
 from samkv_rag.prompt.matcher import MIN_CHARS
-from samkv_rag.threads import in_thread, until
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
 
 _PAGE = 1000
-ADDING = "adding/"
-"""What the names begin with under which caches are held until they have owners."""
-STALE_SECONDS = 24 * 3600.0
-"""After which nobody adds the documents any more for which caches are held."""
 
 
 class Keeper:
@@ -39,7 +31,7 @@ class Keeper:
         self._llm = llm
         self._collection = collection
         self._min_chars = min_chars
-        self._tidy = False
+        self._adding = Adding()
 
     @property
     def engine(self) -> SamKVEngine:
@@ -52,45 +44,14 @@ class Keeper:
         are made of contents."""
         return f"{space_of(self.engine)}{_escaped(self._collection)}/"  # the first slash ends the collection
 
-    @contextmanager
-    def cached(self, texts: Sequence[str]) -> Iterator[None]:
+    def cached(self, texts: Sequence[str]) -> AbstractContextManager[None]:
         """Cache `texts`, and hold the caches until the block has given them their owners (or failed: then what was
         made for it is deleted)."""
-        held = _Held()
-        try:
-            self._hold(texts, held)
-            yield
-        finally:
-            self._let_go(held)
+        return self._adding.held(self.engine, self.worth(texts))
 
-    @asynccontextmanager
-    async def acached(self, texts: Sequence[str]) -> AsyncIterator[None]:
-        """Like `cached`, with the model working in a thread, which stops soon if the task is cancelled."""
-        held = _Held()
-        try:
-            await in_thread(self._hold, texts, held, stop=held.stop)
-            yield
-        finally:
-            await in_thread(self._let_go, held)
-
-    def _hold(self, texts: Sequence[str], held: _Held) -> None:
-        self._let_go_of_stale()
-        if worth := self.worth(texts):
-            for key in dict.fromkeys(self.engine.keys(worth)):
-                if self.engine.store.retain(key, held.name):
-                    held.spare.add(key)
-            self.engine.precompute(worth, progress=until(held.stop))
-
-    def _let_go(self, held: _Held) -> None:
-        self.engine.release(held.name, spare=held.spare)
-
-    def _let_go_of_stale(self) -> None:
-        """Release what a process held that was killed before it could: a day ago, or more."""
-        if not self._tidy:
-            before = time.time() - STALE_SECONDS
-            for name in {name for name, _ in self.engine.store.owned(ADDING) if _begun(name) < before}:
-                self.engine.release(name)
-            self._tidy = True
+    def acached(self, texts: Sequence[str]) -> AbstractAsyncContextManager[None]:
+        """Like `cached`, with the model working in a thread, which stops after a batch if the task is cancelled."""
+        return self._adding.aheld(self.engine, self.worth(texts))
 
     def own(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """Make each id the owner of its text's cache, and of no other."""
@@ -111,22 +72,6 @@ class Keeper:
     def worth(self, texts: Iterable[str]) -> list[str]:
         """The texts that are long enough to be cached."""
         return [text for text in texts if len(text.strip()) >= self._min_chars]
-
-
-class _Held:
-    """Caches that are held while documents are added: under which `name`, which of them to `spare` if that fails, since
-    they were there before and had no owner, and when to `stop` making them."""
-
-    def __init__(self) -> None:
-        self.name = f"{ADDING}{int(time.time())}/{uuid.uuid4()}"
-        self.spare: set[str] = set()
-        self.stop = threading.Event()
-
-
-def _begun(name: str) -> float:
-    """When the adding began that this name is of, in seconds; of another name, never."""
-    began = name.removeprefix(ADDING).partition("/")[0]
-    return int(began) if began.isdecimal() else math.inf
 
 
 def engine_of(llm: Any) -> SamKVEngine:

@@ -31,6 +31,7 @@ def run(
     stored_as = kv_dtype or (known.kv_dtype if known else "model")
     engine = open_engine(model, store, stored_as)
     try:
+        engine.store.require_writable()
         with going_on():
             report = ingest(engine, path, store, model, size, embed or (known.embed if known else OFFLINE), stored_as)
     finally:

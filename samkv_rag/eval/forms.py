@@ -64,8 +64,8 @@ def asked(row: Mapping[str, Any], where: str, marked: bool = True) -> Asked:
     Where it is not to be `marked`, a question needs no answer."""
     if not isinstance(row, Mapping):
         raise SamKVError(f"{where} is not a JSON object; a row is one, with a question, answers and passages.")
-    if not marked and "answer" not in row:
-        row = {"answers": [], **row}
+    if not marked:
+        row = _with_answers(row)
     for marks, read in _FORMS:
         if marks <= row.keys():
             try:
@@ -75,14 +75,22 @@ def asked(row: Mapping[str, Any], where: str, marked: bool = True) -> Asked:
             answered = not marked or any(map(_WORD.search, question.answers))
             if question.text.strip() and question.passages and answered:
                 return question
+            needs = "no question, no passage or no answer (punctuation alone is none)"
             raise SamKVError(
-                f"{where} has no question, no passage or no answer (punctuation alone is none); leave it out of the "
-                "file."
+                f"{where} has {needs if marked else 'no question or no passage'}; leave it out of the file."
             )
     raise SamKVError(
         f"{where} has the keys {', '.join(sorted(row))}; a row needs question, answers and passages, or the keys of "
         "LongBench, HotpotQA or SQuAD (README, Measure it on your own data)."
     )
+
+
+def _with_answers(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, with no answers where it has none, in the form that the others of its kind have."""
+    told = {name: value for name, value in row.items() if name not in ("answer", "answers") or value is not None}
+    if "answer" in told or "answers" in told:
+        return told
+    return {**told, "answers": []} if isinstance(row.get("context", ""), str) else {**told, "answer": ""}
 
 
 def _ours(row: Mapping[str, Any]) -> Asked:

@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from llama_index.core.readers.base import BaseReader
 from llama_index.core.schema import Document
 
@@ -37,8 +36,11 @@ _HTML_BLOCKS = re.compile(
     "table|td|th|title|tr|ul)$"
 )
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_HEADED = re.compile(r"^# ", re.MULTILINE)
-_DECLARATION = re.compile(r"\s*<\?xml[^>]*>")
+_STATED = re.compile(r"[\w.-]+[ \t]*:|[ \t-]|#|\r?$")
+_TITLE = re.compile(r"^title[ \t]*:[ \t]*(['\"]?)(.*?)\1[ \t\r]*$", re.MULTILINE)
+_DECLARATION = re.compile(r"\A\s*<\?xml[^>]*>")
+_FOLLOWING = ("|", "|-", "|+", ">", ">-", ">+")
+"""What stands for a text on the lines that follow."""
 _HTML_DROPPED = ("script", "style", "noscript", "template", "nav")
 
 
@@ -76,25 +78,21 @@ class MarkdownProse(BaseReader):
 
     def load_data(self, file: Path, extra_info: dict[str, Any] | None = None, **_: Any) -> list[Document]:
         """The sections of `file`."""
-        source = _titled(_decoded(Path(file).read_bytes()))
+        title, source = _without_front_matter(_decoded(Path(file).read_bytes()))
         return [
             Document(text=text, metadata={**(extra_info or {}), "section": " ".join(headings)})
-            for headings, text in _texts(_sections(source))
+            for headings, text in _texts(_sections(source, title))
         ]
 
 
-def _titled(source: str) -> str:
-    """`source` without front matter; the title that this states heads a text that has no heading of first rank."""
+def _without_front_matter(source: str) -> tuple[str, str]:
+    """The title that front matter states on one line, or nothing, and the text that follows it."""
     found = _FRONT.match(source)
-    try:
-        stated = yaml.safe_load(found[1]) if found else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
-        stated = None
-    if found is None or not isinstance(stated, dict):
-        return source
-    rest = source[found.end() :]
-    title = " ".join(str(stated.get("title") or "").split())
-    return f"# {title}\n\n{rest}" if title and not _HEADED.search(rest) else rest
+    if found is None or not all(map(_STATED.match, found[1].splitlines())):
+        return "", source
+    title = _TITLE.search(found[1])
+    told = " ".join(title[2].split()) if title else ""
+    return "" if told in _FOLLOWING else told, source[found.end() :]
 
 
 def _texts(sections: list[Section]) -> Iterator[tuple[list[str], str]]:
@@ -118,12 +116,12 @@ def _with_heading(headings: list[str], blocks: list[str]) -> str:
     return PARAGRAPH.join(blocks) if told else "\n".join([headings[-1], PARAGRAPH.join(blocks)])
 
 
-def _sections(source: str) -> list[Section]:
-    """(headings from the outermost to its own, blocks of text) for each section."""
+def _sections(source: str, title: str) -> list[Section]:
+    """(headings from the outermost to its own, blocks of text) for each section. A `title` is the outermost of all."""
     from markdown_it import MarkdownIt
 
-    sections: list[Section] = [([], [])]
-    levels: list[int] = []
+    sections: list[Section] = [([title] if title else [], [])]
+    levels = [0] if title else list[int]()
     in_heading = False
     for token in MarkdownIt("commonmark", {"maxNesting": _NESTING}).parse(source):
         if token.type == "heading_open":

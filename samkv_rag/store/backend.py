@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
+SPARING = "sparing/"
+"""What the name of an owner begins with that keeps an entry from being deleted, but does not delete it by leaving."""
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in total)."""
 
@@ -42,7 +44,7 @@ class Backend(Protocol):
 
     def retain(self, key: str, owner: str) -> bool: ...
 
-    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]: ...
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]: ...
 
     def owned(self, prefix: str) -> list[tuple[str, str]]: ...
 

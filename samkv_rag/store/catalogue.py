@@ -40,6 +40,7 @@ class Catalogue(AtRest):
     """Transactions on the catalogue of `folder`. `scan` yields the rows of all entries on disk, for a rebuild."""
 
     rank = 0
+    only_read = False
 
     def __init__(self, folder: Path, scan: Callable[[], Iterable[Row]]) -> None:
         super().__init__()

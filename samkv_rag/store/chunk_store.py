@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -90,6 +90,7 @@ class ChunkKVStore:
         """
         check_key(key)
         check_chunk(chunk)
+        self.require_writable()
         for text in (namespace, fingerprint):
             _check_text(text)
         self._backend.put(key, chunk, namespace, fingerprint, kv_dtype)
@@ -159,19 +160,20 @@ class ChunkKVStore:
         return self._backend.delete([key for key in dict.fromkeys(keys) if is_key(key)])
 
     def retain(self, key: str, owner: str) -> bool:
-        """Record that `owner` needs `key`; returns whether the entry was there and had no owner.
+        """Record that `owner` needs `key`; returns whether the entry was there and had no owner but such as spare it.
 
         Do so before checking whether the entry is there: it may be put later."""
         check_key(key)
         _check_text(owner)
         return self._backend.retain(key, owner)
 
-    def release(self, owner: str, keys: Iterable[str] | None = None, spare: Collection[str] = ()) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
         """Release all that `owner` needs, or `keys`; deletes entries left without an owner, returns their sorted keys.
 
-        Entries that were never retained are left alone, and so are those to `spare`, which had no owner before.
+        Entries that were never retained are left alone, and so are those whose last owner spares them: its name begins
+        with `SPARING`.
         """
-        return self._backend.release(owner, keys, spare)
+        return self._backend.release(owner, keys)
 
     def owned(self, prefix: str = "") -> list[tuple[str, str]]:
         """The sorted (owner, key) pairs of all owners whose name begins with `prefix`."""
@@ -195,6 +197,7 @@ class ChunkKVStore:
         for a negative `max_bytes`.
         """
         _check_limit(max_bytes)
+        self.require_writable()
         return self._backend.prune(max_bytes, drop_damaged)
 
     def stats(self) -> StoreStats:

@@ -8,7 +8,7 @@ leaves the old state, a whole entry without a row (adopted when requested), or l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,7 @@ class DiskBackend(AtRest):
             self._use.miss()
             raise
         self._use.hit(key)
-        if self._use.due():
+        if self._use.due() and not self.catalogue.only_read:
             with suppress(StoreError):
                 flush(self.catalogue, self._use, wait=False)
         return entry.summary
@@ -112,13 +112,13 @@ class DiskBackend(AtRest):
     def retain(self, key: str, owner: str) -> bool:
         return self.catalogue.write(lambda rows: rows.retain(key, owner))
 
-    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
         """In one transaction, release `keys` or all that `owner` holds; returns those deleted for lack of an owner."""
         chosen = None if keys is None else sorted(set(keys))
 
         def released(rows: Rows) -> list[str]:
             candidates = rows.owned(owner) if chosen is None else chosen
-            gone = [key for key in candidates if rows.release(key, owner) and key not in spare]
+            gone = [key for key in candidates if rows.release(key, owner)]
             for key in gone:
                 self._delete(rows, key)
             return gone

@@ -38,6 +38,24 @@ class AtRest:
         self._lock.release()
 
 
+class Renewed(AtRest):
+    """A lock that is free in a child, and for which no fork waits: what it guards may take long. It is reentrant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renew()
+
+    def renew(self) -> None:
+        """Held by nobody."""
+        self._own = threading.RLock()
+
+    def __enter__(self) -> bool:
+        return self._own.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._own.release()
+
+
 @cache
 def _watch() -> None:
     if hasattr(os, "register_at_fork"):  # Windows has no fork

@@ -20,12 +20,7 @@ VERSION = 1
 
 def identify(folder: Path) -> str:
     """The store id of `folder`, which becomes a store if it is none yet; StoreError for a store of a newer version."""
-    if only_read(folder):
-        found = _read(folder / NAME)
-        if found is None:
-            raise StoreReadOnly(folder)
-    else:
-        found = _made(folder)
+    found = _given(folder) if only_read(folder) else _made(folder)
     if found["version"] > VERSION:
         raise StoreError(
             f"The store {folder} was made by a newer version of samkv-rag (format {found['version']}, this one knows "
@@ -34,12 +29,23 @@ def identify(folder: Path) -> str:
     return str(found["store_id"])
 
 
+def _given(folder: Path) -> dict[str, Any]:
+    """The facts of a store that may only be read; one without them has another id in every process."""
+    if not (folder / "entries").is_dir():
+        raise StoreReadOnly(folder)
+    return _read(folder / NAME) or _new()
+
+
+def _new() -> dict[str, Any]:
+    return {"format": FORMAT, "version": VERSION, "store_id": str(uuid.uuid4())}
+
+
 def _made(folder: Path) -> dict[str, Any]:
     make_folder(folder)
     with folder_lock(folder):
         found = _read(folder / NAME)
         if found is None:
-            found = {"format": FORMAT, "version": VERSION, "store_id": str(uuid.uuid4())}
+            found = _new()
             _write(folder, found)
     return found
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samkv_kernels.sending import sent
-from samkv_rag.store.backend import Progress
+from samkv_rag.store.backend import SPARING, Progress
 from samkv_rag.store.errors import MissingEntry, StoreError, StoreFull
 from samkv_rag.store.forks import AtRest
 from samkv_rag.store.layout import KVLayout, on_host, own
@@ -125,18 +125,18 @@ class MemoryBackend(AtRest):
 
     def retain(self, key: str, owner: str) -> bool:
         with self._lock:
-            was_free = key in self._open and key not in self._owners
+            was_free = key in self._open and all(map(_spares, self._owners.get(key, ())))
             self._owners.setdefault(key, set()).add(owner)
             self._needs.setdefault(owner, set()).add(key)
             return was_free
 
-    def release(self, owner: str, keys: Iterable[str] | None, spare: Collection[str]) -> list[str]:
+    def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
         with self._lock:
             owned = self._needs.get(owner, set())
             released = sorted(owned if keys is None else owned.intersection(keys))
             for key in released:
                 self._disown(owner, key)
-            gone = [key for key in released if key not in self._owners and key not in spare]
+            gone = [key for key in released if key not in self._owners and not _spares(owner)]
             self.delete(gone)
             return gone
 
@@ -209,6 +209,10 @@ class MemoryBackend(AtRest):
         while limit is not None and self._total > limit and self._open:
             evicted += self._remove(next(iter(self._open)))
         return evicted
+
+
+def _spares(owner: str) -> bool:
+    return owner.startswith(SPARING)
 
 
 def _kept(x: Tensor, device: torch.device) -> Tensor:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from samkv_rag.options import Exponent, Share, Vicinity, Weight, fits
+from samkv_rag.store.errors import StoreReadOnly
 from samkv_rag.store.files import PendingFile, make_folder, sentences, sync_folder
+from samkv_rag.store.reading import only_read
 
 FOLDER = "models"
 VERSION = 2
@@ -55,6 +57,8 @@ class Profiles:
             self._held[fingerprint] = profile
             return
         facts = {"version": VERSION, "fingerprint": fingerprint, **asdict(profile)}
+        if only_read(self._folder.parent):
+            raise StoreReadOnly(self._folder.parent)
         with sentences(self._folder.parent):
             make_folder(self._folder)
             with PendingFile(self._folder) as file:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from samkv_rag.store.catalogue import LOGS, NAME, Catalogue, sound
-from samkv_rag.store.errors import StoreReadOnly
+from samkv_rag.store.errors import StoreError, StoreReadOnly
 from samkv_rag.store.files import LOCK
 from samkv_rag.store.rows import Rows
 
@@ -19,12 +21,16 @@ T = TypeVar("T")
 def only_read(folder: Path) -> bool:
     """Whether `folder` is there, but it, its lock or its catalogue is not this user's to write."""
     there = [path for path in (folder, folder / LOCK, folder / NAME) if path.exists()]
-    return folder.is_dir() and not all(os.access(path, os.W_OK) for path in there)
+    effective = os.access in os.supports_effective_ids
+    return folder.is_dir() and not all(os.access(path, os.W_OK, effective_ids=effective) for path in there)
 
 
 class ReadCatalogue(Catalogue):
     """A catalogue of which nothing is changed: neither its file, nor the folder it is in. What its readers use is not
     recorded, and no entry is adopted."""
+
+    only_read = True
+    _copy: tempfile.TemporaryDirectory[str] | None = None
 
     def write(self, action: Callable[[Rows], T], wait: bool = True) -> NoReturn:
         """Raise `StoreReadOnly`."""
@@ -42,21 +48,39 @@ class ReadCatalogue(Catalogue):
 
     def _opened(self) -> sqlite3.Connection:
         self._opened_as = self._signature()
-        way = "mode=ro" if self._changes() else "mode=ro&immutable=1"
-        connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?{way}", uri=True, check_same_thread=False)
-        return sound(connection)
+        path, log, index = self._files()
+        if log.exists() and not index.exists():  # as in a copy: SQLite would make the index, or leave out the log
+            self._copy = tempfile.TemporaryDirectory()
+            copies = [shutil.copy(each, self._copy.name) for each in (path, log)]
+            return sound(sqlite3.connect(copies[0], check_same_thread=False))
+        way = "mode=ro" if log.exists() else "mode=ro&immutable=1"  # without a log, SQLite would make one
+        return sound(sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, check_same_thread=False))
+
+    def _disconnect(self) -> None:
+        super()._disconnect()
+        copy, self._copy = self._copy, None
+        if copy is not None and self._opened_as[0] == os.getpid():
+            copy.cleanup()
 
     def _repair(self, error: Exception) -> None:
         """Read once more: somebody may have written while the file was taken to be one that nobody changes."""
         self._disconnect()
 
-    def _changes(self) -> bool:
-        """Whether somebody writes, whose log is read as well. Without a log, SQLite would make one."""
-        return all(Path(f"{self._path}{suffix}").exists() for suffix in LOGS)
+    def _explained(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"The catalogue {self._path} cannot be read ({error}), and the folder may only be read here: let somebody "
+            "who may write to it open the store once; that makes the catalogue again from the entries."
+        )
+
+    def _files(self) -> tuple[Path, Path, Path]:
+        """The catalogue, its log, and the log's index, which is there while somebody writes."""
+        log, index = (Path(f"{self._path}{suffix}") for suffix in LOGS)
+        return self._path, log, index
 
     def _signature(self) -> tuple[int, ...]:
-        """What tells the file that is read from another one, or from a later state of one that nobody changes."""
-        if not self._path.exists():
-            return (os.getpid(), 0)
-        found = self._path.stat()
-        return (os.getpid(), found.st_ino, *(() if self._changes() else (found.st_mtime_ns, found.st_size)))
+        """What tells the file that is read from another one, or, unless somebody writes, from a later state of it."""
+        path, log, index = self._files()
+        found = [each.stat() for each in (path, log) if each.exists()]
+        live = log.exists() and index.exists()
+        states = [] if live else [part for one in found for part in (one.st_mtime_ns, one.st_size)]
+        return (os.getpid(), *(one.st_ino for one in found[:1]), *states)

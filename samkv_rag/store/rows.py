@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from samkv_rag.store.backend import SPARING
 from samkv_rag.types import MatchRecord
 
 SCHEMA = 2
@@ -135,9 +136,10 @@ class Rows:
         return int(self._sql("SELECT TOTAL(bytes) FROM entries INDEXED BY entries_by_use").fetchone()[0])
 
     def retain(self, key: str, owner: str) -> bool:
-        """Record that `owner` needs `key`; returns whether it has a row and had no owner."""
-        free = "SELECT 1 FROM entries WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM owners WHERE key = ?1)"
-        was_free = self._sql(free, (key,)).fetchone() is not None
+        """Record that `owner` needs `key`; returns whether it has a row and had no owner but such as spare it."""
+        owned = "SELECT 1 FROM owners WHERE key = ?1 AND substr(owner, 1, ?2) <> ?3"
+        free = f"SELECT 1 FROM entries WHERE key = ?1 AND NOT EXISTS ({owned})"
+        was_free = self._sql(free, (key, len(SPARING), SPARING)).fetchone() is not None
         self._sql("INSERT OR IGNORE INTO owners (owner, key) VALUES (?, ?)", (owner, key))
         return was_free
 
@@ -152,9 +154,12 @@ class Rows:
         return list(self._sql("SELECT owner, key FROM owners WHERE owner >= ? AND owner < ?", (prefix, after)))
 
     def release(self, key: str, owner: str) -> bool:
-        """End `owner`'s hold on `key`; returns whether it was the last owner."""
+        """End `owner`'s hold on `key`; returns whether it was the last owner, and does not spare it."""
         gone = self._sql("DELETE FROM owners WHERE owner = ? AND key = ?", (owner, key)).rowcount
-        return bool(gone) and self._sql("SELECT 1 FROM owners WHERE key = ? LIMIT 1", (key,)).fetchone() is None
+        return bool(gone) and not owner.startswith(SPARING) and self._unowned(key)
+
+    def _unowned(self, key: str) -> bool:
+        return self._sql("SELECT 1 FROM owners WHERE key = ? LIMIT 1", (key,)).fetchone() is None
 
     def disown(self, key: str) -> None:
         """Forget every owner of `key`."""

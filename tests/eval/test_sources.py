@@ -173,13 +173,15 @@ def test_a_file_is_checked_to_its_end_whatever_the_limit(tmp_path: Path) -> None
 
 def test_what_is_not_marked_needs_no_answers(tmp_path: Path) -> None:
     bare = [{name: value for name, value in row.items() if name != "answers"} for row in (OURS, LONGBENCH, SQUAD)]
-    source, drawing = Source.of(str(written(tmp_path, [OURS, HOTPOT, *bare]))), Drawing(9, marked=False)
+    nobody_knows = [OURS | {"answers": None}, {name: value for name, value in HOTPOT.items() if name != "answer"}]
+    rows = [OURS, HOTPOT, *bare, *nobody_knows, HOTPOT | {"answer": None}]
+    source, drawing = Source.of(str(written(tmp_path, rows))), Drawing(9, marked=False)
     with pytest.raises(SamKVError, match="question 3 has the keys"):
         source.check(Drawing(9))
     source.check(drawing)
     items = list(source.items(drawing))
-    assert [item.answers for item in items] == [("Orrin", "in Orrin"), ("Orrin",), (), (), ()]
-    assert [item.chunks for item in items] == [TWO, TWO, TWO, TWO, ("The mill is in Orrin.",)]
+    assert [item.answers for item in items] == [("Orrin", "in Orrin"), ("Orrin",), (), (), (), (), ("",), ("",)]
+    assert [item.chunks for item in items] == [TWO, TWO, TWO, TWO, ("The mill is in Orrin.",), TWO, TWO, TWO]
 
 
 def test_a_hub_that_does_not_answer_is_found_before_an_evaluation_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ FLOORS = {
     "samkv_rag.prompt": 2,
     "samkv_rag.methods": 3,
     "samkv_rag.accounting": 4,
+    "samkv_rag.adding": 4,
     "samkv_rag.answering": 4,
     "samkv_rag.batch": 4,
     "samkv_rag.calls": 4,
@@ -30,6 +31,7 @@ FLOORS = {
     "samkv_rag.library": 4,
     "samkv_rag.parity": 4,
     "samkv_rag.stream": 4,
+    "samkv_rag.threads": 4,
     "samkv_rag.turns": 4,
     "samkv_rag": 5,  # the public names alone: every other module of the package has a room of its own
     "samkv_rag.cli": 5,

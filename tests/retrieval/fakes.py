@@ -29,6 +29,9 @@ class FakeStore:
         self.entries.mkdir(parents=True, exist_ok=True)
         self.owners.mkdir(exist_ok=True)
 
+    def require_writable(self) -> None:
+        pass
+
     def put(self, key: str) -> None:
         (self.entries / key).touch()
 

@@ -83,7 +83,7 @@ def test_a_heading_without_text_is_text(tmp_path: Path, source: str, expected: l
     assert [(d.metadata["section"], d.text) for d in load(fingerprint(path))] == expected
 
 
-FRONT = "---\ntitle: A  *guide*\ntags: [x, y]\n---\n"
+FRONT = "---\ntitle: A  guide\ntags: [x, y]\n\nmore:\n  - z\n# a note\n---\n"
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,22 @@ FRONT = "---\ntitle: A  *guide*\ntags: [x, y]\n---\n"
         ("---\r\ntitle: A\r\n---\r\nSome text.\r\n", ["A\nSome text."]),
         (FRONT, ["A guide"]),
         ("---\nno front matter\n\n---\n\nSome text.\n", ["no front matter\n\nSome text."]),
-        ("---\na: [\n---\n", ["a: ["]),
-        ("---\nday: 2024-99-99\n---\nSome text.\n", ["day: 2024-99-99\nSome text."]),
+        ("---\ntitle: C#: part 1\nauthor: @x\n---\nSome text.\n", ["C#: part 1\nSome text."]),
+        ("---\ntitle: '007: a, b'\n---\n## Two\n\nx\n", ["Two\nx"]),
+        ("---\ntitle: >\n  Folded\n---\n```\n# no heading\n```\n", ["# no heading"]),
     ],
 )
 def test_front_matter_is_no_text_except_for_the_title(tmp_path: Path, source: str, expected: list[str]) -> None:
     path = tmp_path / "a.md"
     path.write_bytes(source.encode())
     assert read(path) == expected
+
+
+def test_a_stated_title_is_the_outermost_heading(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(f"{FRONT}\nBefore.\n\n# One\n\na\n\n# Two\n\n## Three\n\nb\n")
+    sections = [d.metadata["section"] for d in load(fingerprint(path))]
+    assert sections == ["A guide", "A guide One", "A guide Two Three"]
 
 
 def test_deeply_nested_lists_are_read(tmp_path: Path) -> None:
@@ -123,6 +131,12 @@ def test_a_page_that_is_xml_too_is_read_without_a_warning(tmp_path: Path, recwar
     path = tmp_path / "a.html"
     path.write_text('\n<?xml version="1.0" encoding="UTF-8"?>\n\n<article><p>One.</p></article>')
     assert read(path) == ["One."] and not recwarn.list
+
+
+def test_blanks_in_a_page_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    path.write_text(f"<p>One.{' ' * 1_000_000}<?xml x?>Two.</p>")
+    assert read(path)[0].startswith("One.")
 
 
 def test_html_is_read_without_a_search_among_siblings_for_each_tag(

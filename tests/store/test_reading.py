@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from samkv_rag.store import ChunkKVStore, MissingEntry, StoreError, StoreReadOnly
+from samkv_rag.store.profiles import ModelProfile
 
-from .samples import KEYS, file_of, fork, make_chunk, same, wait
+from .samples import KEYS, file_of, fork, in_child, make_chunk, same, wait
 from .test_permissions import as_nobody, unprivileged
 
 A, B, C = KEYS[:3]
@@ -72,6 +73,7 @@ CHANGES: dict[str, Callable[[ChunkKVStore], object]] = {
     "retain": lambda store: store.retain(B, "somebody"),
     "release": lambda store: store.release("somebody"),
     "prune": lambda store: store.prune(max_bytes=0),
+    "profile": lambda store: store.profiles.put("a model", ModelProfile((1,))),
 }
 
 
@@ -81,12 +83,61 @@ def test_no_change_is_made_in_silence(folder: Path, change: str) -> None:
 
     def work() -> None:
         with ChunkKVStore(folder) as store:
-            with pytest.raises(StoreError, match="may only be read|that you may read and write"):
+            with pytest.raises(StoreReadOnly, match="may only be read"):
                 CHANGES[change](store)
             assert same(store, A, make_chunk(0)) and C not in store
 
     assert as_nobody(work) == 0
     assert content(folder) == before
+
+
+def test_a_log_without_its_index_is_read_as_well(folder: Path) -> None:
+    """As in a copy of a store whose writer was killed."""
+
+    def killed() -> None:
+        store = ChunkKVStore(folder)
+        store.put(C, make_chunk(2))
+        os._exit(0)
+
+    writable(folder.parent)
+    assert in_child(killed) == 0
+    (folder / "catalogue.sqlite-shm").unlink()
+    only_read(folder.parent)
+    before = content(folder)
+
+    def work() -> None:
+        with ChunkKVStore(folder) as store:
+            assert list(store.keys()) == [A, B, C] and same(store, C, make_chunk(2))
+
+    assert as_nobody(work) == 0
+    assert content(folder) == before
+
+
+def test_without_a_catalogue_it_is_said_who_can_make_one(folder: Path) -> None:
+    writable(folder.parent)
+    (folder / "catalogue.sqlite").unlink()
+    only_read(folder.parent)
+
+    def work() -> None:
+        with pytest.raises(StoreError, match="let somebody who may write to it open the store once"):
+            ChunkKVStore(folder)
+
+    assert as_nobody(work) == 0
+
+
+def test_what_many_have_used_does_not_take_ever_longer(folder: Path) -> None:
+    """What cannot be recorded is not gone through again at every use."""
+
+    def work() -> None:
+        with ChunkKVStore(folder) as store:
+            use = store._backend._use  # type: ignore[attr-defined]
+            taken, take = [], use.take
+            use.take = lambda: taken.append(1) or take()
+            for _ in range(2 * use.BATCH):
+                store.summary(A)
+            assert not taken and store.stats().hits == 2 * use.BATCH
+
+    assert as_nobody(work) == 0
 
 
 def test_damage_is_found_without_being_recorded(folder: Path) -> None:

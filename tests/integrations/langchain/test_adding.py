@@ -11,9 +11,11 @@ import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_samkv import ChatSamKV, ChunkKVVectorStore
-from langchain_samkv.ingestion import ADDING, STALE_SECONDS
 from samkv_rag import SamKVEngine
+from samkv_rag.adding import LOOK_SECONDS, MAKING, STALE_SECONDS
+from samkv_rag.store import SPARING
 from tests.integrations.langchain.test_vectorstore import TEXTS, cached, documents, embeddings
+from tests.waiting import SOON
 
 
 @pytest.fixture
@@ -49,12 +51,12 @@ async def test_adding_that_is_cancelled_leaves_nothing_behind(engine: SamKVEngin
 
     def put(*args: Any, **kwargs: Any) -> None:
         begun.set()
-        go_on.wait()
+        assert go_on.wait(SOON)
         inner(*args, **kwargs)
 
     engine.store.put = put  # type: ignore[method-assign]
     adding = asyncio.create_task(store.aadd_documents(documents(a=TEXTS[0], b=TEXTS[1])))
-    await asyncio.to_thread(begun.wait)
+    assert await asyncio.to_thread(begun.wait, SOON)
     for _ in range(2):  # impatient callers cancel twice
         adding.cancel()
         await asyncio.sleep(0)
@@ -67,14 +69,44 @@ async def test_adding_that_is_cancelled_leaves_nothing_behind(engine: SamKVEngin
     assert len(engine.store) == 0 and engine.store.owned() == []
 
 
-def test_what_a_killed_process_held_is_released_a_day_later(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
-    long_ago, lately = f"{ADDING}{int(time.time() - STALE_SECONDS - 60)}/x", f"{ADDING}{int(time.time())}/x"
-    for text, holder in zip(TEXTS, (long_ago, lately), strict=False):
+async def test_two_that_are_cancelled_spare_what_was_there(engine: SamKVEngine, store: ChunkKVVectorStore) -> None:
+    class Waiting(InMemoryVectorStore):
+        async def aadd_documents(self, *args: Any, **kwargs: Any) -> list[str]:
+            reached.release()
+            await asyncio.sleep(SOON)
+            return []
+
+    reached = asyncio.Semaphore(0)
+    engine.precompute(TEXTS[:1])
+    store = ChunkKVVectorStore(Waiting(embeddings()), engine)
+    adding = [asyncio.create_task(store.aadd_documents(documents(**{id: TEXTS[0], f"{id}2": TEXTS[1]}))) for id in "ab"]
+    for _ in adding:
+        await reached.acquire()
+    assert [cached(engine, text) for text in TEXTS] == [True, True, False]
+    for task in adding:
+        task.cancel()
+    await asyncio.gather(*adding, return_exceptions=True)
+    assert [cached(engine, text) for text in TEXTS] == [True, False, False] and engine.store.owned() == []
+
+
+def test_what_a_killed_process_held_is_released_some_day(
+    engine: SamKVEngine, store: ChunkKVVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(text: str, prefix: str, seconds_ago: float) -> None:
         engine.precompute([text])
-        engine.store.retain(engine.keys([text])[0], holder)
-    store.add_documents(documents(c=TEXTS[2]))
+        engine.store.retain(engine.keys([text])[0], f"{prefix}{int(time.time() - seconds_ago)}/x")
+
+    held(TEXTS[0], MAKING, STALE_SECONDS + 60)
+    held(TEXTS[1], MAKING, STALE_SECONDS - 60)
+    held(TEXTS[2], SPARING, STALE_SECONDS + 60)
+    other = "The harbour of Vell is closed to ships in the months of winter."
+    store.add_documents(documents(c=other))
     assert [cached(engine, text) for text in TEXTS] == [False, True, True]
     assert {name.split("/")[-1] for name, _ in engine.store.owned()} == {"x", "c"}
+    later = time.time() + LOOK_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    store.add_documents(documents(d=other))
+    assert [cached(engine, text) for text in TEXTS] == [False, False, True]
 
 
 def test_a_document_that_is_added_while_one_with_its_text_is_deleted_keeps_its_cache(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import quote
 
@@ -11,8 +10,9 @@ from llama_index.core.schema import BaseNode
 
 from llama_index.llms.samkv.nodes import ModeName, text_of_node
 from samkv_rag import SamKVEngine
+from samkv_rag.adding import Adding
 from samkv_rag.engines import space_of
-from samkv_rag.threads import in_thread, until
+from samkv_rag.threads import in_thread
 
 Entry = tuple[str, str]
 """An owner and the key of a cache that it needs."""
@@ -28,6 +28,7 @@ class Ledger:
         self._root = f"llama_index/{space_of(engine)}{quote(collection, safe='')}/"
         self._mode: ModeName = mode
         self._metadata_key = metadata_key
+        self._adding = Adding()
 
     def owner(self, node: BaseNode) -> str:
         return f"{self._document(node.ref_doc_id or '')}{quote(node.node_id, safe='')}"
@@ -39,51 +40,31 @@ class Ledger:
 
     @contextmanager
     def entered(self, nodes: Sequence[BaseNode]) -> Iterator[None]:
-        """Store the nodes' caches and make the nodes their owners, before the block adds them. If either fails, what
-        was new is released; else what they owned before under the same ids and no longer need."""
-        entered = _Entered()
-        try:
-            self._enter(nodes, entered)
+        """Store the nodes' caches, which belong to the nodes once the block has added them."""
+        texts = self._texts(nodes)
+        with self._adding.held(self._engine, [text for text in texts.values() if text]):
             yield
-        except BaseException:
-            self._undo(entered)
-            raise
-        self._settle(entered)
+            self._own(texts)
 
     @asynccontextmanager
     async def aentered(self, nodes: Sequence[BaseNode]) -> AsyncIterator[None]:
-        """Like `entered`, with the model working in a thread, which stops soon if the task is cancelled."""
-        entered = _Entered()
-        try:
-            await in_thread(self._enter, nodes, entered, stop=entered.stop)
+        """Like `entered`, with the model working in a thread, which stops after a batch if the task is cancelled."""
+        texts = self._texts(nodes)
+        async with self._adding.aheld(self._engine, [text for text in texts.values() if text]):
             yield
-        except BaseException:
-            await in_thread(self._undo, entered)
-            raise
-        await in_thread(self._settle, entered)
+            await in_thread(self._own, texts)
 
-    def _enter(self, nodes: Sequence[BaseNode], entered: _Entered) -> None:
-        """Owners are stored before caches, so that a cache which is deleted meanwhile is made again."""
-        texts = {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
-        pairs = [(owner, key) for owner, text in texts.items() for key in self._engine.keys([text] if text else [])]
-        entered.owners.update(texts)
-        for owner, key in pairs:
-            known = key in self._store.owned_by(owner)
-            if self._store.retain(key, owner):
-                entered.spare.add(key)
-            entered.new[owner, key] = not known
-        self._engine.precompute([texts[owner] for owner, _ in pairs], progress=until(entered.stop))
+    def _texts(self, nodes: Sequence[BaseNode]) -> dict[str, str]:
+        return {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
 
-    def _settle(self, entered: _Entered) -> None:
-        for owner in entered.owners:
-            old = [key for key in self._store.owned_by(owner) if (owner, key) not in entered.new]
-            if old:
+    def _own(self, texts: Mapping[str, str]) -> None:
+        """Make owners of their texts' caches, and of no others that they had under the same ids."""
+        for owner, text in texts.items():
+            keys = self._engine.keys([text] if text else [])
+            for key in keys:
+                self._store.retain(key, owner)
+            if old := set(self._store.owned_by(owner)).difference(keys):
                 self._engine.release(owner, old)
-
-    def _undo(self, entered: _Entered) -> None:
-        for (owner, key), new in entered.new.items():
-            if new:
-                self._engine.release(owner, [key], entered.spare)
 
     # -- removing nodes ----------------------------------------------------------------------------------------
 
@@ -104,14 +85,3 @@ class Ledger:
     def _release(self, entries: Iterable[Entry]) -> None:
         for owner, key in entries:
             self._engine.release(owner, [key])
-
-
-class _Entered:
-    """What adding some nodes has changed: their `owners`, every entry and whether it is `new`, and which caches were
-    there before without an owner, to `spare` if the nodes cannot be added. `stop` ends the making of caches."""
-
-    def __init__(self) -> None:
-        self.owners: set[str] = set()
-        self.new: dict[Entry, bool] = {}
-        self.spare: set[str] = set()
-        self.stop = threading.Event()

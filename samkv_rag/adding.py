@@ -1,0 +1,93 @@
+"""Caches that are held while documents are added to an index: none stays that nobody needs, none goes that was there.
+
+What is made for the documents is held under one name, and deleted if they cannot be added. What was there before and
+had no owner is held under another, whose leaving deletes nothing (`SPARING`). So it does not matter how many callers
+add the same texts at once, and which of them fail.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+from samkv_rag.engine import SamKVEngine
+from samkv_rag.store import SPARING
+from samkv_rag.threads import in_thread, until
+
+MAKING = "adding/"
+"""What the names begin with under which caches are held that are made for documents."""
+STALE_SECONDS = 7 * 24 * 3600.0
+"""How long nobody takes to add documents: what has been held for longer was left by a process that was killed."""
+LOOK_SECONDS = 3600.0
+"""How often it is looked for."""
+
+
+class Adding:
+    """Holds caches for `with adding.held(engine, texts)`, whose block adds the documents and makes them owners."""
+
+    def __init__(self) -> None:
+        self._looked: float | None = None
+
+    @contextmanager
+    def held(self, engine: SamKVEngine, texts: Sequence[str]) -> Iterator[None]:
+        """Cache `texts`; when the block has ended, delete what was made for it and has no owner."""
+        held = _Held(engine, texts)
+        try:
+            self._hold(held)
+            yield
+        finally:
+            held.let_go()
+
+    @asynccontextmanager
+    async def aheld(self, engine: SamKVEngine, texts: Sequence[str]) -> AsyncIterator[None]:
+        """Like `held`, with the model working in a thread, which stops after a batch if the task is cancelled."""
+        held = _Held(engine, texts)
+        try:
+            await in_thread(self._hold, held, stop=held.stop)
+            yield
+        finally:
+            await in_thread(held.let_go)
+
+    def _hold(self, held: _Held) -> None:
+        if not held.stop.is_set():
+            self._release_stale(held.engine)
+            held.hold()
+
+    def _release_stale(self, engine: SamKVEngine) -> None:
+        now = time.time()
+        if self._looked is None or now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            for prefix in (MAKING, SPARING):
+                for name in {name for name, _ in engine.store.owned(prefix) if _age(name, prefix, now) > STALE_SECONDS}:
+                    engine.release(name)
+
+
+class _Held:
+    """The caches of some texts, under two names of their own; `stop` ends the making of them."""
+
+    def __init__(self, engine: SamKVEngine, texts: Sequence[str]) -> None:
+        self.engine, self.texts, self.stop = engine, texts, threading.Event()
+        own = f"{int(time.time())}/{uuid.uuid4()}"
+        self._making, self._sparing = MAKING + own, SPARING + own
+
+    def hold(self) -> None:
+        """Owners are stored before caches, so that a cache which is deleted meanwhile is made again."""
+        store = self.engine.store
+        for key in dict.fromkeys(self.engine.keys(self.texts)):
+            if not store.retain(key, self._sparing):
+                store.retain(key, self._making)
+                store.release(self._sparing, [key])
+        self.engine.precompute(self.texts, progress=until(self.stop))
+
+    def let_go(self) -> None:
+        for name in (self._making, self._sparing):
+            self.engine.release(name)
+
+
+def _age(name: str, prefix: str, now: float) -> float:
+    """For how many seconds something has been held under this name; 0 for a name of another kind."""
+    began = name.removeprefix(prefix).partition("/")[0]
+    return now - int(began) if began.isdecimal() else 0.0
