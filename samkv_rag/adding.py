@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from samkv_rag.engine import SamKVEngine
@@ -63,6 +63,16 @@ class Adding:
             for prefix in (MAKING, SPARING):
                 for name in {name for name, _ in engine.store.owned(prefix) if _age(name, prefix, now) > STALE_SECONDS}:
                     engine.release(name)
+
+
+def own(engine: SamKVEngine, texts: Mapping[str, str]) -> None:
+    """Make each owner that of its text's cache (of none, if the text is empty), and of no other."""
+    for owner, text in texts.items():
+        keys = engine.keys([text] if text else [])
+        for key in keys:
+            engine.store.retain(key, owner)
+        if old := set(engine.store.owned_by(owner)).difference(keys):
+            engine.release(owner, old)
 
 
 class _Held:

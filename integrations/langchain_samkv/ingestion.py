@@ -12,7 +12,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.vectorstores import VectorStore
 
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.adding import Adding
+from samkv_rag.adding import Adding, own
 from samkv_rag.engines import space_of
 from samkv_rag.prompt.matcher import MIN_CHARS
 
@@ -55,14 +55,8 @@ class Keeper:
 
     def own(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """Make each id the owner of its text's cache, and of no other."""
-        store, prefix = self.engine.store, self._prefix
-        for id, text in zip(ids, texts, strict=True):
-            owner = prefix + id
-            keys = self.engine.keys(self.worth([text]))
-            for key in keys:
-                store.retain(key, owner)
-            if old := set(store.owned_by(owner)).difference(keys):
-                self.engine.release(owner, old)
+        prefix = self._prefix
+        own(self.engine, {prefix + id: "".join(self.worth([text])) for id, text in zip(ids, texts, strict=True)})
 
     def release(self, ids: Iterable[str]) -> None:
         """Release the caches that these documents own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import quote
 
@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode
 
 from llama_index.llms.samkv.nodes import ModeName, text_of_node
 from samkv_rag import SamKVEngine
-from samkv_rag.adding import Adding
+from samkv_rag.adding import Adding, own
 from samkv_rag.engines import space_of
 from samkv_rag.threads import in_thread
 
@@ -44,7 +44,7 @@ class Ledger:
         texts = self._texts(nodes)
         with self._adding.held(self._engine, [text for text in texts.values() if text]):
             yield
-            self._own(texts)
+            own(self._engine, texts)
 
     @asynccontextmanager
     async def aentered(self, nodes: Sequence[BaseNode]) -> AsyncIterator[None]:
@@ -52,19 +52,10 @@ class Ledger:
         texts = self._texts(nodes)
         async with self._adding.aheld(self._engine, [text for text in texts.values() if text]):
             yield
-            await in_thread(self._own, texts)
+            await in_thread(own, self._engine, texts)
 
     def _texts(self, nodes: Sequence[BaseNode]) -> dict[str, str]:
         return {self.owner(node): text_of_node(node, self._mode, self._metadata_key) for node in nodes}
-
-    def _own(self, texts: Mapping[str, str]) -> None:
-        """Make owners of their texts' caches, and of no others that they had under the same ids."""
-        for owner, text in texts.items():
-            keys = self._engine.keys([text] if text else [])
-            for key in keys:
-                self._store.retain(key, owner)
-            if old := set(self._store.owned_by(owner)).difference(keys):
-                self._engine.release(owner, old)
 
     # -- removing nodes ----------------------------------------------------------------------------------------
 
