@@ -35,8 +35,12 @@ _HTML_BLOCKS = re.compile(
     "^(address|article|aside|blockquote|dd|div|dl|dt|figcaption|footer|h[1-6]|header|hr|li|main|ol|p|pre|section|"
     "table|td|th|title|tr|ul)$"
 )
-_FRONT = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_STATED = re.compile(r"[\w.-]+[ \t]*:|[ \t-]|#|\r?$")
+_FRONT = re.compile(
+    r"---[ \t]*\r?\n(?=(?:[ \t]*(?:#[^\n]*)?\r?\n)*[\w.-]+[ \t]*:)(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+"""Lines between two marks, of which the first that says something names it."""
+_STATED = re.compile(r"[\w.-]+[ \t]*:|[ \t-]|#|$")
 _TITLE = re.compile(r"^title[ \t]*:[ \t]*(['\"]?)(.*?)\1[ \t\r]*$", re.MULTILINE)
 _DECLARATION = re.compile(r"\A\s*<\?xml[^>]*>")
 _FOLLOWING = ("|", "|-", "|+", ">", ">-", ">+")

@@ -51,7 +51,7 @@ class ReadCatalogue(Catalogue):
         path, log, index = self._files()
         if log.exists() and not index.exists():  # as in a copy: SQLite would make the index, or leave out the log
             self._copy = tempfile.TemporaryDirectory()
-            copies = [shutil.copy(each, self._copy.name) for each in (path, log)]
+            copies = [shutil.copyfile(each, Path(self._copy.name) / each.name) for each in (path, log)]
             return sound(sqlite3.connect(copies[0], check_same_thread=False))
         way = "mode=ro" if log.exists() else "mode=ro&immutable=1"  # without a log, SQLite would make one
         return sound(sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, check_same_thread=False))
@@ -59,7 +59,7 @@ class ReadCatalogue(Catalogue):
     def _disconnect(self) -> None:
         super()._disconnect()
         copy, self._copy = self._copy, None
-        if copy is not None and self._opened_as[0] == os.getpid():
+        if copy is not None:  # never that of a parent: it comes to rest before it forks
             copy.cleanup()
 
     def _repair(self, error: Exception) -> None:

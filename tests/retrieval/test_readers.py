@@ -95,6 +95,8 @@ FRONT = "---\ntitle: A  guide\ntags: [x, y]\n\nmore:\n  - z\n# a note\n---\n"
         ("---\r\ntitle: A\r\n---\r\nSome text.\r\n", ["A\nSome text."]),
         (FRONT, ["A guide"]),
         ("---\nno front matter\n\n---\n\nSome text.\n", ["no front matter\n\nSome text."]),
+        ("---\n- a list\n- of two\n\n---\nSome text.\n", ["a list\n\nof two\n\nSome text."]),
+        ("---\n# Of today\n\ndate: 2024-99-99\n---\nSome text.\n", ["Some text."]),
         ("---\ntitle: C#: part 1\nauthor: @x\n---\nSome text.\n", ["C#: part 1\nSome text."]),
         ("---\ntitle: '007: a, b'\n---\n## Two\n\nx\n", ["Two\nx"]),
         ("---\ntitle: >\n  Folded\n---\n```\n# no heading\n```\n", ["# no heading"]),
