@@ -1,8 +1,8 @@
 """Caches that are held while documents are added to an index: none stays that nobody needs, none goes that was there.
 
-What is made for the documents is held under one name, and deleted if they cannot be added. What was there before and
-had no owner is held under another, whose leaving deletes nothing (`SPARING`). So it does not matter how many callers
-add the same texts at once, and which of them fail.
+What is made for the documents is held, and deleted if they cannot be added. What was there before and had no owner is
+not held: should somebody else make it his and delete it meanwhile, it is made again. So it does not matter how many
+callers add the same texts at once, and which of them fail.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from samkv_rag.engine import SamKVEngine
-from samkv_rag.store import SPARING
 from samkv_rag.threads import in_thread, until
 
-MAKING = "adding/"
-"""What the names begin with under which caches are held that are made for documents."""
+ADDING = "%adding/"
+"""What the names begin with under which caches are held. Names that users give do not: their `%` is escaped."""
 STALE_SECONDS = 7 * 24 * 3600.0
 """How long nobody takes to add documents: what has been held for longer was left by a process that was killed."""
 LOOK_SECONDS = 3600.0
@@ -60,44 +59,42 @@ class Adding:
         now = time.time()
         if self._looked is None or now - self._looked > LOOK_SECONDS:
             self._looked = now
-            for prefix in (MAKING, SPARING):
-                for name in {name for name, _ in engine.store.owned(prefix) if _age(name, prefix, now) > STALE_SECONDS}:
-                    engine.release(name)
+            for name in {name for name, _ in engine.store.owned(ADDING) if _age(name, now) > STALE_SECONDS}:
+                engine.release(name)
 
 
 def own(engine: SamKVEngine, texts: Mapping[str, str]) -> None:
-    """Make each owner that of its text's cache (of none, if the text is empty), and of no other."""
+    """Make each owner that of its text's cache (of none, if the text is empty), and of no other; a cache that somebody
+    has deleted meanwhile is made again."""
     for owner, text in texts.items():
         keys = engine.keys([text] if text else [])
         for key in keys:
             engine.store.retain(key, owner)
+            if key not in engine.store:
+                engine.precompute([text])
         if old := set(engine.store.owned_by(owner)).difference(keys):
             engine.release(owner, old)
 
 
 class _Held:
-    """The caches of some texts, under two names of their own; `stop` ends the making of them."""
+    """The caches of some texts, under a name of their own; `stop` ends the making of them."""
 
     def __init__(self, engine: SamKVEngine, texts: Sequence[str]) -> None:
         self.engine, self.texts, self.stop = engine, texts, threading.Event()
-        own = f"{int(time.time())}/{uuid.uuid4()}"
-        self._making, self._sparing = MAKING + own, SPARING + own
+        self._name = f"{ADDING}{int(time.time())}/{uuid.uuid4()}"
 
     def hold(self) -> None:
         """Owners are stored before caches, so that a cache which is deleted meanwhile is made again."""
-        store = self.engine.store
         for key in dict.fromkeys(self.engine.keys(self.texts)):
-            if not store.retain(key, self._sparing):
-                store.retain(key, self._making)
-                store.release(self._sparing, [key])
+            self.engine.store.retain(key, self._name, leave_free=True)
         self.engine.precompute(self.texts, progress=until(self.stop))
 
     def let_go(self) -> None:
-        for name in (self._making, self._sparing):
-            self.engine.release(name)
+        if self.engine.store.owned_by(self._name):  # else there may be nothing to write to
+            self.engine.release(self._name)
 
 
-def _age(name: str, prefix: str, now: float) -> float:
+def _age(name: str, now: float) -> float:
     """For how many seconds something has been held under this name; 0 for a name of another kind."""
-    began = name.removeprefix(prefix).partition("/")[0]
+    began = name.removeprefix(ADDING).partition("/")[0]
     return now - int(began) if began.isdecimal() else 0.0

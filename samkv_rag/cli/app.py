@@ -29,7 +29,10 @@ Model = Annotated[
 Keep = Annotated[
     float | None,
     typer.Option(
-        "--keep", min=0.0, max=1.0, help="Share of the passages that is chosen, and computed again; by default 0.15."
+        "--keep",
+        min=0.0,
+        max=1.0,
+        help="Share of the passages that is chosen, and computed again; by default 0.15, but 64 tokens at least.",
     ),
 ]
 Question = Annotated[str, typer.Argument(help="The question, in quotes.")]

@@ -22,9 +22,8 @@ FLOOR = 64  # tokens: a share of a few sentences is less than a sentence
 def open_engine(
     model: str, store: Path, kv_dtype: str = "model", min_kept_tokens: int = 0, sink_prefix: str = "head"
 ) -> SamKVEngine:
-    """An engine for `model` with its cache in `store`; the model itself is loaded when first needed."""
-    if store.exists() and not store.is_dir():
-        raise SamKVError(f"{store} is a file; --store takes a folder.")
+    """An engine for `model` with its cache in the folder `store`; the model itself is loaded when first needed."""
+    index_root(store)
     if is_bundled(model) or local(model):  # nothing is downloaded: the bars would only show loading
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
@@ -55,7 +54,9 @@ def local(model: str) -> Path | None:
 
 
 def index_root(store: Path) -> Path:
-    """Where a store's passages are indexed."""
+    """Where a store's passages are indexed. Raises `SamKVError` for a store that is no folder."""
+    if store.exists() and not store.is_dir():
+        raise SamKVError(f"{store} is a file; --store takes a folder.")
     return store / "index"
 
 

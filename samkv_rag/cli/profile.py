@@ -48,6 +48,7 @@ def run(request: Request) -> None:
     model = request.model or (known.model if known else BUNDLED)
     stored_as = request.kv_dtype or (known.kv_dtype if known else "model")
     with closing(open_engine(model, request.store, stored_as)) as engine:
+        engine.store.require_writable()
         engine.load()
         with _bar() as bar:
             found = profile(engine, _items(sources, drawing), request.keep, _shown_in(bar))

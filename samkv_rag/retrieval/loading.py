@@ -146,6 +146,8 @@ def split(source: SourceFile, documents: list[Document], tokenize: Tokenize, chu
         nodes = splitter.get_nodes_from_documents(documents)
     except ValueError as error:
         raise UnreadableFile(f"cannot be split into chunks of {chunk_size} tokens: {error}") from error
+    except TimeoutError as error:  # of the expressions that find where sentences end
+        raise UnreadableFile("too long to be cut into sentences; put blank lines between its paragraphs") from error
     return [_named(node, source.path, stem, position) for position, node in enumerate(nodes)]
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from llama_index.core.readers.base import BaseReader
 from llama_index.core.schema import Document
 
@@ -35,16 +36,10 @@ _HTML_BLOCKS = re.compile(
     "^(address|article|aside|blockquote|dd|div|dl|dt|figcaption|footer|h[1-6]|header|hr|li|main|ol|p|pre|section|"
     "table|td|th|title|tr|ul)$"
 )
-_FRONT = re.compile(
-    r"---[ \t]*\r?\n(?=(?:[ \t]*(?:#[^\n]*)?\r?\n)*[\w.-]+[ \t]*:)(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
-"""Lines between two marks, of which the first that says something names it."""
-_STATED = re.compile(r"[\w.-]+[ \t]*:|[ \t-]|#|$")
-_TITLE = re.compile(r"^title[ \t]*:[ \t]*(['\"]?)(.*?)\1[ \t\r]*$", re.MULTILINE)
+_FRONT = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_STATED = re.compile(r"(?:[\w.-]+[ \t]*:[^\n]*(?:\r?\n|\Z))+\Z")
+_TITLE = re.compile(r"^title[ \t]*:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 _DECLARATION = re.compile(r"\A\s*<\?xml[^>]*>")
-_FOLLOWING = ("|", "|-", "|+", ">", ">-", ">+")
-"""What stands for a text on the lines that follow."""
 _HTML_DROPPED = ("script", "style", "noscript", "template", "nav")
 
 
@@ -90,13 +85,24 @@ class MarkdownProse(BaseReader):
 
 
 def _without_front_matter(source: str) -> tuple[str, str]:
-    """The title that front matter states on one line, or nothing, and the text that follows it."""
+    """The title that front matter states, or nothing, and the text that follows it. Between two rules there may also be
+    other text: only what names what it states is front matter."""
     found = _FRONT.match(source)
-    if found is None or not all(map(_STATED.match, found[1].splitlines())):
+    stated = _stated(found[1]) if found else None
+    if found is None or not isinstance(stated, dict):
         return "", source
-    title = _TITLE.search(found[1])
-    told = " ".join(title[2].split()) if title else ""
-    return "" if told in _FOLLOWING else told, source[found.end() :]
+    title = next((value for name, value in stated.items() if str(name).lower() == "title"), None)
+    told = " ".join(title.split()) if isinstance(title, str) else ""
+    return "" if told in ("~", "null") else told, source[found.end() :]
+
+
+def _stated(text: str) -> Any:
+    """What YAML states, all of it as texts; where it is none, but nothing else than lines with names: the title."""
+    try:
+        return yaml.load(text, yaml.BaseLoader)
+    except Exception:  # of many kinds
+        title = _TITLE.search(text)
+        return {"title": title[1] if title else ""} if _STATED.match(text) else None
 
 
 def _texts(sections: list[Section]) -> Iterator[tuple[list[str], str]]:

@@ -4,7 +4,6 @@
 catalogue that can be rebuilt from them. The store knows nothing about models: it keeps what it is given.
 """
 
-from samkv_rag.store.backend import SPARING
 from samkv_rag.store.chunk_store import ChunkKVStore
 from samkv_rag.store.errors import DamagedEntry, EntryError, MissingEntry, StoreError, StoreFull, StoreReadOnly
 from samkv_rag.store.keys import chunk_key
@@ -13,7 +12,6 @@ from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 
 __all__ = [
-    "SPARING",
     "ChunkKVStore",
     "DamagedEntry",
     "EntryError",

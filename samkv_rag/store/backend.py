@@ -9,8 +9,6 @@ from samkv_rag.store.quantise import StoredBlocks
 from samkv_rag.store.reports import PruneReport, StoreStats
 from samkv_rag.types import ChunkKV, ChunkSummary, MatchRecord
 
-SPARING = "sparing/"
-"""What the name of an owner begins with that keeps an entry from being deleted, but does not delete it by leaving."""
 Progress = Callable[[int, int], None]
 """Called with (entries done, entries in total)."""
 
@@ -42,7 +40,7 @@ class Backend(Protocol):
 
     def delete(self, keys: Iterable[str]) -> int: ...
 
-    def retain(self, key: str, owner: str) -> bool: ...
+    def retain(self, key: str, owner: str, leave_free: bool) -> None: ...
 
     def release(self, owner: str, keys: Iterable[str] | None) -> list[str]: ...
 

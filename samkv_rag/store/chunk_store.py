@@ -159,19 +159,18 @@ class ChunkKVStore:
         """Delete the entries and forget their owners; returns how many entries there were."""
         return self._backend.delete([key for key in dict.fromkeys(keys) if is_key(key)])
 
-    def retain(self, key: str, owner: str) -> bool:
-        """Record that `owner` needs `key`; returns whether the entry was there and had no owner but such as spare it.
+    def retain(self, key: str, owner: str, leave_free: bool = False) -> None:
+        """Record that `owner` needs `key`. Do so before checking whether the entry is there: it may be put later.
 
-        Do so before checking whether the entry is there: it may be put later."""
+        With `leave_free` an entry that is there and has no owner is left without one: to release it would delete it."""
         check_key(key)
         _check_text(owner)
-        return self._backend.retain(key, owner)
+        self._backend.retain(key, owner, leave_free)
 
     def release(self, owner: str, keys: Iterable[str] | None = None) -> list[str]:
         """Release all that `owner` needs, or `keys`; deletes entries left without an owner, returns their sorted keys.
 
-        Entries that were never retained are left alone, and so are those whose last owner spares them: its name begins
-        with `SPARING`.
+        Entries that were never retained are left alone.
         """
         return self._backend.release(owner, keys)
 

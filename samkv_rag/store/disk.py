@@ -109,8 +109,8 @@ class DiskBackend(AtRest):
         with sentences(self.path):
             return self.catalogue.write(lambda rows: sum([self._delete(rows, key) for key in list(keys)]))
 
-    def retain(self, key: str, owner: str) -> bool:
-        return self.catalogue.write(lambda rows: rows.retain(key, owner))
+    def retain(self, key: str, owner: str, leave_free: bool) -> None:
+        self.catalogue.write(lambda rows: None if leave_free and rows.is_free(key) else rows.retain(key, owner))
 
     def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
         """In one transaction, release `keys` or all that `owner` holds; returns those deleted for lack of an owner."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samkv_kernels.sending import sent
-from samkv_rag.store.backend import SPARING, Progress
+from samkv_rag.store.backend import Progress
 from samkv_rag.store.errors import MissingEntry, StoreError, StoreFull
 from samkv_rag.store.forks import AtRest
 from samkv_rag.store.layout import KVLayout, on_host, own
@@ -123,12 +123,12 @@ class MemoryBackend(AtRest):
                     self._disown(owner, key)
             return sum(self._remove(key) for key in chosen)
 
-    def retain(self, key: str, owner: str) -> bool:
+    def retain(self, key: str, owner: str, leave_free: bool) -> None:
         with self._lock:
-            was_free = key in self._open and all(map(_spares, self._owners.get(key, ())))
+            if leave_free and key in self._open and key not in self._owners:
+                return
             self._owners.setdefault(key, set()).add(owner)
             self._needs.setdefault(owner, set()).add(key)
-            return was_free
 
     def release(self, owner: str, keys: Iterable[str] | None) -> list[str]:
         with self._lock:
@@ -136,7 +136,7 @@ class MemoryBackend(AtRest):
             released = sorted(owned if keys is None else owned.intersection(keys))
             for key in released:
                 self._disown(owner, key)
-            gone = [key for key in released if key not in self._owners and not _spares(owner)]
+            gone = [key for key in released if key not in self._owners]
             self.delete(gone)
             return gone
 
@@ -209,10 +209,6 @@ class MemoryBackend(AtRest):
         while limit is not None and self._total > limit and self._open:
             evicted += self._remove(next(iter(self._open)))
         return evicted
-
-
-def _spares(owner: str) -> bool:
-    return owner.startswith(SPARING)
 
 
 def _kept(x: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -30,7 +31,6 @@ class ReadCatalogue(Catalogue):
     recorded, and no entry is adopted."""
 
     only_read = True
-    _copy: tempfile.TemporaryDirectory[str] | None = None
 
     def write(self, action: Callable[[Rows], T], wait: bool = True) -> NoReturn:
         """Raise `StoreReadOnly`."""
@@ -50,17 +50,9 @@ class ReadCatalogue(Catalogue):
         self._opened_as = self._signature()
         path, log, index = self._files()
         if log.exists() and not index.exists():  # as in a copy: SQLite would make the index, or leave out the log
-            self._copy = tempfile.TemporaryDirectory()
-            copies = [shutil.copyfile(each, Path(self._copy.name) / each.name) for each in (path, log)]
-            return sound(sqlite3.connect(copies[0], check_same_thread=False))
+            return sound(_read_whole(path, log))
         way = "mode=ro" if log.exists() else "mode=ro&immutable=1"  # without a log, SQLite would make one
         return sound(sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, check_same_thread=False))
-
-    def _disconnect(self) -> None:
-        super()._disconnect()
-        copy, self._copy = self._copy, None
-        if copy is not None:  # never that of a parent: it comes to rest before it forks
-            copy.cleanup()
 
     def _repair(self, error: Exception) -> None:
         """Read once more: somebody may have written while the file was taken to be one that nobody changes."""
@@ -84,3 +76,13 @@ class ReadCatalogue(Catalogue):
         live = log.exists() and index.exists()
         states = [] if live else [part for one in found for part in (one.st_mtime_ns, one.st_size)]
         return (os.getpid(), *(one.st_ino for one in found[:1]), *states)
+
+
+def _read_whole(path: Path, log: Path) -> sqlite3.Connection:
+    """The catalogue, with what is in its log, in memory."""
+    whole = sqlite3.connect(":memory:", check_same_thread=False)
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [shutil.copyfile(each, Path(folder) / each.name) for each in (path, log)]
+        with closing(sqlite3.connect(copies[0])) as copied:
+            copied.backup(whole)
+    return whole

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from samkv_rag.store.backend import SPARING
 from samkv_rag.types import MatchRecord
 
 SCHEMA = 2
@@ -135,13 +134,12 @@ class Rows:
     def total_bytes(self) -> int:
         return int(self._sql("SELECT TOTAL(bytes) FROM entries INDEXED BY entries_by_use").fetchone()[0])
 
-    def retain(self, key: str, owner: str) -> bool:
-        """Record that `owner` needs `key`; returns whether it has a row and had no owner but such as spare it."""
-        owned = "SELECT 1 FROM owners WHERE key = ?1 AND substr(owner, 1, ?2) <> ?3"
-        free = f"SELECT 1 FROM entries WHERE key = ?1 AND NOT EXISTS ({owned})"
-        was_free = self._sql(free, (key, len(SPARING), SPARING)).fetchone() is not None
+    def retain(self, key: str, owner: str) -> None:
         self._sql("INSERT OR IGNORE INTO owners (owner, key) VALUES (?, ?)", (owner, key))
-        return was_free
+
+    def is_free(self, key: str) -> bool:
+        """Whether there is a row of `key`, and no owner."""
+        return self._sql("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone() is not None and self._unowned(key)
 
     def owned(self, owner: str) -> list[str]:
         return [key for (key,) in self._sql("SELECT key FROM owners WHERE owner = ? ORDER BY key", (owner,))]
@@ -154,9 +152,9 @@ class Rows:
         return list(self._sql("SELECT owner, key FROM owners WHERE owner >= ? AND owner < ?", (prefix, after)))
 
     def release(self, key: str, owner: str) -> bool:
-        """End `owner`'s hold on `key`; returns whether it was the last owner, and does not spare it."""
+        """End `owner`'s hold on `key`; returns whether it was the last owner."""
         gone = self._sql("DELETE FROM owners WHERE owner = ? AND key = ?", (owner, key)).rowcount
-        return bool(gone) and not owner.startswith(SPARING) and self._unowned(key)
+        return bool(gone) and self._unowned(key)
 
     def _unowned(self, key: str) -> bool:
         return self._sql("SELECT 1 FROM owners WHERE key = ? LIMIT 1", (key,)).fetchone() is None

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from samkv_rag import ChunkKVStore
+from samkv_rag.cli.app import app
 from samkv_rag.cli.store import parse_size
 from samkv_rag.types import BLOCK, ChunkKV, ChunkSummary
 from tests.cli.conftest import Terminal
@@ -79,3 +81,11 @@ def test_a_look_at_a_folder_that_is_no_store_leaves_it_as_it_is(
 @pytest.mark.parametrize(("text", "size"), [("10", 10), ("1k", 1024), ("1.5 MB", 3 << 19), ("2GiB", 2 << 30)])
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("command", [["ingest", "."], ["ask", "Who?"], ["profile"]])
+def test_a_store_that_is_a_file_is_told_in_a_sentence(tmp_path: Path, command: list[str]) -> None:
+    file = tmp_path / "notes.md"
+    file.write_text("One.")
+    done = CliRunner().invoke(app, [*command, "--store", str(file)])
+    assert done.exit_code == 1 and "is a file; --store takes a folder" in " ".join(done.stderr.split())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bs4 import Tag
+from llama_index.core.node_parser import SentenceSplitter
 
 from samkv_rag.retrieval.errors import RetrievalError, UnreadableFile
 from samkv_rag.retrieval.loading import find_files, fingerprint, load, split
@@ -98,8 +100,19 @@ FRONT = "---\ntitle: A  guide\ntags: [x, y]\n\nmore:\n  - z\n# a note\n---\n"
         ("---\n- a list\n- of two\n\n---\nSome text.\n", ["a list\n\nof two\n\nSome text."]),
         ("---\n# Of today\n\ndate: 2024-99-99\n---\nSome text.\n", ["Some text."]),
         ("---\ntitle: C#: part 1\nauthor: @x\n---\nSome text.\n", ["C#: part 1\nSome text."]),
-        ("---\ntitle: '007: a, b'\n---\n## Two\n\nx\n", ["Two\nx"]),
-        ("---\ntitle: >\n  Folded\n---\n```\n# no heading\n```\n", ["# no heading"]),
+        ("---\ntitle: '007: a, b' # old\ndate created: 2024\n---\n## Two\n\nx\n", ["Two\nx"]),
+        ('---\n"title": A\ntags: [a,\nb]\n---\nSome text.\n', ["A\nSome text."]),
+        ("---\ntitle: ~\nbase: &x [a]\nmore: [*x, *x]\n---\nSome text.\n", ["Some text."]),
+        ("---\nTitle: [a, b]\n---\nSome text.\n", ["Some text."]),
+        ("---\nTitle: A\n---\nSome text.\n", ["A\nSome text."]),
+        ("---\n\n## Hours\n\n- Mon 9-17\n\n---\n", ["Hours\nMon 9-17"]),
+        ("---\n# Refunds\n---\nAfter 14 days.\n", ["Refunds\nAfter 14 days."]),
+        ("---\n\n    code\n\n---\nSome text.\n", ["code\n\nSome text."]),
+        (
+            "---\nThe plan: to go on\nwith: [ all of it\nor not.\n---\n",
+            ["The plan: to go on with: [ all of it or not."],
+        ),
+        ("---\ntitle: >\n  Folded\n---\n```\n# no heading\n```\n", ["Folded\n# no heading"]),
     ],
 )
 def test_front_matter_is_no_text_except_for_the_title(tmp_path: Path, source: str, expected: list[str]) -> None:
@@ -221,6 +234,18 @@ def test_chunks_are_whole_sentences_within_the_limit(tmp_path: Path) -> None:
     chunks = [n.get_content() for n in split(source, load(source), lambda t: tokenizer(t)["input_ids"], 64)]
     assert " ".join(chunks) == " ".join(sentences)
     assert all(chunk.endswith(".") and len(tokenizer(chunk)["input_ids"]) <= 64 for chunk in chunks)
+
+
+def test_what_takes_too_long_to_cut_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_long(*_: Any) -> None:
+        raise TimeoutError("regular-expression match exceeded its 5.0s time limit")
+
+    path = tmp_path / "a.txt"
+    path.write_text("One.")
+    monkeypatch.setattr(SentenceSplitter, "get_nodes_from_documents", too_long)
+    source = fingerprint(path)
+    with pytest.raises(UnreadableFile, match="put blank lines between its paragraphs"):
+        split(source, load(source), lambda text: [0], 64)
 
 
 def test_headings_do_not_shorten_the_chunks(tmp_path: Path) -> None:

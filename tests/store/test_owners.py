@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samkv_rag.store import SPARING, ChunkKVStore
+from samkv_rag.store import ChunkKVStore
 
 from .samples import KEYS, make_chunk
 
@@ -45,16 +45,18 @@ def test_owners_are_listed_by_the_beginning_of_their_name(store: ChunkKVStore) -
     assert store.owned("index/doc2/") == [("index/doc2/n2", B)]
 
 
-def test_what_was_there_without_an_owner_can_be_spared(store: ChunkKVStore) -> None:
-    """Whoever retains it for a while need not delete it when that comes to nothing, however many do."""
-    one, two = f"{SPARING}one", f"{SPARING}two"
+def test_what_is_there_without_an_owner_can_be_left_so(store: ChunkKVStore) -> None:
+    """Whoever retains what he makes for a while need not delete what was there when that comes to nothing."""
     store.put(A, make_chunk())
-    assert store.retain(A, one) and store.retain(A, two) and not store.retain(B, one)
-    assert store.retain(A, "owner") and not store.retain(A, "another") and not store.retain(A, two)
-    assert store.release("owner") == store.release("another") == store.release(one) == store.release(two) == []
-    assert A in store and store.owned() == []
-    store.retain(A, one)
-    assert store.retain(A, "owner") and store.release(one) == [] and store.release("owner") == [A]
+    for owner in ("one", "two"):
+        for key in (A, B):
+            store.retain(key, owner, leave_free=True)
+    store.put(B, make_chunk(1))
+    assert store.owned() == [("one", B), ("two", B)]
+    assert store.release("one") == [] and store.release("two") == [B] and A in store
+    store.retain(A, "owner")
+    store.retain(A, "one", leave_free=True)
+    assert store.release("owner") == [] and store.release("one") == [A]
 
 
 def test_what_an_owner_needs_is_listed(store: ChunkKVStore) -> None:

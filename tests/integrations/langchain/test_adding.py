@@ -12,8 +12,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_samkv import ChatSamKV, ChunkKVVectorStore
 from samkv_rag import SamKVEngine
-from samkv_rag.adding import LOOK_SECONDS, MAKING, STALE_SECONDS
-from samkv_rag.store import SPARING
+from samkv_rag.adding import ADDING, LOOK_SECONDS, STALE_SECONDS
 from tests.integrations.langchain.test_vectorstore import TEXTS, cached, documents, embeddings
 from tests.waiting import SOON
 
@@ -92,21 +91,39 @@ async def test_two_that_are_cancelled_spare_what_was_there(engine: SamKVEngine, 
 def test_what_a_killed_process_held_is_released_some_day(
     engine: SamKVEngine, store: ChunkKVVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def held(text: str, prefix: str, seconds_ago: float) -> None:
+    def held(text: str, seconds_ago: float) -> None:
         engine.precompute([text])
-        engine.store.retain(engine.keys([text])[0], f"{prefix}{int(time.time() - seconds_ago)}/x")
+        engine.store.retain(engine.keys([text])[0], f"{ADDING}{int(time.time() - seconds_ago)}/x")
 
-    held(TEXTS[0], MAKING, STALE_SECONDS + 60)
-    held(TEXTS[1], MAKING, STALE_SECONDS - 60)
-    held(TEXTS[2], SPARING, STALE_SECONDS + 60)
-    other = "The harbour of Vell is closed to ships in the months of winter."
-    store.add_documents(documents(c=other))
+    held(TEXTS[0], STALE_SECONDS + 60)
+    held(TEXTS[1], STALE_SECONDS - 60)
+    store.add_documents(documents(c=TEXTS[2]))
     assert [cached(engine, text) for text in TEXTS] == [False, True, True]
-    assert {name.split("/")[-1] for name, _ in engine.store.owned()} == {"x", "c"}
     later = time.time() + LOOK_SECONDS + 1
     monkeypatch.setattr(time, "time", lambda: later)
-    store.add_documents(documents(d=other))
+    store.add_documents(documents(d=TEXTS[2]))
     assert [cached(engine, text) for text in TEXTS] == [False, False, True]
+
+
+@pytest.mark.parametrize("collection", ["adding", "%adding"])
+def test_a_collection_may_be_called_anything(engine: SamKVEngine, collection: str) -> None:
+    for name, text in zip(("3", "4"), TEXTS, strict=False):
+        inner = InMemoryVectorStore(embeddings())
+        ChunkKVVectorStore(inner, engine, collection=collection).add_documents(documents(**{name: text}))
+    assert [cached(engine, text) for text in TEXTS] == [True, True, False]
+
+
+def test_what_is_deleted_while_it_is_added_again_is_made_again(engine: SamKVEngine) -> None:
+    class Slow(InMemoryVectorStore):
+        def add_documents(self, docs: Any, **kwargs: Any) -> list[str]:
+            other.add_documents(documents(b=TEXTS[0]))  # as another thread may
+            other.delete(["b"])
+            return super().add_documents(docs, **kwargs)
+
+    engine.precompute(TEXTS[:1])
+    other = ChunkKVVectorStore(InMemoryVectorStore(embeddings()), engine, collection="other")
+    ChunkKVVectorStore(Slow(embeddings()), engine).add_documents(documents(a=TEXTS[0]))
+    assert cached(engine, TEXTS[0]) and len(engine.plan(TEXTS[0]).chunks) == 1
 
 
 def test_a_document_that_is_added_while_one_with_its_text_is_deleted_keeps_its_cache(
