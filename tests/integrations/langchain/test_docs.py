@@ -1,4 +1,4 @@
-"""The page's first example runs as written, except for the model, an offline embedding and the reader's documents."""
+"""The page's first examples run as written, except for the model, an offline embedding and the reader's documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "langchain.md"
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     roomy_model().save_pretrained(tmp_path / "model")
     byte_tokenizer(chat=True).save_pretrained(tmp_path / "model")
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[0]
+    code, more = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[:2]
     assert code.count('"Qwen/Qwen2.5-7B-Instruct"') == 1
     sentence = "Number {} of the harbour's records says who came, from where, and what was paid. "
     names: dict[str, Any] = {
@@ -33,4 +33,6 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     report = names["message"].response_metadata["samkv"]
     assert report["chunk_tokens"] == report["kept_tokens"] > report["packed_tokens"] > 0
     assert int(capsys.readouterr().out) == report["chunk_tokens"] - report["recomputed_tokens"] > 0
-    assert (tmp_path / "kv").is_dir()
+    assert (tmp_path / "kv").is_dir() and len(names["llm"].engine.store) == 6
+    exec(more, names)
+    assert capsys.readouterr().out.strip() and len(names["llm"].engine.store) == 3, "what is gone takes its caches"
