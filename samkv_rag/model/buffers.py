@@ -39,7 +39,7 @@ class Buffers:
         """Views of neighbouring slots."""
         return Buffers(self.keys[:, :, start:stop], self.values[:, :, start:stop], self.places)
 
-    def at(self, slots: Tensor, room: int) -> Buffers:
+    def at(self, slots: Tensor, room: int = 0) -> Buffers:
         """A copy of some slots `(K,)`, laid out in the same way, with room for more after them."""
 
         def picked(entries: Tensor) -> Tensor:
