@@ -7,14 +7,15 @@ callers add the same texts at once, and which of them fail.
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from samkv_rag.engine import SamKVEngine
-from samkv_rag.threads import in_thread, until
+from samkv_rag.ingest import Progress
+from samkv_rag.threads import in_thread, stoppable
 
 ADDING = "%adding/"
 """What the names begin with under which caches are held. Names that users give do not: their `%` is escaped."""
@@ -35,7 +36,7 @@ class Adding:
         """Cache `texts`; when the block has ended, delete what was made for it and has no owner."""
         held = _Held(engine, texts)
         try:
-            self._hold(held)
+            self._hold(held, False)
             yield
         finally:
             held.let_go()
@@ -45,15 +46,14 @@ class Adding:
         """Like `held`, with the model working in a thread, which stops after a batch if the task is cancelled."""
         held = _Held(engine, texts)
         try:
-            await in_thread(self._hold, held, stop=held.stop)
+            await stoppable(partial(self._hold, held))
             yield
         finally:
             await in_thread(held.let_go)
 
-    def _hold(self, held: _Held) -> None:
-        if not held.stop.is_set():
-            self._release_stale(held.engine)
-            held.hold()
+    def _hold(self, held: _Held, progress: bool | Progress) -> None:
+        self._release_stale(held.engine)
+        held.hold(progress)
 
     def _release_stale(self, engine: SamKVEngine) -> None:
         now = time.time()
@@ -77,17 +77,17 @@ def own(engine: SamKVEngine, texts: Mapping[str, str]) -> None:
 
 
 class _Held:
-    """The caches of some texts, under a name of their own; `stop` ends the making of them."""
+    """The caches of some texts, under a name of their own."""
 
     def __init__(self, engine: SamKVEngine, texts: Sequence[str]) -> None:
-        self.engine, self.texts, self.stop = engine, texts, threading.Event()
+        self.engine, self.texts = engine, texts
         self._name = f"{ADDING}{int(time.time())}/{uuid.uuid4()}"
 
-    def hold(self) -> None:
+    def hold(self, progress: bool | Progress) -> None:
         """Owners are stored before caches, so that a cache which is deleted meanwhile is made again."""
         for key in dict.fromkeys(self.engine.keys(self.texts)):
             self.engine.store.retain(key, self._name, leave_free=True)
-        self.engine.precompute(self.texts, progress=until(self.stop))
+        self.engine.precompute(self.texts, progress=progress)
 
     def let_go(self) -> None:
         if self.engine.store.owned_by(self._name):  # else there may be nothing to write to

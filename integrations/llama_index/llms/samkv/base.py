@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from llama_index.llms.samkv.writing import Writer, shown
 from samkv_rag import Answer
 from samkv_rag.prompt.reasoning import split
 from samkv_rag.stream import AnswerStream
-from samkv_rag.threads import in_thread, until
+from samkv_rag.threads import stoppable
 
 dispatcher = get_dispatcher(__name__)
 
@@ -103,9 +102,8 @@ class SamKVLLM(SamKVPrograms):
 
     async def aprecompute(self, nodes: Cacheable, metadata_mode: ModeName = "none") -> list[str]:
         """Like `precompute`, in a thread, which stops soon if the task is cancelled."""
-        stop = threading.Event()
         texts = texts_of(nodes, metadata_mode)
-        return await in_thread(lambda: self.engine.precompute(texts, until(stop)), stop=stop)
+        return await stoppable(lambda progress: self.engine.precompute(texts, progress))
 
     def stats(self) -> ReuseStats:
         """Totals over all answers so far."""

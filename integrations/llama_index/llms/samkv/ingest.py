@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from llama_index.llms.samkv.fields import SamKVFields
 from llama_index.llms.samkv.nodes import Cacheable, ModeName, texts_of
 from samkv_rag import SamKVEngine, SamKVError
-from samkv_rag.threads import in_thread, until
+from samkv_rag.threads import stoppable
 
 EngineSource = SamKVEngine | SamKVFields
 
@@ -73,9 +72,8 @@ class ChunkKVIngest(TransformComponent):
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Like `__call__`, in a thread, which stops after a batch if the task is cancelled and no progress is shown."""
-        stop, shown = threading.Event(), bool(kwargs.get("show_progress"))
-        texts = texts_of(nodes, self.metadata_mode, self.metadata_key)
-        await in_thread(lambda: self._engine.precompute(texts, shown or until(stop)), stop=stop)
+        texts, shown = texts_of(nodes, self.metadata_mode, self.metadata_key), bool(kwargs.get("show_progress"))
+        await stoppable(lambda progress: self._engine.precompute(texts, shown or progress))
         return nodes
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ChunkKVIngest:
