@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -15,6 +14,7 @@ import torch
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.errors import SamKVError
 from samkv_rag.methods import Method, SamKV, resolve_method
+from samkv_rag.paths import expanded
 from samkv_rag.store import ChunkKVStore
 
 Settings = Mapping[str, Any]
@@ -59,7 +59,7 @@ def _alike(has: Any, said: Any) -> bool:
     """Whether two settings are the same, as a store and its folder are, or a dtype and its name."""
     if isinstance(has, ChunkKVStore) and isinstance(said, str | PathLike):
         path = has.stats().path
-        return str(said) == path or Path(os.path.expanduser(said)).absolute() == Path(path)
+        return str(said) == path or expanded(said).absolute() == Path(path)
     if isinstance(has, torch.dtype) or isinstance(said, torch.dtype):
         return str(has).removeprefix("torch.") == str(said).removeprefix("torch.")
     return bool(has == said)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from samkv_rag.errors import SamKVError
 from samkv_rag.model.gguf import is_file
+from samkv_rag.paths import expanded
 from samkv_rag.reader import is_bundled
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def open_engine(
     model: str, store: Path, kv_dtype: str = "model", min_kept_tokens: int = 0, sink_prefix: str = "head"
 ) -> SamKVEngine:
     """An engine for `model` with its cache in the folder `store`; the model itself is loaded when first needed."""
-    index_root(store)
+    _require_folder(store)
     if is_bundled(model) or local(model):  # nothing is downloaded: the bars would only show loading
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from samkv_rag import SamKVEngine
@@ -47,7 +48,7 @@ def shown(model: str) -> str:
 def local(model: str) -> Path | None:
     """The full path of the folder or GGUF file that a name refers to; None for any other name. A file's links are not
     resolved: their target may be named by a digest (the hub's cache)."""
-    path = Path(os.path.expanduser(model))
+    path = expanded(model)
     if is_bundled(model) or not (path.is_dir() or path.is_file() and is_file(path)):
         return None
     return path.resolve() if path.is_dir() else path.absolute()
@@ -55,9 +56,13 @@ def local(model: str) -> Path | None:
 
 def index_root(store: Path) -> Path:
     """Where a store's passages are indexed. Raises `SamKVError` for a store that is no folder."""
+    _require_folder(store)
+    return store / "index"
+
+
+def _require_folder(store: Path) -> None:
     if store.exists() and not store.is_dir():
         raise SamKVError(f"{store} is a file; --store takes a folder.")
-    return store / "index"
 
 
 def settings_of(store: Path) -> Settings | None:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from samkv_rag.errors import SamKVError
 from samkv_rag.eval.forms import asked
 from samkv_rag.eval.items import Item
 from samkv_rag.eval.tasks import TASKS, ChunkSize
+from samkv_rag.paths import expanded
 
 GENERATED_CHUNKS = 12
 HUB = "hub:"
@@ -57,7 +57,7 @@ class Source:
         """The source that `spec` names; raises `SamKVError` if it is no task, no file and no data set of the hub."""
         if spec in TASKS or spec.startswith(HUB):
             return cls(spec.removeprefix(HUB), spec)
-        path = Path(os.path.expanduser(spec))
+        path = expanded(spec)
         if not path.is_file():
             raise SamKVError(f"{spec} is neither a file nor a task; the tasks are: {', '.join(TASKS)}.")
         return cls(path.name.split(".")[0], spec, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -75,7 +75,7 @@ class Source:
         if self.spec in TASKS:
             chunks = drawing.chunks or GENERATED_CHUNKS
             return itertools.islice(TASKS[self.spec].items(drawing.seed, chunks, drawing.size), drawing.limit)
-        rows = _hub_rows(self.spec) if self.spec.startswith(HUB) else _file_rows(Path(os.path.expanduser(self.spec)))
+        rows = _hub_rows(self.spec) if self.spec.startswith(HUB) else _file_rows(expanded(self.spec))
         return self._of_rows(itertools.islice(rows, drawing.limit), drawing)
 
     def _of_rows(self, rows: Iterable[Mapping[str, Any]], drawing: Drawing) -> Iterator[Item]:

@@ -7,13 +7,13 @@ no kernel for them transformers unpacks them anyway).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from samkv_rag.errors import SamKVError
+from samkv_rag.paths import expanded
 
 SUFFIX = ".gguf"
 ARGUMENT = "gguf_file"
@@ -21,7 +21,7 @@ ARGUMENT = "gguf_file"
 
 def is_file(model: Any) -> bool:
     """Whether a model's name is that of a GGUF file, existing or not, and not of a folder."""
-    return str(model).lower().endswith(SUFFIX) and not Path(os.path.expanduser(model)).is_dir()
+    return str(model).lower().endswith(SUFFIX) and not expanded(model).is_dir()
 
 
 def located(name: Any) -> tuple[Any, dict[str, str]]:
@@ -29,7 +29,7 @@ def located(name: Any) -> tuple[Any, dict[str, str]]:
     an empty dict. Raises `SamKVError` when there is no such file."""
     if not is_file(name):
         return name, {}
-    file = Path(os.path.expanduser(name))
+    file = expanded(name)
     return file.parent, named(file.parent, file.name)
 
 

@@ -28,6 +28,7 @@ from samkv_rag.model.digests import (
 )  # fmt: skip
 from samkv_rag.model.generation import warn_of_other_modes
 from samkv_rag.model.given import device_of, refuse_unused, require_tokenizer, require_writer
+from samkv_rag.paths import expanded
 from samkv_rag.types import KV_DTYPES
 
 FORMAT_VERSION = 1
@@ -94,7 +95,7 @@ class ModelSource:
             return reader.path(str(self.model))
         if self._of_file:
             return Path(gguf.located(self.model)[0])
-        folder = Path(os.path.expanduser(self.model))
+        folder = expanded(self.model)
         return folder if folder.is_dir() else _from_hub(str(self.model), self.model_kwargs)
 
     @cached_property

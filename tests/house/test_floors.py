@@ -14,6 +14,7 @@ FLOORS = {
     "samkv_rag.errors": 0,
     "samkv_kernels": 1,
     "samkv_rag.options": 1,
+    "samkv_rag.paths": 1,
     "samkv_rag.reader": 1,
     "samkv_rag.model": 2,
     "samkv_rag.store": 2,
