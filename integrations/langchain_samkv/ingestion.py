@@ -60,8 +60,9 @@ class Keeper:
 
     def release(self, ids: Iterable[str]) -> None:
         """Release the caches that these documents own."""
+        prefix = self._prefix
         for id in ids:
-            self.engine.release(self._prefix + id)
+            self.engine.release(prefix + id)
 
     def worth(self, texts: Iterable[str]) -> list[str]:
         """The texts that are long enough to be cached."""

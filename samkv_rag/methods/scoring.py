@@ -134,11 +134,11 @@ def attention_scores(
     own may be.
     """
     blocks = zip(run.lengths, run.caches.blocks, strict=True)
-    counted = torch.cat([block_sizes(length, count, BLOCK) for length, count in blocks])
+    counted = torch.cat([block_sizes(length, count, BLOCK) for length, count in blocks]).log()
 
     def score(chosen: _Chosen) -> Tensor:
         turned = _tokens_turned(run, chosen, chosen.of(queries, 0), positions, frame)
-        logits = _logits(run, turned, chosen, summary) + sent(counted.log(), turned.device)
+        logits = _logits(run, turned, chosen, summary) + sent(counted, turned.device)
         return weighed(logits.softmax(-1).mean(1)).cpu()
 
     shares = _by_stack(run, layers, score)

@@ -152,7 +152,7 @@ class _Job:
         keys = self._precompute(splits, on_progress)
         if splits or gone or self.anew:
             self._commit(splits, keys, gone)
-        self._release(self.claim, None)  # with what an interrupted run computed of files that are no longer so
+        self.engine.release(self.claim)  # with what an interrupted run computed of files that are no longer so
         self.report.total_chunks = sum(len(entry.nodes) for entry in self.index.documents.values())
         return self.report
 
@@ -268,10 +268,7 @@ class _Job:
     def _release_stale(self) -> None:
         """Release K/V that the current index no longer names, and forget what no other file holds."""
         for name, keys in self.index.manifest.stale.items():
-            self._release(owner(name), keys)
-
-    def _release(self, holder: str, keys: list[str] | None) -> None:
-        self.engine.release(holder, keys)
+            self.engine.release(owner(name), keys)
 
 
 def owner(path: str) -> str:

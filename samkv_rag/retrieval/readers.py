@@ -154,7 +154,7 @@ class HtmlProse(ProseReader):
         """The text of an HTML page, a paragraph for every block; scripts and the like are left out."""
         from bs4 import BeautifulSoup
 
-        soup = BeautifulSoup(_DECLARATION.sub("", source, count=1), "html.parser")
+        soup = BeautifulSoup(_DECLARATION.sub("", source), "html.parser")
         # Only the tags' own children are changed: to find a tag's place among its siblings takes ever longer.
         for tag in soup.find_all(_HTML_DROPPED):
             tag.clear(decompose=True)

@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from samkv_rag.store.errors import StoreError, StoreFull
+from samkv_rag.store.errors import StoreError, StoreFull, StoreReadOnly
 from samkv_rag.store.files import FULL_ADVICE, folder_lock, make_folder, sentences
 from samkv_rag.store.forks import AtRest
 from samkv_rag.store.rows import COUNTERS, SCHEMA, Row, RowDamaged, Rows
@@ -61,10 +61,13 @@ class Catalogue(AtRest):
 
         With `wait=False` StoreError is raised at once if another writer is active, or a thread that waits for one.
         """
+        self.require_writable()
         return self._repairing(lambda connection: _transaction(connection, action, wait), wait)
 
     def require_writable(self) -> None:
-        """Raise `StoreReadOnly` if nothing can be written. Here it can."""
+        """Raise `StoreReadOnly` if nothing can be written."""
+        if self.only_read:
+            raise StoreReadOnly(self.folder)
 
     def check_open(self) -> None:
         """Raise StoreError after `close`."""

@@ -6,17 +6,12 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
 from samkv_rag.store.catalogue import LOGS, NAME, Catalogue, sound
-from samkv_rag.store.errors import StoreError, StoreReadOnly
+from samkv_rag.store.errors import StoreError
 from samkv_rag.store.files import LOCK
-from samkv_rag.store.rows import Rows
-
-T = TypeVar("T")
 
 
 def only_read(folder: Path) -> bool:
@@ -31,13 +26,6 @@ class ReadCatalogue(Catalogue):
     recorded, and no entry is adopted."""
 
     only_read = True
-
-    def write(self, action: Callable[[Rows], T], wait: bool = True) -> NoReturn:
-        """Raise `StoreReadOnly`."""
-        self.require_writable()
-
-    def require_writable(self) -> NoReturn:
-        raise StoreReadOnly(self.folder)
 
     def _connected(self) -> sqlite3.Connection:
         self.check_open()
